@@ -1,0 +1,3 @@
+"""defectgen: labelled defect images for inspection models."""
+
+__version__ = "0.1.0"
