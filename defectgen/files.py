@@ -10,6 +10,9 @@ from pathlib import Path
 
 from defectgen.errors import DiskFullError
 
+# The umask can only be read by setting it, which other threads would notice: once, at import.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -39,7 +42,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())
+            temporary.chmod(0o666 & ~_UMASK)
             temporary.replace(path)
             _sync_folder(path.parent)
     finally:
@@ -59,12 +62,6 @@ def sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
 
 
 def _sync_folder(folder: Path) -> None:

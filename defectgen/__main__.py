@@ -1,0 +1,99 @@
+"""`defectgen` and `python -m defectgen`: runs the command line, and turns every failure into one line and a code."""
+
+import errno
+import io
+import json
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+
+from defectgen.cli import app
+from defectgen.cli.options import Switches
+from defectgen.errors import ExitCode, UserError
+
+# Wherever Typer keeps it: up to some version it comes from click, later from a copy within Typer.
+_CommandLineError: Any = typer.BadParameter.__base__
+_STOPPED = "stopped; run the same command with --resume to go on"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line on `arguments`, or on the program's own; the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Each option notes itself in here, but one that comes after a mistake is never reached.
+    switches = Switches(json="--json" in arguments, debug="--debug" in arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
+    try:
+        with _stop_signals():
+            return int(
+                app(arguments, prog_name="defectgen", standalone_mode=False, obj=switches) or ExitCode.OK
+            )
+    except UserError as error:
+        return _fail(switches, error.code, str(error))
+    except _CommandLineError as error:
+        command = error.ctx.command_path if error.ctx else "defectgen"
+        return _fail(switches, ExitCode.USAGE, f"{error.format_message()} (see {command} --help)")
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(switches, ExitCode.SIGINT, _STOPPED)
+    except SystemExit as stop:
+        if stop.code in (ExitCode.SIGINT, ExitCode.SIGTERM):
+            return _fail(switches, ExitCode(stop.code), _STOPPED)
+        return int(stop.code or ExitCode.OK)  # Typer's, when nobody reads what it prints
+    except MemoryError:
+        return _fail(
+            switches, ExitCode.OUT_OF_MEMORY, "out of memory; try a smaller --batch-size and fewer --workers"
+        )
+    except ImportError as error:
+        advice = "; install libgl1 and libglib2.0-0, or opencv-python-headless in place of opencv-python"
+        missing_library = "cannot open shared object file" in str(error)
+        return _fail(switches, ExitCode.INTERNAL, f"{error}{advice if missing_library else ''}")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(
+                switches, ExitCode.DISK_FULL, f"{error.filename or 'disk'}: {error.strerror}; free some room"
+            )
+        return _fail(switches, ExitCode.INTERNAL, _unforeseen(error))
+    except Exception as error:
+        return _fail(switches, ExitCode.INTERNAL, _unforeseen(error))
+
+
+def _unforeseen(error: Exception) -> str:
+    return f"{type(error).__name__}: {error} (--debug shows the traceback)"
+
+
+def _fail(switches: Switches, code: ExitCode, message: str) -> int:
+    """Tell why, in one line, from within an exception's handler."""
+    message = re.sub(r"\s*\n\s*", " ", message.strip())
+    if switches.debug:
+        traceback.print_exc()
+    typer.echo(f"defectgen: error: {message}", err=True)
+    if switches.json:
+        record = {"message_type": "exit_error", "code": int(code), "message": message}
+        typer.echo(json.dumps(record), err=True)
+    return int(code)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """End on SIGINT and SIGTERM by an exception that closes what is open, with the code that tells which."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        sys.exit(ExitCode.SIGINT if number == signal.SIGINT else ExitCode.SIGTERM)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Tensors and their configuration in one safetensors file: written whole, and refused if a single bit differs.
+
+safetensors reads a flipped bit without a word, so each file carries our own fingerprint of what it holds.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from defectgen import files
+from defectgen.errors import WeightsError
+
+_CONFIG = "defectgen.config"
+_SHA256 = "defectgen.sha256"
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write tensors of any shape, type and device, and a JSON-able configuration, to `path`.
+
+    Raises:
+        DiskFullError: no room; what was at `path` before is still there.
+    """
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(config, ensure_ascii=False, sort_keys=True)
+    # Not save_file: it reports a full disk in an exception of its own, where Python raises an OSError.
+    files.write(path, to_safetensors(on_cpu, metadata={_CONFIG: text, _SHA256: _digest(on_cpu, text)}))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, on the CPU, and the configuration that `save` wrote to `path`.
+
+    Raises:
+        WeightsError: the file is missing, cut short, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such file") from error
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise WeightsError(
+            f"{path}: cut short, damaged or not a safetensors file ({error}); copy it again, or train again"
+        ) from error
+    if _CONFIG not in metadata or _SHA256 not in metadata:
+        raise WeightsError(
+            f"{path}: not written by defectgen, which keeps its configuration and sha256 inside"
+        )
+    if _digest(tensors, metadata[_CONFIG]) != metadata[_SHA256]:
+        raise WeightsError(
+            f"{path}: damaged, its contents do not match its sha256; copy it again, or train again"
+        )
+    # Copied, because they may be views of the file, which may be replaced under them. Not before the check: a copy
+    # makes any odd byte of a boolean 1.
+    return {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(metadata[_CONFIG])
+
+
+def _digest(tensors: Mapping[str, Tensor], config: str) -> str:
+    """SHA-256 of the configuration's text and of each tensor's name, type, shape and bytes, by name."""
+    digest = hashlib.sha256(config.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,45 @@
+"""The command line: it parses and prints, and decides nothing about images. One file a subcommand."""
+
+from typing import Annotated
+
+import typer
+
+from defectgen import __version__
+from defectgen.cli import synthesize, train
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,  # plain text, whose line breaks are ours
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("synthesize", epilog=synthesize.EXAMPLES)(synthesize.synthesize)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"defectgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="""\b
+Examples:
+  defectgen train --method dt-gan photos/normal photos/defects --time 30m
+  defectgen synthesize -n 500 --category crack --out dataset
+
+Each option can also come from the environment, as DEFECTGEN_<OPTION>, or from
+a TOML file named with --config. Results go to standard output, all else to
+standard error.""",
+)
+def defectgen(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Labelled defect images from normal photographs and a handful of defects."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help(), err=True)
+        raise typer.Exit(2)

@@ -1,0 +1,146 @@
+"""The options that commands share, each defined once; the environment and `--config` behind all of them."""
+
+import os
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomlkit
+import typer
+from tomlkit.exceptions import TOMLKitError
+
+from defectgen.errors import UsageError
+
+
+WORKERS = min(8, os.cpu_count() or 1)
+
+
+@dataclass
+class Switches:
+    """How failures are to be told: known early, and to the handler that outlives the command."""
+
+    json: bool = False
+    debug: bool = False
+
+
+class OnBad(str, Enum):
+    """What to do with an input that cannot be used."""
+
+    SKIP = "skip"
+    FAIL = "fail"
+
+
+def option(*names: str, help: str, **settings: Any) -> Any:
+    """A Typer option that the environment can give too, under its long name: --batch-size, DEFECTGEN_BATCH_SIZE."""
+    long = next(name for name in names if name.startswith("--"))
+    variable = "DEFECTGEN_" + long[2:].replace("-", "_").upper()
+    return typer.Option(*names, help=help, envvar=variable, show_envvar=False, **settings)
+
+
+def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Lay the values of a TOML file under those of the command line and the environment."""
+    if path is None:
+        return None
+    try:
+        document: dict[str, Any] = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror or error}") from error
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: not valid TOML: {error}") from error
+    commands = getattr(ctx.parent and ctx.parent.command, "commands", {})
+    values = {key: value for key, value in document.items() if key not in commands}
+    own = document.get(str(ctx.info_name), {})
+    if not isinstance(own, dict):
+        raise UsageError(f"--config {path}: {ctx.info_name} must be a table, as [{ctx.info_name}]")
+    parameters = {
+        max([*parameter.opts], key=len).lstrip("-").replace("-", "_"): parameter
+        for parameter in ctx.command.params
+        if parameter.name not in ("config", "help")
+    }
+    defaults: dict[str, Any] = {}
+    for key, value in {**values, **own}.items():
+        parameter = parameters.get(key.replace("-", "_"))
+        if parameter is None:
+            known = ", ".join(sorted(name.replace("_", "-") for name in parameters))
+            raise UsageError(f"--config {path}: {key} is no option of {ctx.info_name}; it has {known}")
+        many = getattr(parameter, "multiple", False)
+        if isinstance(value, dict) or (isinstance(value, list) and not many):
+            raise UsageError(f"--config {path}: {key} takes {'values or a list' if many else 'one value'}")
+        texts = [_text(each) for each in (value if isinstance(value, list) else [value])]
+        defaults[str(parameter.name)] = texts if many else texts[0]
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    return path
+
+
+def _text(value: Any) -> Any:
+    """As it would stand on the command line, so that it is checked in the same way; flags stay what they are."""
+    return value if isinstance(value, bool) else str(value)
+
+
+def _note_json(ctx: typer.Context, wanted: bool) -> bool:
+    ctx.ensure_object(Switches).json = wanted
+    return wanted
+
+
+def _note_debug(ctx: typer.Context, wanted: bool) -> bool:
+    ctx.ensure_object(Switches).debug = wanted
+    return wanted
+
+
+def seconds(text: str) -> float:
+    """The seconds of `90s`, `30m`, `2h` or `1h30m`.
+
+    Raises:
+        UsageError: anything else, or no time at all.
+    """
+    match = re.fullmatch(
+        r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip().lower()
+    )
+    total = (
+        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True))
+        if match
+        else 0
+    )
+    if total <= 0:
+        raise UsageError(f"--time {text}: give hours, minutes or seconds, as 2h, 30m, 90s or 1h30m")
+    return total
+
+
+Config = Annotated[
+    Path | None,
+    option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        callback=_read_config,
+        help="Options from a TOML file, by their long names.",
+    ),
+]
+Json = Annotated[
+    bool,
+    option("--json", is_eager=True, callback=_note_json, help="Print JSON lines, each with a message_type."),
+]
+Debug = Annotated[
+    bool, option("--debug", is_eager=True, callback=_note_debug, help="Show the traceback of a failure.")
+]
+Quiet = Annotated[bool, option("--quiet", "-q", help="No progress, only results, warnings and errors.")]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Tell the resolved plan before starting.")]
+Weights = Annotated[
+    Path | None,
+    option("--weights", metavar="FILE", help="The list of models  [default: weights.toml, here or above]"),
+]
+Seed = Annotated[int, option("--seed", min=0, help="All chance comes from it.")]
+Device = Annotated[str, option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+BatchSize = Annotated[
+    int | None,
+    option("--batch-size", min=1, help="Windows at a time  [default: what suits the preset or device]"),
+]
+Workers = Annotated[int, option("--workers", min=1, help="Threads that read, cut and encode photographs.")]
+Resume = Annotated[bool, option("--resume", help="Go on where an earlier run stopped.")]
+Overwrite = Annotated[bool, option("--overwrite", help="Replace what an earlier run left.")]
+DryRun = Annotated[bool, option("--dry-run", help="Print what would be done, and stop.")]
+Skip = Annotated[
+    OnBad, option("--on-bad", help="Photographs that cannot be used: name and skip them, or fail at once.")
+]

@@ -1,0 +1,162 @@
+"""What a method is to the rest of defectgen: the protocol, and the records that pass through it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from defectgen.errors import UsageError
+
+ANCHOR = 0
+"""The index of the domain of the normals."""
+
+
+class Task(BaseModel):
+    """What the photographs decide about a model.
+
+    `domains` are the normals, first, and the defect categories; `scales` tells for each product and category by
+    how much its photographs are scaled down before windows are taken (1 or less).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    domains: tuple[str, ...]
+    products: tuple[str, ...]
+    channels: int
+    scales: dict[str, dict[str, float]]
+
+    def scale(self, product: str, category: str) -> float:
+        """The scale for a category on a product; where it never occurred there, the product's coarsest scale."""
+        of_product = self.scales[product]
+        return of_product.get(category, min(of_product.values(), default=1.0))
+
+
+class MethodConfig(BaseModel):
+    """The hyperparameters that every method has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(128, description="side of the window, in pixels: 32, 64, 128 or 256")
+    batch_size: int = Field(8, ge=1)
+    steps: int = Field(100_000, ge=1)
+    ema: float = Field(0.999, ge=0, lt=1)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method cannot do without in its training data."""
+
+    masks: bool
+    normals: bool
+    defects: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows for one training step: sources, and references of the target domains; a row is at one scale.
+
+    Images are [B, C, H, W] in [-1, 1]; domains and products are indices into the task's, [B].
+    """
+
+    x: Tensor
+    y: Tensor
+    p: Tensor
+    x_ref: Tensor
+    y_ref: Tensor
+    p_ref: Tensor
+
+
+@dataclass(frozen=True)
+class GenerateBatch:
+    """Normal windows x, [B, C, H, W] in [-1, 1], the domains wanted, [B], and a CPU generator for each row."""
+
+    x: Tensor
+    y: Tensor
+    rngs: Sequence[torch.Generator]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Windows [B, C, H, W] in [-1, 1], and soft masks [B, 1, H, W] in [0, 1] where the method draws its own."""
+
+    x: Tensor
+    mask: Tensor | None = None
+
+
+class Method(Protocol):
+    """A generator of defects. Tensors come and go on the device that it was built on."""
+
+    name: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    needs: ClassVar[Needs]
+
+    config: MethodConfig
+    task: Task
+
+    def __init__(self, config: Any, task: Task, device: torch.device) -> None: ...
+
+    def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Update every network once; returns the losses by name, detached. All chance comes from `rng` (CPU)."""
+        ...
+
+    def generate(self, request: GenerateBatch) -> Generated: ...
+
+    def averaged(self) -> Mapping[str, nn.Module]:
+        """The networks that generating needs: the trainer averages them over the steps, and saves the average."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything needed to go on training exactly as if it had never stopped."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+def configure(method: type[Method], preset: str, settings: Mapping[str, str]) -> MethodConfig:
+    """The configuration of a preset with `--set key=value` laid over it.
+
+    Raises:
+        UsageError: an unknown preset or key, or a bad value, with those allowed.
+    """
+    if preset not in method.presets:
+        raise UsageError(f"--preset {preset}: {method.name} has {', '.join(method.presets)}")
+    fields = method.Config.model_fields
+    for key in settings:
+        if key not in fields:
+            raise UsageError(f"--set {key}: not a setting of {method.name}; it has {', '.join(sorted(fields))}")
+    try:
+        return method.Config.model_validate({**method.presets[preset], **settings})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else "configuration"
+        hint = fields[key].description if key in fields else None
+        raise UsageError(f"--set {key}: {first['msg']}{f' ({hint})' if hint else ''}") from error
+
+
+def flatten(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors under `name.`."""
+    return {f"{name}.{key}": value for key, value in module.state_dict().items()}
+
+
+def unflatten(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under `name.`, without it."""
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
+
+
+def optimizer_state(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's tensors under `name.`: what it remembers of each parameter, by the parameter's number."""
+    state = optimizer.state_dict()["state"]
+    return {f"{name}.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def load_optimizer_state(name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """The reverse of `optimizer_state`; the learning rates stay as they were built."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in unflatten(name, tensors).items():
+        index, entry = key.split(".", 1)
+        state.setdefault(int(index), {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,554 @@
+"""DT-GAN: defects and their styles, apart from the product that they lie on.
+
+    Ruyu Wang, Sabrina Hoppe, Eduardo Monari, Marco F. Huber: Defect Transfer GAN: Diverse Defect Synthesis for
+    Data Augmentation. BMVC 2022, arXiv:2302.08366. Sections and equations below are the paper's.
+
+The symbols: x an image, y its domain (0 the normals, the anchor), p its product; c_y a spatial defect map,
+s_y a style vector; M the mapping network, E the style-defect encoder, G the generator, D the discriminator;
+`_t` marks what the paper marks with a tilde: the target domain, and the image translated to it.
+
+The layers (Appendix D) and the training details (Appendix B) are not in the published paper. Both follow
+StarGAN v2 (Choi et al. 2020), which DT-GAN builds on:
+    non-saturating logistic loss with R1 on the reals, weight 1; Adam with betas (0, 0.99) and weight decay 1e-4;
+    learning rate 1e-4, 1e-6 for M; averaged weights, decay 0.999; every lambda 1, the diversity loss's
+    shared by its six distances (one there) and falling linearly to 0; He initialisation; batches of 8, 100 000 steps; 16x16 at the bottleneck.
+Latent-guided and reference-guided updates, both in each iteration there, alternate here: a step costs one.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from defectgen.methods.base import (
+    ANCHOR,
+    Batch,
+    Generated,
+    GenerateBatch,
+    MethodConfig,
+    Needs,
+    Task,
+    flatten,
+    load_optimizer_state,
+    optimizer_state,
+    unflatten,
+)
+from defectgen.nn.augment import Augmentation
+from defectgen.nn.penalties import adversarial, r1
+
+BOTTLENECK = 16
+"""Side of the feature map at the generator's bottleneck, and so of c_y."""
+
+
+class DTGANConfig(MethodConfig):
+    """The paper's model and StarGAN v2's training; `image_size` 128 is section 4's."""
+
+    width: int = Field(128, ge=8, description="channels at full resolution; doubled at each halving")
+    max_width: int = Field(512, ge=16, description="channels at most")
+    c_channels: int = Field(64, ge=1, description="channels of the defect map c_y")
+    latent_dim: int = Field(16, ge=1, description="length of the latent code z")
+    style_dim: int = Field(512, ge=1, description="length of the style s_y (section 3.1)")
+    lr: float = Field(1e-4, gt=0, description="learning rate of G, D and E")
+    lr_mapping: float = Field(1e-6, gt=0, description="learning rate of M")
+    lambda_sd_rec: float = Field(1.0, ge=0, description="weight of equation 2")
+    lambda_d_rec: float = Field(1.0, ge=0, description="weight of equation 3")
+    lambda_ds: float = Field(1 / 6, ge=0, description="weight of equation 4 at the first step; 0 at the last")
+    lambda_cyc: float = Field(1.0, ge=0, description="weight of equation 5")
+    lambda_fg: float = Field(1.0, ge=0, description="weight of equation 6")
+    lambda_bg: float = Field(1.0, ge=0, description="weight of equation 7")
+    lambda_r1: float = Field(1.0, ge=0, description="weight of the gradient penalty")
+    r1_every: int = Field(1, ge=1, description="steps from one gradient penalty to the next, weighted to match")
+    augment: bool = Field(True, description="differentiable augmentation before D, for few-shot data")
+
+    @field_validator("image_size")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value not in (32, 64, 128, 256):
+            raise ValueError("should be 32, 64, 128 or 256")
+        return value
+
+
+# --- The networks, in the order in which data meets them -------------------------------------------------------
+
+
+class ResBlock(nn.Module):
+    """A pre-activation residual block (He et al. 2016), halving its input if asked; unit variance is kept."""
+
+    def __init__(self, c_in: int, c_out: int, *, normalize: bool, down: bool = False) -> None:
+        super().__init__()
+        self.down = down
+        self.norm1 = _instance_norm(c_in) if normalize else nn.Identity()
+        self.norm2 = _instance_norm(c_in) if normalize else nn.Identity()
+        self.conv1 = nn.Conv2d(c_in, c_in, 3, padding=1)
+        self.conv2 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.skip = nn.Conv2d(c_in, c_out, 1, bias=False) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.leaky_relu(self.norm1(x), 0.2))
+        x = self.skip(x)
+        if self.down:
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        h = self.conv2(F.leaky_relu(self.norm2(h), 0.2))
+        return (h + x) * 0.5**0.5
+
+
+class UpBlock(nn.Module):
+    """The background's decoder block: instance normalisation, no style; doubles its input if asked."""
+
+    def __init__(self, c_in: int, c_out: int, *, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        self.norm1 = _instance_norm(c_in)
+        self.norm2 = _instance_norm(c_out)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Conv2d(c_in, c_out, 1, bias=False) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, x = self.conv1(F.leaky_relu(self.norm1(x), 0.2)), self.skip(x)
+        if self.up:  # after the first convolution: a quarter of its work
+            h, x = _double(h), _double(x)
+        h = self.conv2(F.leaky_relu(self.norm2(h), 0.2))
+        return (h + x) * 0.5**0.5
+
+
+class AdaIN(nn.Module):
+    """Adaptive instance normalisation (Huang and Belongie 2017): the style sets each channel's scale and shift."""
+
+    def __init__(self, channels: int, style_dim: int) -> None:
+        super().__init__()
+        self.affine = nn.Linear(style_dim, 2 * channels)
+
+    def forward(self, x: Tensor, s: Tensor) -> Tensor:
+        gamma, beta = self.affine(s)[:, :, None, None].chunk(2, dim=1)
+        return (1 + gamma) * F.group_norm(x, x.shape[1]) + beta
+
+
+class StyledBlock(nn.Module):
+    """The foreground's decoder block: an UpBlock whose normalisations are styled."""
+
+    def __init__(self, c_in: int, c_out: int, style_dim: int, *, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        self.norm1 = AdaIN(c_in, style_dim)
+        self.norm2 = AdaIN(c_out, style_dim)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+
+    def forward(self, x: Tensor, s: Tensor) -> Tensor:
+        h = self.conv1(F.leaky_relu(self.norm1(x, s), 0.2))
+        if self.up:
+            h = _double(h)
+        # No skip: a raw c_y past the AdaIN would carry its scale around the style.
+        return self.conv2(F.leaky_relu(self.norm2(h, s), 0.2))
+
+
+class MappingNetwork(nn.Module):
+    """M: a latent code to a defect map and a style for each domain (section 3.1).
+
+    The defect branch grows from 4x4 to 16x16 and takes per-pixel noise after each convolution, as StyleGAN does
+    ("Anchor Domain and Noise Injection"). Its output is normalised: G's AdaIN ignores the scale of c_y, so
+    equation 2 could otherwise be met by shrinking it to nothing.
+    """
+
+    SIDES = (4, 8, 16, 16)  # of the noise maps
+
+    def __init__(self, config: DTGANConfig, domains: int) -> None:
+        super().__init__()
+        hidden = config.max_width
+        self.z_dim = config.latent_dim
+        self.c_channels = config.c_channels
+        self.shared = _mlp([config.latent_dim, hidden, hidden, hidden, hidden])
+        self.style = nn.ModuleList(_mlp([hidden, hidden, hidden, hidden, config.style_dim]) for _ in range(domains))
+        self.base = nn.Linear(hidden, hidden * 4 * 4)
+        widths = [hidden, hidden // 2, hidden // 2, hidden // 2, hidden // 4]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.strengths = nn.ParameterList(nn.Parameter(torch.full((1, b, 1, 1), 0.5)) for b in widths[1:])
+        self.defect = nn.Conv2d(widths[-1], domains * config.c_channels, 1)
+
+    @property
+    def latent_size(self) -> int:
+        """The normal numbers that one sample takes: z, then the noise maps."""
+        return self.z_dim + sum(side * side for side in self.SIDES)
+
+    def forward(self, latent: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """`latent` [B, latent_size], y [B] -> c_y [B, C, 16, 16], s_y [B, style_dim]."""
+        z, *noise = latent.split([self.z_dim, *(side * side for side in self.SIDES)], dim=1)
+        h = self.shared(z)
+        s = torch.stack([branch(h) for branch in self.style], dim=1)
+        d = self.base(F.leaky_relu(h, 0.2)).view(len(z), -1, 4, 4)
+        for conv, strength, side, values in zip(self.convs, self.strengths, self.SIDES, noise, strict=True):
+            if side > d.shape[2]:
+                d = _double(d)
+            d = conv(d) + strength * values.view(-1, 1, side, side)
+            d = F.leaky_relu(F.group_norm(d, d.shape[1]), 0.2)
+        c = self.defect(d)
+        c = F.group_norm(c, c.shape[1])
+        return _anchored(_select(c, y, self.c_channels), y), s[torch.arange(len(y), device=y.device), y]
+
+
+class StyleDefectEncoder(nn.Module):
+    """E: an image to its own defect map c_y = C_E(x) and style s_y = S_E(x) (section 3.1)."""
+
+    def __init__(self, config: DTGANConfig, domains: int, channels: int) -> None:
+        super().__init__()
+        self.c_channels = config.c_channels
+        self.trunk, width = _down(config, channels, normalize=False)
+        self.defect = nn.Conv2d(width, domains * config.c_channels, 1)
+        self.style = _to_vector(width)
+        self.style_heads = nn.ModuleList(nn.Linear(width, config.style_dim) for _ in range(domains))
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, channels, H, W], y [B] -> c_y [B, C, 16, 16], s_y [B, style_dim]."""
+        h = self.trunk(x)
+        c = self.defect(F.leaky_relu(h, 0.2))
+        v = self.style(h)
+        s = torch.stack([head(v) for head in self.style_heads], dim=1)
+        return _anchored(_select(c, y, self.c_channels), y), s[torch.arange(len(y), device=y.device), y]
+
+
+class Generator(nn.Module):
+    """G: takes an image's features apart by depth into background and foreground, and puts them together.
+
+    The background BG_G is decoded without style; the foreground, replaced by the target's c_y, with AdaIN
+    ("FG/BG Disentanglement"). The two meet as one depth that a 1x1 convolution pools into the image: no pixel
+    outside the defect has to pass through the style.
+    """
+
+    def __init__(self, config: DTGANConfig, channels: int) -> None:
+        super().__init__()
+        down, width = _down(config, channels, normalize=True)
+        self.encoder = nn.Sequential(
+            down, ResBlock(width, width, normalize=True), ResBlock(width, width, normalize=True)
+        )
+        self.split = [width - config.c_channels, config.c_channels]
+        widths = _widths(config)[::-1]  # from the bottleneck out
+        fg_widths = [max(w // 2, 8) for w in widths]
+        self.background = nn.Sequential(
+            UpBlock(self.split[0], width, up=False),
+            UpBlock(width, width, up=False),
+            *(UpBlock(a, b, up=True) for a, b in zip(widths[:-1], widths[1:], strict=True)),
+        )
+        self.foreground = nn.ModuleList(
+            [
+                StyledBlock(config.c_channels, fg_widths[0], config.style_dim, up=False),
+                StyledBlock(fg_widths[0], fg_widths[0], config.style_dim, up=False),
+                *(
+                    StyledBlock(a, b, config.style_dim, up=True)
+                    for a, b in zip(fg_widths[:-1], fg_widths[1:], strict=True)
+                ),
+            ]
+        )
+        self.bg_width = widths[-1]
+        self.to_image = nn.Conv2d(self.bg_width + fg_widths[-1], channels, 1)
+
+    def hide_foreground(self) -> None:
+        """Begin with a background alone: learning to paint defects then starts from a picture, not from noise."""
+        with torch.no_grad():
+            self.to_image.weight[:, self.bg_width :] = 0
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x -> (BG_G(x), FG_G(x)) at the bottleneck: [B, width - C, 16, 16] and [B, C, 16, 16]."""
+        bg, fg = self.encoder(x).split(self.split, dim=1)
+        return bg, fg
+
+    def decode(self, bg: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        """BG_G [B, width - C, 16, 16], c [k·B, C, 16, 16], s [k·B, style_dim] -> images [k·B, channels, H, W].
+
+        With k > 1 each background serves k foregrounds, decoded once: row i·B + j has background j.
+        """
+        b = self.background(bg)
+        for block in self.foreground:
+            c = block(c, s)
+        b = b.repeat(len(c) // len(b), 1, 1, 1)
+        return self.to_image(F.leaky_relu(torch.cat([b, c], dim=1), 0.2))
+
+    def forward(self, x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+        """G(x, c, s): x with its foreground replaced."""
+        return self.decode(self.encode(x)[0], c, s)
+
+
+class Discriminator(nn.Module):
+    """D: a real-or-fake branch for each domain, and the two classifiers ("Multi-Task Discriminator").
+
+    D_FG reads the defect from the 16x16 latent; D_BG the product from the whole image's vector.
+    """
+
+    def __init__(self, config: DTGANConfig, domains: int, products: int, channels: int) -> None:
+        super().__init__()
+        self.trunk, width = _down(config, channels, normalize=False)
+        self.vector = _to_vector(width)
+        self.branches = nn.Linear(width, domains)
+        self.fg = nn.Sequential(
+            ResBlock(width, width, normalize=False, down=True),
+            ResBlock(width, width, normalize=False, down=True),
+            nn.LeakyReLU(0.2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(width, domains),
+        )
+        self.bg = nn.Linear(width, products)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, channels, H, W], y [B] -> logits D_y(x) [B], D_FG(·|x) [B, domains], D_BG(·|x) [B, products]."""
+        h = self.trunk(x)
+        v = self.vector(h)
+        return self.branches(v).gather(1, y[:, None])[:, 0], self.fg(h), self.bg(v)
+
+
+def _widths(config: DTGANConfig) -> list[int]:
+    """Channels from full resolution down to the bottleneck."""
+    halvings = (config.image_size // BOTTLENECK).bit_length() - 1
+    return [min(config.width * 2**i, config.max_width) for i in range(halvings + 1)]
+
+
+def _down(config: DTGANConfig, channels: int, *, normalize: bool) -> tuple[nn.Sequential, int]:
+    """An image down to the 16x16 bottleneck, and the channels there."""
+    widths = _widths(config)
+    blocks = [ResBlock(a, b, normalize=normalize, down=True) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    return nn.Sequential(nn.Conv2d(channels, widths[0], 3, padding=1), *blocks), widths[-1]
+
+
+def _to_vector(width: int) -> nn.Sequential:
+    """The bottleneck [B, width, 16, 16] to one vector [B, width]."""
+    return nn.Sequential(
+        ResBlock(width, width, normalize=False, down=True),
+        ResBlock(width, width, normalize=False, down=True),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(width, width, 4),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+    )
+
+
+def _mlp(sizes: list[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _instance_norm(channels: int) -> nn.GroupNorm:
+    """Instance normalisation: a group a channel, PyTorch's kernel for which takes channels-last as it is."""
+    return nn.GroupNorm(channels, channels)
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def _select(c: Tensor, y: Tensor, channels: int) -> Tensor:
+    """The branch of each row's domain: [B, domains·C, h, w] -> [B, C, h, w]."""
+    return c.unflatten(1, (-1, channels))[torch.arange(len(y), device=y.device), y]
+
+
+def _anchored(c: Tensor, y: Tensor) -> Tensor:
+    """The anchor domain: a normal's defect map is zero (section 3.1)."""
+    return c * (y != ANCHOR)[:, None, None, None]
+
+
+# --- The losses, by the paper's names --------------------------------------------------------------------------
+
+
+def sd_rec_loss(c_t: Tensor, c_e: Tensor, s_t: Tensor, s_e: Tensor) -> Tensor:
+    """Equation 2: E recovers from the translated image the defect and the style that went into it."""
+    return F.l1_loss(c_e, c_t) + F.l1_loss(s_e, s_t)
+
+
+def d_rec_loss(fg: Tensor, c_y: Tensor, fg_t: Tensor, c_t: Tensor) -> Tensor:
+    """Equation 3: the foreground that G takes out of an image is the defect that E sees in it."""
+    return F.l1_loss(fg, c_y) + F.l1_loss(fg_t, c_t)
+
+
+def ds_loss(x11: Tensor, x12: Tensor, x21: Tensor, x22: Tensor, y_t: Tensor) -> Tensor:
+    """Equation 4, for two latent codes: every two of the mixtures x_ij = G(x, c_i, s_j) should differ. Made large.
+
+    The first two terms are the pairs that share nothing; the sum over m, n, o, written out, is the four pairs
+    that share the defect or the style. Rows whose target is the anchor count nothing: a normal has no defect to
+    vary, and the term would be met by repainting its background. Images [B, channels, H, W]; y_t [B].
+    """
+    pairs = [(x12, x21), (x11, x22), (x12, x11), (x12, x22), (x21, x11), (x21, x22)]
+    distance = torch.stack([(a - b).abs().mean(dim=(1, 2, 3)) for a, b in pairs]).sum(dim=0)
+    return (distance * (y_t != ANCHOR)).mean()
+
+
+def cyc_loss(x: Tensor, x_rec: Tensor) -> Tensor:
+    """Equation 5: translated back with its own defect and style, an image is itself again."""
+    return F.l1_loss(x_rec, x)
+
+
+def class_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Equations 6 and 7, either half: -log D(label | x), averaged. D learns from the reals, G from the fakes."""
+    return F.cross_entropy(logits, label)
+
+
+# --- The method ------------------------------------------------------------------------------------------------
+
+
+class DTGAN:
+    """DT-GAN as a method; see `defectgen.methods.base.Method`."""
+
+    name: ClassVar[str] = "dt-gan"
+    Config: ClassVar[type[MethodConfig]] = DTGANConfig
+    needs: ClassVar[Needs] = Needs(masks=False, normals=True, defects=True)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "compact": {
+            "width": 32, "max_width": 256, "c_channels": 32, "style_dim": 128, "batch_size": 16, "steps": 30_000,
+            "lr": 2e-4, "lr_mapping": 2e-6, "r1_every": 4,
+        },
+        "tiny": {
+            "image_size": 64, "width": 16, "max_width": 64, "c_channels": 16, "style_dim": 32, "batch_size": 8,
+            "steps": 20_000, "lr": 4e-4, "lr_mapping": 4e-6, "r1_every": 8,
+        },
+    }  # fmt: skip
+
+    def __init__(self, config: DTGANConfig, task: Task, device: torch.device) -> None:
+        self.config = config
+        self.task = task
+        self.device = device
+        domains, products, channels = len(task.domains), len(task.products), task.channels
+        self.M = MappingNetwork(config, domains)
+        self.E = StyleDefectEncoder(config, domains, channels)
+        self.G = Generator(config, channels)
+        self.D = Discriminator(config, domains, products, channels)
+        self.modules = {"M": self.M, "E": self.E, "G": self.G, "D": self.D}
+        for module in self.modules.values():
+            module.apply(_he_init).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.G.hide_foreground()
+        self.optimizers = {
+            name: torch.optim.Adam(
+                module.parameters(),
+                lr=config.lr_mapping if name == "M" else config.lr,
+                betas=(0.0, 0.99),
+                weight_decay=1e-4,
+            )
+            for name, module in self.modules.items()
+        }
+
+    def averaged(self) -> Mapping[str, nn.Module]:
+        return {"M": self.M, "E": self.E, "G": self.G}
+
+    def state(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            tensors |= flatten(name, module)
+            tensors |= optimizer_state(f"adam-{name}", self.optimizers[name])
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, module in self.modules.items():
+            module.load_state_dict(unflatten(name, state))
+            load_optimizer_state(f"adam-{name}", self.optimizers[name], state)
+
+    def lambda_ds(self, step: int) -> float:
+        """The weight of the diversity loss at a step: linear, to 0 at the last one (StarGAN v2)."""
+        return self.config.lambda_ds * max(0.0, 1 - step / self.config.steps)
+
+    def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+        latents = None  # a reference-guided step
+        if step % 2 == 0:
+            latents = torch.randn(2, len(batch.x), self.M.latent_size, generator=rng).to(self.device)
+        return self._discriminator_step(batch, step, latents, rng) | self._generator_step(batch, step, latents, rng)
+
+    def _target(self, batch: Batch, latent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The target's c and s: from a latent code by M, or from the reference image by E."""
+        c, s = self.E(batch.x_ref, batch.y_ref) if latent is None else self.M(latent, batch.y_ref)
+        return c, s
+
+    def _augmented(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        return Augmentation.draw(len(x), rng, self.device).apply(x) if self.config.augment else x
+
+    def _discriminator_step(
+        self, batch: Batch, step: int, latents: Tensor | None, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        config = self.config
+        with torch.no_grad(), self._mixed_precision():
+            x_t = self.G(batch.x, *self._target(batch, None if latents is None else latents[0]))
+        real, fake = self._augmented(batch.x_ref, rng), self._augmented(x_t.float(), rng)
+        with self._mixed_precision():
+            adv, fg, bg = self.D(torch.cat([real, fake]), batch.y_ref.repeat(2))
+        size = len(real)
+        adv_real = adversarial(adv[:size].float(), real=True)
+        adv_fake = adversarial(adv[size:].float(), real=False)
+        loss_fg = class_loss(fg[:size].float(), batch.y_ref)
+        loss_bg = class_loss(bg[:size].float(), batch.p_ref)
+        total = adv_real + adv_fake + config.lambda_fg * loss_fg + config.lambda_bg * loss_bg
+        losses = {"D_real": adv_real, "D_fake": adv_fake, "D_fg": loss_fg, "D_bg": loss_bg}
+        if step % config.r1_every == 0 and config.lambda_r1:
+            real = real.detach().requires_grad_()
+            penalty = r1(self.D(real, batch.y_ref)[0], real)
+            total = total + config.lambda_r1 * config.r1_every * penalty
+            losses["D_r1"] = penalty
+        self._update(total, "D")
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _generator_step(
+        self, batch: Batch, step: int, latents: Tensor | None, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        config = self.config
+        x, y, y_t = batch.x, batch.y, batch.y_ref
+        self.D.requires_grad_(False)
+        with self._mixed_precision():
+            bg, fg = self.G.encode(x)
+            if latents is None:
+                c, s = self._target(batch, None)
+                x_t = self.G.decode(bg, c, s)
+                ds = None
+            else:  # all four mixtures of two codes on one background; the first is the translation
+                (c, s), (c2, s2) = (self._target(batch, latent) for latent in latents)
+                mixtures = self.G.decode(bg, torch.cat([c, c, c2, c2]), torch.cat([s, s2, s, s2])).chunk(4)
+                x_t = mixtures[0]
+                ds = ds_loss(*mixtures, y_t)
+            adv, d_fg, d_bg = self.D(self._augmented(x_t, rng), y_t)
+            c_t, s_t = self.E(x_t, y_t)
+            c_y, s_y = self.E(x, y)
+            bg_t, fg_t = self.G.encode(x_t)
+            x_rec = self.G.decode(bg_t, c_y, s_y)
+        parts = {
+            "adv": (1.0, adversarial(adv.float(), real=True)),
+            "sd_rec": (config.lambda_sd_rec, sd_rec_loss(c, c_t, s, s_t)),
+            "d_rec": (config.lambda_d_rec, d_rec_loss(fg, c_y, fg_t, c_t)),
+            "cyc": (config.lambda_cyc, cyc_loss(x, x_rec)),
+            "fg": (config.lambda_fg, class_loss(d_fg.float(), y_t)),
+            "bg": (config.lambda_bg, class_loss(d_bg.float(), batch.p)),
+        }
+        if ds is not None:
+            parts["ds"] = (-self.lambda_ds(step), ds)
+        total = torch.stack([weight * value.float() for weight, value in parts.values()]).sum()
+        # As in StarGAN v2, a reference-guided step trains G alone.
+        self._update(total, *(["G"] if latents is None else ["G", "M", "E"]))
+        self.D.requires_grad_(True)
+        return {name: value.detach() for name, (_, value) in parts.items()}
+
+    def _update(self, loss: Tensor, *names: str) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for name in names:
+            self.optimizers[name].step()
+
+    def _mixed_precision(self) -> torch.autocast:
+        # bfloat16 has float32's range: no loss scaling, and nothing to save for resume.
+        enabled = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    @torch.no_grad()
+    def generate(self, request: GenerateBatch) -> Generated:
+        latent = torch.stack([torch.randn(self.M.latent_size, generator=rng) for rng in request.rngs])
+        c, s = self.M(latent.to(self.device), request.y)
+        bg, _ = self.G.encode(request.x)
+        x_t, x_0 = self.G.decode(bg, torch.cat([c, torch.zeros_like(c)]), torch.cat([s, s])).chunk(2)
+        return Generated((request.x + x_t - x_0).clamp(-1, 1))
+
+
+def _he_init(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

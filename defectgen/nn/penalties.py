@@ -1,0 +1,27 @@
+"""Adversarial losses and the gradient penalty, as functions of tensors."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def adversarial(logits: Tensor, *, real: bool) -> Tensor:
+    """The logistic GAN loss: -log D(x) for `real`, -log(1 - D(x)) otherwise, averaged.
+
+    The generator's non-saturating loss is the `real` one on its fakes (Goodfellow et al. 2014).
+
+    Args:
+        logits: a discriminator's outputs before the sigmoid, any shape.
+    """
+    return F.softplus(-logits if real else logits).mean()
+
+
+def r1(logits: Tensor, x: Tensor) -> Tensor:
+    """R1: half the squared gradient of D at the real images, averaged over them (Mescheder et al. 2018, eq. 9).
+
+    Args:
+        logits: [B], D's outputs for `x`.
+        x: [B, C, H, W], real images that require gradients.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return 0.5 * gradient.square().sum(dim=(1, 2, 3)).mean()

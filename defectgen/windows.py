@@ -1,0 +1,280 @@
+"""Windows: square pieces of a photograph at its own resolution, for the network, and the way back.
+
+A network never sees a photograph squashed. It sees a square of `side` native pixels, at `image_size`; the two
+are equal unless the defects are larger than the window, then side = image_size / scale with a scale below 1.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectgen.folders import NORMAL, Catalog, Sample
+from defectgen.images import Photograph, Pixels, read_mask, read_photograph
+
+FloatArray = NDArray[np.float32]
+
+_MARGIN = 1.15  # a window is this much larger than the defect that decides its scale
+_FIT = 0.9  # the part of a category's defects that fit into a window; the longest are seen in pieces
+_GAP = 7  # pieces of a mask nearer than this, in pixels, are one defect
+
+
+@dataclass(frozen=True)
+class Window:
+    """A square of a photograph: its upper left corner and side, in native pixels. It may reach past the border."""
+
+    x: int
+    y: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Box:
+    """A defect's bounding box, in native pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def defect_boxes(mask: NDArray[np.bool_]) -> list[Box]:
+    """The bounding boxes of a mask's defects; pieces that nearly touch are one defect. Mask [H, W]."""
+    joined = cv2.dilate(mask.astype(np.uint8), np.ones((_GAP, _GAP), np.uint8))
+    count, labels = cv2.connectedComponents(joined)
+    boxes = []
+    for label in range(1, count):
+        rows, columns = np.nonzero(mask & (labels == label))
+        x, y = int(columns.min()), int(rows.min())
+        boxes.append(Box(x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1))
+    return boxes
+
+
+def find_scale(samples: Sequence[Sample], boxes: Sequence[Sequence[Box]], image_size: int) -> float:
+    """How far a category's photographs must be scaled down so that its defects fit into a window; 1 at most.
+
+    Without masks the defect may be anywhere, and the window spans the photograph. No window needs to be larger
+    than the photograph that it is taken from, so the longest defects of all are seen in pieces.
+    """
+    extents = []
+    for sample, its_boxes in zip(samples, boxes, strict=True):
+        longest = max(sample.width, sample.height)
+        sides = [max(box.width, box.height) * _MARGIN for box in its_boxes] if sample.mask else [longest]
+        extents += [min(side, longest) for side in sides]
+    needed = float(np.quantile(extents, _FIT))
+    return min(1.0, image_size / needed)
+
+
+def place(rng: np.random.Generator, height: int, width: int, side: int, box: Box | None = None) -> Window:
+    """A window at a random place: inside the photograph as far as it goes, and around `box` if it fits.
+
+    A box longer than the window is seen in a random piece. A photograph smaller than the window lies
+    somewhere inside it.
+    """
+
+    def corner(length: int, start: int, extent: int) -> int:
+        low, high = min(0, length - side), max(0, length - side)
+        if box is not None:
+            inside = sorted((start + extent - side, start))
+            low, high = max(low, min(inside[0], high)), min(high, max(inside[1], low))
+        return int(rng.integers(low, high + 1))
+
+    b = box or Box(0, 0, 0, 0)
+    return Window(corner(width, b.x, b.width), corner(height, b.y, b.height), side)
+
+
+def tone(photograph: Photograph) -> tuple[float, float]:
+    """The native values that become -1 and 1. A 16-bit photograph seldom uses its range: 0.1 to 99.9 percent.
+
+    Some 65 000 pixels tell them as well as all would.
+    """
+    if photograph.depth == 8:
+        return 0.0, 255.0
+    thin = photograph.pixels[:: 1 + photograph.height // 256, :: 1 + photograph.width // 256]
+    low, high = np.percentile(thin[..., : photograph.channels] if thin.ndim == 3 else thin, [0.1, 99.9])
+    return float(low), float(max(high, low + 1))
+
+
+def cut(photograph: Photograph, window: Window, image_size: int, channels: int) -> FloatArray:
+    """A window as the network sees it: [channels, image_size, image_size] in [-1, 1], no alpha.
+
+    Outside the photograph it is mirrored. A gray photograph fills three channels alike; three channels become
+    one by their mean.
+    """
+    rows = _mirrored(window.y, window.side, photograph.height)
+    columns = _mirrored(window.x, window.side, photograph.width)
+    pixels = photograph.pixels[rows[:, None], columns[None, :]].astype(np.float32)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
+    if window.side != image_size:
+        shape = (image_size, image_size)
+        pixels = cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA).reshape(*shape, -1)
+    low, high = tone(photograph)
+    pixels = np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1)
+    if channels == 1:
+        pixels = pixels.mean(axis=2, keepdims=True)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], channels)).transpose(2, 0, 1))
+
+
+def put_back(
+    photograph: Photograph, window: Window, before: FloatArray, after: FloatArray, alpha: FloatArray
+) -> Pixels:
+    """The photograph with what changed from `before` to `after` added where `alpha` says.
+
+    What is added is the change, not the window: the photograph's own grain stays, at its own resolution and
+    depth, also where the network saw it scaled down. Where alpha is 0 every pixel keeps its value; so does an
+    alpha channel everywhere.
+
+    Args:
+        before, after: windows [C, S, S] in [-1, 1].
+        alpha: [side, side] in [0, 1], at native resolution.
+    """
+    change = (after - before).transpose(1, 2, 0)
+    if change.shape[0] != window.side:
+        change = cv2.resize(change, (window.side, window.side), interpolation=cv2.INTER_CUBIC)
+        change = change.reshape(window.side, window.side, -1)
+    if change.shape[2] != photograph.channels:
+        change = change.mean(axis=2, keepdims=True)
+    low, high = tone(photograph)
+    change = change * alpha[..., None] * ((high - low) / 2)
+
+    pixels = photograph.pixels.copy()
+    top, left = max(window.y, 0), max(window.x, 0)
+    bottom = min(window.y + window.side, photograph.height)
+    right = min(window.x + window.side, photograph.width)
+    change = change[top - window.y : bottom - window.y, left - window.x : right - window.x]
+    inside = pixels[top:bottom, left:right]
+    colours = inside[..., None] if inside.ndim == 2 else inside[..., : photograph.channels]
+    limit = np.iinfo(pixels.dtype).max
+    colours[...] = np.clip(np.rint(colours + change), 0, limit).astype(pixels.dtype)
+    return pixels
+
+
+def in_photograph(values: NDArray[Any], window: Window, height: int, width: int) -> NDArray[Any]:
+    """An array over a window, [side, side], laid onto the whole photograph, [height, width], zero elsewhere."""
+    whole = np.zeros((height, width), values.dtype)
+    top, left = max(window.y, 0), max(window.x, 0)
+    bottom, right = min(window.y + window.side, height), min(window.x + window.side, width)
+    whole[top:bottom, left:right] = values[top - window.y : bottom - window.y, left - window.x : right - window.x]
+    return whole
+
+
+def _mirrored(start: int, count: int, length: int) -> NDArray[np.intp]:
+    """`count` indices from `start` on into an axis of `length`, mirrored at its ends without repeating them."""
+    period = max(2 * (length - 1), 1)
+    index = np.arange(start, start + count) % period
+    return np.minimum(index, period - index) if length > 1 else np.zeros(count, np.intp)
+
+
+class Photographs:
+    """Decoded photographs, kept in memory up to a limit, the last used longest. Safe to share among threads."""
+
+    def __init__(self, limit: int = 2 << 30) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[Path, Photograph] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def read(self, path: Path) -> Photograph:
+        with self._lock:
+            if path in self._kept:
+                self._kept.move_to_end(path)
+                return self._kept[path]
+        photograph = read_photograph(path)
+        with self._lock:
+            if path not in self._kept:
+                self._kept[path] = photograph
+                self._bytes += photograph.pixels.nbytes
+            while self._bytes > self._limit and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].pixels.nbytes
+        return photograph
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One window of a training row: [channels, S, S] in [-1, 1], and the indices of its domain and product."""
+
+    x: FloatArray
+    y: int
+    p: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a training batch: a source, and a reference of its target domain, at one scale."""
+
+    source: Drawn
+    reference: Drawn
+
+
+class TrainingWindows:
+    """Draws the rows of training batches from a catalog. Nothing depends on what was drawn before.
+
+    The target is any domain, each as often as any other. The source is a normal or, half of the time, a defect.
+    A row has one scale, so that no network can tell a domain by the coarseness of its texture: that of the
+    defect in it, and a defect becomes another only if their scales agree.
+    """
+
+    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
+        self.image_size = image_size
+        self.products = tuple(products)
+        self.domains = tuple(domains)
+        self.channels = max(sample.channels for sample in catalog.samples)
+        self._photographs = Photographs()
+        self._samples: dict[str, dict[str, list[Sample]]] = {product: {} for product in products}
+        for sample in catalog.samples:
+            self._samples[sample.product].setdefault(sample.category, []).append(sample)
+        self._boxes = {
+            sample.path: defect_boxes(read_mask(sample.mask)) for sample in catalog.samples if sample.mask is not None
+        }
+        self.scales = {
+            product: {
+                category: find_scale(samples, [self._boxes.get(s.path, []) for s in samples], image_size)
+                for category, samples in sorted(of_product.items())
+                if category != NORMAL
+            }
+            for product, of_product in self._samples.items()
+        }
+
+    def row(self, rng: np.random.Generator) -> Row:
+        target = str(rng.choice(self.domains))
+        product = str(rng.choice([p for p in self.products if target in self._samples[p]]))
+        source_product = str(rng.choice(self.products))
+        categories = [c for c in self._samples[source_product] if c != NORMAL]
+        source = str(rng.choice(categories)) if categories and rng.random() < 0.5 else NORMAL
+        if target == NORMAL and source == NORMAL and categories:
+            source = str(rng.choice(categories))
+        source_scale = self._scale(source_product, target if source == NORMAL else source)
+        scale = self._scale(product, source if target == NORMAL else target)
+        if NORMAL not in (source, target) and not 0.8 < source_scale / scale < 1.25:
+            source, source_scale = NORMAL, self._scale(source_product, target)
+        return Row(
+            self._draw(rng, source_product, source, source_scale),
+            self._draw(rng, product, target, scale),
+        )
+
+    def _scale(self, product: str, category: str) -> float:
+        of_product = self.scales[product]
+        return of_product.get(category, min(of_product.values(), default=1.0))
+
+    def _draw(self, rng: np.random.Generator, product: str, category: str, scale: float) -> Drawn:
+        samples = self._samples[product][category]
+        sample = samples[int(rng.integers(len(samples)))]
+        boxes = self._boxes.get(sample.path, [])
+        box = boxes[int(rng.integers(len(boxes)))] if boxes else None
+        window = place(rng, sample.height, sample.width, round(self.image_size / scale), box)
+        x = cut(self._photographs.read(sample.path), window, self.image_size, self.channels)
+        flips = rng.random(2) < 0.5
+        x = x[:, :: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
+        return Drawn(np.ascontiguousarray(x), self.domains.index(category), self.products.index(product))
+
+
+def stack(windows: Iterable[Drawn]) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
+    """Windows as arrays: x [B, C, S, S], y [B], p [B]."""
+    rows = list(windows)
+    return np.stack([w.x for w in rows]), np.array([w.y for w in rows]), np.array([w.p for w in rows])

@@ -1,0 +1,302 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from defectgen.errors import UsageError
+from defectgen.methods import MethodName, get
+from defectgen.methods.base import Batch, GenerateBatch, Task, configure
+from defectgen.methods.dt_gan import (
+    DTGAN,
+    AdaIN,
+    Discriminator,
+    DTGANConfig,
+    Generator,
+    MappingNetwork,
+    StyleDefectEncoder,
+    class_loss,
+    cyc_loss,
+    d_rec_loss,
+    ds_loss,
+    sd_rec_loss,
+)
+
+CPU = torch.device("cpu")
+CONFIG = DTGANConfig(
+    image_size=32, width=8, max_width=16, c_channels=4, latent_dim=4, style_dim=8, batch_size=4, steps=100, lr=2e-3
+)
+TASK = Task(domains=("normal", "crack", "spot"), products=("a", "b"), channels=1, scales={"a": {}, "b": {}})
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    """Smooth noise, as photographs are and white noise is not."""
+    coarse = torch.rand(count, 1, 6, 6, generator=generator(seed)) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")
+
+
+@pytest.fixture
+def method() -> DTGAN:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return DTGAN(CONFIG, TASK, CPU)
+
+
+def batch(seed: int = 0) -> Batch:
+    y, p = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 0, 1])
+    y_ref = torch.tensor([1, 2, 0, 1])
+    return Batch(images(4, seed), y, p, images(4, seed + 1), y_ref, p.flip(0))
+
+
+class TestNetworks:
+    def test_mapping_gives_a_defect_map_and_a_style_for_the_domain(self) -> None:
+        torch.manual_seed(0)
+        mapping = MappingNetwork(CONFIG, 3)
+        c, s = mapping(torch.randn(3, mapping.latent_size, generator=generator()), torch.tensor([0, 1, 2]))
+        assert c.shape == (3, 4, 16, 16)
+        assert s.shape == (3, 8)
+
+    def test_anchor_domain_is_exactly_zero(self) -> None:
+        torch.manual_seed(0)
+        y = torch.tensor([0, 1])
+        mapping = MappingNetwork(CONFIG, 3)
+        c_m, _ = mapping(torch.randn(2, mapping.latent_size, generator=generator()), y)
+        c_e, _ = StyleDefectEncoder(CONFIG, 3, 1)(images(2), y)
+        for c in (c_m, c_e):
+            assert (c[0] == 0).all()
+            assert (c[1] != 0).any()
+
+    def test_every_domain_has_a_branch_of_its_own(self) -> None:
+        torch.manual_seed(0)
+        mapping = MappingNetwork(CONFIG, 3)
+        latent = torch.randn(1, mapping.latent_size, generator=generator()).expand(2, -1)
+        c, s = mapping(latent, torch.tensor([1, 2]))
+        assert not torch.allclose(c[0], c[1])
+        assert not torch.allclose(s[0], s[1])
+
+    def test_noise_changes_the_defect_and_not_the_style(self) -> None:
+        torch.manual_seed(0)
+        mapping = MappingNetwork(CONFIG, 3)
+        latent = torch.randn(1, mapping.latent_size, generator=generator())
+        other = latent.clone()
+        other[:, CONFIG.latent_dim :] = torch.randn(1, mapping.latent_size - CONFIG.latent_dim, generator=generator(7))
+        y = torch.tensor([1])
+        (c1, s1), (c2, s2) = mapping(latent, y), mapping(other, y)
+        assert not torch.allclose(c1, c2)
+        torch.testing.assert_close(s1, s2)
+
+    def test_adain_gives_the_style_its_mean_and_spread(self) -> None:
+        adain = AdaIN(2, 3)
+        torch.nn.init.zeros_(adain.affine.weight)
+        with torch.no_grad():
+            adain.affine.bias.copy_(torch.tensor([1.0, 2.0, 5.0, -5.0]))  # gamma, then beta
+        out = adain(torch.randn(1, 2, 16, 16, generator=generator()) * 9 + 4, torch.zeros(1, 3))
+        torch.testing.assert_close(out.mean(dim=(2, 3)), torch.tensor([[5.0, -5.0]]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            out.std(dim=(2, 3), unbiased=False), torch.tensor([[2.0, 3.0]]), atol=1e-3, rtol=0
+        )
+
+    def test_generator_splits_its_bottleneck_by_depth(self) -> None:
+        torch.manual_seed(0)
+        g = Generator(CONFIG, 1)
+        bg, fg = g.encode(images(2))
+        assert bg.shape == (2, 12, 16, 16)
+        assert fg.shape == (2, 4, 16, 16)
+        torch.testing.assert_close(torch.cat([bg, fg], dim=1), g.encoder(images(2)))
+
+    def test_generator_drops_the_foreground_of_its_input(self) -> None:
+        """What lies in the last channels of the bottleneck cannot reach the output."""
+        torch.manual_seed(0)
+        g = Generator(CONFIG, 1)
+        x = images(2).requires_grad_()
+        _, fg = g.encode(x)
+        fg.retain_grad()
+        g.decode(g.encode(x)[0], torch.ones(2, 4, 16, 16), torch.ones(2, 8)).sum().backward()
+        assert fg.grad is None
+        assert x.grad is not None
+        assert (x.grad != 0).any()
+
+    def test_decoding_several_foregrounds_on_a_background_is_decoding_each(self) -> None:
+        torch.manual_seed(0)
+        g = Generator(CONFIG, 1)
+        bg, _ = g.encode(images(2))
+        c = torch.randn(6, 4, 16, 16, generator=generator())
+        s = torch.randn(6, 8, generator=generator(1))
+        together = g.decode(bg, c, s)
+        apart = torch.cat([g.decode(bg, c[i : i + 2], s[i : i + 2]) for i in (0, 2, 4)])
+        torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-4)
+
+    def test_style_does_not_touch_the_background_decoder(self) -> None:
+        g = Generator(CONFIG, 1)
+        assert not any(isinstance(module, AdaIN) for module in g.background.modules())
+        assert sum(isinstance(module, AdaIN) for module in g.foreground.modules()) == 2 * len(g.foreground)
+
+    def test_discriminator_answers_by_domain_and_classifies_both(self) -> None:
+        torch.manual_seed(0)
+        d = Discriminator(CONFIG, 3, 2, 1)
+        x = images(1).expand(3, -1, -1, -1)
+        adv, fg, bg = d(x, torch.tensor([0, 1, 2]))
+        assert adv.shape == (3,)
+        assert adv.unique().numel() == 3
+        assert fg.shape == (3, 3)
+        assert bg.shape == (3, 2)
+
+    @pytest.mark.parametrize("size", [32, 64, 128])
+    def test_any_size_passes_through_a_16_pixel_bottleneck(self, size: int) -> None:
+        config = CONFIG.model_copy(update={"image_size": size})
+        g = Generator(config, 3)
+        x = torch.zeros(1, 3, size, size)
+        assert g.encode(x)[0].shape[2:] == (16, 16)
+        assert g(x, torch.zeros(1, 4, 16, 16), torch.zeros(1, 8)).shape == x.shape
+
+    def test_every_parameter_learns(self, method: DTGAN) -> None:
+        """A gradient reaches all of them within two latent-guided steps (the first ends the hidden foreground)."""
+        learns: dict[str, bool] = {}
+        for name, module in method.modules.items():
+            for key, value in module.named_parameters():
+                learns[f"{name}.{key}"] = False
+
+                def record(gradient: Tensor, parameter: str = f"{name}.{key}") -> None:
+                    learns[parameter] |= bool((gradient != 0).any())
+
+                value.register_hook(record)
+        method.training_step(batch(), 0, generator())
+        method.training_step(batch(), 2, generator(1))
+        assert [name for name, does in learns.items() if not does] == []
+
+    def test_a_reference_guided_step_leaves_m_and_e_alone(self, method: DTGAN) -> None:
+        before = {key: value.clone() for key, value in method.state().items()}
+        method.training_step(batch(), 1, generator())
+        changed = {key.split(".")[0] for key, value in method.state().items() if not torch.equal(value, before.get(key, value))}
+        assert changed >= {"G", "D"}
+        assert changed.isdisjoint({"M", "E"})
+
+
+class TestLosses:
+    """Each against a value worked out by hand."""
+
+    def test_sd_rec(self) -> None:
+        c, s = torch.zeros(1, 2, 2, 2), torch.zeros(1, 4)
+        s_e = torch.tensor([[1.0, -1.0, 0.0, 0.0]])
+        assert sd_rec_loss(c, c + 0.5, s, s_e).item() == pytest.approx(0.5 + 0.5)
+
+    def test_d_rec(self) -> None:
+        zero, one = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+        assert d_rec_loss(one, zero, 3 * one, zero).item() == pytest.approx(1 + 3)
+
+    def test_ds_is_the_sum_over_all_six_pairs(self) -> None:
+        x11, x12, x21, x22 = (torch.full((1, 1, 2, 2), v) for v in (0.0, 1.0, 3.0, 7.0))
+        # |12-21| + |11-22| + |12-11| + |12-22| + |21-11| + |21-22|
+        expected = 2 + 7 + 1 + 6 + 3 + 4
+        assert ds_loss(x11, x12, x21, x22, torch.tensor([1])).item() == pytest.approx(expected)
+
+    def test_ds_counts_nothing_for_the_anchor(self) -> None:
+        x = [torch.full((2, 1, 2, 2), v) for v in (0.0, 1.0, 3.0, 7.0)]
+        assert ds_loss(x[0], x[1], x[2], x[3], torch.tensor([0, 1])).item() == pytest.approx(23 / 2)
+
+    def test_cyc(self) -> None:
+        assert cyc_loss(torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), -0.25)).item() == pytest.approx(0.25)
+
+    def test_class(self) -> None:
+        logits = torch.tensor([[0.0, math.log(3.0)]])
+        assert class_loss(logits, torch.tensor([1])).item() == pytest.approx(-math.log(0.75))
+
+    def test_diversity_weight_falls_linearly_to_nothing(self, method: DTGAN) -> None:
+        full = CONFIG.lambda_ds
+        assert [method.lambda_ds(step) for step in (0, 50, 100, 200)] == pytest.approx([full, full / 2, 0, 0])
+
+
+class TestTraining:
+    def test_losses_have_the_papers_names(self, method: DTGAN) -> None:
+        losses = method.training_step(batch(), 0, generator())
+        assert losses.keys() >= {"adv", "sd_rec", "d_rec", "ds", "cyc", "fg", "bg", "D_real", "D_fake", "D_r1"}
+        assert all(torch.isfinite(value) for value in losses.values())
+
+    def test_overfitting_four_images_halves_the_reconstruction_loss(self) -> None:
+        torch.manual_seed(1)
+        method = DTGAN(CONFIG.model_copy(update={"lambda_cyc": 10.0, "augment": False}), TASK, CPU)
+        losses = [float(method.training_step(batch(), step, generator(step))["cyc"]) for step in range(80)]
+        assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+
+    def test_same_seed_same_weights(self) -> None:
+        states = []
+        for _ in range(2):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1)
+                method = DTGAN(CONFIG, TASK, CPU)
+            for step in range(2):
+                method.training_step(batch(), step, generator(step))
+            states.append(method.state())
+        assert states[0].keys() == states[1].keys()
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+    def test_state_restores_training_exactly(self, method: DTGAN) -> None:
+        for step in range(2):
+            method.training_step(batch(), step, generator(step))
+        saved = {key: value.clone() for key, value in method.state().items()}
+        expected = method.training_step(batch(5), 2, generator(2))
+        other = DTGAN(CONFIG, TASK, CPU)
+        other.load_state(saved)
+        actual = other.training_step(batch(5), 2, generator(2))
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+        assert all(torch.equal(value, other.state()[key]) for key, value in method.state().items())
+
+
+class TestGenerate:
+    def test_a_sample_is_the_same_alone_and_in_a_batch(self, method: DTGAN) -> None:
+        method.training_step(batch(), 0, generator())
+        x, y = images(3), torch.tensor([1, 2, 1])
+        together = method.generate(GenerateBatch(x, y, [generator(i) for i in range(3)])).x
+        alone = method.generate(GenerateBatch(x[2:], y[2:], [generator(2)])).x
+        torch.testing.assert_close(alone[0], together[2], atol=1e-5, rtol=1e-5)
+
+    def test_another_latent_code_gives_another_defect(self, method: DTGAN) -> None:
+        method.training_step(batch(), 0, generator())  # the foreground is hidden before the first
+        x, y = images(1), torch.tensor([1])
+        first, second = (method.generate(GenerateBatch(x, y, [generator(i)])).x for i in (1, 2))
+        assert (first - second).abs().max() > 1e-3
+
+    def test_the_anchor_domain_leaves_an_image_as_it_is(self, method: DTGAN) -> None:
+        method.training_step(batch(), 0, generator())
+        x = images(2)
+        torch.testing.assert_close(method.generate(GenerateBatch(x, torch.tensor([0, 0]), [generator()] * 2)).x, x)
+
+
+class TestConfigure:
+    def test_every_preset_of_every_method_is_valid(self) -> None:
+        for name in MethodName:
+            for preset in get(name).presets:
+                configure(get(name), preset, {})
+
+    def test_the_paper_preset_is_the_papers(self) -> None:
+        config = configure(DTGAN, "paper", {}).model_dump()
+        assert (config["image_size"], config["style_dim"], config["latent_dim"]) == (128, 512, 16)
+        assert (config["lr"], config["lr_mapping"], config["r1_every"], config["ema"]) == (1e-4, 1e-6, 1, 0.999)
+
+    def test_settings_are_converted_and_win_over_the_preset(self) -> None:
+        config = configure(DTGAN, "tiny", {"lr": "0.001", "augment": "false"}).model_dump()
+        assert config["lr"] == 0.001
+        assert config["augment"] is False
+        assert config["image_size"] == 64
+
+    @pytest.mark.parametrize(
+        ("preset", "settings", "words"),
+        [
+            ("huge", {}, ["--preset huge", "compact", "tiny"]),
+            ("tiny", {"lrr": "1"}, ["--set lrr", "lambda_cyc", "lr_mapping"]),
+            ("tiny", {"lr": "fast"}, ["--set lr", "number"]),
+            ("tiny", {"lr": "-1"}, ["--set lr", "greater than 0"]),
+            ("tiny", {"image_size": "100"}, ["--set image_size", "64, 128"]),
+        ],
+    )
+    def test_what_is_wrong_is_named_with_what_is_allowed(
+        self, preset: str, settings: dict[str, str], words: list[str]
+    ) -> None:
+        with pytest.raises(UsageError) as caught:
+            configure(DTGAN, preset, settings)
+        assert all(word in str(caught.value) for word in words)

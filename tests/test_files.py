@@ -1,0 +1,91 @@
+import errno
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from defectgen import files
+from defectgen.errors import DiskFullError
+
+
+def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
+    files.write(tmp_path / "new" / "deep" / "a.txt", "Prüfung\n")
+    assert (tmp_path / "new" / "deep" / "a.txt").read_bytes() == "Prüfung\n".encode()
+    files.write(tmp_path / "b", b"\x00\xff\r\n")
+    assert (tmp_path / "b").read_bytes() == b"\x00\xff\r\n"
+
+
+def test_a_failure_halfway_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_text("old")
+
+    def half() -> None:
+        with files.replacing(path) as temporary:
+            temporary.write_text("ne")
+            raise ValueError("halfway")
+
+    with pytest.raises(ValueError, match="halfway"):
+        half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_text("old")
+    with files.replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == path.parent  # a rename within one file system is at once or not at all
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_mode_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    program = (
+        f"import os, sys; os.umask({umask}); from pathlib import Path; from defectgen import files; "
+        "files.write(Path(sys.argv[1]), 'x')"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path / "a"], check=True)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+def test_a_write_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = []
+    fsync = os.fsync
+
+    def record(handle: int) -> None:
+        events.append(((tmp_path / "a").exists(), stat.S_ISDIR(os.fstat(handle).st_mode)))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    files.write(tmp_path / "a", "x")
+    assert events == [(False, False), (True, True)]  # the file before the rename, the folder after it
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_no_room_is_told_with_the_file(tmp_path: Path, number: int) -> None:
+    def fail() -> None:
+        with files.replacing(tmp_path / "a.png"):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(DiskFullError, match=r"a\.png: no room left"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_failures_of_the_system_pass() -> None:
+    with pytest.raises(PermissionError), files.disk_errors(Path("a")):
+        raise PermissionError(errno.EACCES, "denied")
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1])
+def test_sha256(tmp_path: Path, size: int) -> None:
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    (tmp_path / "a").write_bytes(data)
+    assert files.sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
