@@ -1,9 +1,10 @@
-"""`defectgen` and `python -m defectgen`: runs the command line, and turns every failure into one line and a code."""
+"""`defectgen` and `python -m defectgen`: the command line, and each failure as one line and a code."""
 
 import errno
 import io
 import json
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -20,14 +21,17 @@ from defectgen.errors import ExitCode, UserError
 
 # Wherever Typer keeps it: up to some version it comes from click, later from a copy within Typer.
 _CommandLineError: Any = typer.BadParameter.__base__
-_STOPPED = "stopped; run the same command with --resume to go on"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on `arguments`, or on the program's own; the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # Each option notes itself in here, but one that comes after a mistake is never reached.
-    switches = Switches(json="--json" in arguments, debug="--debug" in arguments)
+    switches = Switches(
+        command=shlex.join(["defectgen", *arguments]),
+        json="--json" in arguments,
+        debug="--debug" in arguments,
+    )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
     try:
@@ -40,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _CommandLineError as error:
         command = error.ctx.command_path if error.ctx else "defectgen"
         return _fail(switches, ExitCode.USAGE, f"{error.format_message()} (see {command} --help)")
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail(switches, ExitCode.SIGINT, _STOPPED)
     except SystemExit as stop:
         if stop.code in (ExitCode.SIGINT, ExitCode.SIGTERM):
-            return _fail(switches, ExitCode(stop.code), _STOPPED)
+            return _fail(
+                switches, ExitCode(stop.code), "stopped; run the same command with --resume to go on"
+            )
         return int(stop.code or ExitCode.OK)  # Typer's, when nobody reads what it prints
     except MemoryError:
         return _fail(

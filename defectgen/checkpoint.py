@@ -1,4 +1,4 @@
-"""Tensors and their configuration in one safetensors file: written whole, and refused if a single bit differs.
+"""Tensors and their configuration in one safetensors file: written whole, refused if a single bit differs.
 
 safetensors reads a flipped bit without a word, so each file carries our own fingerprint of what it holds.
 """
@@ -59,7 +59,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WeightsError(
             f"{path}: damaged, its contents do not match its sha256; copy it again, or train again"
         )
-    # Copied, because they may be views of the file, which may be replaced under them. Not before the check: a copy
+    # Copied, because they may be views of the file, which may change under them. Not before the check: a copy
     # makes any odd byte of a boolean 1.
     return {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(metadata[_CONFIG])
 
@@ -70,5 +70,5 @@ def _digest(tensors: Mapping[str, Tensor], config: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

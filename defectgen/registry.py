@@ -39,7 +39,7 @@ class Entry(BaseModel):
 
 
 def find_registry(explicit: Path | None) -> list[Path]:
-    """The files to search, the nearest first: `explicit` alone, or that of this folder or above, then our own."""
+    """The files to search, in order: `explicit` alone, or that of this folder or above, then our own."""
     if explicit is not None:
         return [explicit]
     # In a source checkout our own file lies beside the package, in a wheel inside it.
@@ -50,7 +50,7 @@ def find_registry(explicit: Path | None) -> list[Path]:
 
 
 def find_writable(explicit: Path | None) -> Path:
-    """The file that a new model is entered in: `explicit`, that of this folder or above, or a new one here."""
+    """The file to enter a new model in: `explicit`, or that of this folder or above, or a new one here."""
     return explicit or _nearest() or Path.cwd() / NAME
 
 

@@ -77,7 +77,10 @@ class Trained:
 
 
 class Average:
-    """The exponential moving average of a method's networks, kept beside them (StarGAN v2's EMA)."""
+    """The exponential moving average of a method's networks, kept beside them.
+
+    The decay grows to its value as (1 + step) / (10 + step), so that a short run's average is not its first weights.
+    """
 
     def __init__(self, networks: Mapping[str, nn.Module], decay: float) -> None:
         self._networks = networks
@@ -85,10 +88,11 @@ class Average:
         self.copies = {name: deepcopy(network).requires_grad_(False) for name, network in networks.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, step: int) -> None:
+        weight = 1 - min(self._decay, (1 + step) / (10 + step))
         for name, network in self._networks.items():
             torch._foreach_lerp_(
-                list(self.copies[name].parameters()), list(network.parameters()), 1 - self._decay
+                list(self.copies[name].parameters()), list(network.parameters()), weight
             )
 
     def state(self) -> dict[str, Tensor]:
@@ -170,8 +174,8 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
             while step < config.steps and not stop:
                 batch = feeder.batch(step)
                 tensors = method.training_step(batch, step, torch_rng(request.seed, _RANK, step))
-                average.update()
                 step += 1
+                average.update(step)
                 now = time.monotonic()
                 logged = step % _LOG_EVERY == 0
                 if logged:

@@ -85,7 +85,8 @@ def test_the_same_contents_make_the_same_file(saved: Path, tmp_path: Path) -> No
 def test_every_flipped_bit_is_refused(saved: Path) -> None:
     whole = saved.read_bytes()
     flips = [(position, bit) for position in range(len(whole)) for bit in range(8)]
-    for position, bit in random.Random(2).sample(flips, 2000) + flips[: 8 * 16] + flips[-8 * 16 :]:
+    some = random.Random(2).sample(flips, 800)  # noqa: S311
+    for position, bit in [*some, *flips[: 8 * 16], *flips[-8 * 16 :]]:
         damaged = bytearray(whole)
         damaged[position] ^= 1 << bit
         saved.write_bytes(damaged)

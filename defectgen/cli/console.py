@@ -49,7 +49,7 @@ class Console:
         for each in skipped:
             self.warn(f"skipped {each.path}: {each.reason}")
         if skipped:
-            self.warn(f"{len(skipped)} inputs skipped")
+            self.warn(f"inputs skipped: {len(skipped)}")
 
     @contextmanager
     def progress(self, stage: str) -> Iterator[Report]:

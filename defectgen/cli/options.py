@@ -13,14 +13,14 @@ from tomlkit.exceptions import TOMLKitError
 
 from defectgen.errors import UsageError
 
-
 WORKERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass
 class Switches:
-    """How failures are to be told: known early, and to the handler that outlives the command."""
+    """What the program and its command tell each other: how it was called, how to tell of a failure."""
 
+    command: str = "defectgen"
     json: bool = False
     debug: bool = False
 
@@ -33,7 +33,7 @@ class OnBad(str, Enum):
 
 
 def option(*names: str, help: str, **settings: Any) -> Any:
-    """A Typer option that the environment can give too, under its long name: --batch-size, DEFECTGEN_BATCH_SIZE."""
+    """A Typer option that the environment gives too, by its long name: --batch-size, DEFECTGEN_BATCH_SIZE."""
     long = next(name for name in names if name.startswith("--"))
     variable = "DEFECTGEN_" + long[2:].replace("-", "_").upper()
     return typer.Option(*names, help=help, envvar=variable, show_envvar=False, **settings)
@@ -68,15 +68,12 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
         many = getattr(parameter, "multiple", False)
         if isinstance(value, dict) or (isinstance(value, list) and not many):
             raise UsageError(f"--config {path}: {key} takes {'values or a list' if many else 'one value'}")
-        texts = [_text(each) for each in (value if isinstance(value, list) else [value])]
+        # As on the command line, so that all is checked in the same way; flags alone take true and false.
+        flag = getattr(parameter, "is_flag", False) and isinstance(value, bool)
+        texts = [each if flag else str(each) for each in (value if isinstance(value, list) else [value])]
         defaults[str(parameter.name)] = texts if many else texts[0]
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return path
-
-
-def _text(value: Any) -> Any:
-    """As it would stand on the command line, so that it is checked in the same way; flags stay what they are."""
-    return value if isinstance(value, bool) else str(value)
 
 
 def _note_json(ctx: typer.Context, wanted: bool) -> bool:

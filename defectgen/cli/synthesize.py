@@ -1,11 +1,11 @@
 """`defectgen synthesize`: normal photographs in, a dataset of labelled defects out."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from defectgen.cli import options
 from defectgen.cli.console import Console, table
@@ -32,6 +32,7 @@ class Format(str, Enum):
 
 
 def synthesize(
+    ctx: typer.Context,
     num: Annotated[int, option("--num", "-n", min=1, help="How many samples the dataset shall have.")],
     category: Annotated[
         list[str] | None,
@@ -72,7 +73,10 @@ def synthesize(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> int:
-    """Make a dataset of defects on normal photographs, with their masks."""
+    """Make a dataset of defects on normal photographs.
+
+    Each sample has a mask of what changed; a manifest tells how each came about.
+    """
     if resume and overwrite:
         raise UsageError("--resume goes on with a dataset and --overwrite replaces it: give one of them")
 
@@ -107,12 +111,12 @@ def synthesize(
         if dry_run:
             console.result(plan, table(plan), kind="plan")
             return ExitCode.SKIPPED if catalog.skipped else ExitCode.OK
-        console.note(f"the plan\n{table(plan)}")
+        console.note(f"with\n{table(plan)}")
 
     target = dataset.open_folder(
         out,
         layout=dataset.Layout(layout.value),
-        command=shlex.join(["defectgen", *sys.argv[1:]]),
+        command=ctx.ensure_object(options.Switches).command,
         resume=resume,
         overwrite=overwrite,
     )
@@ -127,7 +131,7 @@ def synthesize(
             batch_size=batch_size,
             workers=workers,
             skip=frozenset(target.done),
-        )  # fmt: skip
+        )
     )
     console.note(f"{len(samples)} samples of {', '.join(categories)} by {entry.name}, into {out}")
     with console.progress("synthesizing") as report:
@@ -146,13 +150,19 @@ def synthesize(
             f"{entry.file}: none of {failed} samples shows a change; train the model {entry.name} longer"
         )
     values = {
-        "out": str(out), "model": entry.name, "written": summary.written, "kept": summary.kept,
-        "redrawn": samples.redrawn, "failed": failed, "skipped": len(catalog.skipped), "sheet": str(summary.sheet),
-    }  # fmt: skip
+        "out": str(out),
+        "model": entry.name,
+        "written": summary.written,
+        "kept": summary.kept,
+        "redrawn": samples.redrawn,
+        "failed": failed,
+        "skipped": len(catalog.skipped),
+        "sheet": str(summary.sheet),
+    }
     console.result(
         values,
-        f"{out}: {summary.written} samples written, {summary.kept} kept, {samples.redrawn} drawn again, {failed} given up; "
-        f"look at {summary.sheet}",
+        f"{out}: {summary.written} samples written, {summary.kept} kept, {samples.redrawn} drawn again, "
+        f"{failed} given up; look at {summary.sheet}",
     )
     return ExitCode.SKIPPED if catalog.skipped else ExitCode.OK
 
@@ -181,10 +191,10 @@ def _folders(entry: "Entry", given: Sequence[str]) -> dict[str, Path]:
         return {entry.products[0]: Path(given[0].removeprefix(f"{entry.products[0]}="))}
     folders = {}
     for text in given:
-        product, equals, folder = text.partition("=")
+        product, equals, path = text.partition("=")
         if not equals or product not in entry.products:
             raise UsageError(
                 f"--normals {text}: give PRODUCT=DIR, as {entry.name} knows {', '.join(entry.products)}"
             )
-        folders[product] = Path(folder)
+        folders[product] = Path(path)
     return folders

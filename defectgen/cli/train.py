@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   defectgen train --method dt-gan photos/normal photos/defects --time 30m
-  defectgen train --method dt-gan --product tiles=tiles/good:tiles/defects --product road=road/good:road/cracks"""
+  defectgen train --method dt-gan --preset tiny --steps 500 --name trial \\
+    --product tiles=tiles/good:tiles/bad --product road=road/good:road/bad"""
 
 _GENERIC = {"good", "images", "normal", "normals", "ok", "train"}
 
@@ -35,7 +36,7 @@ def train(
     defects: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DEFECTS]", help="Folder of defects, with a folder a category, or of one category."
+            metavar="DEFECTS", help="Folder of defects, with a folder a category, or of one category."
         ),
     ] = None,
     product: Annotated[
@@ -126,17 +127,29 @@ def train(
         catalog = read_catalog(sources, category=category, on_bad=on_bad.value, progress=report)
     console.skipped(catalog.skipped)
     request = trainer.TrainRequest(
-        method=method, name=name, run=run, catalog=catalog, sources=sources, config=hyperparameters, seconds=seconds,
-        seed=seed, device=device, workers=workers, resume=resume, overwrite=overwrite,
-    )  # fmt: skip
-    if dry_run or verbose:
+        method=method,
+        name=name,
+        run=run,
+        catalog=catalog,
+        sources=sources,
+        config=hyperparameters,
+        seconds=seconds,
+        seed=seed,
+        device=device,
+        workers=workers,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    if dry_run:
         plan = trainer.estimate(request)
-        if dry_run:
-            console.result(plan, table(plan), kind="plan")
-            return ExitCode.SKIPPED if catalog.skipped else ExitCode.OK
-        console.note(f"the plan\n{table(plan)}")
+        console.result(plan, table(plan), kind="plan")
+        return ExitCode.SKIPPED if catalog.skipped else ExitCode.OK
 
     console.note(f"training {name} in {run}, on {len(catalog.samples)} photographs")
+    if verbose:
+        console.note(
+            f"with\n{table({'seed': seed, 'device': device, **hyperparameters.model_dump(mode='json')})}"
+        )
     with console.progress("training") as report:
         losses: dict[str, float] = {}
 
@@ -167,10 +180,17 @@ def train(
     )
     registry.add(entry, registry_file)
     summary = {
-        "name": name, "model": str(trained.model), "weights": str(registry_file), "categories": entry.categories,
-        "products": entry.products, "steps": trained.steps, "seconds": round(trained.seconds, 1),
-        "losses": dict(trained.losses), "skipped": len(catalog.skipped), "stopped": trained.stopped is not None,
-    }  # fmt: skip
+        "name": name,
+        "model": str(trained.model),
+        "weights": str(registry_file),
+        "categories": entry.categories,
+        "products": entry.products,
+        "steps": trained.steps,
+        "seconds": round(trained.seconds, 1),
+        "losses": dict(trained.losses),
+        "skipped": len(catalog.skipped),
+        "stopped": trained.stopped is not None,
+    }
     console.result(
         summary,
         f"{name}: {trained.steps} steps in {duration(trained.seconds)}, knows {', '.join(entry.categories)}; "
@@ -206,7 +226,7 @@ def _sources(
         return sources
     if normals is None:
         raise UsageError(
-            "give the folders NORMALS and DEFECTS, or --product NAME=NORMALS:DEFECTS (see defectgen train --help)"
+            "give the folders NORMALS and DEFECTS, or --product NAME=NORMALS:DEFECTS (defectgen train --help)"
         )
     return (Source(product=_product(normals), normals=normals, defects=defects, masks=masks),)
 
@@ -225,7 +245,7 @@ def _slug(text: str) -> str:
 
 
 def _unused(base: str, out: Path, taken: set[str], *, resume: bool, overwrite: bool) -> str:
-    """`base`, or with a number so that it is new; to resume or overwrite, the last of those that there are."""
+    """`base`, with a number if it is not new; to resume or overwrite, the last of those that there are."""
     last, number = base, 1
     while (out / (name := base if number == 1 else f"{base}-{number}")).exists() or (
         name in taken and not (resume or overwrite)

@@ -1,0 +1,99 @@
+"""Training images/s and synthesis images/s (with encoding to disk) of a preset on a device, on noise photographs.
+
+    python examples/benchmarks/throughput.py --preset tiny --device cpu
+
+Medians over the repetitions, and each figure's ratio to the network alone.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from defectgen import dataset, files
+from defectgen.folders import Source, read_catalog
+from defectgen.images import encode_png
+from defectgen.methods import MethodName, get
+from defectgen.methods.base import GenerateBatch, configure
+from defectgen.registry import Entry
+from defectgen.sampling import SynthesisRequest, synthesize
+from defectgen.trainer import TrainRequest, load_method, train
+
+
+def photographs(folder: Path, rng: np.random.Generator, side: int) -> Source:
+    """Noise with bright squares for defects: what is timed does not depend on what is seen."""
+    for i in range(16):
+        pixels = rng.integers(90, 110, (side, side, 3), np.uint8)
+        files.write(folder / f"normals/{i}.png", encode_png(pixels))
+        mask = np.zeros((side, side), np.uint8)
+        mask[40:60, 40:60] = 255
+        pixels[mask > 0] = 220
+        files.write(folder / f"defects/square/{i}.png", encode_png(pixels))
+        files.write(folder / f"masks/square/{i}.png", encode_png(mask))
+    return Source(product="noise", normals=folder / "normals", defects=folder / "defects")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", default="dt-gan", choices=[name.value for name in MethodName])
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--num", type=int, default=64)
+    parser.add_argument("--photograph", type=int, default=512, help="side of the photographs, in pixels")
+    parser.add_argument("--repeat", type=int, default=3)
+    arguments = parser.parse_args()
+
+    method = MethodName(arguments.method)
+    config = configure(get(method), arguments.preset, {"steps": str(arguments.steps)})
+    training, synthesis, network = [], [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = photographs(folder, np.random.default_rng(0), arguments.photograph)
+        catalog = read_catalog([source])
+        normals = catalog.model_copy(update={"samples": tuple(s for s in catalog.samples if s.mask is None)})
+        for i in range(arguments.repeat):
+            moments: list[float] = []
+            trained = train(
+                TrainRequest(method, "bench", folder / f"run{i}", catalog, (source,), config, device=arguments.device),
+                lambda _, moments=moments: moments.append(time.perf_counter()),
+            )
+            steps = np.diff(moments)[5:]  # the first ones warm up
+            training.append(config.batch_size / statistics.median(steps))
+
+            entry = Entry(
+                name="bench", method=method.value, categories=("square",), products=("noise",),
+                image_size=config.image_size, channels=3, file=trained.model, sha256=files.sha256(trained.model),
+                created=datetime.now(timezone.utc), trained_on={"noise": source.normals},
+            )  # fmt: skip
+            request = SynthesisRequest(entry, ("square",), arguments.num, normals, device=arguments.device)
+            out = dataset.open_folder(
+                folder / f"out{i}", layout=dataset.Layout.PLAIN, command={}, resume=False, overwrite=False
+            )
+            began = time.perf_counter()
+            samples = synthesize(request)
+            summary = out.write(samples)
+            made = summary.written + samples.redrawn
+            synthesis.append(made / (time.perf_counter() - began))
+
+            model, _ = load_method(trained.model, torch.device("cpu" if arguments.device == "auto" else arguments.device))
+            x = torch.zeros(8, 3, config.image_size, config.image_size)
+            began = time.perf_counter()
+            for _ in range(4):
+                model.generate(GenerateBatch(x, torch.ones(8, dtype=torch.long), [torch.Generator()] * 8))
+            network.append(32 / (time.perf_counter() - began))
+
+    print(f"{arguments.method} {arguments.preset} on {arguments.device}, medians of {arguments.repeat}")
+    alone = statistics.median(network)
+    for label, values in (("training", training), ("synthesis", synthesis), ("generator alone", network)):
+        value = statistics.median(values)
+        print(f"{label:16} {value:8.1f} images/s   {value / alone:6.2f} of the generator alone")
+
+
+if __name__ == "__main__":
+    main()

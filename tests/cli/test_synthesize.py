@@ -1,0 +1,122 @@
+"""`defectgen synthesize`, with the generating and the writing stood in for."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from defectgen import dataset, registry
+from defectgen.__main__ import main
+from defectgen.registry import Entry
+
+
+def test_synthesize_takes_all_from_the_model(
+    model: Entry, synthesized: SimpleNamespace, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["synthesize", "-n", "5", "--seed", "3", "--format", "coco", "--out", "my set", "--resume"]
+    assert main(arguments) == 0
+    (request,), (target,) = synthesized.requests, synthesized.datasets
+    assert request.entry == model
+    assert request.categories == ("blowhole", "crack")
+    assert (request.num, request.seed, request.skip) == (5, 3, frozenset({0}))
+    assert [sample.path for sample in request.normals.samples] == sorted((photographs / "good").iterdir())
+    assert target.out == Path("my set")
+    assert target.settings == {
+        "layout": dataset.Layout.COCO,
+        "command": "defectgen synthesize -n 5 --seed 3 --format coco --out 'my set' --resume",
+        "resume": True,
+        "overwrite": False,
+    }
+    captured = capsys.readouterr()
+    (line,) = captured.out.splitlines()
+    for words in ("my set", "3 samples written", "1 kept", "2 drawn again", "1 given up", "sheet.jpg"):
+        assert words in line
+    assert "synthesizing 4/4, 2 drawn again" in captured.err
+
+
+def test_synthesize_in_json(
+    model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["synthesize", "-n", "5", "-c", "crack", "--json"]) == 0
+    *_, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    assert summary["message_type"] == "summary"
+    counts = {key: summary[key] for key in ("written", "kept", "redrawn", "failed", "skipped")}
+    assert counts == {"written": 3, "kept": 1, "redrawn": 2, "failed": 1, "skipped": 0}
+
+
+def test_normals_may_be_others(model: Entry, synthesized: SimpleNamespace, photographs: Path) -> None:
+    for given in ("tiles/defects/crack", "tiles=tiles/defects/crack"):
+        assert main(["synthesize", "-n", "5", "--normals", given]) == 0
+    for request in synthesized.requests:
+        assert {sample.path.parent.name for sample in request.normals.samples} == {"crack"}
+        assert {sample.product for sample in request.normals.samples} == {"tiles"}
+
+
+def test_normals_of_several_products_are_told_apart(
+    model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = model.model_copy(
+        update={
+            "name": "two",
+            "products": ("road", "tiles"),
+            "trained_on": {},
+            "created": datetime(2027, 1, 1),
+        }
+    )
+    registry.add(two, Path("weights.toml"))
+    assert main(["synthesize", "-n", "2", "--normals", "tiles/good"]) == 2
+    assert "PRODUCT=DIR" in capsys.readouterr().err
+    given = ["--normals", "road=tiles/defects/crack", "--normals", "tiles=tiles/good"]
+    assert main(["synthesize", "-n", "5", *given]) == 0
+    samples = synthesized.requests[-1].normals.samples
+    assert {(sample.product, sample.path.parent.name) for sample in samples} == {
+        ("road", "crack"),
+        ("tiles", "good"),
+    }
+
+
+def test_what_is_missing_is_said(
+    model: Entry, photographs: Path, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def line(*arguments: str, code: int) -> str:
+        assert main(["synthesize", "-n", "2", *arguments]) == code
+        (told,) = capsys.readouterr().err.splitlines()
+        return told
+
+    assert "one knows blowhole, crack" in line("-c", "rust", code=5)
+    assert "no model two" in line("--model", "two", code=5)
+    assert "none.toml: no such file" in line("--weights", "none.toml", code=5)
+    (photographs / "good").rename(photographs / "gone")
+    assert "use --normals DIR" in line(code=4)
+    model.file.write_bytes(b"other")
+    assert "altered" in line(code=5)
+    assert synthesized.requests == []
+
+
+def test_a_model_that_changes_nothing_is_unfit(
+    model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["synthesize", "-n", "2"]) == 5  # of which one was there, and the other is given up
+    assert "train the model one longer" in capsys.readouterr().err
+
+
+def test_a_dry_run_of_synthesize_writes_nothing(
+    model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path().rglob("*"))
+    assert main(["synthesize", "-n", "100", "--dry-run", "--json", "--device", "cpu"]) == 0
+    (plan,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert plan["model"] == "one"
+    assert (plan["num"], plan["normals"], plan["device"]) == (100, 4, "cpu")
+    assert synthesized.datasets == []
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_skipped_normals_are_told_by_the_code(
+    model: Entry, synthesized: SimpleNamespace, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photographs / "good" / "x.png").write_bytes(b"no picture")
+    assert main(["synthesize", "-n", "5"]) == 3
+    assert capsys.readouterr().err.count("x.png") == 1

@@ -1,0 +1,12 @@
+#!/bin/sh
+# Installs defectgen with its development tools into .venv, then runs every check: lint, format, types, tests.
+set -eu
+cd "$(dirname "$0")/.."
+[ -x .venv/bin/pip ] || "${PYTHON:-python3}" -m venv .venv
+.venv/bin/pip install --quiet --editable '.[dev]'
+PATH="$PWD/.venv/bin:$PATH"
+
+ruff check
+ruff format --check
+mypy
+pytest --numprocesses 2 "$@"

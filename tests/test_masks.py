@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from skimage.metrics import structural_similarity
+
+from defectgen import masks
+from defectgen.masks import changed, clean, difference, feather
+from defectgen.windows import FloatArray
+
+
+def texture(channels: int = 1) -> FloatArray:
+    noise = np.random.default_rng(0).normal(0, 0.05, (channels, 64, 64))
+    return (noise + 0.2).astype(np.float32)
+
+
+def test_difference_is_zero_for_equal_windows_and_high_where_they_differ() -> None:
+    before = texture()
+    np.testing.assert_allclose(difference(before, before), 0, atol=1e-6)
+    after = before.copy()
+    after[:, 20:30, 20:30] -= 0.8
+    soft = difference(before, after)
+    assert soft[20:30, 20:30].min() > 0.3
+    assert soft[40:, 40:].max() < 1e-5
+
+
+def test_difference_agrees_with_the_mean_of_the_ssim_map() -> None:
+    before, after = texture(), texture()[:, ::-1].copy()
+    _, full = structural_similarity(
+        before[0], after[0], data_range=2.0, gaussian_weights=True, sigma=1.0, use_sample_covariance=False, full=True
+    )
+    np.testing.assert_allclose(difference(before, after), np.clip(1 - full, 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_changed_finds_what_was_painted(channels: int) -> None:
+    before = texture(channels)
+    painted = np.zeros((64, 64), np.bool_)
+    painted[20:32, 25:31] = True
+    painted[40:43, 5:50] = True  # a crack of three pixels
+    after = before - 0.5 * painted
+    found = changed(before, after.astype(np.float32))
+    overlap = (found & painted).sum() / (found | painted).sum()
+    assert overlap > 0.85
+
+
+def test_nothing_visible_gives_an_empty_mask() -> None:
+    before = texture()
+    faint = before + np.random.default_rng(1).normal(0, 0.004, before.shape).astype(np.float32)
+    assert not changed(before, faint).any()
+    assert not changed(before, before).any()
+
+
+def test_clean_removes_specks_fills_pinholes_and_keeps_the_rest() -> None:
+    mask = np.zeros((40, 40), np.bool_)
+    mask[10:20, 10:20] = True
+    wanted = mask.copy()
+    mask[14, 14] = False
+    mask[30, 30] = True
+    np.testing.assert_array_equal(clean(mask), wanted)
+
+
+def test_clean_keeps_a_large_hole() -> None:
+    mask = np.zeros((40, 40), np.bool_)
+    mask[5:30, 5:30] = True
+    mask[12:20, 12:20] = False
+    np.testing.assert_array_equal(clean(mask), mask)
+
+
+def test_clean_of_nothing_and_of_everything() -> None:
+    assert not clean(np.zeros((8, 8), np.bool_)).any()
+    assert clean(np.ones((8, 8), np.bool_)).all()
+
+
+def test_feather_is_full_on_the_mask_and_falls_to_exactly_zero() -> None:
+    mask = np.zeros((1, 20), np.bool_)
+    mask[0, 0:5] = True
+    np.testing.assert_allclose(feather(mask, 4)[0, 3:12], [1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0])
+
+
+def test_feather_of_an_empty_mask_is_nothing() -> None:
+    assert masks.feather(np.zeros((8, 8), np.bool_), 4).max() == 0

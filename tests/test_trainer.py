@@ -1,0 +1,251 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from defectgen import checkpoint
+from defectgen.errors import ExitCode, OutOfMemoryError, UsageError, WeightsError
+from defectgen.folders import Catalog, Source, read_catalog
+from defectgen.images import encode_png
+from defectgen.methods import MethodName
+from defectgen.methods.dt_gan import DTGAN, DTGANConfig
+from defectgen.trainer import Average, Progress, TrainRequest, estimate, load_method, train
+
+CONFIG = DTGANConfig(
+    image_size=32, width=8, max_width=8, c_channels=2, latent_dim=4, style_dim=4, batch_size=2, steps=12
+)
+SETTINGS = ["image_size=32", "width=8", "max_width=16", "c_channels=2", "style_dim=4", "batch_size=2"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """Gray noise; the defects carry a bright square."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for name in ("normals", "defects/spot", "masks/spot"):
+        (folder / name).mkdir(parents=True)
+    for i in range(3):
+        pixels = rng.integers(80, 120, (48, 64), np.uint8)
+        (folder / f"normals/{i}.png").write_bytes(encode_png(pixels))
+        mask = np.zeros_like(pixels)
+        mask[10:20, 10 + i : 20 + i] = 255
+        pixels[mask > 0] = 230
+        (folder / f"defects/spot/{i}.png").write_bytes(encode_png(pixels))
+        (folder / f"masks/spot/{i}.png").write_bytes(encode_png(mask))
+    return Source(product="part", normals=folder / "normals", defects=folder / "defects")
+
+
+@pytest.fixture(scope="module")
+def catalog(source: Source) -> Catalog:
+    return read_catalog([source])
+
+
+@pytest.fixture
+def request_for(source: Source, catalog: Catalog, tmp_path: Path) -> Callable[..., TrainRequest]:
+    def make(name: str = "run", **changes: object) -> TrainRequest:
+        base = TrainRequest(MethodName.DT_GAN, name, tmp_path / name, catalog, (source,), CONFIG, device="cpu")
+        return replace(base, **changes)  # type: ignore[arg-type]
+
+    return make
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def stop_after(step: int) -> Callable[[Progress], None]:
+    def on_step(progress: Progress) -> None:
+        if progress.step == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    return on_step
+
+
+class TestTrain:
+    def test_leaves_what_the_run_folder_promises(self, request_for: Callable[..., TrainRequest]) -> None:
+        request = request_for()
+        seen: list[Progress] = []
+        trained = train(request, seen.append)
+        assert trained.steps == 12
+        assert trained.stopped is None
+        assert [progress.step for progress in seen] == list(range(1, 13))
+        assert json.loads((request.run / "config.json").read_text())["config"]["steps"] == 12
+        assert [row["step"] for row in metrics(request.run)] == [10]
+        assert list((request.run / "previews").glob("*.jpg"))
+        assert {path.name for path in request.run.iterdir()} == {
+            "checkpoint.safetensors", "config.json", "metrics.jsonl", "model.safetensors", "previews",
+        }  # fmt: skip
+
+    def test_the_model_file_says_what_it_needs_to_be_used(self, request_for: Callable[..., TrainRequest]) -> None:
+        trained = train(request_for())
+        method, saved = load_method(trained.model, torch.device("cpu"))
+        assert method.task.domains == ("normal", "spot")
+        assert method.task == trained.task
+        assert method.config == CONFIG
+        assert saved["steps"] == 12
+
+    def test_same_seed_same_bytes_whatever_the_workers(self, request_for: Callable[..., TrainRequest]) -> None:
+        one = train(request_for("one", workers=1, seed=4))
+        two = train(request_for("two", workers=3, seed=4))
+        other = train(request_for("other", seed=5))
+        assert one.model.read_bytes() == two.model.read_bytes()
+        assert one.model.read_bytes() != other.model.read_bytes()
+
+    def test_stopped_and_resumed_is_as_if_never_stopped(self, request_for: Callable[..., TrainRequest]) -> None:
+        config = CONFIG.model_copy(update={"steps": 24})
+        whole = request_for("whole", config=config)
+        train(whole)
+        broken = request_for("broken", config=config)
+        stopped = train(broken, stop_after(7))
+        assert (stopped.steps, stopped.stopped) == (7, ExitCode.SIGTERM)
+        train(replace(broken, resume=True), stop_after(15))
+        finished = train(replace(broken, resume=True))
+        assert finished.steps == 24
+        assert metrics(broken.run) == metrics(whole.run)
+        assert len(metrics(whole.run)) == 2
+        for name in ("model", "checkpoint"):
+            ours, _ = checkpoint.load(broken.run / f"{name}.safetensors")
+            theirs, _ = checkpoint.load(whole.run / f"{name}.safetensors")
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+    def test_metrics_after_the_checkpoint_are_taken_again(self, request_for: Callable[..., TrainRequest]) -> None:
+        request = request_for(config=CONFIG.model_copy(update={"steps": 20}))
+        train(request, stop_after(8))
+        with (request.run / "metrics.jsonl").open("a") as file:  # as a kill after the checkpoint leaves it
+            file.write('{"step": 10, "adv": 99}\n{"step": 2')
+        train(replace(request, resume=True))
+        assert [row["step"] for row in metrics(request.run)] == [10, 20]
+        assert metrics(request.run)[0]["adv"] != 99
+
+    def test_a_run_is_not_overwritten_unasked(self, request_for: Callable[..., TrainRequest]) -> None:
+        train(request_for())
+        with pytest.raises(UsageError, match="--resume.*--overwrite.*--name"):
+            train(request_for())
+        train(request_for(overwrite=True))
+        assert [row["step"] for row in metrics(request_for().run)] == [10]
+
+    def test_nothing_to_resume(self, request_for: Callable[..., TrainRequest]) -> None:
+        with pytest.raises(WeightsError, match="no checkpoint"):
+            train(request_for(resume=True))
+
+    def test_resuming_with_another_configuration_names_the_difference(
+        self, request_for: Callable[..., TrainRequest]
+    ) -> None:
+        train(request_for())
+        with pytest.raises(UsageError, match=r"lr was 0\.0001 and is 0\.5"):
+            train(request_for(resume=True, config=CONFIG.model_copy(update={"lr": 0.5})))
+        with pytest.raises(UsageError, match="seed was 0 and is 3"):
+            train(request_for(resume=True, seed=3))
+
+    def test_a_time_limit_ends_it(self, request_for: Callable[..., TrainRequest]) -> None:
+        trained = train(request_for(seconds=0.5, config=CONFIG.model_copy(update={"steps": 100_000})))
+        assert 1 <= trained.steps < 1000
+
+    def test_out_of_memory_names_the_next_batch_size(
+        self, request_for: Callable[..., TrainRequest], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def exhausted(*_: object) -> None:
+            raise torch.OutOfMemoryError
+
+        monkeypatch.setattr(DTGAN, "training_step", exhausted)
+        with pytest.raises(OutOfMemoryError, match="--batch-size 2; try --batch-size 1"):
+            train(request_for())
+
+    def test_a_loss_that_is_not_a_number_stops_training(
+        self, request_for: Callable[..., TrainRequest], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(DTGAN, "training_step", lambda *_: {"adv": torch.tensor(float("nan"))})
+        with pytest.raises(UsageError, match="step 10: the loss adv is nan"):
+            train(request_for())
+
+
+def test_estimate_measures_and_writes_nothing(request_for: Callable[..., TrainRequest]) -> None:
+    request = request_for()
+    plan = estimate(request)
+    assert plan["domains"] == ("normal", "spot")
+    assert plan["photographs"] == 6
+    assert plan["estimated_disk_bytes"] > 0
+    assert json.dumps(plan)
+    assert not request.run.exists()
+
+
+class TestAverage:
+    def test_is_the_moving_average_of_the_weights(self) -> None:
+        network = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(network.weight, 1.0)
+        average = Average({"n": network}, decay=0.5)
+        torch.nn.init.constant_(network.weight, 3.0)
+        average.update(step=100)
+        assert average.state()["n.weight"].item() == pytest.approx(2.0)
+        average.update(step=1)  # young: a decay of 2/11
+        assert average.state()["n.weight"].item() == pytest.approx(2 * 2 / 11 + 3 * 9 / 11)
+
+    def test_is_lent_and_taken_back(self) -> None:
+        network = torch.nn.Linear(1, 1)
+        average = Average({"n": network}, decay=0.5)
+        torch.nn.init.constant_(network.weight, 3.0)
+        with average.in_place():
+            assert network.weight.item() != 3.0
+        assert network.weight.item() == 3.0
+
+
+class TestCommandLine:
+    def start(self, source: Source, run: Path, *more: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "defectgen", "train", "--method", "dt-gan", "--preset", "tiny"]
+        command += [str(source.normals), str(source.defects), "--device", "cpu", "--name", "r", "--out", str(run)]
+        command += ["--weights", str(run / "weights.toml")]
+        for setting in SETTINGS:
+            command += ["--set", setting]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([*command, *more], text=True, stdout=-1, stderr=-1, env=environment)
+
+    def test_killed_at_any_moment_it_resumes_to_the_same_model(self, source: Source, tmp_path: Path) -> None:
+        whole = self.start(source, tmp_path / "whole", "--steps", "40")
+        assert whole.wait(120) == 0, whole.communicate()[1]
+        for wait in (0.0, 0.15, 0.4):
+            process = self.start(source, tmp_path / "killed", "--steps", "40", *self.again(tmp_path / "killed/r"))
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "killed/r/checkpoint.safetensors").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(wait)
+            process.kill()
+            process.wait()
+            checkpoint.load(tmp_path / "killed/r/checkpoint.safetensors")  # whole, at whatever moment
+        last = self.start(source, tmp_path / "killed", "--steps", "40", "--resume")
+        assert last.wait(120) == 0, last.communicate()[1]
+        model = "r/model.safetensors"
+        assert (tmp_path / "killed" / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
+        assert metrics(tmp_path / "killed/r") == metrics(tmp_path / "whole/r")
+
+    @staticmethod
+    def again(run: Path) -> list[str]:
+        return ["--resume"] if (run / "checkpoint.safetensors").exists() else []
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_a_signal_saves_and_says_how_to_go_on(
+        self, source: Source, tmp_path: Path, number: signal.Signals, code: int
+    ) -> None:
+        process = self.start(source, tmp_path, "--steps", "100000")
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "r/checkpoint.safetensors").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert "--resume" in err
+        assert "Traceback" not in err
+        _, saved = checkpoint.load(tmp_path / "r/checkpoint.safetensors")
+        assert saved["step"] > 0
+
+
