@@ -205,7 +205,7 @@ class StyleDefectEncoder(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, channels, H, W], y [B] -> c_y [B, C, 16, 16], s_y [B, style_dim]."""
-        h = self.trunk(x)
+        h = self.trunk(_standardized(x))
         c = self.defect(F.leaky_relu(h, 0.2))
         v = self.style(h)
         s = torch.stack([head(v) for head in self.style_heads], dim=1)
@@ -268,9 +268,21 @@ class Generator(nn.Module):
         b = b.repeat(len(c) // len(b), 1, 1, 1)
         return self.to_image(F.leaky_relu(torch.cat([b, c], dim=1), 0.2))
 
-    def forward(self, x: Tensor, c: Tensor, s: Tensor) -> Tensor:
-        """G(x, c, s): x with its foreground replaced."""
-        return self.decode(self.encode(x)[0], c, s)
+    def translate(
+        self, x: Tensor, bg: Tensor, own: tuple[Tensor, Tensor], targets: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, ...]:
+        """x to each target (c, s), with what the bottleneck loses of x handed past it.
+
+        The paper's G redraws the whole image from its bottleneck. Here what it fails to redraw of x with x's own
+        (c_y, s_y) is added to every translation: x_t = G(x, c, s) + (x - G(x, c_y, s_y)). The photograph's grain is
+        then in the fakes as in the reals, and D and G are left with the defect; it is also just what is painted
+        onto the photograph in the end. The gradient passes through both G: what they share, the background,
+        is left to the cycle (equation 5); without it D would push there for ever against what cancels.
+        """
+        codes = [own, *targets]
+        decoded = self.decode(bg, torch.cat([c for c, _ in codes]), torch.cat([s for _, s in codes]))
+        redrawn, *translated = decoded.chunk(len(codes))
+        return tuple(image + (x - redrawn) for image in translated)
 
 
 class Discriminator(nn.Module):
@@ -288,7 +300,7 @@ class Discriminator(nn.Module):
             ResBlock(width, width, normalize=False, down=True),
             ResBlock(width, width, normalize=False, down=True),
             nn.LeakyReLU(0.2),
-            nn.AdaptiveAvgPool2d(1),
+            nn.AdaptiveMaxPool2d(1),  # a defect is somewhere, and small: an average would drown it
             nn.Flatten(),
             nn.Linear(width, domains),
         )
@@ -296,7 +308,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, channels, H, W], y [B] -> logits D_y(x) [B], D_FG(·|x) [B, domains], D_BG(·|x) [B, products]."""
-        h = self.trunk(x)
+        h = self.trunk(_standardized(x))
         v = self.vector(h)
         return self.branches(v).gather(1, y[:, None])[:, 0], self.fg(h), self.bg(v)
 
@@ -324,6 +336,16 @@ def _to_vector(width: int) -> nn.Sequential:
         nn.LeakyReLU(0.2),
         nn.Flatten(),
     )
+
+
+def _standardized(x: Tensor) -> Tensor:
+    """Each image with mean 0 and spread near 1, [B, channels, H, W].
+
+    D and E have no normalisation, and a defect of tens of pixels is a faint thing beside how bright a photograph
+    is: without this, D takes some ten times as many steps to see the first defect.
+    """
+    mean, std = x.mean(dim=(1, 2, 3), keepdim=True), x.std(dim=(1, 2, 3), keepdim=True)
+    return (x - mean) / (std + 0.05)
 
 
 def _mlp(sizes: list[int]) -> nn.Sequential:
@@ -370,8 +392,10 @@ def ds_loss(x11: Tensor, x12: Tensor, x21: Tensor, x22: Tensor, y_t: Tensor) -> 
 
     The first two terms are the pairs that share nothing; the sum over m, n, o, written out, is the four pairs
     that share the defect or the style. Rows whose target is the anchor count nothing: a normal has no defect to
-    vary, and the term would be met by repainting its background. Images [B, channels, H, W]; y_t [B].
+    vary, and the term would be met by repainting its background. Nothing is gained beyond black and white, where
+    the term would otherwise drive the images without end. Images [B, channels, H, W]; y_t [B].
     """
+    x11, x12, x21, x22 = (image.clamp(-1, 1) for image in (x11, x12, x21, x22))
     pairs = [(x12, x21), (x11, x22), (x12, x11), (x12, x22), (x21, x11), (x21, x22)]
     distance = torch.stack([(a - b).abs().mean(dim=(1, 2, 3)) for a, b in pairs]).sum(dim=0)
     return (distance * (y_t != ANCHOR)).mean()
@@ -469,7 +493,8 @@ class DTGAN:
     ) -> dict[str, Tensor]:
         config = self.config
         with torch.no_grad(), self._mixed_precision():
-            x_t = self.G(batch.x, *self._target(batch, None if latents is None else latents[0]))
+            c, s = self._target(batch, None if latents is None else latents[0])
+            (x_t,) = self.G.translate(batch.x, self.G.encode(batch.x)[0], self.E(batch.x, batch.y), [(c, s)])
         real, fake = self._augmented(batch.x_ref, rng), self._augmented(x_t.float(), rng)
         with self._mixed_precision():
             adv, fg, bg = self.D(torch.cat([real, fake]), batch.y_ref.repeat(2))
@@ -496,18 +521,17 @@ class DTGAN:
         self.D.requires_grad_(False)
         with self._mixed_precision():
             bg, fg = self.G.encode(x)
+            c_y, s_y = self.E(x, y)
             if latents is None:
                 c, s = self._target(batch, None)
-                x_t = self.G.decode(bg, c, s)
+                (x_t,) = self.G.translate(x, bg, (c_y, s_y), [(c, s)])
                 ds = None
-            else:  # all four mixtures of two codes on one background; the first is the translation
+            else:
                 (c, s), (c2, s2) = (self._target(batch, latent) for latent in latents)
-                mixtures = self.G.decode(bg, torch.cat([c, c, c2, c2]), torch.cat([s, s2, s, s2])).chunk(4)
-                x_t = mixtures[0]
-                ds = ds_loss(*mixtures, y_t)
+                mixtures = self.G.translate(x, bg, (c_y, s_y), [(c, s), (c, s2), (c2, s), (c2, s2)])
+                x_t, ds = mixtures[0], ds_loss(*mixtures, y_t)
             adv, d_fg, d_bg = self.D(self._augmented(x_t, rng), y_t)
             c_t, s_t = self.E(x_t, y_t)
-            c_y, s_y = self.E(x, y)
             bg_t, fg_t = self.G.encode(x_t)
             x_rec = self.G.decode(bg_t, c_y, s_y)
         parts = {
@@ -540,11 +564,12 @@ class DTGAN:
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
+        x = request.x
         latent = torch.stack([torch.randn(self.M.latent_size, generator=rng) for rng in request.rngs])
-        c, s = self.M(latent.to(self.device), request.y)
-        bg, _ = self.G.encode(request.x)
-        x_t, x_0 = self.G.decode(bg, torch.cat([c, torch.zeros_like(c)]), torch.cat([s, s])).chunk(2)
-        return Generated((request.x + x_t - x_0).clamp(-1, 1))
+        target = self.M(latent.to(self.device), request.y)
+        own = self.E(x, torch.full_like(request.y, ANCHOR))
+        (x_t,) = self.G.translate(x, self.G.encode(x)[0], own, [target])
+        return Generated(x_t.clamp(-1, 1))
 
 
 def _he_init(module: nn.Module) -> None:

@@ -1,0 +1,238 @@
+"""Folders of photographs, in the layouts that people have, as records: which product, which category, which mask."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from defectgen.errors import BadInputError, UsageError
+from defectgen.images import ImageError, is_photograph, read_mask, read_photograph
+
+NORMAL: Final = "normal"
+OnBad = Literal["skip", "fail"]
+OnFile = Callable[[int, int], None]
+
+_LAYOUTS = "expected photographs, or a folder of them for each category (README.md, train)"
+_MASK_FOLDERS = ("masks", "ground_truth")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sample(_Record):
+    """A photograph that was read once and found good. Sizes in pixels, `channels` 1 or 3, `depth` 8 or 16 bits."""
+
+    path: Path
+    mask: Path | None
+    category: str
+    product: str
+    height: int
+    width: int
+    channels: int
+    depth: int
+
+
+class Skipped(_Record):
+    """A file that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+
+class Source(_Record):
+    """The folders of one product, as they were given."""
+
+    product: str
+    normals: Path
+    defects: Path | None
+    masks: Path | None = None
+
+
+class Catalog(_Record):
+    """All photographs of a run."""
+
+    samples: tuple[Sample, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        return tuple(sorted({sample.product for sample in self.samples}))
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Of the defects, sorted."""
+        return tuple(sorted({sample.category for sample in self.samples} - {NORMAL}))
+
+
+class _Found(_Record):
+    """A file not yet read."""
+
+    path: Path
+    mask: Path | None
+    category: str
+    product: str
+
+
+def parse_product(text: str) -> Source:
+    """The source of `NAME=NORMALS:DEFECTS`; a colon within a path is told from the one between by what exists."""
+    name, equals, folders = text.partition("=")
+    pairs = [
+        (Path(folders[:i]), Path(folders[i + 1 :])) for i, letter in enumerate(folders) if letter == ":" and folders[:i]
+    ]
+    there = [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
+    if not equals or not name.strip() or not pairs:
+        raise UsageError(f"--product {text}: give NAME=NORMALS:DEFECTS")
+    if not there:
+        raise BadInputError(f"--product {text}: no two folders there, NORMALS and DEFECTS with a colon between them")
+    return Source(product=name.strip(), normals=there[0][0], defects=there[0][1])
+
+
+def read_catalog(
+    sources: Sequence[Source], *, category: str | None = None, on_bad: OnBad = "skip", progress: OnFile | None = None
+) -> Catalog:
+    """Find and read every photograph of `sources` once.
+
+    `category` names the photographs of a flat folder, or chooses one of several category folders.
+
+    Raises:
+        BadInputError: a folder that is missing or in no known layout; a mask of another size than its photograph;
+            nothing left to train on; any bad file, if `on_bad` is "fail".
+    """
+    found: list[_Found] = []
+    for source in sources:
+        normals, defects = _mvtec(source)
+        found += [_Found(path=path, mask=None, category=NORMAL, product=source.product) for path in _pictures(normals)]
+        if defects is None:
+            raise BadInputError(f"{source.normals}: defects are missing: name their folder after that of the normals")
+        found += _find_defects(source, defects, category)
+    catalog = _read(found, on_bad, progress)
+    for product in {source.product for source in sources}:
+        for what in ("normals", "defects"):
+            if not any(s.product == product and (s.category == NORMAL) == (what == "normals") for s in catalog.samples):
+                raise BadInputError(f"{product}: no usable {what} are left: {_reasons(catalog.skipped)}")
+    return catalog
+
+
+def read_normals(folder: Path, *, product: str = "product", on_bad: OnBad = "skip") -> Catalog:
+    """The normals alone, from a folder of photographs or that of an MVTec AD category; errors as `read_catalog`."""
+    normals, _ = _mvtec(Source(product=product, normals=folder, defects=None))
+    found = [_Found(path=path, mask=None, category=NORMAL, product=product) for path in _pictures(normals)]
+    catalog = _read(found, on_bad, None)
+    if not catalog.samples:
+        raise BadInputError(f"{folder}: no usable normals: {_reasons(catalog.skipped)}")
+    return catalog
+
+
+def _mvtec(source: Source) -> tuple[Path, Path | None]:
+    """The folders of normals and defects; MVTec AD's `train/good` and `test` where its root, or `train`, is given."""
+    if not source.normals.is_dir():
+        raise BadInputError(f"{source.normals}: no such folder")
+    for root in (source.normals, source.normals.parent):
+        good = root / "train" / "good"
+        if good.is_dir() and source.normals in (root, root / "train"):
+            return good, source.defects or (root / "test")
+    return source.normals, source.defects
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The photographs right inside a folder, by name; none is an error that tells what is there."""
+    pictures = _listed(folder, lambda path: path.is_file() and is_photograph(path))
+    if not pictures:
+        there = ", ".join(path.name for path in islice(sorted(folder.iterdir()), 5)) or "nothing"
+        raise BadInputError(f"{folder}: no photographs; found {there}; {_LAYOUTS}")
+    return pictures
+
+
+def _listed(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and wanted(path))
+
+
+def _find_defects(source: Source, defects: Path, category: str | None) -> list[_Found]:
+    if not defects.is_dir():
+        raise BadInputError(f"{defects}: no such folder")
+    # A link that leads nowhere is a file to be named as bad, so anything but a folder counts.
+    flat = _listed(defects, lambda path: not path.is_dir() and is_photograph(path))
+    if flat:
+        folders = {category or defects.resolve().name: defects}
+    else:
+        folders = {folder.name: folder for folder in _listed(defects, Path.is_dir)}
+        if (defects.parent / "train" / "good").is_dir():
+            folders.pop("good", None)
+        if not folders:
+            _pictures(defects)
+        if category is not None:
+            if category not in folders:
+                raise UsageError(f"--category {category}: {defects} has {', '.join(folders)}")
+            folders = {category: folders[category]}
+    if NORMAL in folders:
+        raise BadInputError(f"{folders[NORMAL]}: '{NORMAL}' is what photographs without a defect are called; rename it")
+    found = []
+    for name, folder in folders.items():
+        masks = _mask_index(source, defects, folder)
+        for path in _pictures(folder):
+            found.append(_Found(path=path, mask=masks.get(path.stem), category=name, product=source.product))
+    return found
+
+
+def _mask_index(source: Source, defects: Path, folder: Path) -> dict[str, Path]:
+    """The masks of a category's folder, by the stem of their photograph."""
+    if source.masks is not None and not source.masks.is_dir():
+        raise BadInputError(f"--masks {source.masks}: no such folder")
+    beside = [defects.parent / name for name in _MASK_FOLDERS]
+    if folder == defects:  # a flat folder may itself be one of several categories
+        beside += [defects.parent.parent / name for name in _MASK_FOLDERS]
+    index: dict[str, Path] = {}
+    for root in [source.masks] if source.masks else beside:
+        for place in (root / folder.name, root):
+            if not place.is_dir():
+                continue
+            for path in _listed(place, lambda path: not path.is_dir() and is_photograph(path)):
+                index.setdefault(path.stem.removesuffix("_mask"), path)
+            if index:
+                return index
+    return index
+
+
+def _read(found: Sequence[_Found], on_bad: OnBad, progress: OnFile | None) -> Catalog:
+    """Decode every file; the good ones as samples, the bad ones with their reasons, both in order."""
+    samples, skipped = [], []
+    with ThreadPoolExecutor(thread_name_prefix="reading") as pool:
+        for done, result in enumerate(pool.map(_read_one, found), start=1):
+            (samples if isinstance(result, Sample) else skipped).append(result)  # type: ignore[arg-type]
+            if progress is not None:
+                progress(done, len(found))
+    catalog = Catalog(samples=tuple(samples), skipped=tuple(skipped))
+    if skipped and on_bad == "fail":
+        raise BadInputError(f"{len(skipped)} of {len(found)} files cannot be used: {_reasons(catalog.skipped)}")
+    return catalog
+
+
+def _read_one(found: _Found) -> Sample | Skipped:
+    try:
+        photograph = read_photograph(found.path)
+        if found.mask is not None:
+            mask = read_mask(found.mask)
+            if mask.shape != (photograph.height, photograph.width):
+                raise BadInputError(
+                    f"{found.mask}: the mask is {mask.shape[1]}x{mask.shape[0]}, but {found.path} is "
+                    f"{photograph.width}x{photograph.height}; they must be equal"
+                )
+            if not mask.any():
+                return Skipped(path=found.path, reason=f"its mask {found.mask} marks no defect")
+    except ImageError as error:
+        which = f"its mask {error.path}: " if error.path == found.mask else ""
+        return Skipped(path=found.path, reason=f"{which}{error.reason}")
+    return Sample(
+        path=found.path, mask=found.mask, category=found.category, product=found.product,
+        height=photograph.height, width=photograph.width, channels=photograph.channels, depth=photograph.depth,
+    )  # fmt: skip
+
+
+def _reasons(skipped: Iterable[Skipped]) -> str:
+    several = [f"{each.path}: {each.reason}" for each in skipped]
+    more = f"; and {len(several) - 3} more" if len(several) > 3 else ""
+    return "; ".join(several[:3]) + more or "there were none"

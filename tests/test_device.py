@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+import torch
+
+from defectgen.device import numpy_rng, resolve, torch_rng
+from defectgen.errors import NoDeviceError, UsageError
+
+
+def test_cpu_is_always_there() -> None:
+    assert resolve("cpu") == torch.device("cpu")
+
+
+def test_auto_takes_cuda_when_there_is_one() -> None:
+    assert resolve("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "mps", ""])
+def test_other_names_are_refused_with_those_allowed(name: str) -> None:
+    with pytest.raises(UsageError, match="auto, cpu, cuda or cuda:N"):
+        resolve(name)
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(NoDeviceError, match=r"cuda:99.*--device auto or cpu"):
+        resolve("cuda:99")
+
+
+def test_keys_decide_the_numbers() -> None:
+    first = numpy_rng(1, 2, 3).random(4)
+    np.testing.assert_array_equal(first, numpy_rng(1, 2, 3).random(4))
+    assert not np.allclose(first, numpy_rng(1, 3, 2).random(4))
+    ours = torch.rand(4, generator=torch_rng(1, 2, 3))
+    torch.testing.assert_close(ours, torch.rand(4, generator=torch_rng(1, 2, 3)), atol=0, rtol=0)
+    assert not torch.allclose(ours, torch.rand(4, generator=torch_rng(1, 2, 4)))

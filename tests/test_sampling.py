@@ -1,0 +1,204 @@
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from defectgen import checkpoint, files, sampling
+from defectgen.dataset import Synthesized
+from defectgen.errors import OutOfMemoryError, UsageError
+from defectgen.folders import read_normals
+from defectgen.images import encode_png, read_photograph
+from defectgen.methods.base import Generated, GenerateBatch, Task, flatten
+from defectgen.methods.dt_gan import DTGAN, DTGANConfig
+from defectgen.registry import Entry
+from defectgen.sampling import Synthesis, SynthesisRequest, synthesize
+
+CONFIG = DTGANConfig(image_size=32, width=8, max_width=8, c_channels=2, latent_dim=4, style_dim=4)
+TASK = Task(
+    domains=("normal", "dent", "spot"), products=("part",), channels=1, scales={"part": {"dent": 1.0, "spot": 0.5}}
+)
+
+
+@pytest.fixture(scope="module")
+def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
+    """A model of random weights and a folder of photographs: gray 8 and 16 bit, colour, one smaller than a window."""
+    folder = tmp_path_factory.mktemp("sampling")
+    (folder / "normals").mkdir()
+    rng = np.random.default_rng(0)
+    for i, (shape, dtype) in enumerate([((90, 70), "u1"), ((64, 100), "u2"), ((80, 80, 3), "u1"), ((24, 60), "u1")]):
+        low, high = (90, 110) if dtype == "u1" else (20_000, 24_000)
+        (folder / f"normals/{i}.png").write_bytes(encode_png(rng.integers(low, high, shape, dtype)))
+    torch.manual_seed(0)
+    method = DTGAN(CONFIG, TASK, torch.device("cpu"))
+    tensors = {k: v for name, network in method.averaged().items() for k, v in flatten(name, network).items()}
+    path = folder / "model.safetensors"
+    checkpoint.save(
+        path, tensors, {"method": "dt-gan", "config": CONFIG.model_dump(), "task": TASK.model_dump(mode="json")}
+    )
+    return Entry(
+        name="m", method="dt-gan", categories=("dent", "spot"), products=("part",), image_size=32, channels=1,
+        file=path, sha256=files.sha256(path), created=datetime.now(timezone.utc),
+        trained_on={"part": folder / "normals"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def request_for(entry: Entry) -> Callable[..., SynthesisRequest]:
+    def make(num: int = 6, **changes: Any) -> SynthesisRequest:
+        normals = read_normals(entry.trained_on["part"], product="part")
+        return replace(SynthesisRequest(entry, ("dent", "spot"), num, normals, device="cpu"), **changes)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _painter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of a network: a dark disc at a place that the sample's generator draws."""
+
+    def generate(_self: DTGAN, request: GenerateBatch) -> Generated:
+        x = request.x.clone()
+        for row, rng in enumerate(request.rngs):
+            cx, cy = torch.randint(10, 22, (2,), generator=rng).tolist()
+            disc = cv2.circle(np.zeros((32, 32), np.uint8), (cx, cy), 5, 1, -1)
+            x[row, :, torch.from_numpy(disc).bool()] = -1.0
+        return Generated(x)
+
+    monkeypatch.setattr(DTGAN, "generate", generate)
+
+
+def same(first: Synthesized, second: Synthesized) -> bool:
+    return (
+        first.index == second.index
+        and first.record == second.record
+        and np.array_equal(first.image, second.image)
+        and np.array_equal(first.mask, second.mask)
+    )
+
+
+def test_samples_come_in_order_with_categories_in_turn(request_for: Callable[..., SynthesisRequest]) -> None:
+    samples = list(synthesize(request_for(7, batch_size=3)))
+    assert [sample.index for sample in samples] == list(range(7))
+    assert [sample.category for sample in samples] == ["dent", "spot"] * 3 + ["dent"]
+
+
+def test_the_photograph_keeps_its_size_depth_and_every_pixel_away_from_the_defect(
+    request_for: Callable[..., SynthesisRequest],
+) -> None:
+    depths = set()
+    for sample in synthesize(request_for(16)):
+        source = read_photograph(Path(sample.record["source"])).pixels
+        assert sample.image.shape == source.shape
+        assert sample.image.dtype == source.dtype
+        assert sample.mask.shape == source.shape[:2]
+        assert sample.mask.any()
+        reach = 2 * 4 + 3  # the feather at scale 0.5, and a pixel around the mask
+        near = cv2.dilate(sample.mask.astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
+        np.testing.assert_array_equal(sample.image[~near], source[~near])
+        changed = sample.image != source
+        assert (changed.any(axis=2) if changed.ndim == 3 else changed)[sample.mask].mean() > 0.95
+        depths.add(source.dtype)
+    assert len(depths) == 2
+
+
+def test_the_scale_of_a_category_is_that_of_the_training(request_for: Callable[..., SynthesisRequest]) -> None:
+    samples = list(synthesize(request_for(8)))
+    assert {(s.category, s.record["window"]["side"]) for s in samples} == {("dent", 32), ("spot", 64)}
+    area = {c: np.mean([s.mask.sum() for s in samples if s.category == c]) for c in ("dent", "spot")}
+    assert area["spot"] > 2.5 * area["dent"]
+
+
+@pytest.mark.parametrize("changes", [{"num": 9}, {"workers": 4}, {"batch_size": 2}, {"skip": frozenset({0, 1, 2, 4})}])
+def test_sample_k_is_the_same_in_any_run(
+    request_for: Callable[..., SynthesisRequest], changes: dict[str, Any]
+) -> None:
+    one = {sample.index: sample for sample in synthesize(request_for(6))}
+    other = {sample.index: sample for sample in synthesize(request_for(**{"num": 6, **changes}))}
+    assert set(other) == set(range(changes.get("num", 6))) - changes.get("skip", frozenset())
+    assert all(same(one[index], sample) for index, sample in other.items() if index in one)
+
+
+def test_another_seed_makes_other_samples(request_for: Callable[..., SynthesisRequest]) -> None:
+    (one,), (other,) = (list(synthesize(request_for(1, seed=seed))) for seed in (1, 2))
+    assert not same(one, other)
+
+
+def test_a_manifest_row_replays_its_sample(request_for: Callable[..., SynthesisRequest]) -> None:
+    *_, sample = synthesize(request_for(5))
+    index, seed = sample.record["parameters"]["index"], sample.record["seed"]
+    again = list(synthesize(request_for(index + 1, seed=seed, skip=frozenset(range(index)))))
+    assert len(again) == 1
+    assert same(again[0], sample)
+
+
+def test_what_shows_nothing_is_drawn_again_and_never_written(
+    request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    paint = DTGAN.generate
+
+    def every_other(self: DTGAN, request: GenerateBatch) -> Generated:
+        seen.append(request.x)
+        return paint(self, request) if len(seen) % 2 == 0 else Generated(request.x)
+
+    monkeypatch.setattr(DTGAN, "generate", every_other)
+    samples = synthesize(request_for(4, batch_size=4))
+    assert [sample.index for sample in samples] == [0, 1, 2, 3]
+    assert samples.redrawn == 4
+    assert samples.failed == []
+
+
+def test_what_never_shows_is_given_up_and_counted(
+    request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DTGAN, "generate", lambda _, request: Generated(request.x))
+    samples = synthesize(request_for(3))
+    assert list(samples) == []
+    assert samples.failed == [0, 1, 2]
+
+
+def test_drawing_is_lazy(request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory does not grow with the number of samples: no more than two batches are drawn ahead."""
+    drawn: list[int] = []
+    draw = Synthesis._draw
+
+    def noting(self: Synthesis, index: int, attempt: int) -> Any:
+        drawn.append(index)
+        return draw(self, index, attempt)
+
+    monkeypatch.setattr(Synthesis, "_draw", noting)
+    samples: Iterator[Synthesized] = iter(synthesize(request_for(10_000, batch_size=4)))
+    next(samples)
+    assert len(drawn) <= 8
+    samples.close()  # type: ignore[attr-defined]
+
+
+def test_length_is_what_is_left_to_make(request_for: Callable[..., SynthesisRequest]) -> None:
+    assert len(synthesize(request_for(10, skip=frozenset({3, 99})))) == 9
+
+
+def test_unknown_category_is_named_with_those_known(request_for: Callable[..., SynthesisRequest]) -> None:
+    with pytest.raises(UsageError, match="--category rust: m knows dent, spot"):
+        synthesize(request_for(categories=("rust",)))
+
+
+def test_out_of_memory_names_the_next_batch_size(
+    request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(DTGAN, "generate", exhausted)
+    with pytest.raises(OutOfMemoryError, match="--batch-size 4; try --batch-size 2"):
+        list(synthesize(request_for(batch_size=4)))
+
+
+def test_native_mask_grows_smoothly() -> None:
+    disc = cv2.circle(np.zeros((32, 32), np.uint8), (16, 16), 8, 1, -1) > 0
+    large = sampling.native_mask(disc, 128)
+    assert large.sum() == pytest.approx(16 * disc.sum(), rel=0.1)
