@@ -17,8 +17,8 @@ from torch import Tensor
 from defectgen import files
 from defectgen.errors import WeightsError
 
-_CONFIG = "defectgen.config"
-_SHA256 = "defectgen.sha256"
+# One key: safetensors writes several in any order, and the same model would not be the same bytes.
+_KEY = "defectgen"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -28,9 +28,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
         DiskFullError: no room; what was at `path` before is still there.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(config, ensure_ascii=False, sort_keys=True)
+    record = json.dumps({"config": config, "sha256": _digest(on_cpu, config)}, ensure_ascii=False, sort_keys=True)
     # Not save_file: it reports a full disk in an exception of its own, where Python raises an OSError.
-    files.write(path, to_safetensors(on_cpu, metadata={_CONFIG: text, _SHA256: _digest(on_cpu, text)}))
+    files.write(path, to_safetensors(on_cpu, metadata={_KEY: record}))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -51,22 +51,25 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WeightsError(
             f"{path}: cut short, damaged or not a safetensors file ({error}); copy it again, or train again"
         ) from error
-    if _CONFIG not in metadata or _SHA256 not in metadata:
+    try:
+        record = json.loads(metadata[_KEY])
+        config, sha256 = record["config"], record["sha256"]
+    except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{path}: not written by defectgen, which keeps its configuration and sha256 inside"
-        )
-    if _digest(tensors, metadata[_CONFIG]) != metadata[_SHA256]:
+            f"{path}: not written by defectgen, which keeps its configuration and sha256 inside, or damaged"
+        ) from error
+    if _digest(tensors, config) != sha256:
         raise WeightsError(
             f"{path}: damaged, its contents do not match its sha256; copy it again, or train again"
         )
     # Copied, because they may be views of the file, which may change under them. Not before the check: a copy
     # makes any odd byte of a boolean 1.
-    return {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(metadata[_CONFIG])
+    return {name: tensor.clone() for name, tensor in tensors.items()}, config
 
 
-def _digest(tensors: Mapping[str, Tensor], config: str) -> str:
-    """SHA-256 of the configuration's text and of each tensor's name, type, shape and bytes, by name."""
-    digest = hashlib.sha256(config.encode())
+def _digest(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+    """SHA-256 of the configuration and of each tensor's name, type, shape and bytes, by name."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -26,8 +26,8 @@ from defectgen.errors import ExitCode, OutOfMemoryError, UsageError, WeightsErro
 from defectgen.folders import NORMAL, Catalog, Source
 from defectgen.images import encode_jpeg
 from defectgen.methods import MethodName, get
-from defectgen.methods.base import ANCHOR, Batch, GenerateBatch, Method, MethodConfig, Task, flatten, unflatten
-from defectgen.windows import TrainingWindows, stack
+from defectgen.methods.base import Batch, GenerateBatch, Method, MethodConfig, Task, flatten, unflatten
+from defectgen.windows import Row, TrainingWindows, stack
 
 _LOG_EVERY = 10  # steps
 _CHECKPOINT_SECONDS = 120.0
@@ -128,15 +128,20 @@ class Feeder:
         for coming in range(step, step + self._depth):
             if coming not in self._ahead:
                 self._ahead[coming] = self._pool.submit(self._draw, coming)
-        batch = self._ahead.pop(step).result()
-        return Batch(**{name: self._move(value) for name, value in vars(batch).items()})
+        return self._move(self._ahead.pop(step).result())
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
+    def examples(self) -> Batch:
+        """The same rows throughout a run, to see it make progress on them."""
+        return self._move(self._stack(self._windows.examples(numpy_rng(self._seed), count=2)))
+
     def _draw(self, step: int) -> Batch:
         rng = numpy_rng(self._seed, _RANK, step)
-        rows = [self._windows.row(rng) for _ in range(self._size)]
+        return self._stack([self._windows.row(rng) for _ in range(self._size)])
+
+    def _stack(self, rows: list[Row]) -> Batch:
         x, y, p = stack(row.source for row in rows)
         x_ref, y_ref, p_ref = stack(row.reference for row in rows)
         arrays = {"x": x, "y": y, "p": p, "x_ref": x_ref, "y_ref": y_ref, "p_ref": p_ref}
@@ -145,9 +150,12 @@ class Feeder:
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
         return Batch(**tensors)
 
-    def _move(self, value: Tensor) -> Tensor:
-        layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
-        return value.to(self._device, non_blocking=True, memory_format=layout)
+    def _move(self, batch: Batch) -> Batch:
+        def move(value: Tensor) -> Tensor:
+            layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+            return value.to(self._device, non_blocking=True, memory_format=layout)
+
+        return Batch(**{name: move(value) for name, value in vars(batch).items()})
 
 
 def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _: None) -> Trained:
@@ -169,6 +177,7 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
     feeder = Feeder(windows, config.batch_size, request.seed, device, request.workers)
     began = checkpointed = previewed = time.monotonic()
     step, losses = start, dict[str, float]()
+    examples = feeder.examples()
     try:
         with _stop_signals() as stop:
             while step < config.steps and not stop:
@@ -189,13 +198,13 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
                     run.checkpoint(step)
                     checkpointed = time.monotonic()
                 if (early and step >= 64) or now - previewed > _PREVIEW_SECONDS:
-                    run.preview(batch, step, request.seed)
+                    run.preview(examples, step, request.seed)
                     previewed = time.monotonic()
                 if request.seconds is not None and now - began >= request.seconds:
                     break
             if step > start:
                 run.checkpoint(step)
-                run.preview(feeder.batch(step), step, request.seed)
+                run.preview(examples, step, request.seed)
     except torch.OutOfMemoryError as error:
         smaller = max(1, config.batch_size // 2)
         raise OutOfMemoryError(
@@ -328,14 +337,13 @@ class _Run:
         checkpoint.save(self._checkpoint, tensors, {"step": step, "identity": self._identity})
 
     def preview(self, batch: Batch, step: int, seed: int) -> None:
-        """A sheet of the batch's windows, from left to right: a source, three defects on it, a real one of that kind."""
-        x, y, x_ref = (value[batch.y_ref != ANCHOR] for value in (batch.x, batch.y_ref, batch.x_ref))
-        columns = [x]
+        """A sheet, a row an example, from left to right: a normal, three defects on it, a real one of that kind."""
+        columns = [batch.x]
         with self._average.in_place():
             for i in range(3):
-                rngs = [torch_rng(seed, i, row) for row in range(len(x))]
-                columns.append(self._method.generate(GenerateBatch(x, y, rngs)).x)
-        columns.append(x_ref)
+                rngs = [torch_rng(seed, i, row) for row in range(len(batch.x))]
+                columns.append(self._method.generate(GenerateBatch(batch.x, batch.y_ref, rngs)).x)
+        columns.append(batch.x_ref)
         sheet = torch.cat([torch.cat(list(column.float()), dim=1) for column in columns], dim=2)
         pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
         image = np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

@@ -258,6 +258,15 @@ class TrainingWindows:
             self._draw(rng, product, target, scale),
         )
 
+    def examples(self, rng: np.random.Generator, count: int) -> list[Row]:
+        """Rows to look at: for each product `count` normals to each of its categories, with a real one beside."""
+        return [
+            Row(self._draw(rng, product, NORMAL, scale), self._draw(rng, product, category, scale))
+            for product in self.products
+            for category, scale in self.scales[product].items()
+            for _ in range(count)
+        ]
+
     def _scale(self, product: str, category: str) -> float:
         of_product = self.scales[product]
         return of_product.get(category, min(of_product.values(), default=1.0))

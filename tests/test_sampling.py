@@ -19,7 +19,7 @@ from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.registry import Entry
 from defectgen.sampling import Synthesis, SynthesisRequest, synthesize
 
-CONFIG = DTGANConfig(image_size=32, width=8, max_width=8, c_channels=2, latent_dim=4, style_dim=4)
+CONFIG = DTGANConfig(image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4)
 TASK = Task(
     domains=("normal", "dent", "spot"), products=("part",), channels=1, scales={"part": {"dent": 1.0, "spot": 0.5}}
 )

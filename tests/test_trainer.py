@@ -21,7 +21,7 @@ from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.trainer import Average, Progress, TrainRequest, estimate, load_method, train
 
 CONFIG = DTGANConfig(
-    image_size=32, width=8, max_width=8, c_channels=2, latent_dim=4, style_dim=4, batch_size=2, steps=12
+    image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4, batch_size=2, steps=12
 )
 SETTINGS = ["image_size=32", "width=8", "max_width=16", "c_channels=2", "style_dim=4", "batch_size=2"]
 
@@ -69,6 +69,12 @@ def stop_after(step: int) -> Callable[[Progress], None]:
             signal.raise_signal(signal.SIGTERM)
 
     return on_step
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 class TestTrain:
@@ -211,37 +217,34 @@ class TestCommandLine:
         return subprocess.Popen([*command, *more], text=True, stdout=-1, stderr=-1, env=environment)
 
     def test_killed_at_any_moment_it_resumes_to_the_same_model(self, source: Source, tmp_path: Path) -> None:
-        whole = self.start(source, tmp_path / "whole", "--steps", "40")
-        assert whole.wait(120) == 0, whole.communicate()[1]
+        self.finish(self.start(source, tmp_path / "whole", "--steps", "40"))
+        run = tmp_path / "killed/r"
         for wait in (0.0, 0.15, 0.4):
-            process = self.start(source, tmp_path / "killed", "--steps", "40", *self.again(tmp_path / "killed/r"))
-            deadline = time.monotonic() + 60
-            while not (tmp_path / "killed/r/checkpoint.safetensors").exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(wait)
-            process.kill()
-            process.wait()
-            checkpoint.load(tmp_path / "killed/r/checkpoint.safetensors")  # whole, at whatever moment
-        last = self.start(source, tmp_path / "killed", "--steps", "40", "--resume")
-        assert last.wait(120) == 0, last.communicate()[1]
+            resume = ["--resume"] if (run / "checkpoint.safetensors").exists() else []
+            with self.start(source, tmp_path / "killed", "--steps", "40", *resume) as process:
+                wait_for(run / "checkpoint.safetensors")
+                time.sleep(wait)
+                process.kill()
+            checkpoint.load(run / "checkpoint.safetensors")  # whole, at whatever moment
+        self.finish(self.start(source, tmp_path / "killed", "--steps", "40", "--resume"))
         model = "r/model.safetensors"
         assert (tmp_path / "killed" / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
-        assert metrics(tmp_path / "killed/r") == metrics(tmp_path / "whole/r")
+        assert metrics(run) == metrics(tmp_path / "whole/r")
 
     @staticmethod
-    def again(run: Path) -> list[str]:
-        return ["--resume"] if (run / "checkpoint.safetensors").exists() else []
+    def finish(process: "subprocess.Popen[str]") -> None:
+        with process:
+            _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_a_signal_saves_and_says_how_to_go_on(
         self, source: Source, tmp_path: Path, number: signal.Signals, code: int
     ) -> None:
-        process = self.start(source, tmp_path, "--steps", "100000")
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "r/checkpoint.safetensors").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        with self.start(source, tmp_path, "--steps", "100000") as process:
+            wait_for(tmp_path / "r/checkpoint.safetensors")
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
         assert process.returncode == code
         assert "--resume" in err
         assert "Traceback" not in err
