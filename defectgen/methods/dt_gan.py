@@ -228,7 +228,6 @@ class Generator(nn.Module):
         )
         self.split = [width - config.c_channels, config.c_channels]
         widths = _widths(config)[::-1]  # from the bottleneck out
-        fg_widths = [max(w // 2, 8) for w in widths]
         self.background = nn.Sequential(
             UpBlock(self.split[0], width, up=False),
             UpBlock(width, width, up=False),
@@ -236,16 +235,16 @@ class Generator(nn.Module):
         )
         self.foreground = nn.ModuleList(
             [
-                StyledBlock(config.c_channels, fg_widths[0], config.style_dim, up=False),
-                StyledBlock(fg_widths[0], fg_widths[0], config.style_dim, up=False),
+                StyledBlock(config.c_channels, widths[0], config.style_dim, up=False),
+                StyledBlock(widths[0], widths[0], config.style_dim, up=False),
                 *(
                     StyledBlock(a, b, config.style_dim, up=True)
-                    for a, b in zip(fg_widths[:-1], fg_widths[1:], strict=True)
+                    for a, b in zip(widths[:-1], widths[1:], strict=True)
                 ),
             ]
         )
         self.bg_width = widths[-1]
-        self.to_image = nn.Conv2d(self.bg_width + fg_widths[-1], channels, 1)
+        self.to_image = nn.Conv2d(self.bg_width + widths[-1], channels, 1)
 
     def hide_foreground(self) -> None:
         """Begin with a background alone: learning to paint defects then starts from a picture, not from noise."""
@@ -424,11 +423,11 @@ class DTGAN:
         "paper": {},
         "compact": {
             "width": 32, "max_width": 256, "c_channels": 32, "style_dim": 128, "batch_size": 16, "steps": 30_000,
-            "lr": 2e-4, "lr_mapping": 2e-6, "r1_every": 4,
+            "lr": 2e-4, "lr_mapping": 2e-6, "r1_every": 4, "lambda_ds": 0.02,
         },
         "tiny": {
-            "image_size": 64, "width": 16, "max_width": 64, "c_channels": 16, "style_dim": 32, "batch_size": 8,
-            "steps": 20_000, "lr": 4e-4, "lr_mapping": 4e-6, "r1_every": 8,
+            "image_size": 64, "width": 16, "max_width": 64, "c_channels": 16, "style_dim": 32, "batch_size": 4,
+            "steps": 10_000, "lr": 5e-4, "lr_mapping": 5e-6, "r1_every": 8, "lambda_ds": 0.02,
         },
     }  # fmt: skip
 
