@@ -28,7 +28,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
         DiskFullError: no room; what was at `path` before is still there.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    record = json.dumps({"config": config, "sha256": _digest(on_cpu, config)}, ensure_ascii=False, sort_keys=True)
+    record = json.dumps(
+        {"config": config, "sha256": _digest(on_cpu, config)}, ensure_ascii=False, sort_keys=True
+    )
     # Not save_file: it reports a full disk in an exception of its own, where Python raises an OSError.
     files.write(path, to_safetensors(on_cpu, metadata={_KEY: record}))
 

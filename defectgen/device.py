@@ -20,7 +20,9 @@ def resolve(name: str) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {name}: use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
         raise NoDeviceError(
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; use --device auto or cpu"
         )

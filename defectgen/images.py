@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from defectgen.errors import BadInputError, UsageError
 
@@ -101,11 +102,18 @@ def read_photograph(path: Path) -> Photograph:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ImageError(path, f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}: a decompression bomb?")
+                raise ImageError(
+                    path,
+                    f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}: a decompression bomb?",
+                )
+            pixels = (
+                _decode_16(path, data, image) if _is_16_bit(data, image) else _decode_8(path, data, image)
+            )
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            pixels = _decode_16(path, data, image) if _is_16_bit(image) else _decode_8(path, data, image)
     except UnidentifiedImageError as error:
-        raise ImageError(path, "not an image in a format that we read (PNG, JPEG, BMP, TIFF, WebP)") from error
+        raise ImageError(
+            path, "not an image in a format that we read (PNG, JPEG, BMP, TIFF, WebP)"
+        ) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(path, f"truncated or damaged ({error})") from error
     turn = _TURNS.get(orientation)
@@ -123,12 +131,18 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         pixels = pixels[..., :-1]
     if pixels.ndim == 3:
         if (pixels != pixels[..., :1]).any():
-            raise ImageError(path, "a coloured mask; make one black and white mask for each category, 255 on the defect")
+            raise ImageError(
+                path, "a coloured mask; make one black and white mask for each category, 255 on the defect"
+            )
         pixels = pixels[..., 0]
     values = np.unique(pixels)
     if len(values) > 2 or values[0] != 0 or values[-1] not in (0, 1, 255):
         shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
-        advice = "a JPEG blurs its values; save masks as PNG" if path.suffix.lower() in (".jpg", ".jpeg") else "write 255 on the defect and 0 elsewhere"
+        advice = (
+            "a JPEG blurs its values; save masks as PNG"
+            if path.suffix.lower() in (".jpg", ".jpeg")
+            else "write 255 on the defect and 0 elsewhere"
+        )
         raise ImageError(path, f"a mask with the values {shown}, not 0 and 255 (or 0 and 1): {advice}")
     return pixels != 0
 
@@ -163,14 +177,11 @@ def _reversed_colours(pixels: Any) -> Any:
     return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
 
 
-def _is_16_bit(image: Image.Image) -> bool:
-    if image.mode.startswith("I;16"):
-        return True
-    if image.format == "PNG":  # Pillow shows 16-bit colour as 8-bit
-        return bool(image.tile) and "16" in str(image.tile[0].args)
-    if image.format == "TIFF":
-        return 16 in tuple(image.tag_v2.get(258, ()))  # type: ignore[attr-defined]  # BitsPerSample
-    return False
+def _is_16_bit(data: bytes, image: Image.Image) -> bool:
+    """By the file's own header: Pillow shows 16-bit colour as 8-bit."""
+    if isinstance(image, TiffImageFile):
+        return 16 in image.tag_v2.get(ExifTags.Base.BitsPerSample, ())
+    return image.mode.startswith("I;16") or (image.format == "PNG" and data[24] == 16)  # IHDR's bit depth
 
 
 def _decode_16(path: Path, data: bytes, image: Image.Image) -> Pixels:

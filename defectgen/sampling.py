@@ -71,7 +71,9 @@ class Synthesis:
         self._task = self._method.task
         unknown = set(request.categories) - set(self._task.domains)
         if unknown:
-            raise UsageError(f"--category {sorted(unknown)[0]}: {request.entry.name} knows {', '.join(self._task.domains[1:])}")
+            raise UsageError(
+                f"--category {sorted(unknown)[0]}: {request.entry.name} knows {', '.join(self._task.domains[1:])}"
+            )
         self._batch_size = request.batch_size or _BATCH_SIZE[self._device.type]
         self._photographs = Photographs()
         self._sha256 = cache(files.sha256)
@@ -133,7 +135,9 @@ class Synthesis:
         return _Draw(index, attempt, category, sample, photograph, window, x)
 
     def _generate(self, draws: list[_Draw]) -> list[FloatArray]:
-        x = torch.from_numpy(np.stack([draw.x for draw in draws])).to(self._device, memory_format=torch.channels_last)
+        x = torch.from_numpy(np.stack([draw.x for draw in draws])).to(
+            self._device, memory_format=torch.channels_last
+        )
         y = torch.tensor([self._task.domains.index(draw.category) for draw in draws], device=self._device)
         rngs = [torch_rng(self._request.seed, draw.index, draw.attempt) for draw in draws]
         try:

@@ -91,12 +91,12 @@ class Average:
     def update(self, step: int) -> None:
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
         for name, network in self._networks.items():
-            torch._foreach_lerp_(
-                list(self.copies[name].parameters()), list(network.parameters()), weight
-            )
+            torch._foreach_lerp_(list(self.copies[name].parameters()), list(network.parameters()), weight)
 
     def state(self) -> dict[str, Tensor]:
-        return {key: value for name, copy in self.copies.items() for key, value in flatten(name, copy).items()}
+        return {
+            key: value for name, copy in self.copies.items() for key, value in flatten(name, copy).items()
+        }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         for name, copy in self.copies.items():
@@ -118,7 +118,9 @@ class Average:
 class Feeder:
     """Batches by step, drawn ahead of the network by a few threads; a batch is a function of (seed, rank, step)."""
 
-    def __init__(self, windows: TrainingWindows, size: int, seed: int, device: torch.device, workers: int) -> None:
+    def __init__(
+        self, windows: TrainingWindows, size: int, seed: int, device: torch.device, workers: int
+    ) -> None:
         self._windows, self._size, self._seed, self._device = windows, size, seed, device
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="windows")
         self._ahead: dict[int, Future[Batch]] = {}
@@ -191,7 +193,9 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
                     losses = {name: float(value) for name, value in tensors.items()}
                     _check_finite(losses, step)
                     run.log({"step": step, "seconds": round(now - began, 3), **losses})
-                on_step(_progress(step, start, config, request.seconds, now - began, losses if logged else {}))
+                on_step(
+                    _progress(step, start, config, request.seconds, now - began, losses if logged else {})
+                )
                 # Also at the powers of two: the first sign of life, and of trouble, comes early.
                 early = step & (step - 1) == 0
                 if early or now - checkpointed > _CHECKPOINT_SECONDS:
@@ -243,7 +247,9 @@ def load_method(path: Path, device: torch.device) -> tuple[Method, dict[str, Any
             network.load_state_dict(unflatten(name, tensors))
             network.eval().requires_grad_(False)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"{path}: not a model of this version of defectgen ({__version__}): {error}") from error
+        raise WeightsError(
+            f"{path}: not a model of this version of defectgen ({__version__}): {error}"
+        ) from error
     return method, saved
 
 
@@ -298,10 +304,14 @@ class _Run:
 
     def begin(self, *, overwrite: bool) -> int:
         if self._checkpoint.exists() and not overwrite:
-            raise UsageError(f"{self.folder}: a run is there; go on with --resume, replace it with --overwrite, or choose another --name")
+            raise UsageError(
+                f"{self.folder}: a run is there; go on with --resume, replace it with --overwrite, or choose another --name"
+            )
         for stale in (self._checkpoint, self._metrics, *(self.folder / "previews").glob("*.jpg")):
             stale.unlink(missing_ok=True)
-        files.write(self.folder / "config.json", json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n")
+        files.write(
+            self.folder / "config.json", json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n"
+        )
         return 0
 
     def resume(self) -> int:
@@ -313,7 +323,9 @@ class _Run:
             if key == "config":  # more steps may be asked for; all else must be as it was
                 before, now = {**before, "steps": 0}, {**now, "steps": 0}
             if before != now:
-                raise UsageError(f"{self.folder}: cannot resume, {_difference(key, before, now)}; use --overwrite to start anew")
+                raise UsageError(
+                    f"{self.folder}: cannot resume, {_difference(key, before, now)}; use --overwrite to start anew"
+                )
         self._method.load_state(unflatten("training", tensors))
         self._average.load_state(unflatten("average", tensors))
         self._forget_after(saved["step"])
@@ -375,7 +387,12 @@ def _difference(key: str, before: Any, now: Any) -> str:
 
 
 def _progress(
-    step: int, start: int, config: MethodConfig, limit: float | None, elapsed: float, losses: Mapping[str, float]
+    step: int,
+    start: int,
+    config: MethodConfig,
+    limit: float | None,
+    elapsed: float,
+    losses: Mapping[str, float],
 ) -> Progress:
     rate = (step - start) / max(elapsed, 1e-9)
     left = (config.steps - step) / rate

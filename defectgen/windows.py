@@ -160,7 +160,9 @@ def in_photograph(values: NDArray[Any], window: Window, height: int, width: int)
     whole = np.zeros((height, width), values.dtype)
     top, left = max(window.y, 0), max(window.x, 0)
     bottom, right = min(window.y + window.side, height), min(window.x + window.side, width)
-    whole[top:bottom, left:right] = values[top - window.y : bottom - window.y, left - window.x : right - window.x]
+    whole[top:bottom, left:right] = values[
+        top - window.y : bottom - window.y, left - window.x : right - window.x
+    ]
     return whole
 
 
@@ -220,7 +222,9 @@ class TrainingWindows:
     defect in it, and a defect becomes another only if their scales agree.
     """
 
-    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
+    def __init__(
+        self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]
+    ) -> None:
         self.image_size = image_size
         self.products = tuple(products)
         self.domains = tuple(domains)
@@ -230,7 +234,9 @@ class TrainingWindows:
         for sample in catalog.samples:
             self._samples[sample.product].setdefault(sample.category, []).append(sample)
         self._boxes = {
-            sample.path: defect_boxes(read_mask(sample.mask)) for sample in catalog.samples if sample.mask is not None
+            sample.path: defect_boxes(read_mask(sample.mask))
+            for sample in catalog.samples
+            if sample.mask is not None
         }
         self.scales = {
             product: {

@@ -25,7 +25,13 @@ def test_difference_is_zero_for_equal_windows_and_high_where_they_differ() -> No
 def test_difference_agrees_with_the_mean_of_the_ssim_map() -> None:
     before, after = texture(), texture()[:, ::-1].copy()
     _, full = structural_similarity(
-        before[0], after[0], data_range=2.0, gaussian_weights=True, sigma=1.0, use_sample_covariance=False, full=True
+        before[0],
+        after[0],
+        data_range=2.0,
+        gaussian_weights=True,
+        sigma=1.0,
+        use_sample_covariance=False,
+        full=True,
     )
     np.testing.assert_allclose(difference(before, after), np.clip(1 - full, 0, 1), atol=1e-5)
 

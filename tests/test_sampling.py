@@ -21,7 +21,10 @@ from defectgen.sampling import Synthesis, SynthesisRequest, synthesize
 
 CONFIG = DTGANConfig(image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4)
 TASK = Task(
-    domains=("normal", "dent", "spot"), products=("part",), channels=1, scales={"part": {"dent": 1.0, "spot": 0.5}}
+    domains=("normal", "dent", "spot"),
+    products=("part",),
+    channels=1,
+    scales={"part": {"dent": 1.0, "spot": 0.5}},
 )
 
 
@@ -31,7 +34,9 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
     folder = tmp_path_factory.mktemp("sampling")
     (folder / "normals").mkdir()
     rng = np.random.default_rng(0)
-    for i, (shape, dtype) in enumerate([((90, 70), "u1"), ((64, 100), "u2"), ((80, 80, 3), "u1"), ((24, 60), "u1")]):
+    for i, (shape, dtype) in enumerate(
+        [((90, 70), "u1"), ((64, 100), "u2"), ((80, 80, 3), "u1"), ((24, 60), "u1")]
+    ):
         low, high = (90, 110) if dtype == "u1" else (20_000, 24_000)
         (folder / f"normals/{i}.png").write_bytes(encode_png(rng.integers(low, high, shape, dtype)))
     torch.manual_seed(0)
@@ -39,7 +44,9 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
     tensors = {k: v for name, network in method.averaged().items() for k, v in flatten(name, network).items()}
     path = folder / "model.safetensors"
     checkpoint.save(
-        path, tensors, {"method": "dt-gan", "config": CONFIG.model_dump(), "task": TASK.model_dump(mode="json")}
+        path,
+        tensors,
+        {"method": "dt-gan", "config": CONFIG.model_dump(), "task": TASK.model_dump(mode="json")},
     )
     return Entry(
         name="m", method="dt-gan", categories=("dent", "spot"), products=("part",), image_size=32, channels=1,
@@ -106,14 +113,18 @@ def test_the_photograph_keeps_its_size_depth_and_every_pixel_away_from_the_defec
     assert len(depths) == 2
 
 
-def test_the_scale_of_a_category_is_that_of_the_training(request_for: Callable[..., SynthesisRequest]) -> None:
+def test_the_scale_of_a_category_is_that_of_the_training(
+    request_for: Callable[..., SynthesisRequest],
+) -> None:
     samples = list(synthesize(request_for(8)))
     assert {(s.category, s.record["window"]["side"]) for s in samples} == {("dent", 32), ("spot", 64)}
     area = {c: np.mean([s.mask.sum() for s in samples if s.category == c]) for c in ("dent", "spot")}
     assert area["spot"] > 2.5 * area["dent"]
 
 
-@pytest.mark.parametrize("changes", [{"num": 9}, {"workers": 4}, {"batch_size": 2}, {"skip": frozenset({0, 1, 2, 4})}])
+@pytest.mark.parametrize(
+    "changes", [{"num": 9}, {"workers": 4}, {"batch_size": 2}, {"skip": frozenset({0, 1, 2, 4})}]
+)
 def test_sample_k_is_the_same_in_any_run(
     request_for: Callable[..., SynthesisRequest], changes: dict[str, Any]
 ) -> None:
@@ -162,7 +173,9 @@ def test_what_never_shows_is_given_up_and_counted(
     assert samples.failed == [0, 1, 2]
 
 
-def test_drawing_is_lazy(request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_is_lazy(
+    request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Memory does not grow with the number of samples: no more than two batches are drawn ahead."""
     drawn: list[int] = []
     draw = Synthesis._draw

@@ -60,7 +60,9 @@ class TestFindScale:
         assert 200 * scale < 64
 
     def test_no_window_is_larger_than_the_photograph(self) -> None:
-        assert find_scale([sample(200, 100, masked=True)], [[Box(0, 0, 200, 90)]], 64) == pytest.approx(64 / 200)
+        assert find_scale([sample(200, 100, masked=True)], [[Box(0, 0, 200, 90)]], 64) == pytest.approx(
+            64 / 200
+        )
 
     def test_without_masks_the_window_spans_the_photograph(self) -> None:
         assert find_scale([sample(640, 480, masked=False)], [[]], 64) == pytest.approx(0.1)
@@ -163,7 +165,9 @@ class TestPutBack:
     def test_the_change_comes_back_in_native_values(self) -> None:
         source = Photograph(np.full((16, 16), 100, np.uint8))
         before = cut(source, Window(0, 0, 16), 16, 1)
-        painted = put_back(source, Window(0, 0, 16), before, before + 20 / 127.5, np.ones((16, 16), np.float32))
+        painted = put_back(
+            source, Window(0, 0, 16), before, before + 20 / 127.5, np.ones((16, 16), np.float32)
+        )
         assert (painted == 120).all()
 
     def test_a_colour_change_on_a_gray_photograph_is_its_mean(self) -> None:
@@ -215,8 +219,14 @@ class TestTrainingWindows:
                 mask_path.write_bytes(encode_png(mask))
                 samples.append(
                     Sample(
-                        path=path, mask=mask_path if side else None, category=category, product="p",
-                        height=200, width=300, channels=1, depth=8,
+                        path=path,
+                        mask=mask_path if side else None,
+                        category=category,
+                        product="p",
+                        height=200,
+                        width=300,
+                        channels=1,
+                        depth=8,
                     )  # fmt: skip
                 )
         return Catalog(samples=tuple(samples), skipped=())

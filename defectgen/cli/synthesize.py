@@ -142,7 +142,7 @@ def synthesize(
             written += 1
             report(written, len(samples), f"{samples.redrawn} drawn again", {"redrawn": samples.redrawn})
 
-        summary = target.write(samples, workers=workers, on_sample=on_sample)
+        summary = target.write(samples, normals=samples.normals(), workers=workers, on_sample=on_sample)
 
     failed = len(samples.failed)
     if failed and failed == len(samples):

@@ -127,7 +127,9 @@ def configure(method: type[Method], preset: str, settings: Mapping[str, str]) ->
     fields = method.Config.model_fields
     for key in settings:
         if key not in fields:
-            raise UsageError(f"--set {key}: not a setting of {method.name}; it has {', '.join(sorted(fields))}")
+            raise UsageError(
+                f"--set {key}: not a setting of {method.name}; it has {', '.join(sorted(fields))}"
+            )
     try:
         return method.Config.model_validate({**method.presets[preset], **settings})
     except ValidationError as error:

@@ -60,7 +60,9 @@ class DTGANConfig(MethodConfig):
     lambda_fg: float = Field(1.0, ge=0, description="weight of equation 6")
     lambda_bg: float = Field(1.0, ge=0, description="weight of equation 7")
     lambda_r1: float = Field(1.0, ge=0, description="weight of the gradient penalty")
-    r1_every: int = Field(1, ge=1, description="steps from one gradient penalty to the next, weighted to match")
+    r1_every: int = Field(
+        1, ge=1, description="steps from one gradient penalty to the next, weighted to match"
+    )
     augment: bool = Field(True, description="differentiable augmentation before D, for few-shot data")
 
     @field_validator("image_size")
@@ -162,7 +164,9 @@ class MappingNetwork(nn.Module):
         self.z_dim = config.latent_dim
         self.c_channels = config.c_channels
         self.shared = _mlp([config.latent_dim, hidden, hidden, hidden, hidden])
-        self.style = nn.ModuleList(_mlp([hidden, hidden, hidden, hidden, config.style_dim]) for _ in range(domains))
+        self.style = nn.ModuleList(
+            _mlp([hidden, hidden, hidden, hidden, config.style_dim]) for _ in range(domains)
+        )
         self.base = nn.Linear(hidden, hidden * 4 * 4)
         widths = [hidden, hidden // 2, hidden // 2, hidden // 2, hidden // 4]
         self.convs = nn.ModuleList(
@@ -321,7 +325,9 @@ def _widths(config: DTGANConfig) -> list[int]:
 def _down(config: DTGANConfig, channels: int, *, normalize: bool) -> tuple[nn.Sequential, int]:
     """An image down to the 16x16 bottleneck, and the channels there."""
     widths = _widths(config)
-    blocks = [ResBlock(a, b, normalize=normalize, down=True) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    blocks = [
+        ResBlock(a, b, normalize=normalize, down=True) for a, b in zip(widths[:-1], widths[1:], strict=True)
+    ]
     return nn.Sequential(nn.Conv2d(channels, widths[0], 3, padding=1), *blocks), widths[-1]
 
 
@@ -477,7 +483,9 @@ class DTGAN:
         latents = None  # a reference-guided step
         if step % 2 == 0:
             latents = torch.randn(2, len(batch.x), self.M.latent_size, generator=rng).to(self.device)
-        return self._discriminator_step(batch, step, latents, rng) | self._generator_step(batch, step, latents, rng)
+        return self._discriminator_step(batch, step, latents, rng) | self._generator_step(
+            batch, step, latents, rng
+        )
 
     def _target(self, batch: Batch, latent: Tensor | None) -> tuple[Tensor, Tensor]:
         """The target's c and s: from a latent code by M, or from the reference image by E."""

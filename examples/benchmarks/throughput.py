@@ -39,7 +39,9 @@ def photographs(folder: Path, rng: np.random.Generator, side: int) -> Source:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--method", default="dt-gan", choices=[name.value for name in MethodName])
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--device", default="auto")
@@ -60,7 +62,9 @@ def main() -> None:
         for i in range(arguments.repeat):
             moments: list[float] = []
             trained = train(
-                TrainRequest(method, "bench", folder / f"run{i}", catalog, (source,), config, device=arguments.device),
+                TrainRequest(
+                    method, "bench", folder / f"run{i}", catalog, (source,), config, device=arguments.device
+                ),
                 lambda _, moments=moments: moments.append(time.perf_counter()),
             )
             steps = np.diff(moments)[5:]  # the first ones warm up
@@ -81,7 +85,9 @@ def main() -> None:
             made = summary.written + samples.redrawn
             synthesis.append(made / (time.perf_counter() - began))
 
-            model, _ = load_method(trained.model, torch.device("cpu" if arguments.device == "auto" else arguments.device))
+            model, _ = load_method(
+                trained.model, torch.device("cpu" if arguments.device == "auto" else arguments.device)
+            )
             x = torch.zeros(8, 3, config.image_size, config.image_size)
             began = time.perf_counter()
             for _ in range(4):

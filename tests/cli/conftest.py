@@ -94,6 +94,9 @@ class _Samples:
     def __iter__(self) -> Iterator[int]:
         return iter(index for index in range(self.request.num) if index not in self.request.skip)
 
+    def normals(self) -> list[Any]:
+        return []
+
 
 class _Dataset:
     done = frozenset({0})
@@ -102,7 +105,10 @@ class _Dataset:
         self.out = out
         self.settings = settings
 
-    def write(self, samples: _Samples, *, workers: int, on_sample: Callable[[Any], None]) -> SimpleNamespace:
+    def write(
+        self, samples: _Samples, *, normals: list[Any], workers: int, on_sample: Callable[[Any], None]
+    ) -> SimpleNamespace:
+        assert not normals
         for sample in samples:
             on_sample(sample)
         return SimpleNamespace(written=len(samples) - 1, kept=1, sheet=self.out / "sheet.jpg")

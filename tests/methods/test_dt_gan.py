@@ -24,7 +24,15 @@ from defectgen.methods.dt_gan import (
 
 CPU = torch.device("cpu")
 CONFIG = DTGANConfig(
-    image_size=32, width=8, max_width=16, c_channels=4, latent_dim=4, style_dim=8, batch_size=4, steps=100, lr=2e-3
+    image_size=32,
+    width=8,
+    max_width=16,
+    c_channels=4,
+    latent_dim=4,
+    style_dim=8,
+    batch_size=4,
+    steps=100,
+    lr=2e-3,
 )
 TASK = Task(domains=("normal", "crack", "spot"), products=("a", "b"), channels=1, scales={"a": {}, "b": {}})
 
@@ -83,7 +91,9 @@ class TestNetworks:
         mapping = MappingNetwork(CONFIG, 3)
         latent = torch.randn(1, mapping.latent_size, generator=generator())
         other = latent.clone()
-        other[:, CONFIG.latent_dim :] = torch.randn(1, mapping.latent_size - CONFIG.latent_dim, generator=generator(7))
+        other[:, CONFIG.latent_dim :] = torch.randn(
+            1, mapping.latent_size - CONFIG.latent_dim, generator=generator(7)
+        )
         y = torch.tensor([1])
         (c1, s1), (c2, s2) = mapping(latent, y), mapping(other, y)
         assert not torch.allclose(c1, c2)
@@ -138,7 +148,9 @@ class TestNetworks:
         other = (own[0] + 1, own[1] + 1)
         same, changed = g.translate(x, g.encode(x)[0], own, [own, other])
         torch.testing.assert_close(same, x)
-        redrawn, painted = g.decode(g.encode(x)[0], *(torch.cat(pair) for pair in zip(own, other, strict=True))).chunk(2)
+        redrawn, painted = g.decode(
+            g.encode(x)[0], *(torch.cat(pair) for pair in zip(own, other, strict=True))
+        ).chunk(2)
         torch.testing.assert_close(changed, x + painted - redrawn)
         (from_changed,) = torch.autograd.grad(changed.sum(), g.to_image.bias)
         assert from_changed.item() == pytest.approx(0, abs=1e-3)
@@ -184,7 +196,11 @@ class TestNetworks:
     def test_a_reference_guided_step_leaves_m_and_e_alone(self, method: DTGAN) -> None:
         before = {key: value.clone() for key, value in method.state().items()}
         method.training_step(batch(), 1, generator())
-        changed = {key.split(".")[0] for key, value in method.state().items() if not torch.equal(value, before.get(key, value))}
+        changed = {
+            key.split(".")[0]
+            for key, value in method.state().items()
+            if not torch.equal(value, before.get(key, value))
+        }
         assert changed >= {"G", "D"}
         assert changed.isdisjoint({"M", "E"})
 
@@ -216,7 +232,9 @@ class TestLosses:
         assert ds_loss(x[0], x[1], x[2], x[3], torch.tensor([1])).item() == 0
 
     def test_cyc(self) -> None:
-        assert cyc_loss(torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), -0.25)).item() == pytest.approx(0.25)
+        assert cyc_loss(torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), -0.25)).item() == pytest.approx(
+            0.25
+        )
 
     def test_class(self) -> None:
         logits = torch.tensor([[0.0, math.log(3.0)]])
@@ -230,7 +248,18 @@ class TestLosses:
 class TestTraining:
     def test_losses_have_the_papers_names(self, method: DTGAN) -> None:
         losses = method.training_step(batch(), 0, generator())
-        assert losses.keys() >= {"adv", "sd_rec", "d_rec", "ds", "cyc", "fg", "bg", "D_real", "D_fake", "D_r1"}
+        assert losses.keys() >= {
+            "adv",
+            "sd_rec",
+            "d_rec",
+            "ds",
+            "cyc",
+            "fg",
+            "bg",
+            "D_real",
+            "D_fake",
+            "D_r1",
+        }
         assert all(torch.isfinite(value) for value in losses.values())
 
     def test_overfitting_four_images_halves_the_reconstruction_loss(self) -> None:
@@ -280,7 +309,9 @@ class TestGenerate:
 
     def test_before_the_first_step_nothing_is_painted(self, method: DTGAN) -> None:
         x = images(2)
-        torch.testing.assert_close(method.generate(GenerateBatch(x, torch.tensor([1, 2]), [generator()] * 2)).x, x)
+        torch.testing.assert_close(
+            method.generate(GenerateBatch(x, torch.tensor([1, 2]), [generator()] * 2)).x, x
+        )
 
 
 class TestConfigure:
@@ -292,7 +323,12 @@ class TestConfigure:
     def test_the_paper_preset_is_the_papers(self) -> None:
         config = configure(DTGAN, "paper", {}).model_dump()
         assert (config["image_size"], config["style_dim"], config["latent_dim"]) == (128, 512, 16)
-        assert (config["lr"], config["lr_mapping"], config["r1_every"], config["ema"]) == (1e-4, 1e-6, 1, 0.999)
+        assert (config["lr"], config["lr_mapping"], config["r1_every"], config["ema"]) == (
+            1e-4,
+            1e-6,
+            1,
+            0.999,
+        )
 
     def test_settings_are_converted_and_win_over_the_preset(self) -> None:
         config = configure(DTGAN, "tiny", {"lr": "0.001", "augment": "false"}).model_dump()

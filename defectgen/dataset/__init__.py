@@ -1,0 +1,320 @@
+"""Datasets on disk: samples in, images, masks, a manifest and a sheet out. Knows no sampler.
+
+A dataset can be stopped at any moment and gone on with: every file is whole or not there, and a sample counts once
+its row stands in the manifest. What is derived from the manifest (annotations, the sheet) is made at the end.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectgen import __version__, files
+from defectgen.dataset import coco, sheet, yolo
+from defectgen.errors import BadInputError, UsageError
+from defectgen.images import Pixels, encode_jpeg, encode_png
+
+_MANIFEST = "manifest.jsonl"
+_RECORD = "dataset.json"
+_SHEET = "sheet.jpg"
+_SAME_RUN = ("model_sha256", "method", "seed")  # what resumed samples share with those already there
+
+
+class Layout(str, Enum):
+    """How the files of a dataset are laid out."""
+
+    PLAIN = "plain"
+    MVTEC = "mvtec"
+    COCO = "coco"
+    YOLO = "yolo"
+
+
+@dataclass(frozen=True)
+class Synthesized:
+    """A sample. `record` is JSON-able and goes into its manifest row as it is."""
+
+    index: int
+    """Its position in the run, and its file's name."""
+    category: str
+    product: str
+    image: Pixels
+    """At the source's size and depth, as `Photograph.pixels`."""
+    mask: NDArray[np.bool_]
+    """[H, W], never empty."""
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a call of `Dataset.write` did."""
+
+    written: int
+    kept: int
+    sheet: Path
+
+
+def open_folder(out: Path, *, layout: Layout, command: str, resume: bool, overwrite: bool) -> "Dataset":
+    """The dataset at `out`: new, or with what an earlier run left, to be resumed.
+
+    Raises:
+        UsageError: something is there and neither `resume` nor `overwrite` is given; or it is in another layout.
+        BadInputError: what is there is not ours, or its manifest is damaged.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: a file is there; choose another folder with --out")
+    if out.is_dir() and any(out.iterdir()):
+        if not resume and not overwrite:
+            raise UsageError(
+                f"{out}: something is there; go on with --resume, replace it with --overwrite, or choose another --out"
+            )
+        if not (out / _RECORD).is_file():
+            raise BadInputError(f"{out}: not a dataset of ours (it has no {_RECORD}); choose another --out")
+        for leftover in out.rglob(".*.tmp"):
+            leftover.unlink()
+        dataset = Dataset(out, layout, command)
+        if overwrite:
+            dataset._clear()
+        else:
+            before = json.loads((out / _RECORD).read_text(encoding="utf-8")).get("layout")
+            if before != layout.value:
+                raise UsageError(
+                    f"{out}: is laid out as {before}, not as {layout.value}; use --format {before} or another --out"
+                )
+        return dataset
+    return Dataset(out, layout, command)
+
+
+class Dataset:
+    """A dataset's folder. `done` are the indices of the samples that are complete."""
+
+    def __init__(self, out: Path, layout: Layout, command: str) -> None:
+        self.out = out
+        self._layout = layout
+        self._command = command
+        self._manifest = out / _MANIFEST
+        self._rows = {row["index"]: row for row in self._read_manifest()}
+        self.done = frozenset(
+            index
+            for index, row in self._rows.items()
+            if all((out / row[key]).is_file() for key in ("image", "mask"))
+        )
+
+    def write(
+        self,
+        samples: Iterable[Synthesized],
+        *,
+        normals: Iterable[tuple[str, Pixels]] = (),
+        workers: int = 2,
+        on_sample: Callable[[Synthesized], None] = lambda _: None,
+    ) -> Summary:
+        """Write what `samples` yields, then all that is derived. The images are encoded beside the iteration.
+
+        However the iteration ends, what it had yielded is recorded, and the dataset is whole.
+
+        Args:
+            samples: in any order; read lazily, a few ahead of the disk.
+            normals: photographs without defects, with their products, for the layout that has them (mvtec).
+            on_sample: called for each sample that was recorded.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._write_record()
+        queue: deque[tuple[Synthesized, Future[dict[str, Any]]]] = deque()
+        written = 0
+
+        def record() -> None:
+            nonlocal written
+            sample, future = queue.popleft()
+            self._append(future.result())
+            written += 1
+            on_sample(sample)
+
+        try:
+            with ThreadPoolExecutor(max(1, workers), thread_name_prefix="encoding") as pool:
+                try:
+                    for sample in samples:
+                        self._check_same_run(sample)
+                        queue.append((sample, pool.submit(self._write_sample, sample)))
+                        while len(queue) > 2 * workers:
+                            record()
+                finally:
+                    while queue:
+                        record()
+        finally:
+            self._put_in_order()
+            self._derive(normals)
+            self._write_record()
+        return Summary(written, len(self.done), self.out / _SHEET)
+
+    def _check_same_run(self, sample: Synthesized) -> None:
+        if not self._rows:
+            return
+        before = next(iter(self._rows.values()))
+        for key in _SAME_RUN:
+            if before.get(key) != sample.record.get(key):
+                raise UsageError(
+                    f"{self.out}: cannot resume, its samples have {key} {before.get(key)}, not {sample.record.get(key)}; "
+                    "give the command that began it, or another --out"
+                )
+
+    def _write_sample(self, sample: Synthesized) -> dict[str, Any]:
+        image, mask = self._paths(sample)
+        files.write(self.out / image, encode_png(sample.image))
+        files.write(self.out / mask, encode_png(sample.mask.astype(np.uint8) * 255))
+        return {
+            "index": sample.index,
+            "image": str(image),
+            "mask": str(mask),
+            "category": sample.category,
+            "product": sample.product,
+            "boxes": boxes(sample.mask),
+            "area": int(sample.mask.sum()),
+            **sample.record,
+        }
+
+    def _paths(self, sample: Synthesized) -> tuple[PurePosixPath, PurePosixPath]:
+        name = f"{sample.index:06}"
+        category = folder_name(sample.category)
+        match self._layout:
+            case Layout.PLAIN:
+                return PurePosixPath(f"images/{category}/{name}.png"), PurePosixPath(
+                    f"masks/{category}/{name}.png"
+                )
+            case Layout.MVTEC:
+                # anomalib takes printable ASCII alone.
+                product, category = ascii_name(sample.product), ascii_name(sample.category)
+                return (
+                    PurePosixPath(f"{product}/test/{category}/{name}.png"),
+                    PurePosixPath(f"{product}/ground_truth/{category}/{name}_mask.png"),
+                )
+            case Layout.COCO:
+                return PurePosixPath(f"images/{name}.png"), PurePosixPath(f"masks/{name}.png")
+            case Layout.YOLO:
+                split = yolo.split(sample.index)
+                return PurePosixPath(f"images/{split}/{name}.png"), PurePosixPath(f"masks/{split}/{name}.png")
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with files.disk_errors(self._manifest), self._manifest.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._rows[row["index"]] = {
+            key: row[key] for key in ("index", "image", "mask", *_SAME_RUN) if key in row
+        }
+
+    def _read_manifest(self) -> Iterator[dict[str, Any]]:
+        """The rows, without a last one that was cut short."""
+        if not self._manifest.is_file():
+            return
+        text = self._manifest.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1]
+        if whole != text:
+            files.write(self._manifest, whole)
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                for key in ("image", "mask"):
+                    path = PurePosixPath(row[key])
+                    if path.is_absolute() or ".." in path.parts:
+                        raise ValueError(f"{path} leads out of the dataset")
+                int(row["index"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise BadInputError(
+                    f"{self._manifest}, line {number}: damaged ({error}); use --overwrite to start anew"
+                ) from error
+            yield row
+
+    def _put_in_order(self) -> None:
+        """Sort the manifest by index, each sample once, if a resumed run filled holes."""
+        indices = [row["index"] for row in self._read_manifest()]
+        if indices == sorted(set(indices)):
+            return
+        rows = {row["index"]: row for row in self._read_manifest()}
+        files.write(
+            self._manifest, "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in sorted(rows))
+        )
+
+    def _derive(self, normals: Iterable[tuple[str, Pixels]]) -> None:
+        if not self._rows:
+            return
+        match self._layout:
+            case Layout.COCO:
+                coco.write(self.out, self._read_manifest)
+            case Layout.YOLO:
+                yolo.write(self.out, self._read_manifest)
+            case Layout.MVTEC:
+                for number, (product, pixels) in enumerate(normals):
+                    path = self.out / ascii_name(product) / "train" / "good" / f"{number:06}.png"
+                    files.write(path, encode_png(pixels))
+            case Layout.PLAIN:
+                pass
+        files.write(
+            self.out / _SHEET,
+            encode_jpeg(sheet.draw(self.out, list(_spread(self._read_manifest, len(self._rows))))),
+        )
+
+    def _write_record(self) -> None:
+        counts = Counter(row["category"] for row in self._read_manifest())
+        import torch  # noqa: PLC0415 (a version alone)
+
+        record = {
+            "command": self._command,
+            "layout": self._layout.value,
+            "versions": {
+                "defectgen": __version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "opencv": cv2.__version__,
+            },
+            "samples": counts.total(),
+            "categories": dict(sorted(counts.items())),
+        }
+        files.write(self.out / _RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+    def _clear(self) -> None:
+        """Remove what an earlier run of ours wrote, and the folders that are empty then; nothing else."""
+        ours = [row[key] for row in self._rows.values() for key in ("image", "mask")]
+        ours += [_MANIFEST, _RECORD, _SHEET, coco.ANNOTATIONS, yolo.DATA]
+        for path in [self.out / name for name in ours] + [
+            *self.out.glob("labels/*/*.txt"),
+            *self.out.glob("*/train/good/*.png"),
+        ]:
+            path.unlink(missing_ok=True)
+        for folder in sorted((path for path in self.out.rglob("*") if path.is_dir()), reverse=True):
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        self._rows, self.done = {}, frozenset()
+
+
+def boxes(mask: NDArray[np.bool_]) -> list[list[int]]:
+    """The bounding box [x, y, width, height] of each connected piece of a mask, [H, W]."""
+    count, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    return [[int(value) for value in statistics[i, :4]] for i in range(1, count)]
+
+
+def folder_name(text: str) -> str:
+    """A category as a folder's name that every system takes; unchanged if it is one."""
+    name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", text).strip(" .")
+    reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name)
+    return f"_{name}" if reserved or not name else name
+
+
+def ascii_name(text: str) -> str:
+    """A name of letters, digits, '-' and '_'; one that had others ends in a code of its own, so that two stay two."""
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", text)
+    return name if name == text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _spread(
+    rows: Callable[[], Iterable[dict[str, Any]]], count: int, most: int = 24
+) -> Iterator[dict[str, Any]]:
+    """At most `most` rows from all over the manifest."""
+    chosen = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
+    return (row for position, row in enumerate(rows()) if position in chosen)

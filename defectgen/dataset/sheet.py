@@ -1,0 +1,61 @@
+"""The contact sheet: samples beside the same with the outline of their mask."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectgen.images import Photograph, read_mask, read_photograph
+
+_TILE = 160  # pixels, the side of a picture on the sheet
+_LABEL = 18
+_COLUMNS = 4  # pairs
+_RED = (230, 40, 40)
+
+
+def draw(out: Path, rows: Sequence[dict[str, Any]]) -> NDArray[np.uint8]:
+    """A sheet of the samples in `rows` of a manifest, [H, W, 3]: crops around the defects, so that small ones show."""
+    lines = -(-len(rows) // _COLUMNS)
+    sheet = np.full((lines * (_TILE + _LABEL), _COLUMNS * (2 * _TILE + 6), 3), 255, np.uint8)
+    for number, row in enumerate(rows):
+        y, x = number // _COLUMNS * (_TILE + _LABEL), number % _COLUMNS * (2 * _TILE + 6)
+        mask = read_mask(out / row["mask"])
+        plain, marked = _crops(_shown(read_photograph(out / row["image"])), mask)
+        sheet[y : y + _TILE, x : x + _TILE] = plain
+        sheet[y : y + _TILE, x + _TILE : x + 2 * _TILE] = marked
+        label = f"{row['index']:06} {row['category']}".encode("ascii", "replace").decode()
+        cv2.putText(
+            sheet, label, (x + 3, y + _TILE + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA
+        )
+    return sheet
+
+
+def _shown(photograph: Photograph) -> NDArray[np.uint8]:
+    """A photograph as 8-bit RGB, [H, W, 3]; 16 bits are stretched from their darkest to their brightest."""
+    pixels = photograph.pixels if photograph.pixels.ndim == 3 else photograph.pixels[..., None]
+    pixels = pixels[..., : photograph.channels]
+    if pixels.dtype == np.uint16:
+        low, high = int(pixels.min()), max(int(pixels.max()), int(pixels.min()) + 1)
+        pixels = ((pixels.astype(np.float32) - low) * (255 / (high - low))).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), np.uint8)
+
+
+def _crops(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The defect with some of its surroundings, plain and outlined, each [_TILE, _TILE, 3]."""
+    rows, columns = np.nonzero(mask)
+    extent = max(int(np.ptp(rows)), int(np.ptp(columns))) + 1
+    side = min(max(2 * extent, 96), *mask.shape)
+    y = int(np.clip((rows.min() + rows.max() - side) // 2, 0, mask.shape[0] - side))
+    x = int(np.clip((columns.min() + columns.max() - side) // 2, 0, mask.shape[1] - side))
+    crop = pixels[y : y + side, x : x + side]
+    shape = (_TILE, _TILE)
+    plain = cv2.resize(crop, shape, interpolation=cv2.INTER_AREA if side > _TILE else cv2.INTER_CUBIC)
+    inside = cv2.resize(
+        mask[y : y + side, x : x + side].astype(np.uint8), shape, interpolation=cv2.INTER_NEAREST
+    )
+    contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    marked = cv2.drawContours(plain.copy(), contours, -1, _RED, 1)
+    return np.asarray(plain, np.uint8), np.asarray(marked, np.uint8)

@@ -1,0 +1,42 @@
+"""YOLO segmentation labels: a text file an image, a row `class x1 y1 x2 y2 ...` for each piece, and `data.yaml`.
+
+https://docs.ultralytics.com/datasets/segment. The rows are our own: Ultralytics' converter of masks drops 0/255
+masks and holes.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from defectgen import files
+from defectgen.dataset.polygons import bridged, pieces
+from defectgen.images import read_mask
+
+DATA: Final = "data.yaml"
+
+
+def split(index: int) -> str:
+    """Every fifth sample is for validation."""
+    return "val" if index % 5 == 4 else "train"
+
+
+def write(out: Path, rows: Callable[[], Iterable[dict[str, Any]]]) -> None:
+    """Write the labels of all rows of a manifest and `data.yaml`."""
+    names = sorted({row["category"] for row in rows()})
+    for row in rows():
+        mask = read_mask(out / row["mask"])
+        height, width = mask.shape
+        lines = []
+        for piece in pieces(mask):
+            points = bridged(piece) / [width, height]
+            lines.append(
+                " ".join([str(names.index(row["category"])), *(f"{value:.6f}" for value in points.ravel())])
+            )
+        label = PurePosixPath("labels", *PurePosixPath(row["image"]).parts[1:]).with_suffix(".txt")
+        files.write(out / label, "\n".join(lines) + "\n")
+    # A folder that is named and missing is an error there; a small dataset may have nothing for validation.
+    val = "val" if (out / "images/val").is_dir() else "train"
+    # JSON strings are YAML strings, whatever the name holds.
+    listed = "".join(f"  {i}: {json.dumps(name)}\n" for i, name in enumerate(names))
+    files.write(out / DATA, f"path: .\ntrain: images/train\nval: images/{val}\nnames:\n{listed}")

@@ -1,0 +1,173 @@
+"""COCO and YOLO labels, decoded by independent readers and compared with the masks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from defectgen.dataset import Layout, Synthesized, open_folder
+from defectgen.dataset.coco import run_lengths
+from defectgen.dataset.polygons import bridged, pieces
+from defectgen.images import read_mask
+
+Mask = NDArray[np.bool_]
+
+
+def masks() -> dict[str, Mask]:
+    blank = np.zeros((40, 50), np.bool_)
+    shapes = {
+        name: blank.copy()
+        for name in ("square", "line", "pixel", "diagonal", "ring", "rings", "edge", "two", "blob")
+    }
+    shapes["square"][5:15, 8:30] = True
+    shapes["line"][20, 3:45] = True
+    shapes["pixel"][7, 9] = True
+    shapes["diagonal"][np.arange(30), np.arange(30)] = True
+    shapes["ring"][5:25, 5:25] = True
+    shapes["ring"][10:18, 12:20] = False
+    shapes["rings"][2:38, 2:48] = True
+    shapes["rings"][6:12, 6:12] = False
+    shapes["rings"][20:30, 30:40] = False
+    shapes["edge"][:, :4] = True
+    shapes["edge"][36:, :] = True
+    shapes["two"][3:9, 3:9] = True
+    shapes["two"][20:30, 30:45] = True
+    noise = cv2.GaussianBlur(np.random.default_rng(0).normal(size=(40, 50)), (0, 0), 3)
+    shapes["blob"] = noise > 0.02
+    return shapes
+
+
+def filled(points: NDArray[np.float64], shape: tuple[int, ...]) -> Mask:
+    """A polygon's pixels by the even-odd rule at their centres, one crossing at a time."""
+    ys, xs = np.mgrid[: shape[0], : shape[1]] + 0.5
+    inside = np.zeros(shape, np.bool_)
+    for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        if y0 != y1:
+            crosses = (y0 <= ys) != (y1 <= ys)
+            inside ^= crosses & (xs < x0 + (ys - y0) * (x1 - x0) / (y1 - y0))
+    return inside
+
+
+def decoded(lengths: dict[str, Any]) -> Mask:
+    """COCO's run lengths, read as its C code does."""
+    counts: list[int] = []
+    data, i = lengths["counts"].encode(), 0
+    while i < len(data):
+        value, k, more = 0, 0, True
+        while more:
+            c = data[i] - 48
+            value |= (c & 0x1F) << 5 * k
+            more = bool(c & 0x20)
+            i, k = i + 1, k + 1
+            if not more and c & 0x10:
+                value |= -1 << 5 * k
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+    height, width = lengths["size"]
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return flat.reshape(width, height).T
+
+
+@pytest.mark.parametrize("name", masks())
+def test_polygons_fill_to_the_mask_itself(name: str) -> None:
+    mask = masks()[name]
+    whole = np.zeros_like(mask)
+    for piece in pieces(mask):
+        shape = filled(bridged(piece), mask.shape)
+        np.testing.assert_array_equal(shape, piece.mask)
+        whole |= shape
+    np.testing.assert_array_equal(whole, mask)
+
+
+def test_run_lengths_of_the_known_case() -> None:
+    mask = np.zeros((4, 5), np.bool_)
+    mask[1:3, 1:4] = True
+    assert run_lengths(mask) == {"size": [4, 5], "counts": "5220003"}
+
+
+@pytest.mark.parametrize("name", masks())
+def test_run_lengths_decode_to_the_mask(name: str) -> None:
+    mask = masks()[name]
+    np.testing.assert_array_equal(decoded(run_lengths(mask)), mask)
+    np.testing.assert_array_equal(decoded(run_lengths(~mask)), ~mask)
+
+
+def test_run_lengths_agree_with_pycocotools() -> None:
+    reader = pytest.importorskip("pycocotools.mask")
+    for mask in masks().values():
+        assert (
+            reader.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+            == run_lengths(mask)["counts"]
+        )
+
+
+def write(out: Path, layout: Layout) -> list[Synthesized]:
+    image = np.full((40, 50), 100, np.uint8)
+    made = [
+        Synthesized(i, ("hole", "crack")[i % 2], "p", image, mask, {"seed": 0})
+        for i, mask in enumerate(masks().values())
+    ]
+    open_folder(out, layout=layout, command="", resume=False, overwrite=False).write(made)
+    return made
+
+
+def test_coco_annotations_add_up_to_the_masks(tmp_path: Path) -> None:
+    made = write(tmp_path, Layout.COCO)
+    document = json.loads((tmp_path / "annotations.json").read_text())
+    assert document["categories"] == [
+        {"id": 1, "name": "crack", "supercategory": "defect"},
+        {"id": 2, "name": "hole", "supercategory": "defect"},
+    ]
+    assert [image["id"] for image in document["images"]] == list(range(1, 10))
+    assert [each["id"] for each in document["annotations"]] == list(
+        range(1, len(document["annotations"]) + 1)
+    )
+    wholes = {image["id"]: np.zeros((40, 50), np.bool_) for image in document["images"]}
+    for image in document["images"]:
+        assert (tmp_path / "images" / image["file_name"]).is_file()
+        assert (image["height"], image["width"]) == (40, 50)
+    for each in document["annotations"]:
+        assert each["iscrowd"] == 0
+        segmentation = each["segmentation"]
+        if isinstance(segmentation, dict):
+            mask = decoded(segmentation)
+        else:
+            mask = filled(np.array(segmentation[0]).reshape(-1, 2), (40, 50))
+        rows, columns = np.nonzero(mask)
+        assert each["area"] == mask.sum()
+        assert each["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+        wholes[each["image_id"]] |= mask
+    for sample in made:
+        np.testing.assert_array_equal(wholes[sample.index + 1], sample.mask)
+
+
+def test_yolo_rows_add_up_to_the_masks(tmp_path: Path) -> None:
+    made = write(tmp_path, Layout.YOLO)
+    assert (tmp_path / "data.yaml").read_text() == (
+        'path: .\ntrain: images/train\nval: images/val\nnames:\n  0: "crack"\n  1: "hole"\n'
+    )
+    for sample in made:
+        split = "val" if sample.index % 5 == 4 else "train"
+        assert (tmp_path / f"images/{split}/{sample.index:06}.png").is_file()
+        whole = np.zeros((40, 50), np.bool_)
+        for line in (tmp_path / f"labels/{split}/{sample.index:06}.txt").read_text().splitlines():
+            category, *values = line.split()
+            assert ("crack", "hole")[int(category)] == sample.category
+            points = np.array(values, float).reshape(-1, 2)
+            assert len(points) >= 3
+            assert points.min() >= 0
+            assert points.max() <= 1
+            whole |= filled(points * [50, 40], (40, 50))
+        np.testing.assert_array_equal(whole, sample.mask)
+        np.testing.assert_array_equal(
+            read_mask(tmp_path / f"masks/{split}/{sample.index:06}.png"), sample.mask
+        )
+
+
+def test_yolo_without_a_sample_for_validation_names_the_training_ones(tmp_path: Path) -> None:
+    sample = Synthesized(0, "a", "p", np.zeros((40, 50), np.uint8), masks()["square"], {})
+    open_folder(tmp_path, layout=Layout.YOLO, command="", resume=False, overwrite=False).write([sample])
+    assert "val: images/train\n" in (tmp_path / "data.yaml").read_text()
