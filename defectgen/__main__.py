@@ -36,9 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
     try:
         with _stop_signals():
-            return int(
-                app(arguments, prog_name="defectgen", standalone_mode=False, obj=switches) or ExitCode.OK
-            )
+            return int(app(arguments, prog_name="defectgen", standalone_mode=False, obj=switches) or ExitCode.OK)
     except UserError as error:
         return _fail(switches, error.code, str(error))
     except _CommandLineError as error:
@@ -46,23 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(switches, ExitCode.USAGE, f"{error.format_message()} (see {command} --help)")
     except SystemExit as stop:
         if stop.code in (ExitCode.SIGINT, ExitCode.SIGTERM):
-            return _fail(
-                switches, ExitCode(stop.code), "stopped; run the same command with --resume to go on"
-            )
+            return _fail(switches, ExitCode(stop.code), "stopped; run the same command with --resume to go on")
         return int(stop.code or ExitCode.OK)  # Typer's, when nobody reads what it prints
     except MemoryError:
-        return _fail(
-            switches, ExitCode.OUT_OF_MEMORY, "out of memory; try a smaller --batch-size and fewer --workers"
-        )
+        return _fail(switches, ExitCode.OUT_OF_MEMORY, "out of memory; try a smaller --batch-size and fewer --workers")
     except ImportError as error:
         advice = "; install libgl1 and libglib2.0-0, or opencv-python-headless in place of opencv-python"
         missing_library = "cannot open shared object file" in str(error)
         return _fail(switches, ExitCode.INTERNAL, f"{error}{advice if missing_library else ''}")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(
-                switches, ExitCode.DISK_FULL, f"{error.filename or 'disk'}: {error.strerror}; free some room"
-            )
+            return _fail(switches, ExitCode.DISK_FULL, f"{error.filename or 'disk'}: {error.strerror}; free some room")
         return _fail(switches, ExitCode.INTERNAL, _unforeseen(error))
     except Exception as error:
         return _fail(switches, ExitCode.INTERNAL, _unforeseen(error))

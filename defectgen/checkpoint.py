@@ -28,9 +28,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
         DiskFullError: no room; what was at `path` before is still there.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    record = json.dumps(
-        {"config": config, "sha256": _digest(on_cpu, config)}, ensure_ascii=False, sort_keys=True
-    )
+    record = json.dumps({"config": config, "sha256": _digest(on_cpu, config)}, ensure_ascii=False, sort_keys=True)
     # Not save_file: it reports a full disk in an exception of its own, where Python raises an OSError.
     files.write(path, to_safetensors(on_cpu, metadata={_KEY: record}))
 
@@ -61,9 +59,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: not written by defectgen, which keeps its configuration and sha256 inside, or damaged"
         ) from error
     if _digest(tensors, config) != sha256:
-        raise WeightsError(
-            f"{path}: damaged, its contents do not match its sha256; copy it again, or train again"
-        )
+        raise WeightsError(f"{path}: damaged, its contents do not match its sha256; copy it again, or train again")
     # Copied, because they may be views of the file, which may change under them. Not before the check: a copy
     # makes any odd byte of a boolean 1.
     return {name: tensor.clone() for name, tensor in tensors.items()}, config

@@ -20,9 +20,7 @@ def resolve(name: str) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {name}: use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise NoDeviceError(
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; use --device auto or cpu"
         )
@@ -30,7 +28,7 @@ def resolve(name: str) -> torch.device:
 
 
 def numpy_rng(*key: int) -> np.random.Generator:
-    """A generator that the integers of `key` decide alone: (seed, rank, step) for a step, (seed, index) for a sample."""
+    """A generator that `key` alone decides: (seed, rank, step) for a step, (seed, index, attempt) for a sample."""
     return np.random.default_rng(np.random.SeedSequence(key))
 
 

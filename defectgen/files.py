@@ -23,9 +23,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise DiskFullError(
-                f"{path}: no room left on the disk; free some, then run again with --resume"
-            ) from error
+            raise DiskFullError(f"{path}: no room left on the disk; free some, then run again with --resume") from error
         raise
 
 

@@ -81,17 +81,13 @@ def parse_product(text: str) -> Source:
     """The source of `NAME=NORMALS:DEFECTS`; a colon within a path is told from the one between by what exists."""
     name, equals, folders = text.partition("=")
     pairs = [
-        (Path(folders[:i]), Path(folders[i + 1 :]))
-        for i, letter in enumerate(folders)
-        if letter == ":" and folders[:i]
+        (Path(folders[:i]), Path(folders[i + 1 :])) for i, letter in enumerate(folders) if letter == ":" and folders[:i]
     ]
     there = [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
     if not equals or not name.strip() or not pairs:
         raise UsageError(f"--product {text}: give NAME=NORMALS:DEFECTS")
     if not there:
-        raise BadInputError(
-            f"--product {text}: no two folders there, NORMALS and DEFECTS with a colon between them"
-        )
+        raise BadInputError(f"--product {text}: no two folders there, NORMALS and DEFECTS with a colon between them")
     return Source(product=name.strip(), normals=there[0][0], defects=there[0][1])
 
 
@@ -113,22 +109,14 @@ def read_catalog(
     found: list[_Found] = []
     for source in sources:
         normals, defects = _mvtec(source)
-        found += [
-            _Found(path=path, mask=None, category=NORMAL, product=source.product)
-            for path in _pictures(normals)
-        ]
+        found += [_Found(path=path, mask=None, category=NORMAL, product=source.product) for path in _pictures(normals)]
         if defects is None:
-            raise BadInputError(
-                f"{source.normals}: defects are missing: name their folder after that of the normals"
-            )
+            raise BadInputError(f"{source.normals}: defects are missing: name their folder after that of the normals")
         found += _find_defects(source, defects, category)
     catalog = _read(found, on_bad, progress)
     for product in {source.product for source in sources}:
         for what in ("normals", "defects"):
-            if not any(
-                s.product == product and (s.category == NORMAL) == (what == "normals")
-                for s in catalog.samples
-            ):
+            if not any(s.product == product and (s.category == NORMAL) == (what == "normals") for s in catalog.samples):
                 raise BadInputError(f"{product}: no usable {what} are left: {_reasons(catalog.skipped)}")
     return catalog
 
@@ -185,9 +173,7 @@ def _find_defects(source: Source, defects: Path, category: str | None) -> list[_
                 raise UsageError(f"--category {category}: {defects} has {', '.join(folders)}")
             folders = {category: folders[category]}
     if NORMAL in folders:
-        raise BadInputError(
-            f"{folders[NORMAL]}: '{NORMAL}' is what photographs without a defect are called; rename it"
-        )
+        raise BadInputError(f"{folders[NORMAL]}: '{NORMAL}' is what photographs without a defect are called; rename it")
     found = []
     for name, folder in folders.items():
         masks = _mask_index(source, defects, folder)
@@ -217,17 +203,19 @@ def _mask_index(source: Source, defects: Path, folder: Path) -> dict[str, Path]:
 
 def _read(found: Sequence[_Found], on_bad: OnBad, progress: OnFile | None) -> Catalog:
     """Decode every file; the good ones as samples, the bad ones with their reasons, both in order."""
-    samples, skipped = [], []
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
     with ThreadPoolExecutor(thread_name_prefix="reading") as pool:
         for done, result in enumerate(pool.map(_read_one, found), start=1):
-            (samples if isinstance(result, Sample) else skipped).append(result)  # type: ignore[arg-type]
+            if isinstance(result, Sample):
+                samples.append(result)
+            else:
+                skipped.append(result)
             if progress is not None:
                 progress(done, len(found))
     catalog = Catalog(samples=tuple(samples), skipped=tuple(skipped))
     if skipped and on_bad == "fail":
-        raise BadInputError(
-            f"{len(skipped)} of {len(found)} files cannot be used: {_reasons(catalog.skipped)}"
-        )
+        raise BadInputError(f"{len(skipped)} of {len(found)} files cannot be used: {_reasons(catalog.skipped)}")
     return catalog
 
 

@@ -106,14 +106,10 @@ def read_photograph(path: Path) -> Photograph:
                     path,
                     f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}: a decompression bomb?",
                 )
-            pixels = (
-                _decode_16(path, data, image) if _is_16_bit(data, image) else _decode_8(path, data, image)
-            )
+            pixels = _decode_16(path, data, image) if _is_16_bit(data, image) else _decode_8(path, data, image)
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except UnidentifiedImageError as error:
-        raise ImageError(
-            path, "not an image in a format that we read (PNG, JPEG, BMP, TIFF, WebP)"
-        ) from error
+        raise ImageError(path, "not an image in a format that we read (PNG, JPEG, BMP, TIFF, WebP)") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(path, f"truncated or damaged ({error})") from error
     turn = _TURNS.get(orientation)

@@ -48,8 +48,8 @@ def changed(before: FloatArray, after: FloatArray) -> BoolArray:
 def clean(mask: BoolArray) -> BoolArray:
     """A mask with gaps of a pixel closed, holes of a few filled, and specks removed. [S, S]."""
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    closed = _without_small(closed, connectivity=8)
-    return (1 - _without_small(1 - closed, connectivity=4)).astype(np.bool_)
+    solid = _without_small(np.asarray(closed, np.uint8), connectivity=8)
+    return _without_small(1 - solid, connectivity=4) == 0
 
 
 def _without_small(mask: NDArray[np.uint8], *, connectivity: int) -> NDArray[np.uint8]:

@@ -43,9 +43,7 @@ def find_registry(explicit: Path | None) -> list[Path]:
     if explicit is not None:
         return [explicit]
     # In a source checkout our own file lies beside the package, in a wheel inside it.
-    found = [
-        path for path in (_nearest(), _PACKAGE / NAME, _PACKAGE.parent / NAME) if path and path.is_file()
-    ]
+    found = [path for path in (_nearest(), _PACKAGE / NAME, _PACKAGE.parent / NAME) if path and path.is_file()]
     return list(dict.fromkeys(found))
 
 
@@ -65,9 +63,7 @@ def find(*, name: str | None = None, categories: Collection[str] = (), files: Se
         entries = read(file)
         known += entries
         fitting = [
-            entry
-            for entry in entries
-            if name in (None, entry.name) and set(categories) <= set(entry.categories)
+            entry for entry in entries if name in (None, entry.name) and set(categories) <= set(entry.categories)
         ]
         if fitting:
             return max(reversed(fitting), key=lambda entry: entry.created.timestamp())
@@ -106,9 +102,7 @@ def check_name(name: str, model: Path, file: Path) -> None:
     """
     for entry in read(file) if file.exists() else []:
         if entry.name == name and entry.file != _absolute(model):
-            raise UsageError(
-                f"{file}: the name {name} belongs to {entry.file}; give this model another with --name"
-            )
+            raise UsageError(f"{file}: the name {name} belongs to {entry.file}; give this model another with --name")
 
 
 def add(entry: Entry, file: Path) -> None:

@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -135,9 +134,7 @@ class Synthesis:
         return _Draw(index, attempt, category, sample, photograph, window, x)
 
     def _generate(self, draws: list[_Draw]) -> list[FloatArray]:
-        x = torch.from_numpy(np.stack([draw.x for draw in draws])).to(
-            self._device, memory_format=torch.channels_last
-        )
+        x = torch.from_numpy(np.stack([draw.x for draw in draws])).to(self._device, memory_format=torch.channels_last)
         y = torch.tensor([self._task.domains.index(draw.category) for draw in draws], device=self._device)
         rngs = [torch_rng(self._request.seed, draw.index, draw.attempt) for draw in draws]
         try:

@@ -94,9 +94,7 @@ class Average:
             torch._foreach_lerp_(list(self.copies[name].parameters()), list(network.parameters()), weight)
 
     def state(self) -> dict[str, Tensor]:
-        return {
-            key: value for name, copy in self.copies.items() for key, value in flatten(name, copy).items()
-        }
+        return {key: value for name, copy in self.copies.items() for key, value in flatten(name, copy).items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         for name, copy in self.copies.items():
@@ -118,9 +116,7 @@ class Average:
 class Feeder:
     """Batches by step, drawn ahead of the network by a few threads; a batch is a function of (seed, rank, step)."""
 
-    def __init__(
-        self, windows: TrainingWindows, size: int, seed: int, device: torch.device, workers: int
-    ) -> None:
+    def __init__(self, windows: TrainingWindows, size: int, seed: int, device: torch.device, workers: int) -> None:
         self._windows, self._size, self._seed, self._device = windows, size, seed, device
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="windows")
         self._ahead: dict[int, Future[Batch]] = {}
@@ -193,9 +189,7 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
                     losses = {name: float(value) for name, value in tensors.items()}
                     _check_finite(losses, step)
                     run.log({"step": step, "seconds": round(now - began, 3), **losses})
-                on_step(
-                    _progress(step, start, config, request.seconds, now - began, losses if logged else {})
-                )
+                on_step(_progress(step, start, config, request.seconds, now - began, losses if logged else {}))
                 # Also at the powers of two: the first sign of life, and of trouble, comes early.
                 early = step & (step - 1) == 0
                 if early or now - checkpointed > _CHECKPOINT_SECONDS:
@@ -225,9 +219,7 @@ def training_windows(catalog: Catalog, image_size: int) -> TrainingWindows:
 
 
 def make_task(windows: TrainingWindows) -> Task:
-    return Task(
-        domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales
-    )
+    return Task(domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales)
 
 
 def build(name: MethodName, config: MethodConfig, task: Task, device: torch.device, seed: int) -> Method:
@@ -247,9 +239,7 @@ def load_method(path: Path, device: torch.device) -> tuple[Method, dict[str, Any
             network.load_state_dict(unflatten(name, tensors))
             network.eval().requires_grad_(False)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise WeightsError(
-            f"{path}: not a model of this version of defectgen ({__version__}): {error}"
-        ) from error
+        raise WeightsError(f"{path}: not a model of this version of defectgen ({__version__}): {error}") from error
     return method, saved
 
 
@@ -305,13 +295,11 @@ class _Run:
     def begin(self, *, overwrite: bool) -> int:
         if self._checkpoint.exists() and not overwrite:
             raise UsageError(
-                f"{self.folder}: a run is there; go on with --resume, replace it with --overwrite, or choose another --name"
+                f"{self.folder}: a run is there; use --resume to go on, --overwrite to replace it, or another --name"
             )
         for stale in (self._checkpoint, self._metrics, *(self.folder / "previews").glob("*.jpg")):
             stale.unlink(missing_ok=True)
-        files.write(
-            self.folder / "config.json", json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n"
-        )
+        files.write(self.folder / "config.json", json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n")
         return 0
 
     def resume(self) -> int:

@@ -109,11 +109,11 @@ def cut(photograph: Photograph, window: Window, image_size: int, channels: int) 
     """
     rows = _mirrored(window.y, window.side, photograph.height)
     columns = _mirrored(window.x, window.side, photograph.width)
-    pixels = photograph.pixels[rows[:, None], columns[None, :]].astype(np.float32)
+    pixels: FloatArray = photograph.pixels[rows[:, None], columns[None, :]].astype(np.float32)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
     if window.side != image_size:
         shape = (image_size, image_size)
-        pixels = cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA).reshape(*shape, -1)
+        pixels = np.asarray(cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA), np.float32).reshape(*shape, -1)
     low, high = tone(photograph)
     pixels = np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1)
     if channels == 1:
@@ -136,8 +136,8 @@ def put_back(
     """
     change = (after - before).transpose(1, 2, 0)
     if change.shape[0] != window.side:
-        change = cv2.resize(change, (window.side, window.side), interpolation=cv2.INTER_CUBIC)
-        change = change.reshape(window.side, window.side, -1)
+        shape = (window.side, window.side)
+        change = np.asarray(cv2.resize(change, shape, interpolation=cv2.INTER_CUBIC), np.float32).reshape(*shape, -1)
     if change.shape[2] != photograph.channels:
         change = change.mean(axis=2, keepdims=True)
     low, high = tone(photograph)
@@ -160,9 +160,7 @@ def in_photograph(values: NDArray[Any], window: Window, height: int, width: int)
     whole = np.zeros((height, width), values.dtype)
     top, left = max(window.y, 0), max(window.x, 0)
     bottom, right = min(window.y + window.side, height), min(window.x + window.side, width)
-    whole[top:bottom, left:right] = values[
-        top - window.y : bottom - window.y, left - window.x : right - window.x
-    ]
+    whole[top:bottom, left:right] = values[top - window.y : bottom - window.y, left - window.x : right - window.x]
     return whole
 
 
@@ -222,9 +220,7 @@ class TrainingWindows:
     defect in it, and a defect becomes another only if their scales agree.
     """
 
-    def __init__(
-        self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]
-    ) -> None:
+    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         self.image_size = image_size
         self.products = tuple(products)
         self.domains = tuple(domains)
@@ -234,9 +230,7 @@ class TrainingWindows:
         for sample in catalog.samples:
             self._samples[sample.product].setdefault(sample.category, []).append(sample)
         self._boxes = {
-            sample.path: defect_boxes(read_mask(sample.mask))
-            for sample in catalog.samples
-            if sample.mask is not None
+            sample.path: defect_boxes(read_mask(sample.mask)) for sample in catalog.samples if sample.mask is not None
         }
         self.scales = {
             product: {

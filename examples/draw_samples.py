@@ -59,11 +59,7 @@ def path(rng: Rng, length: float, wander: float) -> Array:
     """Points a pixel apart on a line that wanders about its direction, [N, 2] as x, y, about the origin."""
     steps = max(int(length), 4)
     turns = gaussian_filter(rng.normal(size=steps), 1.5, mode="wrap")
-    angle = (
-        rng.uniform(0, np.pi)
-        + wander * turns / turns.std()
-        + rng.normal(0, wander / 4) * np.linspace(-1, 1, steps)
-    )
+    angle = rng.uniform(0, np.pi) + wander * turns / turns.std() + rng.normal(0, wander / 4) * np.linspace(-1, 1, steps)
     points = np.cumsum(np.stack([np.cos(angle), np.sin(angle)], axis=1), axis=0)
     return np.asarray(points - points.mean(axis=0))
 
@@ -137,21 +133,15 @@ def draw(
     pixels = surface(rng, shape)
     change = np.zeros(shape)
     if defect is not None:
-        centre = np.array(
-            [rng.uniform(LONGEST, shape[1] - LONGEST), rng.uniform(LONGEST, shape[0] - LONGEST)]
-        )
+        centre = np.array([rng.uniform(LONGEST, shape[1] - LONGEST), rng.uniform(LONGEST, shape[0] - LONGEST)])
         change = defect(rng, shape, centre)
     pixels = pixels * (1 + change[..., None]) + rng.normal(0, 0.006, pixels.shape)
     image = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
-    return image[..., 0] if image.shape[2] == 1 else image, np.where(np.abs(change) > 0.08, 255, 0).astype(
-        np.uint8
-    )
+    return image[..., 0] if image.shape[2] == 1 else image, np.where(np.abs(change) > 0.08, 255, 0).astype(np.uint8)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "samples")
     parser.add_argument("--seed", type=int, default=7)
     arguments = parser.parse_args()

@@ -35,9 +35,7 @@ def entry(folder: Path, name: str = "tiles", **changes: Any) -> Entry:
 def test_what_was_added_is_read(tmp_path: Path) -> None:
     file = tmp_path / "weights.toml"
     first = entry(tmp_path)
-    second = entry(
-        tmp_path, "road ä.v2", products=("a.b", "c d"), trained_on={"a.b": Path("/x"), "c d": Path("/y")}
-    )
+    second = entry(tmp_path, "road ä.v2", products=("a.b", "c d"), trained_on={"a.b": Path("/x"), "c d": Path("/y")})
     registry.add(first, file)
     registry.add(second, file)
     assert registry.read(file) == [first, second]
@@ -64,9 +62,7 @@ def test_a_link_among_the_folders_stays_a_link(tmp_path: Path) -> None:
     assert 'file = "runs/tiles/model.safetensors"' in (project / "weights.toml").read_text()
 
 
-def test_relative_paths_are_taken_from_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_paths_are_taken_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     registry.add(entry(Path()), Path("weights.toml"))
     (found,) = registry.read(Path("weights.toml"))
@@ -76,9 +72,7 @@ def test_relative_paths_are_taken_from_the_working_directory(
 def test_what_people_wrote_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "weights.toml"
     registry.add(entry(tmp_path), file)
-    mine = "# our models, ask Jana before deleting\n" + file.read_text().replace(
-        "[tiles]", "[tiles] # line 3"
-    )
+    mine = "# our models, ask Jana before deleting\n" + file.read_text().replace("[tiles]", "[tiles] # line 3")
     file.write_text(mine)
     registry.add(entry(tmp_path, "road"), file)
     registry.add(entry(tmp_path, created=NOON + timedelta(days=1)), file)
@@ -122,9 +116,7 @@ def test_the_newest_model_that_knows_the_categories_is_found(tmp_path: Path) -> 
     assert found("dent") == "c"
     assert found("fray", "crack") == "b"
     assert found(name="a") == "a"
-    with pytest.raises(
-        WeightsError, match=r"knows rust; there are: a knows crack; b knows crack, fray; c knows"
-    ):
+    with pytest.raises(WeightsError, match=r"knows rust; there are: a knows crack; b knows crack, fray; c knows"):
         found("rust")
     with pytest.raises(WeightsError, match="fray and dent"):
         found("fray", "dent")
@@ -173,9 +165,7 @@ def test_files_are_looked_for_here_then_above_then_in_the_package(
     assert registry.find_registry(None) == [own]
 
 
-def test_a_source_checkout_has_its_file_beside_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_checkout_has_its_file_beside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkout" / "defectgen").mkdir(parents=True)
     (tmp_path / "checkout" / "weights.toml").touch()
     (tmp_path / "elsewhere").mkdir()

@@ -14,7 +14,7 @@ from defectgen.dataset import Synthesized
 from defectgen.errors import OutOfMemoryError, UsageError
 from defectgen.folders import read_normals
 from defectgen.images import encode_png, read_photograph
-from defectgen.methods.base import Generated, GenerateBatch, Task, flatten
+from defectgen.methods.base import GenerateBatch, Generated, Task, flatten
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.registry import Entry
 from defectgen.sampling import Synthesis, SynthesisRequest, synthesize
@@ -34,9 +34,7 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
     folder = tmp_path_factory.mktemp("sampling")
     (folder / "normals").mkdir()
     rng = np.random.default_rng(0)
-    for i, (shape, dtype) in enumerate(
-        [((90, 70), "u1"), ((64, 100), "u2"), ((80, 80, 3), "u1"), ((24, 60), "u1")]
-    ):
+    for i, (shape, dtype) in enumerate([((90, 70), "u1"), ((64, 100), "u2"), ((80, 80, 3), "u1"), ((24, 60), "u1")]):
         low, high = (90, 110) if dtype == "u1" else (20_000, 24_000)
         (folder / f"normals/{i}.png").write_bytes(encode_png(rng.integers(low, high, shape, dtype)))
     torch.manual_seed(0)
@@ -122,12 +120,8 @@ def test_the_scale_of_a_category_is_that_of_the_training(
     assert area["spot"] > 2.5 * area["dent"]
 
 
-@pytest.mark.parametrize(
-    "changes", [{"num": 9}, {"workers": 4}, {"batch_size": 2}, {"skip": frozenset({0, 1, 2, 4})}]
-)
-def test_sample_k_is_the_same_in_any_run(
-    request_for: Callable[..., SynthesisRequest], changes: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("changes", [{"num": 9}, {"workers": 4}, {"batch_size": 2}, {"skip": frozenset({0, 1, 2, 4})}])
+def test_sample_k_is_the_same_in_any_run(request_for: Callable[..., SynthesisRequest], changes: dict[str, Any]) -> None:
     one = {sample.index: sample for sample in synthesize(request_for(6))}
     other = {sample.index: sample for sample in synthesize(request_for(**{"num": 6, **changes}))}
     assert set(other) == set(range(changes.get("num", 6))) - changes.get("skip", frozenset())
@@ -173,9 +167,7 @@ def test_what_never_shows_is_given_up_and_counted(
     assert samples.failed == [0, 1, 2]
 
 
-def test_drawing_is_lazy(
-    request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drawing_is_lazy(request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory does not grow with the number of samples: no more than two batches are drawn ahead."""
     drawn: list[int] = []
     draw = Synthesis._draw

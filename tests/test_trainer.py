@@ -52,9 +52,7 @@ def catalog(source: Source) -> Catalog:
 @pytest.fixture
 def request_for(source: Source, catalog: Catalog, tmp_path: Path) -> Callable[..., TrainRequest]:
     def make(name: str = "run", **changes: object) -> TrainRequest:
-        base = TrainRequest(
-            MethodName.DT_GAN, name, tmp_path / name, catalog, (source,), CONFIG, device="cpu"
-        )
+        base = TrainRequest(MethodName.DT_GAN, name, tmp_path / name, catalog, (source,), CONFIG, device="cpu")
         return replace(base, **changes)  # type: ignore[arg-type]
 
     return make
@@ -94,9 +92,7 @@ class TestTrain:
             "checkpoint.safetensors", "config.json", "metrics.jsonl", "model.safetensors", "previews",
         }  # fmt: skip
 
-    def test_the_model_file_says_what_it_needs_to_be_used(
-        self, request_for: Callable[..., TrainRequest]
-    ) -> None:
+    def test_the_model_file_says_what_it_needs_to_be_used(self, request_for: Callable[..., TrainRequest]) -> None:
         trained = train(request_for())
         method, saved = load_method(trained.model, torch.device("cpu"))
         assert method.task.domains == ("normal", "spot")
@@ -104,18 +100,14 @@ class TestTrain:
         assert method.config == CONFIG
         assert saved["steps"] == 12
 
-    def test_same_seed_same_bytes_whatever_the_workers(
-        self, request_for: Callable[..., TrainRequest]
-    ) -> None:
+    def test_same_seed_same_bytes_whatever_the_workers(self, request_for: Callable[..., TrainRequest]) -> None:
         one = train(request_for("one", workers=1, seed=4))
         two = train(request_for("two", workers=3, seed=4))
         other = train(request_for("other", seed=5))
         assert one.model.read_bytes() == two.model.read_bytes()
         assert one.model.read_bytes() != other.model.read_bytes()
 
-    def test_stopped_and_resumed_is_as_if_never_stopped(
-        self, request_for: Callable[..., TrainRequest]
-    ) -> None:
+    def test_stopped_and_resumed_is_as_if_never_stopped(self, request_for: Callable[..., TrainRequest]) -> None:
         config = CONFIG.model_copy(update={"steps": 24})
         whole = request_for("whole", config=config)
         train(whole)
@@ -133,9 +125,7 @@ class TestTrain:
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
-    def test_metrics_after_the_checkpoint_are_taken_again(
-        self, request_for: Callable[..., TrainRequest]
-    ) -> None:
+    def test_metrics_after_the_checkpoint_are_taken_again(self, request_for: Callable[..., TrainRequest]) -> None:
         request = request_for(config=CONFIG.model_copy(update={"steps": 20}))
         train(request, stop_after(8))
         with (request.run / "metrics.jsonl").open("a") as file:  # as a kill after the checkpoint leaves it

@@ -60,9 +60,7 @@ class TestFindScale:
         assert 200 * scale < 64
 
     def test_no_window_is_larger_than_the_photograph(self) -> None:
-        assert find_scale([sample(200, 100, masked=True)], [[Box(0, 0, 200, 90)]], 64) == pytest.approx(
-            64 / 200
-        )
+        assert find_scale([sample(200, 100, masked=True)], [[Box(0, 0, 200, 90)]], 64) == pytest.approx(64 / 200)
 
     def test_without_masks_the_window_spans_the_photograph(self) -> None:
         assert find_scale([sample(640, 480, masked=False)], [[]], 64) == pytest.approx(0.1)
@@ -107,7 +105,7 @@ class TestCut:
     def test_outside_is_mirrored_as_numpy_does(self) -> None:
         source = photograph(20, 30)
         x = cut(source, Window(-5, 10, 40), 40, 1)
-        padded = np.pad(source.pixels, ((0, 30), (5, 5)), mode="reflect")[10:50]
+        padded = np.pad(source.pixels.astype(np.uint8), ((0, 30), (5, 5)), mode="reflect")[10:50]
         np.testing.assert_allclose((x[0] + 1) * 127.5, padded, atol=1e-3)
 
     @pytest.mark.parametrize("length", [1, 2, 3])
@@ -124,7 +122,7 @@ class TestCut:
 
     def test_alpha_is_not_shown_to_the_network(self) -> None:
         rgba = photograph(channels=4)
-        rgb = Photograph(np.ascontiguousarray(rgba.pixels[..., :3]))
+        rgb = Photograph(rgba.pixels[..., :3].astype(np.uint8))
         np.testing.assert_array_equal(cut(rgba, Window(0, 0, 16), 16, 3), cut(rgb, Window(0, 0, 16), 16, 3))
 
     def test_a_dim_16_bit_photograph_uses_the_whole_range(self) -> None:
@@ -165,9 +163,7 @@ class TestPutBack:
     def test_the_change_comes_back_in_native_values(self) -> None:
         source = Photograph(np.full((16, 16), 100, np.uint8))
         before = cut(source, Window(0, 0, 16), 16, 1)
-        painted = put_back(
-            source, Window(0, 0, 16), before, before + 20 / 127.5, np.ones((16, 16), np.float32)
-        )
+        painted = put_back(source, Window(0, 0, 16), before, before + 20 / 127.5, np.ones((16, 16), np.float32))
         assert (painted == 120).all()
 
     def test_a_colour_change_on_a_gray_photograph_is_its_mean(self) -> None:
@@ -227,7 +223,7 @@ class TestTrainingWindows:
                         width=300,
                         channels=1,
                         depth=8,
-                    )  # fmt: skip
+                    )
                 )
         return Catalog(samples=tuple(samples), skipped=())
 

@@ -19,9 +19,7 @@ _PERIOD = 10.0  # seconds between plain lines of progress
 class Report(Protocol):
     """Takes how far a long piece of work is, in words for people, and in values for programs."""
 
-    def __call__(
-        self, done: int, total: int, detail: str = "", values: Mapping[str, Any] | None = None
-    ) -> None: ...
+    def __call__(self, done: int, total: int, detail: str = "", values: Mapping[str, Any] | None = None) -> None: ...
 
 
 class Console:

@@ -92,13 +92,9 @@ def seconds(text: str) -> float:
     Raises:
         UsageError: anything else, or no time at all.
     """
-    match = re.fullmatch(
-        r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip().lower()
-    )
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip().lower())
     total = (
-        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True))
-        if match
-        else 0
+        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
     )
     if total <= 0:
         raise UsageError(f"--time {text}: give hours, minutes or seconds, as 2h, 30m, 90s or 1h30m")
@@ -119,9 +115,7 @@ Json = Annotated[
     bool,
     option("--json", is_eager=True, callback=_note_json, help="Print JSON lines, each with a message_type."),
 ]
-Debug = Annotated[
-    bool, option("--debug", is_eager=True, callback=_note_debug, help="Show the traceback of a failure.")
-]
+Debug = Annotated[bool, option("--debug", is_eager=True, callback=_note_debug, help="Show the traceback of a failure.")]
 Quiet = Annotated[bool, option("--quiet", "-q", help="No progress, only results, warnings and errors.")]
 Verbose = Annotated[bool, option("--verbose", "-v", help="Tell the resolved plan before starting.")]
 Weights = Annotated[

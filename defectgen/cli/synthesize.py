@@ -56,9 +56,7 @@ def synthesize(
         ),
     ] = None,
     on_bad: options.Skip = options.OnBad.SKIP,
-    out: Annotated[Path, option("--out", "-o", metavar="DIR", help="Where the dataset goes.")] = Path(
-        "dataset"
-    ),
+    out: Annotated[Path, option("--out", "-o", metavar="DIR", help="Where the dataset goes.")] = Path("dataset"),
     layout: Annotated[Format, option("--format", help="The layout of the dataset.")] = Format.PLAIN,
     batch_size: options.BatchSize = None,
     seed: options.Seed = 0,
@@ -92,9 +90,7 @@ def synthesize(
     console.skipped(catalog.skipped)
 
     if dry_run or verbose:
-        pixels = [
-            sample.height * sample.width * sample.channels * sample.depth // 8 for sample in catalog.samples
-        ]
+        pixels = [sample.height * sample.width * sample.channels * sample.depth // 8 for sample in catalog.samples]
         plan = {
             "model": entry.name,
             "method": entry.method,
@@ -193,8 +189,6 @@ def _folders(entry: "Entry", given: Sequence[str]) -> dict[str, Path]:
     for text in given:
         product, equals, path = text.partition("=")
         if not equals or product not in entry.products:
-            raise UsageError(
-                f"--normals {text}: give PRODUCT=DIR, as {entry.name} knows {', '.join(entry.products)}"
-            )
+            raise UsageError(f"--normals {text}: give PRODUCT=DIR, as {entry.name} knows {', '.join(entry.products)}")
         folders[product] = Path(path)
     return folders

@@ -29,15 +29,11 @@ def train(
     method: Annotated[MethodName, option("--method", help="The generator.")],
     normals: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="NORMALS", help="Folder of defect-free photographs, or of an MVTec AD category."
-        ),
+        typer.Argument(metavar="NORMALS", help="Folder of defect-free photographs, or of an MVTec AD category."),
     ] = None,
     defects: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="DEFECTS", help="Folder of defects, with a folder a category, or of one category."
-        ),
+        typer.Argument(metavar="DEFECTS", help="Folder of defects, with a folder a category, or of one category."),
     ] = None,
     product: Annotated[
         list[str] | None,
@@ -66,14 +62,10 @@ def train(
             help="A hyperparameter in place of the preset's; repeat for several.",
         ),
     ] = None,
-    steps: Annotated[
-        int | None, option("--steps", min=1, help="Steps to train  [default: the preset's]")
-    ] = None,
+    steps: Annotated[int | None, option("--steps", min=1, help="Steps to train  [default: the preset's]")] = None,
     time: Annotated[
         str | None,
-        option(
-            "--time", metavar="TIME", help="Time to train, as 30m, 2h or 1h30m; the steps may end it sooner."
-        ),
+        option("--time", metavar="TIME", help="Time to train, as 30m, 2h or 1h30m; the steps may end it sooner."),
     ] = None,
     batch_size: options.BatchSize = None,
     seed: options.Seed = 0,
@@ -81,9 +73,7 @@ def train(
     workers: options.Workers = options.WORKERS,
     name: Annotated[
         str | None,
-        option(
-            "--name", metavar="NAME", help="Of the run and the model  [default: METHOD-PRODUCT, a new one]"
-        ),
+        option("--name", metavar="NAME", help="Of the run and the model  [default: METHOD-PRODUCT, a new one]"),
     ] = None,
     out: Annotated[Path, option("--out", "-o", metavar="DIR", help="Where run folders go.")] = Path("runs"),
     weights: options.Weights = None,
@@ -101,9 +91,7 @@ def train(
         raise UsageError("--resume goes on with a run and --overwrite replaces it: give one of them")
     seconds = options.seconds(time) if time else None
     given = dict(_key_value(setting) for setting in settings or [])
-    given |= {
-        key: str(value) for key, value in (("steps", steps), ("batch_size", batch_size)) if value is not None
-    }
+    given |= {key: str(value) for key, value in (("steps", steps), ("batch_size", batch_size)) if value is not None}
 
     from defectgen import files, registry, trainer
     from defectgen.folders import read_catalog
@@ -147,9 +135,7 @@ def train(
 
     console.note(f"training {name} in {run}, on {len(catalog.samples)} photographs")
     if verbose:
-        console.note(
-            f"with\n{table({'seed': seed, 'device': device, **hyperparameters.model_dump(mode='json')})}"
-        )
+        console.note(f"with\n{table({'seed': seed, 'device': device, **hyperparameters.model_dump(mode='json')})}")
     with console.progress("training") as report:
         losses: dict[str, float] = {}
 
@@ -216,9 +202,7 @@ def _sources(
 
     if products:
         if normals or masks:
-            raise UsageError(
-                "--product takes the place of NORMALS, DEFECTS and --masks: give one or the other"
-            )
+            raise UsageError("--product takes the place of NORMALS, DEFECTS and --masks: give one or the other")
         sources = tuple(parse_product(text) for text in products)
         names = [source.product for source in sources]
         if twice := next((each for each in names if names.count(each) > 1), None):
@@ -234,10 +218,7 @@ def _sources(
 def _product(normals: Path) -> str:
     """What a folder of normals is called after: itself, or the first folder above with a telling name."""
     folder = normals.absolute()
-    return (
-        next((each.name for each in (folder, *folder.parents) if each.name.lower() not in _GENERIC), "")
-        or "product"
-    )
+    return next((each.name for each in (folder, *folder.parents) if each.name.lower() not in _GENERIC), "") or "product"
 
 
 def _slug(text: str) -> str:

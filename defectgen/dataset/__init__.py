@@ -104,9 +104,7 @@ class Dataset:
         self._manifest = out / _MANIFEST
         self._rows = {row["index"]: row for row in self._read_manifest()}
         self.done = frozenset(
-            index
-            for index, row in self._rows.items()
-            if all((out / row[key]).is_file() for key in ("image", "mask"))
+            index for index, row in self._rows.items() if all((out / row[key]).is_file() for key in ("image", "mask"))
         )
 
     def write(
@@ -162,7 +160,7 @@ class Dataset:
         for key in _SAME_RUN:
             if before.get(key) != sample.record.get(key):
                 raise UsageError(
-                    f"{self.out}: cannot resume, its samples have {key} {before.get(key)}, not {sample.record.get(key)}; "
+                    f"{self.out}: cannot resume, {key} was {before.get(key)} and is {sample.record.get(key)}; "
                     "give the command that began it, or another --out"
                 )
 
@@ -186,9 +184,7 @@ class Dataset:
         category = folder_name(sample.category)
         match self._layout:
             case Layout.PLAIN:
-                return PurePosixPath(f"images/{category}/{name}.png"), PurePosixPath(
-                    f"masks/{category}/{name}.png"
-                )
+                return PurePosixPath(f"images/{category}/{name}.png"), PurePosixPath(f"masks/{category}/{name}.png")
             case Layout.MVTEC:
                 # anomalib takes printable ASCII alone.
                 product, category = ascii_name(sample.product), ascii_name(sample.category)
@@ -205,9 +201,7 @@ class Dataset:
     def _append(self, row: dict[str, Any]) -> None:
         with files.disk_errors(self._manifest), self._manifest.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._rows[row["index"]] = {
-            key: row[key] for key in ("index", "image", "mask", *_SAME_RUN) if key in row
-        }
+        self._rows[row["index"]] = {key: row[key] for key in ("index", "image", "mask", *_SAME_RUN) if key in row}
 
     def _read_manifest(self) -> Iterator[dict[str, Any]]:
         """The rows, without a last one that was cut short."""
@@ -237,9 +231,7 @@ class Dataset:
         if indices == sorted(set(indices)):
             return
         rows = {row["index"]: row for row in self._read_manifest()}
-        files.write(
-            self._manifest, "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in sorted(rows))
-        )
+        files.write(self._manifest, "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in sorted(rows)))
 
     def _derive(self, normals: Iterable[tuple[str, Pixels]]) -> None:
         if not self._rows:
@@ -312,9 +304,7 @@ def ascii_name(text: str) -> str:
     return name if name == text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def _spread(
-    rows: Callable[[], Iterable[dict[str, Any]]], count: int, most: int = 24
-) -> Iterator[dict[str, Any]]:
+def _spread(rows: Callable[[], Iterable[dict[str, Any]]], count: int, most: int = 24) -> Iterator[dict[str, Any]]:
     """At most `most` rows from all over the manifest."""
     chosen = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
     return (row for position, row in enumerate(rows()) if position in chosen)

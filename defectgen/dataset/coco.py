@@ -35,9 +35,7 @@ def write(out: Path, rows: Rows) -> None:
     head = {
         "info": info,
         "licenses": [],
-        "categories": [
-            {"id": i, "name": name, "supercategory": "defect"} for i, name in enumerate(names, start=1)
-        ],
+        "categories": [{"id": i, "name": name, "supercategory": "defect"} for i, name in enumerate(names, start=1)],
     }
     with files.replacing(out / ANNOTATIONS) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(head, ensure_ascii=False)[:-1])

@@ -27,9 +27,7 @@ def draw(out: Path, rows: Sequence[dict[str, Any]]) -> NDArray[np.uint8]:
         sheet[y : y + _TILE, x : x + _TILE] = plain
         sheet[y : y + _TILE, x + _TILE : x + 2 * _TILE] = marked
         label = f"{row['index']:06} {row['category']}".encode("ascii", "replace").decode()
-        cv2.putText(
-            sheet, label, (x + 3, y + _TILE + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA
-        )
+        cv2.putText(sheet, label, (x + 3, y + _TILE + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return sheet
 
 
@@ -53,9 +51,7 @@ def _crops(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDArray[
     crop = pixels[y : y + side, x : x + side]
     shape = (_TILE, _TILE)
     plain = cv2.resize(crop, shape, interpolation=cv2.INTER_AREA if side > _TILE else cv2.INTER_CUBIC)
-    inside = cv2.resize(
-        mask[y : y + side, x : x + side].astype(np.uint8), shape, interpolation=cv2.INTER_NEAREST
-    )
+    inside = cv2.resize(mask[y : y + side, x : x + side].astype(np.uint8), shape, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     marked = cv2.drawContours(plain.copy(), contours, -1, _RED, 1)
     return np.asarray(plain, np.uint8), np.asarray(marked, np.uint8)

@@ -30,9 +30,7 @@ def write(out: Path, rows: Callable[[], Iterable[dict[str, Any]]]) -> None:
         lines = []
         for piece in pieces(mask):
             points = bridged(piece) / [width, height]
-            lines.append(
-                " ".join([str(names.index(row["category"])), *(f"{value:.6f}" for value in points.ravel())])
-            )
+            lines.append(" ".join([str(names.index(row["category"])), *(f"{value:.6f}" for value in points.ravel())]))
         label = PurePosixPath("labels", *PurePosixPath(row["image"]).parts[1:]).with_suffix(".txt")
         files.write(out / label, "\n".join(lines) + "\n")
     # A folder that is named and missing is an error there; a small dataset may have nothing for validation.

@@ -94,10 +94,13 @@ class Method(Protocol):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     needs: ClassVar[Needs]
 
-    config: MethodConfig
-    task: Task
-
     def __init__(self, config: Any, task: Task, device: torch.device) -> None: ...
+
+    @property
+    def config(self) -> MethodConfig: ...
+
+    @property
+    def task(self) -> Task: ...
 
     def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Update every network once; returns the losses by name, detached. All chance comes from `rng` (CPU)."""
@@ -127,9 +130,7 @@ def configure(method: type[Method], preset: str, settings: Mapping[str, str]) ->
     fields = method.Config.model_fields
     for key in settings:
         if key not in fields:
-            raise UsageError(
-                f"--set {key}: not a setting of {method.name}; it has {', '.join(sorted(fields))}"
-            )
+            raise UsageError(f"--set {key}: not a setting of {method.name}; it has {', '.join(sorted(fields))}")
     try:
         return method.Config.model_validate({**method.presets[preset], **settings})
     except ValidationError as error:

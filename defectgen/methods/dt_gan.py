@@ -10,12 +10,14 @@ s_y a style vector; M the mapping network, E the style-defect encoder, G the gen
 The layers (Appendix D) and the training details (Appendix B) are not in the published paper. Both follow
 StarGAN v2 (Choi et al. 2020), which DT-GAN builds on:
     non-saturating logistic loss with R1 on the reals, weight 1; Adam with betas (0, 0.99) and weight decay 1e-4;
-    learning rate 1e-4, 1e-6 for M; averaged weights, decay 0.999; every lambda 1, the diversity loss's
-    shared by its six distances (one there) and falling linearly to 0; He initialisation; batches of 8, 100 000 steps; 16x16 at the bottleneck.
+    learning rate 1e-4, 1e-6 for M; averaged weights, decay 0.999; every lambda 1, the diversity loss's shared by
+    its six distances (one there) and falling linearly to 0; He initialisation; batches of 8, 100 000 steps; a
+    bottleneck of 16x16.
 Latent-guided and reference-guided updates, both in each iteration there, alternate here: a step costs one.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -26,8 +28,8 @@ from torch import Tensor, nn
 from defectgen.methods.base import (
     ANCHOR,
     Batch,
-    Generated,
     GenerateBatch,
+    Generated,
     MethodConfig,
     Needs,
     Task,
@@ -60,9 +62,7 @@ class DTGANConfig(MethodConfig):
     lambda_fg: float = Field(1.0, ge=0, description="weight of equation 6")
     lambda_bg: float = Field(1.0, ge=0, description="weight of equation 7")
     lambda_r1: float = Field(1.0, ge=0, description="weight of the gradient penalty")
-    r1_every: int = Field(
-        1, ge=1, description="steps from one gradient penalty to the next, weighted to match"
-    )
+    r1_every: int = Field(1, ge=1, description="steps from one gradient penalty to the next, weighted to match")
     augment: bool = Field(True, description="differentiable augmentation before D, for few-shot data")
 
     @field_validator("image_size")
@@ -164,14 +164,10 @@ class MappingNetwork(nn.Module):
         self.z_dim = config.latent_dim
         self.c_channels = config.c_channels
         self.shared = _mlp([config.latent_dim, hidden, hidden, hidden, hidden])
-        self.style = nn.ModuleList(
-            _mlp([hidden, hidden, hidden, hidden, config.style_dim]) for _ in range(domains)
-        )
+        self.style = nn.ModuleList(_mlp([hidden, hidden, hidden, hidden, config.style_dim]) for _ in range(domains))
         self.base = nn.Linear(hidden, hidden * 4 * 4)
         widths = [hidden, hidden // 2, hidden // 2, hidden // 2, hidden // 4]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.strengths = nn.ParameterList(nn.Parameter(torch.full((1, b, 1, 1), 0.5)) for b in widths[1:])
         self.defect = nn.Conv2d(widths[-1], domains * config.c_channels, 1)
 
@@ -235,16 +231,13 @@ class Generator(nn.Module):
         self.background = nn.Sequential(
             UpBlock(self.split[0], width, up=False),
             UpBlock(width, width, up=False),
-            *(UpBlock(a, b, up=True) for a, b in zip(widths[:-1], widths[1:], strict=True)),
+            *(UpBlock(a, b, up=True) for a, b in pairwise(widths)),
         )
         self.foreground = nn.ModuleList(
             [
                 StyledBlock(config.c_channels, widths[0], config.style_dim, up=False),
                 StyledBlock(widths[0], widths[0], config.style_dim, up=False),
-                *(
-                    StyledBlock(a, b, config.style_dim, up=True)
-                    for a, b in zip(widths[:-1], widths[1:], strict=True)
-                ),
+                *(StyledBlock(a, b, config.style_dim, up=True) for a, b in pairwise(widths)),
             ]
         )
         self.bg_width = widths[-1]
@@ -325,9 +318,7 @@ def _widths(config: DTGANConfig) -> list[int]:
 def _down(config: DTGANConfig, channels: int, *, normalize: bool) -> tuple[nn.Sequential, int]:
     """An image down to the 16x16 bottleneck, and the channels there."""
     widths = _widths(config)
-    blocks = [
-        ResBlock(a, b, normalize=normalize, down=True) for a, b in zip(widths[:-1], widths[1:], strict=True)
-    ]
+    blocks = [ResBlock(a, b, normalize=normalize, down=True) for a, b in pairwise(widths)]
     return nn.Sequential(nn.Conv2d(channels, widths[0], 3, padding=1), *blocks), widths[-1]
 
 
@@ -355,7 +346,7 @@ def _standardized(x: Tensor) -> Tensor:
 
 def _mlp(sizes: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+    for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -483,9 +474,7 @@ class DTGAN:
         latents = None  # a reference-guided step
         if step % 2 == 0:
             latents = torch.randn(2, len(batch.x), self.M.latent_size, generator=rng).to(self.device)
-        return self._discriminator_step(batch, step, latents, rng) | self._generator_step(
-            batch, step, latents, rng
-        )
+        return self._discriminator_step(batch, step, latents, rng) | self._generator_step(batch, step, latents, rng)
 
     def _target(self, batch: Batch, latent: Tensor | None) -> tuple[Tensor, Tensor]:
         """The target's c and s: from a latent code by M, or from the reference image by E."""
@@ -535,8 +524,9 @@ class DTGAN:
                 ds = None
             else:
                 (c, s), (c2, s2) = (self._target(batch, latent) for latent in latents)
-                mixtures = self.G.translate(x, bg, (c_y, s_y), [(c, s), (c, s2), (c2, s), (c2, s2)])
-                x_t, ds = mixtures[0], ds_loss(*mixtures, y_t)
+                targets = [(c, s), (c, s2), (c2, s), (c2, s2)]
+                x_t, x12, x21, x22 = self.G.translate(x, bg, (c_y, s_y), targets)
+                ds = ds_loss(x_t, x12, x21, x22, y_t)
             adv, d_fg, d_bg = self.D(self._augmented(x_t, rng), y_t)
             c_t, s_t = self.E(x_t, y_t)
             bg_t, fg_t = self.G.encode(x_t)

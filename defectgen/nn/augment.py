@@ -37,9 +37,5 @@ class Augmentation:
         side = torch.tensor([x.shape[3], x.shape[2]], device=x.device)
         shift = (self.shift * side).round() * 2 / side
         identity = torch.eye(2, device=x.device).expand(len(x), 2, 2)
-        grid = F.affine_grid(
-            torch.cat([identity, shift[:, :, None]], dim=2), list(x.shape), align_corners=False
-        )
-        return F.grid_sample(
-            x, grid.to(x.dtype), mode="nearest", padding_mode="reflection", align_corners=False
-        )
+        grid = F.affine_grid(torch.cat([identity, shift[:, :, None]], dim=2), list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid.to(x.dtype), mode="nearest", padding_mode="reflection", align_corners=False)

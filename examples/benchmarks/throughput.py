@@ -39,9 +39,7 @@ def photographs(folder: Path, rng: np.random.Generator, side: int) -> Source:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default="dt-gan", choices=[name.value for name in MethodName])
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--device", default="auto")
@@ -62,10 +60,8 @@ def main() -> None:
         for i in range(arguments.repeat):
             moments: list[float] = []
             trained = train(
-                TrainRequest(
-                    method, "bench", folder / f"run{i}", catalog, (source,), config, device=arguments.device
-                ),
-                lambda _, moments=moments: moments.append(time.perf_counter()),
+                TrainRequest(method, "bench", folder / f"run{i}", catalog, (source,), config, device=arguments.device),
+                lambda _: moments.append(time.perf_counter()),  # noqa: B023 (called within this turn)
             )
             steps = np.diff(moments)[5:]  # the first ones warm up
             training.append(config.batch_size / statistics.median(steps))
@@ -77,7 +73,7 @@ def main() -> None:
             )  # fmt: skip
             request = SynthesisRequest(entry, ("square",), arguments.num, normals, device=arguments.device)
             out = dataset.open_folder(
-                folder / f"out{i}", layout=dataset.Layout.PLAIN, command={}, resume=False, overwrite=False
+                folder / f"out{i}", layout=dataset.Layout.PLAIN, command="benchmark", resume=False, overwrite=False
             )
             began = time.perf_counter()
             samples = synthesize(request)

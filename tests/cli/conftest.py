@@ -55,9 +55,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Requests:
     """Instead of training: notes the request, reports three steps, leaves a model file."""
     requests: Requests = []
 
-    def stand_in(
-        request: trainer.TrainRequest, on_step: Callable[[trainer.Progress], None]
-    ) -> trainer.Trained:
+    def stand_in(request: trainer.TrainRequest, on_step: Callable[[trainer.Progress], None]) -> trainer.Trained:
         requests.append(request)
         for step in (1, 2, 3):
             on_step(trainer.Progress(step, 3, 12.5, 60.0, {"d": 0.5, "g": 1.25}))

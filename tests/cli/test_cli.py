@@ -29,18 +29,14 @@ TRAIN = ["train", "--method", "dt-gan", "tiles/good", "tiles/defects"]
 # Help
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["synthesize", "--help"], ["--version"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["synthesize", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys; from defectgen.__main__ import main; code = main(sys.argv[1:]); "
         "heavy = {'torch', 'cv2', 'numpy', 'PIL', 'scipy', 'skimage'} & sys.modules.keys(); "
         "sys.exit(f'{heavy} imported' if heavy else code)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -53,9 +49,7 @@ def test_the_first_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize("command", ["train", "synthesize"])
-def test_help_ends_with_two_examples_of_real_options(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_ends_with_two_examples_of_real_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
@@ -288,9 +282,7 @@ def test_the_command_line_wins_over_the_environment_which_wins_over_the_file(
         ("steps = true", ["--steps"]),
     ],
 )
-def test_mistakes_in_the_file_are_named(
-    text: str, words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_in_the_file_are_named(text: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("my.toml").write_text(text)
     assert main([*TRAIN, "--config", "my.toml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -304,9 +296,7 @@ def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_folders_can_stand_in_the_file(photographs: Path, planned: Requests) -> None:
-    Path("my.toml").write_text(
-        "method = 'dt-gan'\nnormals = 'tiles/good'\ndefects = 'tiles/defects'\ndry-run = true\n"
-    )
+    Path("my.toml").write_text("method = 'dt-gan'\nnormals = 'tiles/good'\ndefects = 'tiles/defects'\ndry-run = true\n")
     assert main(["train", "--config", "my.toml"]) == 0
     assert planned[0].sources[0].normals == Path("tiles/good")
     assert planned[0].sources[0].defects == Path("tiles/defects")
@@ -328,9 +318,7 @@ def test_durations(total: float, words: str) -> None:
     assert duration(total) == words
 
 
-def test_plain_progress_comes_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plain_progress_comes_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     clock = iter([100.0, 101.0, 109.9, 110.0, 111.0, 112.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with Console(as_json=False, quiet=False).progress("reading") as report:

@@ -36,9 +36,7 @@ def test_synthesize_takes_all_from_the_model(
     assert "synthesizing 4/4, 2 drawn again" in captured.err
 
 
-def test_synthesize_in_json(
-    model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_synthesize_in_json(model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synthesize", "-n", "5", "-c", "crack", "--json"]) == 0
     *_, summary = map(json.loads, capsys.readouterr().out.splitlines())
     assert summary["message_type"] == "summary"

@@ -18,9 +18,7 @@ TRAIN = ["train", "--method", "dt-gan", "tiles/good", "tiles/defects"]
 def test_train_leaves_a_model_that_can_be_found(
     photographs: Path, trained: Requests, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = main(
-        [*TRAIN, "--preset", "tiny", "--steps", "7", "--batch-size", "2", "--seed", "5", "--time", "1m"]
-    )
+    code = main([*TRAIN, "--preset", "tiny", "--steps", "7", "--batch-size", "2", "--seed", "5", "--time", "1m"])
     captured = capsys.readouterr()
     assert (code, captured.err.count("error")) == (0, 0)
     (request,) = trained
@@ -40,9 +38,7 @@ def test_train_leaves_a_model_that_can_be_found(
     assert "training 3/3" in captured.err
 
 
-def test_a_second_run_gets_a_name_of_its_own_and_resume_takes_the_last(
-    photographs: Path, trained: Requests
-) -> None:
+def test_a_second_run_gets_a_name_of_its_own_and_resume_takes_the_last(photographs: Path, trained: Requests) -> None:
     for extra in ([], [], ["--resume"], ["--overwrite"], ["--name", "mine"]):
         assert main([*TRAIN, "--quiet", *extra]) == 0
     names = [request.name for request in trained]
@@ -104,9 +100,7 @@ def test_quiet_prints_the_result_alone(
     assert len(captured.out.splitlines()) == 1
 
 
-def test_verbose_tells_every_setting(
-    photographs: Path, trained: Requests, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verbose_tells_every_setting(photographs: Path, trained: Requests, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TRAIN, "--verbose", "--set", "ema=0.123"]) == 0
     captured = capsys.readouterr()
     assert "ema" in captured.err

@@ -34,9 +34,7 @@ def several(count: int, start: int = 0) -> Iterator[Synthesized]:
     return (sample(i, ("crack", "pit hole")[i % 2]) for i in range(start, count))
 
 
-def fresh(
-    out: Path, layout: Layout = Layout.PLAIN, *, resume: bool = False, overwrite: bool = False
-) -> Dataset:
+def fresh(out: Path, layout: Layout = Layout.PLAIN, *, resume: bool = False, overwrite: bool = False) -> Dataset:
     return open_folder(out, layout=layout, command="defectgen synthesize", resume=resume, overwrite=overwrite)
 
 
@@ -138,7 +136,7 @@ class TestResume:
 
     def test_another_seed_or_layout_is_refused(self, tmp_path: Path) -> None:
         fresh(tmp_path / "d").write(several(2))
-        with pytest.raises(UsageError, match="seed 0, not 7"):
+        with pytest.raises(UsageError, match="seed was 0 and is 7"):
             fresh(tmp_path / "d", resume=True).write([sample(2, seed=7)])
         with pytest.raises(UsageError, match="--format plain"):
             fresh(tmp_path / "d", Layout.COCO, resume=True)
@@ -160,8 +158,13 @@ class TestOverwrite:
         (out / "notes.txt").write_text("mine")
         fresh(out, Layout.PLAIN, overwrite=True).write([sample(0)])
         assert set(contents(out)) == {
-            "dataset.json", "images/crack/000000.png", "manifest.jsonl", "masks/crack/000000.png", "notes.txt", "sheet.jpg",
-        }  # fmt: skip
+            "dataset.json",
+            "images/crack/000000.png",
+            "manifest.jsonl",
+            "masks/crack/000000.png",
+            "notes.txt",
+            "sheet.jpg",
+        }
 
     def test_a_folder_that_is_not_ours_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "photos").mkdir()

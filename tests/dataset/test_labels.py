@@ -20,8 +20,7 @@ Mask = NDArray[np.bool_]
 def masks() -> dict[str, Mask]:
     blank = np.zeros((40, 50), np.bool_)
     shapes = {
-        name: blank.copy()
-        for name in ("square", "line", "pixel", "diagonal", "ring", "rings", "edge", "two", "blob")
+        name: blank.copy() for name in ("square", "line", "pixel", "diagonal", "ring", "rings", "edge", "two", "blob")
     }
     shapes["square"][5:15, 8:30] = True
     shapes["line"][20, 3:45] = True
@@ -98,10 +97,7 @@ def test_run_lengths_decode_to_the_mask(name: str) -> None:
 def test_run_lengths_agree_with_pycocotools() -> None:
     reader = pytest.importorskip("pycocotools.mask")
     for mask in masks().values():
-        assert (
-            reader.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
-            == run_lengths(mask)["counts"]
-        )
+        assert reader.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode() == run_lengths(mask)["counts"]
 
 
 def write(out: Path, layout: Layout) -> list[Synthesized]:
@@ -122,9 +118,7 @@ def test_coco_annotations_add_up_to_the_masks(tmp_path: Path) -> None:
         {"id": 2, "name": "hole", "supercategory": "defect"},
     ]
     assert [image["id"] for image in document["images"]] == list(range(1, 10))
-    assert [each["id"] for each in document["annotations"]] == list(
-        range(1, len(document["annotations"]) + 1)
-    )
+    assert [each["id"] for each in document["annotations"]] == list(range(1, len(document["annotations"]) + 1))
     wholes = {image["id"]: np.zeros((40, 50), np.bool_) for image in document["images"]}
     for image in document["images"]:
         assert (tmp_path / "images" / image["file_name"]).is_file()
@@ -162,9 +156,7 @@ def test_yolo_rows_add_up_to_the_masks(tmp_path: Path) -> None:
             assert points.max() <= 1
             whole |= filled(points * [50, 40], (40, 50))
         np.testing.assert_array_equal(whole, sample.mask)
-        np.testing.assert_array_equal(
-            read_mask(tmp_path / f"masks/{split}/{sample.index:06}.png"), sample.mask
-        )
+        np.testing.assert_array_equal(read_mask(tmp_path / f"masks/{split}/{sample.index:06}.png"), sample.mask)
 
 
 def test_yolo_without_a_sample_for_validation_names_the_training_ones(tmp_path: Path) -> None:
