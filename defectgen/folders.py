@@ -144,7 +144,7 @@ def _mvtec(source: Source) -> tuple[Path, Path | None]:
 
 def _pictures(folder: Path) -> list[Path]:
     """The photographs right inside a folder, by name; none is an error that tells what is there."""
-    pictures = _listed(folder, lambda path: path.is_file() and is_photograph(path))
+    pictures = _listed(folder, lambda path: not path.is_dir() and is_photograph(path))
     if not pictures:
         there = ", ".join(path.name for path in islice(sorted(folder.iterdir()), 5)) or "nothing"
         raise BadInputError(f"{folder}: no photographs; found {there}; {_LAYOUTS}")

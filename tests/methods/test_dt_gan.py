@@ -291,7 +291,7 @@ class TestGenerate:
         x, y = images(3), torch.tensor([1, 2, 1])
         together = method.generate(GenerateBatch(x, y, [generator(i) for i in range(3)])).x
         alone = method.generate(GenerateBatch(x[2:], y[2:], [generator(2)])).x
-        torch.testing.assert_close(alone[0], together[2], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(alone[0], together[2], atol=1e-3, rtol=0)  # an eighth of a gray level
 
     def test_another_latent_code_gives_another_defect(self, method: DTGAN) -> None:
         method.training_step(batch(), 0, generator())  # the foreground is hidden before the first

@@ -1,0 +1,236 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from defectgen.errors import BadInputError, UsageError
+from defectgen.folders import NORMAL, Catalog, Source, parse_product, read_catalog, read_normals
+
+Put = Callable[..., Path]
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Put:
+    """Writes a photograph, or a mask if its path says so."""
+
+    def write(name: str, size: tuple[int, int] = (24, 16), value: int = 100) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full(size[::-1], value, np.uint8)
+        if "mask" in name or "ground_truth" in name:
+            pixels[:] = 0
+            pixels[4:8, 4:10] = 255
+        Image.fromarray(pixels).save(path)
+        return path
+
+    return write
+
+
+def catalog(root: Path, normals: str = "normals", defects: str | None = "defects", **options: object) -> Catalog:
+    masks = options.pop("masks", None)
+    source = Source(
+        product="part",
+        normals=root / normals,
+        defects=root / defects if defects else None,
+        masks=root / str(masks) if masks else None,
+    )
+    return read_catalog([source], **options)  # type: ignore[arg-type]
+
+
+def described(found: Catalog, root: Path) -> set[tuple[str, str, str | None]]:
+    """Category, photograph and mask of each defect."""
+    return {
+        (s.category, str(s.path.relative_to(root)), str(s.mask.relative_to(root)) if s.mask else None)
+        for s in found.samples
+        if s.category != NORMAL
+    }
+
+
+class TestLayouts:
+    def test_a_folder_for_each_category(self, put: Put, tmp_path: Path) -> None:
+        for name in ("normals/a.png", "normals/b.JPG", "defects/crack/1.png", "defects/Löcher groß/2.png"):
+            put(name)
+        put("masks/crack/1.png")
+        found = catalog(tmp_path)
+        assert found.categories == ("Löcher groß", "crack")
+        assert found.products == ("part",)
+        assert len(found.samples) == 4
+        assert described(found, tmp_path) == {
+            ("crack", "defects/crack/1.png", "masks/crack/1.png"),
+            ("Löcher groß", "defects/Löcher groß/2.png", None),
+        }
+        sample = found.samples[0]
+        assert (sample.width, sample.height, sample.channels, sample.depth) == (24, 16, 1, 8)
+
+    def test_one_flat_folder_is_named_by_itself_or_by_the_option(self, put: Put, tmp_path: Path) -> None:
+        for name in ("normals/a.png", "dents/1.png", "dents/2.png", "masks/1.png", "masks/2_mask.png"):
+            put(name)
+        assert described(catalog(tmp_path, defects="dents"), tmp_path) == {
+            ("dents", "dents/1.png", "masks/1.png"),
+            ("dents", "dents/2.png", "masks/2_mask.png"),
+        }
+        assert catalog(tmp_path, defects="dents", category="dent").categories == ("dent",)
+
+    def test_a_flat_folder_that_is_one_of_several_categories(self, put: Put, tmp_path: Path) -> None:
+        for name in ("normals/a.png", "defects/crack/1.png", "defects/dent/1.png", "masks/crack/1.png"):
+            put(name)
+        assert described(catalog(tmp_path, defects="defects/crack"), tmp_path) == {
+            ("crack", "defects/crack/1.png", "masks/crack/1.png")
+        }
+
+    @pytest.mark.parametrize(
+        ("normals", "defects"),
+        [("bottle", None), ("bottle/train", None), ("bottle/train/good", "bottle/test"), ("bottle", "bottle/test")],
+    )
+    def test_mvtec_ad(self, put: Put, tmp_path: Path, normals: str, defects: str | None) -> None:
+        for name in ("train/good/000.png", "test/good/000.png", "test/broken/000.png"):
+            put(f"bottle/{name}")
+        put("bottle/ground_truth/broken/000_mask.png")
+        found = catalog(tmp_path, normals, defects)
+        assert described(found, tmp_path) == {
+            ("broken", "bottle/test/broken/000.png", "bottle/ground_truth/broken/000_mask.png")
+        }
+        assert [str(s.path.relative_to(tmp_path)) for s in found.samples if s.category == NORMAL] == [
+            "bottle/train/good/000.png"
+        ]
+
+    def test_masks_elsewhere(self, put: Put, tmp_path: Path) -> None:
+        for name in ("normals/a.png", "defects/crack/1.png", "my masks/crack/1.png", "masks/crack/1.png"):
+            put(name)
+        found = catalog(tmp_path, masks="my masks")
+        assert described(found, tmp_path) == {("crack", "defects/crack/1.png", "my masks/crack/1.png")}
+
+    def test_a_category_is_chosen_among_several(self, put: Put, tmp_path: Path) -> None:
+        for name in ("normals/a.png", "defects/crack/1.png", "defects/dent/1.png"):
+            put(name)
+        assert catalog(tmp_path, category="dent").categories == ("dent",)
+        with pytest.raises(UsageError, match="--category rust: .* has crack, dent"):
+            catalog(tmp_path, category="rust")
+
+    def test_what_is_no_photograph_is_passed_over(self, put: Put, tmp_path: Path) -> None:
+        put("normals/a.png")
+        put("defects/crack/1.png")
+        for name in ("normals/Thumbs.db", "normals/.hidden.png", "defects/crack/notes.txt", "defects/readme.md"):
+            (tmp_path / name).write_bytes(b"x")
+        found = catalog(tmp_path)
+        assert len(found.samples) == 2
+        assert found.skipped == ()
+
+    def test_several_products(self, put: Put, tmp_path: Path) -> None:
+        for product in ("a", "b"):
+            put(f"{product}/good/1.png")
+            put(f"{product}/bad/crack/1.png")
+        found = read_catalog(
+            [Source(product=p, normals=tmp_path / p / "good", defects=tmp_path / p / "bad") for p in ("b", "a")]
+        )
+        assert found.products == ("a", "b")
+        assert [sample.product for sample in found.samples] == ["b", "b", "a", "a"]
+
+
+class TestBadInput:
+    @pytest.fixture(autouse=True)
+    def _good(self, put: Put) -> None:
+        for name in ("normals/a.png", "defects/crack/1.png", "defects/crack/2.png", "masks/crack/1.png"):
+            put(name)
+
+    def test_each_bad_file_is_named_and_skipped(self, tmp_path: Path, put: Put) -> None:
+        (tmp_path / "normals/bad.png").write_bytes(b"no")
+        (tmp_path / "defects/crack/gone.png").symlink_to("nowhere.png")
+        put("defects/crack/3.png")
+        put("masks/crack/3.png").write_bytes(b"no")
+        seen: list[tuple[int, int]] = []
+        found = catalog(tmp_path, progress=lambda done, total: seen.append((done, total)))
+        skipped = {each.path.name: each.reason for each in found.skipped}
+        assert skipped.keys() == {"bad.png", "gone.png", "3.png"}
+        assert "not an image" in skipped["bad.png"]
+        assert "No such file" in skipped["gone.png"]
+        assert "masks/crack/3.png" in skipped["3.png"]
+        assert len(found.samples) == 3
+        assert seen[-1] == (6, 6)
+
+    def test_on_bad_fail_stops(self, tmp_path: Path) -> None:
+        (tmp_path / "normals/bad.png").write_bytes(b"no")
+        with pytest.raises(BadInputError, match=r"1 of 4 files cannot be used: .*bad\.png: not an image"):
+            catalog(tmp_path, on_bad="fail")
+
+    @pytest.mark.parametrize(("folder", "what"), [("normals", "normals"), ("defects/crack", "defects")])
+    def test_nothing_left_fails_with_the_reasons(self, tmp_path: Path, folder: str, what: str) -> None:
+        for path in (tmp_path / folder).iterdir():
+            path.write_bytes(b"no")
+        with pytest.raises(BadInputError, match=f"part: no usable {what} are left: .*not an image"):
+            catalog(tmp_path)
+
+    def test_a_mask_of_another_size_names_both(self, tmp_path: Path, put: Put) -> None:
+        put("masks/crack/2.png", size=(24, 20))
+        with pytest.raises(BadInputError, match=r"masks/crack/2\.png: .* 24x20, but .*defects/crack/2\.png is 24x16"):
+            catalog(tmp_path)
+
+    def test_a_mask_that_marks_nothing_is_skipped(self, tmp_path: Path) -> None:
+        Image.fromarray(np.zeros((16, 24), np.uint8)).save(tmp_path / "masks/crack/2.png")
+        (skipped,) = catalog(tmp_path).skipped
+        assert "marks no defect" in skipped.reason
+
+    @pytest.mark.parametrize(
+        ("normals", "defects", "reason"),
+        [
+            ("nowhere", "defects", "nowhere: no such folder"),
+            ("normals", "nowhere", "nowhere: no such folder"),
+            ("normals", None, "defects are missing"),
+            ("empty", "defects", "empty: no photographs; found nothing"),
+            ("texts", "defects", r"texts: no photographs; found a\.txt, b\.txt"),
+            ("normals", "empty", "empty: no photographs"),
+            ("normals", "wrong", "'normal' is what photographs without a defect are called"),
+        ],
+    )
+    def test_folders_in_no_known_layout(
+        self, tmp_path: Path, put: Put, normals: str, defects: str | None, reason: str
+    ) -> None:
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "texts").mkdir()
+        for name in "ab":
+            (tmp_path / f"texts/{name}.txt").write_text("x")
+        put("wrong/normal/1.png")
+        with pytest.raises(BadInputError, match=reason):
+            catalog(tmp_path, normals, defects)
+
+    def test_a_masks_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(BadInputError, match="--masks .*nowhere: no such folder"):
+            catalog(tmp_path, masks="nowhere")
+
+
+class TestReadNormals:
+    def test_of_a_folder_and_of_mvtec(self, put: Put, tmp_path: Path) -> None:
+        put("plain/a.png")
+        put("bottle/train/good/b.png")
+        assert read_normals(tmp_path / "plain").samples[0].path.name == "a.png"
+        assert read_normals(tmp_path / "bottle", product="x").samples[0].product == "x"
+
+    def test_none_left(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_bytes(b"no")
+        with pytest.raises(BadInputError, match="no usable normals: .*not an image"):
+            read_normals(tmp_path)
+
+
+class TestParseProduct:
+    def test_name_and_folders(self, tmp_path: Path) -> None:
+        for name in ("good", "bad"):
+            (tmp_path / name).mkdir()
+        source = parse_product(f"tile={tmp_path}/good:{tmp_path}/bad")
+        assert (source.product, source.normals, source.defects) == ("tile", tmp_path / "good", tmp_path / "bad")
+
+    def test_colons_in_paths_are_told_by_what_exists(self, tmp_path: Path) -> None:
+        for name in ("c:x", "d:y"):
+            (tmp_path / name).mkdir()
+        source = parse_product(f"tile={tmp_path}/c:x:{tmp_path}/d:y")
+        assert (source.normals, source.defects) == (tmp_path / "c:x", tmp_path / "d:y")
+
+    @pytest.mark.parametrize("text", ["tile", "=a:b", "tile=a", "tile="])
+    def test_another_form_is_refused(self, text: str) -> None:
+        with pytest.raises(UsageError, match="NAME=NORMALS:DEFECTS"):
+            parse_product(text)
+
+    def test_folders_that_are_not_there(self) -> None:
+        with pytest.raises(BadInputError, match="no two folders"):
+            parse_product("tile=a:b")
