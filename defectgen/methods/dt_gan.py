@@ -259,10 +259,19 @@ class Generator(nn.Module):
         With k > 1 each background serves k foregrounds, decoded once: row i·B + j has background j.
         """
         b = self.background(bg)
-        for block in self.foreground:
-            c = block(c, s)
         b = b.repeat(len(c) // len(b), 1, 1, 1)
-        return self.to_image(F.leaky_relu(torch.cat([b, c], dim=1), 0.2))
+        return self.to_image(F.leaky_relu(torch.cat([b, self.paint(c, s)], dim=1), 0.2))
+
+    def paint(self, c: Tensor, s: Tensor) -> Tensor:
+        """The foreground's features at full resolution: zero where there is no defect map, whatever the style.
+
+        AdaIN's shift paints by style alone, and G would recolour the background with it. What it makes of an
+        empty map, the anchor's, is therefore taken off; it is the same everywhere, and so costs one pixel.
+        """
+        empty = torch.zeros_like(c[:, :, :1, :1])
+        for block in self.foreground:
+            c, empty = block(c, s), block(empty, s)
+        return c - empty[:, :, :1, :1]
 
     def translate(
         self, x: Tensor, bg: Tensor, own: tuple[Tensor, Tensor], targets: list[tuple[Tensor, Tensor]]
@@ -429,7 +438,7 @@ class DTGAN:
         },
         "tiny": {
             "image_size": 64, "width": 16, "max_width": 64, "c_channels": 16, "style_dim": 32, "batch_size": 4,
-            "steps": 10_000, "lr": 5e-4, "lr_mapping": 2e-4, "r1_every": 8, "lambda_ds": 0.02,
+            "steps": 10_000, "lr": 5e-4, "lr_mapping": 1e-4, "r1_every": 8, "lambda_ds": 0.02,
         },
     }  # fmt: skip
 

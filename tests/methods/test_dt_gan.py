@@ -151,6 +151,13 @@ class TestNetworks:
         (from_changed,) = torch.autograd.grad(changed.sum(), [g.get_parameter("to_image.bias")])
         assert from_changed.item() == pytest.approx(0, abs=1e-3)
 
+    def test_the_anchor_paints_nothing_whatever_the_style(self) -> None:
+        torch.manual_seed(0)
+        g = Generator(CONFIG, 1)
+        s = torch.randn(2, 8, generator=generator())
+        assert g.paint(torch.zeros(2, 4, 16, 16), s).abs().max() < 1e-4
+        assert g.paint(torch.randn(2, 4, 16, 16, generator=generator()), s).abs().max() > 0.1
+
     def test_style_does_not_touch_the_background_decoder(self) -> None:
         g = Generator(CONFIG, 1)
         assert not any(isinstance(module, AdaIN) for module in g.background.modules())
