@@ -266,9 +266,9 @@ class Generator(nn.Module):
         """The foreground's features at full resolution: zero where there is no defect map, whatever the style.
 
         AdaIN's shift paints by style alone, and G would recolour the background with it. What it makes of an
-        empty map, the anchor's, is therefore taken off; it is the same everywhere, and so costs one pixel.
+        empty map, the anchor's, is therefore taken off; it is the same everywhere, and a few pixels tell it.
         """
-        empty = torch.zeros_like(c[:, :, :1, :1])
+        empty = torch.zeros_like(c[:, :, :2, :2])
         for block in self.foreground:
             c, empty = block(c, s), block(empty, s)
         return c - empty[:, :, :1, :1]
