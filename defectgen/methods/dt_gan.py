@@ -268,10 +268,13 @@ class Generator(nn.Module):
         AdaIN's shift paints by style alone, and G would recolour the background with it. What it makes of an
         empty map, the anchor's, is therefore taken off; it is the same everywhere, and a few pixels tell it.
         """
+        present = (c != 0).any(dim=1, keepdim=True).any(dim=2, keepdim=True).any(dim=3, keepdim=True)
         empty = torch.zeros_like(c[:, :, :2, :2])
         for block in self.foreground:
             c, empty = block(c, s), block(empty, s)
-        return c - empty[:, :, :1, :1]
+        # The mean, not a pixel: the gradient of a normalised constant is only tame where it is constant too.
+        # For the same reason the anchor's rows are cut off, not left to come out as zero.
+        return (c - empty.mean(dim=(2, 3), keepdim=True)) * present
 
     def translate(
         self, x: Tensor, bg: Tensor, own: tuple[Tensor, Tensor], targets: list[tuple[Tensor, Tensor]]
