@@ -3,7 +3,7 @@
 # Its model.safetensors then stands in examples/models, and its entry in weights.toml.
 set -eu
 cd "$(dirname "$0")/.."
-OMP_NUM_THREADS=1 defectgen train --method dt-gan --preset tiny --steps 6000 --seed 1 --device cpu --workers 1 \
+OMP_NUM_THREADS=1 defectgen train --method dt-gan --preset tiny --steps 5500 --seed 1 --device cpu --workers 1 \
     --name dt-gan-samples --out examples/models \
     --product steel=examples/samples/steel/normals:examples/samples/steel/defects \
     --product ceramic=examples/samples/ceramic/normals:examples/samples/ceramic/defects "$@"

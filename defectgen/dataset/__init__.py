@@ -242,9 +242,13 @@ class Dataset:
             case Layout.YOLO:
                 yolo.write(self.out, self._read_manifest)
             case Layout.MVTEC:
-                for number, (product, pixels) in enumerate(normals):
-                    path = self.out / ascii_name(product) / "train" / "good" / f"{number:06}.png"
-                    files.write(path, encode_png(pixels))
+                products = {row["product"] for row in self._read_manifest()}
+                numbers: Counter[str] = Counter()
+                for product, pixels in normals:
+                    if product in products:  # a product without a defect would not load
+                        path = self.out / ascii_name(product) / "train" / "good" / f"{numbers[product]:06}.png"
+                        files.write(path, encode_png(pixels))
+                        numbers[product] += 1
             case Layout.PLAIN:
                 pass
         files.write(

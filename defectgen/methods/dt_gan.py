@@ -137,8 +137,8 @@ class StyledBlock(nn.Module):
         self.up = up
         self.norm1 = AdaIN(c_in, style_dim)
         self.norm2 = AdaIN(c_out, style_dim)
-        self.conv1 = _conv(c_in, c_out)
-        self.conv2 = _conv(c_out, c_out)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
         h = self.conv1(F.leaky_relu(self.norm1(x, s), 0.2))
@@ -167,7 +167,7 @@ class MappingNetwork(nn.Module):
         self.style = nn.ModuleList(_mlp([hidden, hidden, hidden, hidden, config.style_dim]) for _ in range(domains))
         self.base = nn.Linear(hidden, hidden * 4 * 4)
         widths = [hidden, hidden // 2, hidden // 2, hidden // 2, hidden // 4]
-        self.convs = nn.ModuleList(_conv(a, b) for a, b in pairwise(widths))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
         self.strengths = nn.ParameterList(nn.Parameter(torch.full((1, b, 1, 1), 0.5)) for b in widths[1:])
         self.defect = nn.Conv2d(widths[-1], domains * config.c_channels, 1)
 
@@ -240,6 +240,8 @@ class Generator(nn.Module):
                 *(StyledBlock(a, b, config.style_dim, up=True) for a, b in pairwise(widths)),
             ]
         )
+        self.rim: Tensor
+        self.register_buffer("rim", _rim(config.image_size), persistent=False)
         self.bg_width = widths[-1]
         self.to_image = nn.Conv2d(self.bg_width + widths[-1], channels, 1)
 
@@ -260,21 +262,9 @@ class Generator(nn.Module):
         """
         b = self.background(bg)
         b = b.repeat(len(c) // len(b), 1, 1, 1)
-        return self.to_image(F.leaky_relu(torch.cat([b, self.paint(c, s)], dim=1), 0.2))
-
-    def paint(self, c: Tensor, s: Tensor) -> Tensor:
-        """The foreground's features at full resolution: zero where there is no defect map, whatever the style.
-
-        AdaIN's shift paints by style alone, and G would recolour the background with it. What it makes of an
-        empty map, the anchor's, is therefore taken off; it is the same everywhere, and a few pixels tell it.
-        """
-        present = (c != 0).any(dim=1, keepdim=True).any(dim=2, keepdim=True).any(dim=3, keepdim=True)
-        empty = torch.zeros_like(c[:, :, :2, :2])
         for block in self.foreground:
-            c, empty = block(c, s), block(empty, s)
-        # The mean, not a pixel: the gradient of a normalised constant is only tame where it is constant too.
-        # For the same reason the anchor's rows are cut off, not left to come out as zero.
-        return (c - empty.mean(dim=(2, 3), keepdim=True)) * present
+            c = block(c, s)
+        return self.to_image(F.leaky_relu(torch.cat([b, c], dim=1), 0.2))
 
     def translate(
         self, x: Tensor, bg: Tensor, own: tuple[Tensor, Tensor], targets: list[tuple[Tensor, Tensor]]
@@ -282,15 +272,16 @@ class Generator(nn.Module):
         """x to each target (c, s), with what the bottleneck loses of x handed past it.
 
         The paper's G redraws the whole image from its bottleneck. Here what it fails to redraw of x with x's own
-        (c_y, s_y) is added to every translation: x_t = G(x, c, s) + (x - G(x, c_y, s_y)). The photograph's grain is
+        (c_y, s_y) is added to every translation: x_t = x + G(x, c, s) - G(x, c_y, s_y). The photograph's grain is
         then in the fakes as in the reals, and D and G are left with the defect; it is also just what is painted
         onto the photograph in the end. The gradient passes through both G: what they share, the background,
         is left to the cycle (equation 5); without it D would push there for ever against what cancels.
+        The change fades out towards the window's rim, where zero padding would show as a frame.
         """
         codes = [own, *targets]
         decoded = self.decode(bg, torch.cat([c for c, _ in codes]), torch.cat([s for _, s in codes]))
         redrawn, *translated = decoded.chunk(len(codes))
-        return tuple(image + (x - redrawn) for image in translated)
+        return tuple(x + self.rim * (image - redrawn) for image in translated)
 
 
 class Discriminator(nn.Module):
@@ -368,9 +359,11 @@ def _instance_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels, channels)
 
 
-def _conv(c_in: int, c_out: int) -> nn.Conv2d:
-    """The foreground's 3x3 convolution. Padded with zeros it would tell the border, and paint a frame there."""
-    return nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode="replicate")
+def _rim(size: int, width: int = 8) -> Tensor:
+    """1 inside a window, falling to nearly 0 over the last `width` pixels to its border; [1, 1, size, size]."""
+    distance = torch.arange(size).minimum(torch.arange(size).flip(0)) + 0.5
+    ramp = (distance / width).clamp(max=1)
+    return (ramp[:, None] * ramp[None, :])[None, None]
 
 
 def _double(x: Tensor) -> Tensor:
@@ -437,11 +430,11 @@ class DTGAN:
         "paper": {},
         "compact": {
             "width": 32, "max_width": 256, "c_channels": 32, "style_dim": 128, "batch_size": 16, "steps": 30_000,
-            "lr": 2e-4, "lr_mapping": 1e-4, "r1_every": 4, "lambda_ds": 0.02,
+            "lr": 2e-4, "lr_mapping": 1e-5, "r1_every": 4, "lambda_ds": 0.02,
         },
         "tiny": {
             "image_size": 64, "width": 16, "max_width": 64, "c_channels": 16, "style_dim": 32, "batch_size": 4,
-            "steps": 10_000, "lr": 5e-4, "lr_mapping": 1e-4, "r1_every": 8, "lambda_ds": 0.02,
+            "steps": 10_000, "lr": 5e-4, "lr_mapping": 2e-5, "r1_every": 8, "lambda_ds": 0.02,
         },
     }  # fmt: skip
 

@@ -206,9 +206,10 @@ class TestMvtec:
     def test_loads_by_the_rules_of_anomalib(self, tmp_path: Path) -> None:
         out = tmp_path / "d"
         made = [sample(i, ("crack", "Löcher")[i % 2], "Fliese ß") for i in range(12)]
-        fresh(out, Layout.MVTEC).write(made, normals=[("Fliese ß", made[0].image)] * 3)
+        fresh(out, Layout.MVTEC).write(made, normals=[("other", made[0].image)] + [("Fliese ß", made[0].image)] * 3)
         (category,) = [path for path in out.iterdir() if path.is_dir()]
         self.load(category)
+        assert len(list((category / "train/good").iterdir())) == 3
         assert {path.name for path in (category / "test").iterdir()} == {"crack", ascii_name("Löcher")}
         assert manifest(out)[1]["category"] == "Löcher"
 

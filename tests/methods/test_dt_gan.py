@@ -147,16 +147,11 @@ class TestNetworks:
         redrawn, painted = g.decode(g.encode(x)[0], *(torch.cat(pair) for pair in zip(own, other, strict=True))).chunk(
             2
         )
-        torch.testing.assert_close(changed, x + painted - redrawn)
+        inside = (slice(None), slice(None), slice(8, -8), slice(8, -8))
+        torch.testing.assert_close(changed[inside], (x + painted - redrawn)[inside])
+        assert (changed - x)[..., 0, :].abs().max() < 0.1 * (painted - redrawn)[..., 0, :].abs().max()
         (from_changed,) = torch.autograd.grad(changed.sum(), [g.get_parameter("to_image.bias")])
         assert from_changed.item() == pytest.approx(0, abs=1e-3)
-
-    def test_the_anchor_paints_nothing_whatever_the_style(self) -> None:
-        torch.manual_seed(0)
-        g = Generator(CONFIG, 1)
-        s = torch.randn(2, 8, generator=generator())
-        assert g.paint(torch.zeros(2, 4, 16, 16), s).abs().max() < 1e-4
-        assert g.paint(torch.randn(2, 4, 16, 16, generator=generator()), s).abs().max() > 0.1
 
     def test_style_does_not_touch_the_background_decoder(self) -> None:
         g = Generator(CONFIG, 1)

@@ -1,0 +1,179 @@
+"""The whole way through the real command line: photographs to a model, a model to datasets."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import defectgen
+from defectgen.images import encode_png, read_mask, read_photograph
+
+ROOT = Path(defectgen.__file__).parents[1]
+SAMPLES = ROOT / "examples/samples"
+DATA = ROOT.parent / "shared/data"
+SMALL = ["image_size=32", "width=8", "max_width=16", "c_channels=2", "style_dim=4", "batch_size=2"]
+
+
+def environment() -> dict[str, str]:
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("DEFECTGEN_")}
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**ours, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+
+
+def run(*arguments: str | Path, cwd: Path, code: int = 0) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "defectgen", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def manifest(out: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (out / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.name != "dataset.json"  # which holds the command
+    }
+
+
+class TestTheModelThatShips:
+    def test_makes_cracks_before_anyone_has_trained_anything(self, tmp_path: Path) -> None:
+        done = run("synthesize", "-n", "6", "--category", "crack", cwd=tmp_path)
+        assert "6 samples written" in done.stdout
+        rows = manifest(tmp_path / "dataset")
+        assert [row["category"] for row in rows] == ["crack"] * 6
+        for row in rows:
+            image = read_photograph(tmp_path / "dataset" / str(row["image"])).pixels
+            source = read_photograph(Path(str(row["source"]))).pixels
+            mask = read_mask(tmp_path / "dataset" / str(row["mask"]))
+            assert image.shape == source.shape
+            assert mask.any()
+            assert (image != source).mean() < 0.1  # most of a photograph is untouched
+            change = np.abs(image.astype(int) - source)
+            assert change[mask].mean() > 10 * max(change[~mask].mean(), 0.01)
+
+    def test_is_small_enough(self) -> None:
+        models = list((ROOT / "examples/models").rglob("*.safetensors"))
+        assert models
+        assert all(model.stat().st_size <= 8_000_000 for model in models)
+
+    def test_same_command_same_bytes_and_sample_k_is_one_picture(self, tmp_path: Path) -> None:
+        common = ["synthesize", "--seed", "3", "--device", "cpu", "--quiet"]
+        run(*common, "-n", "4", "--out", "a", "--workers", "1", cwd=tmp_path)
+        run(*common, "-n", "4", "--out", "b", "--workers", "3", cwd=tmp_path)
+        assert contents(tmp_path / "a") == contents(tmp_path / "b")
+        run(*common, "-n", "6", "--out", "c", "--batch-size", "3", cwd=tmp_path)
+        assert manifest(tmp_path / "c")[:4] == manifest(tmp_path / "a")
+        more = contents(tmp_path / "c")
+        assert all(more[name] == data for name, data in contents(tmp_path / "a").items() if name.endswith(".png"))
+
+    def test_killed_and_resumed_is_as_if_never_killed(self, tmp_path: Path) -> None:
+        common = ["synthesize", "-n", "40", "--device", "cpu", "--batch-size", "4", "--quiet"]
+        run(*common, "--out", "whole", cwd=tmp_path)
+        command = [sys.executable, "-m", "defectgen", *common, "--out", "broken"]
+        with subprocess.Popen(command, cwd=tmp_path, env=environment()) as process:
+            deadline = time.monotonic() + 100
+            while not (tmp_path / "broken/manifest.jsonl").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.kill()
+        assert len(manifest_lines(tmp_path / "broken")) < 40
+        run(*common, "--out", "broken", "--resume", cwd=tmp_path)
+        assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+    @pytest.mark.parametrize(
+        ("layout", "files"),
+        [
+            ("mvtec", ["steel/train/good/000000.png", "steel/test/spot", "steel/ground_truth/spot"]),
+            ("coco", ["annotations.json", "images/000000.png"]),
+            ("yolo", ["data.yaml", "labels/train/000000.txt", "images/train/000000.png"]),
+        ],
+    )
+    def test_other_layouts(self, tmp_path: Path, layout: str, files: list[str]) -> None:
+        run("synthesize", "-n", "8", "-c", "spot", "--format", layout, "--quiet", cwd=tmp_path)
+        for file in files:
+            assert (tmp_path / "dataset" / file).exists()
+
+    def test_other_photographs_keep_their_size_and_depth(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").mkdir()
+        pixels = np.random.default_rng(0).integers(20_000, 24_000, (50, 400), np.uint16)  # lower than a window
+        (tmp_path / "mine/Prüfling 1.png").write_bytes(encode_png(pixels))
+        run("synthesize", "-n", "2", "-c", "spot", "--normals", "steel=mine", cwd=tmp_path)
+        for row in manifest(tmp_path / "dataset"):
+            image = read_photograph(tmp_path / "dataset" / str(row["image"]))
+            assert image.pixels.shape == (50, 400)
+            assert image.depth == 16
+
+    def test_a_flipped_bit_is_found(self, tmp_path: Path) -> None:
+        shutil.copytree(ROOT / "examples/models", tmp_path / "examples/models")
+        shutil.copy(ROOT / "weights.toml", tmp_path)
+        (model,) = (tmp_path / "examples/models").rglob("*.safetensors")
+        data = bytearray(model.read_bytes())
+        data[len(data) // 2] ^= 1
+        model.write_bytes(data)
+        done = run("synthesize", "-n", "1", cwd=tmp_path, code=5)
+        assert "model.safetensors" in done.stderr
+        assert not (tmp_path / "dataset").exists()
+
+
+def manifest_lines(out: Path) -> list[bytes]:
+    return (out / "manifest.jsonl").read_bytes().splitlines()
+
+
+class TestTraining:
+    def test_from_folders_to_a_model_in_weights_toml(self, tmp_path: Path) -> None:
+        shutil.copytree(SAMPLES / "steel", tmp_path / "steel")
+        (tmp_path / "steel/normals/broken.jpg").write_bytes((tmp_path / "steel/normals/000.jpg").read_bytes()[:-900])
+        settings = [part for setting in SMALL for part in ("--set", setting)]
+        train = ["train", "--method", "dt-gan", "steel/normals", "steel/defects", "--steps", "4", "--device", "cpu"]
+        plan = run(*train, *settings, "--dry-run", "--json", cwd=tmp_path, code=3)
+        document = json.loads(plan.stdout.splitlines()[-1])
+        assert document["message_type"] == "plan"
+        assert document["domains"] == ["normal", "crack", "scratch", "spot"]
+        assert not (tmp_path / "runs").exists()
+        done = run(*train, *settings, "--name", "m", cwd=tmp_path, code=3)
+        assert "steel/normals/broken.jpg: truncated" in done.stderr
+        assert "knows crack, scratch, spot" in done.stdout
+        assert (tmp_path / "runs/m/model.safetensors").is_file()
+        assert 'trained_on = {steel = "steel/normals"}' in (tmp_path / "weights.toml").read_text()
+
+    def test_what_cannot_be_done_is_one_line(self, tmp_path: Path) -> None:
+        (tmp_path / "bad").mkdir()
+        (tmp_path / "bad/a.png").write_bytes(b"no")
+        train = ["train", "--method", "dt-gan", "--device", "cpu"]
+        for arguments, code, words in [
+            (["bad", SAMPLES / "steel/defects"], 4, "no usable normals"),
+            ([SAMPLES / "steel/normals", "nowhere"], 4, "nowhere: no such folder"),
+            ([SAMPLES / "steel/normals", SAMPLES / "steel/defects", "--set", "lr=fast"], 2, "--set lr"),
+            ([SAMPLES / "steel/normals", SAMPLES / "steel/defects", "--device", "cuda:77"], 8, "--device cuda:77"),
+        ]:
+            done = run(*train, *arguments, cwd=tmp_path, code=code)
+            assert words in done.stderr.splitlines()[-1]
+            assert done.stdout == ""
+        assert not (tmp_path / "weights.toml").exists()
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real photographs are not here")
+class TestRealPhotographs:
+    def test_tiles_and_roads_train_together(self, tmp_path: Path) -> None:
+        tiles, roads = DATA / "magnetic-tile", DATA / "road-crack"
+        settings = [part for setting in SMALL for part in ("--set", setting)]
+        done = run(
+            "train", "--method", "dt-gan", "--name", "real", "--steps", "2", "--device", "cpu", *settings,
+            "--product", f"tile={tiles}/normals:{tiles}/defects",
+            "--product", f"road={roads}/normals:{roads}/defects",
+            cwd=tmp_path, code=3,
+        )  # fmt: skip
+        assert "on 797 photographs" in done.stderr
+        assert done.stderr.count("marks no defect") == 2
+        assert "knows blowhole, break, crack, fray, uneven" in done.stdout
