@@ -150,12 +150,13 @@ class TestTraining:
         (tmp_path / "bad").mkdir()
         (tmp_path / "bad/a.png").write_bytes(b"no")
         train = ["train", "--method", "dt-gan", "--device", "cpu"]
-        for arguments, code, words in [
+        cases: list[tuple[list[str | Path], int, str]] = [
             (["bad", SAMPLES / "steel/defects"], 4, "no usable normals"),
             ([SAMPLES / "steel/normals", "nowhere"], 4, "nowhere: no such folder"),
             ([SAMPLES / "steel/normals", SAMPLES / "steel/defects", "--set", "lr=fast"], 2, "--set lr"),
             ([SAMPLES / "steel/normals", SAMPLES / "steel/defects", "--device", "cuda:77"], 8, "--device cuda:77"),
-        ]:
+        ]
+        for arguments, code, words in cases:
             done = run(*train, *arguments, cwd=tmp_path, code=code)
             assert words in done.stderr.splitlines()[-1]
             assert done.stdout == ""
