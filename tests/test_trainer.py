@@ -17,6 +17,7 @@ from defectgen.errors import ExitCode, OutOfMemoryError, UsageError, WeightsErro
 from defectgen.folders import Catalog, Source, read_catalog
 from defectgen.images import encode_png
 from defectgen.methods import MethodName
+from defectgen.methods.base import GenerateBatch
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.trainer import Average, Progress, TrainRequest, estimate, load_method, train
 
@@ -174,6 +175,20 @@ class TestTrain:
         monkeypatch.setattr(DTGAN, "training_step", lambda *_: {"adv": torch.tensor(float("nan"))})
         with pytest.raises(UsageError, match="step 10: the loss adv is nan"):
             train(request_for())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_trains_and_resumes_on_a_gpu(request_for: Callable[..., TrainRequest]) -> None:
+    request = request_for(device="cuda", config=CONFIG.model_copy(update={"steps": 20}))
+    train(request, stop_after(8))
+    trained = train(replace(request, resume=True))
+    assert trained.steps == 20
+    assert all(np.isfinite(value) for value in trained.losses.values())
+    method, _ = load_method(trained.model, torch.device("cuda"))
+    x = torch.zeros(2, 1, 32, 32, device="cuda")
+    y = torch.ones(2, dtype=torch.long, device="cuda")
+    assert torch.isfinite(method.generate(GenerateBatch(x, y, [torch.Generator()] * 2)).x).all()
 
 
 def test_estimate_measures_and_writes_nothing(request_for: Callable[..., TrainRequest]) -> None:

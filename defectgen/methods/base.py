@@ -135,9 +135,10 @@ def configure(method: type[Method], preset: str, settings: Mapping[str, str]) ->
         return method.Config.model_validate({**method.presets[preset], **settings})
     except ValidationError as error:
         first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else "configuration"
-        hint = fields[key].description if key in fields else None
-        raise UsageError(f"--set {key}: {first['msg']}{f' ({hint})' if hint else ''}") from error
+        if not first["loc"]:  # no one setting is to blame
+            raise UsageError(f"--set: {first['msg']}") from error
+        key = str(first["loc"][0])
+        raise UsageError(f"--set {key}: {first['msg']} ({fields[key].description})") from error
 
 
 def flatten(name: str, module: nn.Module) -> dict[str, Tensor]:

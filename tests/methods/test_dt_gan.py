@@ -336,6 +336,7 @@ class TestConfigure:
             ("tiny", {"lr": "fast"}, ["--set lr", "number"]),
             ("tiny", {"lr": "-1"}, ["--set lr", "greater than 0"]),
             ("tiny", {"image_size": "100"}, ["--set image_size", "64, 128"]),
+            ("tiny", {"c_channels": "64"}, ["c_channels=64 should be less than the 64 of the bottleneck"]),
         ],
     )
     def test_what_is_wrong_is_named_with_what_is_allowed(
