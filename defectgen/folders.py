@@ -81,7 +81,9 @@ def parse_product(text: str) -> Source:
     """The source of `NAME=NORMALS:DEFECTS`; a colon within a path is told from the one between by what exists."""
     name, equals, folders = text.partition("=")
     pairs = [
-        (Path(folders[:i]), Path(folders[i + 1 :])) for i, letter in enumerate(folders) if letter == ":" and folders[:i]
+        (Path(folders[:i]), Path(folders[i + 1 :]))
+        for i, letter in enumerate(folders)
+        if letter == ":" and folders[:i] and folders[i + 1 :]
     ]
     there = [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
     if not equals or not name.strip() or not pairs:
@@ -152,7 +154,10 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and wanted(path))
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and wanted(path))
+    except OSError as error:
+        raise BadInputError(f"{folder}: {error.strerror}") from error
 
 
 def _find_defects(source: Source, defects: Path, category: str | None) -> list[_Found]:
@@ -176,10 +181,24 @@ def _find_defects(source: Source, defects: Path, category: str | None) -> list[_
         raise BadInputError(f"{folders[NORMAL]}: '{NORMAL}' is what photographs without a defect are called; rename it")
     found = []
     for name, folder in folders.items():
-        masks = _mask_index(source, defects, folder)
-        for path in _pictures(folder):
-            found.append(_Found(path=path, mask=masks.get(path.stem), category=name, product=source.product))
+        pictures, masks = _pictures(folder), _mask_index(source, defects, folder)
+        theirs = any(mask.parent.name == folder.name for mask in masks.values())
+        if theirs and not any(path.stem in masks for path in pictures):
+            raise _unmatched(next(iter(masks.values())), pictures[0])
+        found += [
+            _Found(path=path, mask=masks.get(path.stem), category=name, product=source.product) for path in pictures
+        ]
+    if source.masks is not None and not any(each.mask for each in found):
+        raise _unmatched(source.masks, found[0].path)
     return found
+
+
+def _unmatched(masks: Path, picture: Path) -> BadInputError:
+    """Masks that are there but belong to nothing are misnamed; training without them would go unnoticed."""
+    return BadInputError(
+        f"{masks}: no mask is named after its photograph; {picture.name} needs {picture.stem}.png or "
+        f"{picture.stem}_mask.png, in a folder {picture.parent.name} if there are several categories"
+    )
 
 
 def _mask_index(source: Source, defects: Path, folder: Path) -> dict[str, Path]:
@@ -205,7 +224,7 @@ def _read(found: Sequence[_Found], on_bad: OnBad, progress: OnFile | None) -> Ca
     """Decode every file; the good ones as samples, the bad ones with their reasons, both in order."""
     samples: list[Sample] = []
     skipped: list[Skipped] = []
-    with ThreadPoolExecutor(thread_name_prefix="reading") as pool:
+    with ThreadPoolExecutor(4, thread_name_prefix="reading") as pool:
         for done, result in enumerate(pool.map(_read_one, found), start=1):
             if isinstance(result, Sample):
                 samples.append(result)

@@ -1,11 +1,13 @@
 """Photographs from files and back: the only decoder.
 
 Files are opened by Python and decoded from bytes, so that any name works. 8 bits go through Pillow; 16 bits, which
-Pillow's conversions clip, through OpenCV. Inputs are never modified.
+Pillow's conversions clip, as they are or through OpenCV. Inputs are never modified.
 """
 
 import io
 import os
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,11 @@ MAX_PIXELS = 2**28
 """More are taken for a decompression bomb: 16384 x 16384, a line scan of 8192 x 32768."""
 
 Image.MAX_IMAGE_PIXELS = None  # ours takes its place, on the header, before anything is decoded
+# What matters of a bad file becomes its reason; the libraries' own warnings would break the progress bar.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP")  # not what else Pillow knows: EPS starts a program
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # but for those without a segment, and the bytes of a scan
 _PILLOW_MODES = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}
 _TURNS: dict[int, Any] = {
     2: lambda a: a[:, ::-1],
@@ -100,7 +106,7 @@ def read_photograph(path: Path) -> Photograph:
     if not data:
         raise ImageError(path, "the file is empty")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(
                     path,
@@ -108,8 +114,11 @@ def read_photograph(path: Path) -> Photograph:
                 )
             pixels = _decode_16(path, data, image) if _is_16_bit(data, image) else _decode_8(path, data, image)
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            if image.format == "TIFF" and pixels.dtype == np.uint16:
+                orientation = 1  # OpenCV has applied it, to TIFF alone
     except UnidentifiedImageError as error:
-        raise ImageError(path, "not an image in a format that we read (PNG, JPEG, BMP, TIFF, WebP)") from error
+        reason = "not an image in a format that we read (PNG, JPEG, BMP, TIFF, WebP), or its header is damaged"
+        raise ImageError(path, reason) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(path, f"truncated or damaged ({error})") from error
     turn = _TURNS.get(orientation)
@@ -183,9 +192,16 @@ def _is_16_bit(data: bytes, image: Image.Image) -> bool:
 def _decode_16(path: Path, data: bytes, image: Image.Image) -> Pixels:
     if image.format == "PNG":
         image.load()  # OpenCV fills what is missing of a truncated PNG; Pillow tells
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if image.mode.startswith("I"):
+            return np.array(image).astype(np.uint16)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # a side longer than it allows
+        pixels = None
     if pixels is None or pixels.dtype != np.uint16:
         raise ImageError(path, f"truncated, damaged, or a 16-bit {image.format} that OpenCV cannot read")
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0:
+        pixels = 65535 - pixels  # white is zero, as X-ray scanners write it
     return np.asarray(_reversed_colours(pixels))
 
 
@@ -196,8 +212,19 @@ def _decode_8(path: Path, data: bytes, image: Image.Image) -> Pixels:
     if mode is None:
         raise ImageError(path, f"is of mode {image.mode}; save it as 8-bit gray or RGB, or 16-bit gray")
     image.load()
-    if image.format == "JPEG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+    if image.format in ("JPEG", "MPO") and not _jpeg_ends(data):
         raise ImageError(path, "truncated: a JPEG without an end")
     pixels = np.array(image if image.mode == mode else image.convert(mode))
     gray_palette = image.mode == "P" and mode == "RGB" and (pixels == pixels[..., :1]).all()
     return pixels[..., 0] if gray_palette else pixels
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether the end marker follows the last scan; Pillow is content without. What comes after it is not looked at."""
+    at = 2
+    while marker := _MARKER.search(data, at):
+        kind = data[marker.end() - 1]
+        if kind == 0xD9:
+            return True
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return False

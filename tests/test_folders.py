@@ -1,3 +1,4 @@
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -195,6 +196,34 @@ class TestBadInput:
         with pytest.raises(BadInputError, match=reason):
             catalog(tmp_path, normals, defects)
 
+    @pytest.mark.parametrize(
+        ("mask", "options", "reason"),
+        [
+            (
+                "masks/dent/one_1.png",
+                {},
+                r"masks/dent/one_1\.png: no mask is named after .* 1\.png needs 1\.png or 1_mask",
+            ),
+            ("my masks/crack/one.png", {"masks": "my masks"}, "my masks/crack/one.png: no mask is named after"),
+            ("my masks/one.png", {"masks": "my masks"}, "my masks: no mask is named after"),
+        ],
+    )
+    def test_masks_of_which_none_fits_by_name(
+        self, tmp_path: Path, put: Put, mask: str, options: dict[str, str], reason: str
+    ) -> None:
+        put("defects/dent/1.png")
+        put(mask)
+        with pytest.raises(BadInputError, match=reason):
+            catalog(tmp_path, **options)
+
+    def test_a_folder_that_may_not_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(path: Path) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(BadInputError, match="normals: Permission denied$"):
+            catalog(tmp_path)
+
     def test_a_masks_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(BadInputError, match="--masks .*nowhere: no such folder"):
             catalog(tmp_path, masks="nowhere")
@@ -226,7 +255,7 @@ class TestParseProduct:
         source = parse_product(f"tile={tmp_path}/c:x:{tmp_path}/d:y")
         assert (source.normals, source.defects) == (tmp_path / "c:x", tmp_path / "d:y")
 
-    @pytest.mark.parametrize("text", ["tile", "=a:b", "tile=a", "tile="])
+    @pytest.mark.parametrize("text", ["tile", "=a:b", "tile=a", "tile=", "tile=a:", "tile=:b"])
     def test_another_form_is_refused(self, text: str) -> None:
         with pytest.raises(UsageError, match="NAME=NORMALS:DEFECTS"):
             parse_product(text)

@@ -1,8 +1,11 @@
+import contextlib
+import errno
 import io
 import os
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -35,11 +38,14 @@ def saved(path: Path, pixels: Array | Image.Image, **settings: Any) -> Path:
 
 
 class TestReadPhotograph:
-    @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".TIFF", ".webp"])
-    @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 3)])
+    @pytest.mark.parametrize(
+        ("suffix", "shape"),
+        [
+            *((suffix, shape) for suffix in (".png", ".bmp", ".tif", ".TIFF") for shape in ((20, 30), (20, 30, 3))),
+            (".webp", (20, 30, 3)),  # which has no gray
+        ],
+    )
     def test_lossless_8_bit(self, tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
-        if suffix == ".webp" and len(shape) == 2:
-            pytest.skip("WebP has no gray")
         pixels = noise(shape)
         settings = {"lossless": True} if suffix == ".webp" else {}
         read = read_photograph(saved(tmp_path / f"a{suffix}", pixels, **settings))
@@ -73,6 +79,13 @@ class TestReadPhotograph:
         (tmp_path / f"a{suffix}").write_bytes(cv2.imencode(suffix, pixels[..., ::-1])[1].tobytes())
         np.testing.assert_array_equal(read_photograph(tmp_path / f"a{suffix}").pixels, pixels)
 
+    @pytest.mark.parametrize("dtype", ["u1", "u2"])
+    def test_tiff_whose_white_is_zero(self, tmp_path: Path, dtype: str) -> None:
+        pixels = noise((20, 30), dtype)
+        data = tiff_with(encoded(pixels, "TIFF"), 262, 0)
+        (tmp_path / "a.tif").write_bytes(data)
+        np.testing.assert_array_equal(read_photograph(tmp_path / "a.tif").pixels, np.iinfo(dtype).max - pixels)
+
     def test_palettes(self, tmp_path: Path) -> None:
         colour = Image.fromarray(noise((20, 30, 3))).quantize(16)
         read = read_photograph(saved(tmp_path / "a.png", colour))
@@ -86,14 +99,16 @@ class TestReadPhotograph:
         assert set(np.unique(read_photograph(saved(tmp_path / "a.png", one)).pixels)) == {0, 255}
 
     @pytest.mark.parametrize("orientation", range(1, 9))
-    @pytest.mark.parametrize("kind", ["8.jpg", "8.png", "16.png"])
+    @pytest.mark.parametrize("kind", ["8.jpg", "8.png", "8.tif", "8.webp", "16.png", "16.tif"])
     def test_exif_orientation_is_applied(self, tmp_path: Path, orientation: int, kind: str) -> None:
         deep = kind.startswith("16")
         pixels = np.add.outer(np.arange(24) * 4, np.arange(40) * 3).astype(np.uint16 if deep else np.uint8)
         pixels = pixels * 100 if deep else pixels
         exif = Image.Exif()
         exif[0x0112] = orientation
-        read = read_photograph(saved(tmp_path / f"a{Path(kind).suffix}", pixels, exif=exif)).pixels
+        settings = {"lossless": True} if kind == "8.webp" else {}
+        read = read_photograph(saved(tmp_path / f"a{Path(kind).suffix}", pixels, exif=exif, **settings)).pixels
+        read = read[..., 0] if kind == "8.webp" else read  # WebP has no gray
         upright = {
             1: pixels, 2: np.fliplr(pixels), 3: np.rot90(pixels, 2), 4: np.flipud(pixels),
             5: pixels.T, 6: np.rot90(pixels, -1), 7: np.rot90(pixels, 2).T, 8: np.rot90(pixels),
@@ -123,6 +138,14 @@ def encoded(pixels: Array | Image.Image, kind: str, **settings: Any) -> bytes:
     return out.getvalue()
 
 
+def tiff_with(data: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF with another value for a tag that has a single one."""
+    (first,) = struct.unpack_from("<I", data, 4)
+    entries = (first + 2 + 12 * i for i in range(struct.unpack_from("<H", data, first)[0]))
+    at = next(entry for entry in entries if struct.unpack_from("<H", data, entry)[0] == tag)
+    return data[: at + 2] + struct.pack("<HII", 4, 1, value) + data[at + 12 :]
+
+
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.png": (lambda: b"", "empty"),
     "text.png": (lambda: b"this is no picture", "not an image"),
@@ -131,6 +154,11 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut.jpg": (lambda: encoded(smooth(), "JPEG")[:-300], "truncated"),
     "no-end.jpg": (lambda: encoded(smooth(), "JPEG")[:-2], "truncated"),
     "cut.tif": (lambda: encoded(noise((64, 96)), "TIFF")[:3000], "truncated|not an image"),
+    "cut16.tif": (lambda: encoded(noise((64, 96), "u2"), "TIFF")[:-500], "truncated"),
+    "long16.tif": (lambda: tiff_with(encoded(noise((8, 1), "u2"), "TIFF"), 257, 2**20 + 1), "truncated"),
+    "header.tif": (lambda: encoded(noise((8, 8)), "TIFF", compression="tiff_lzw")[:50], "header is damaged"),
+    "gif.png": (lambda: encoded(smooth(), "GIF"), "not an image in a format that we read"),
+    "eps.png": (lambda: encoded(smooth(), "EPS"), "not an image in a format that we read"),
     "cut.webp": (lambda: encoded(noise((64, 96, 3)), "WEBP")[:200], "truncated|not an image"),
     "cut.bmp": (lambda: encoded(noise((64, 96)), "BMP")[:-500], "truncated"),
     "flipped.png": (lambda: flipped(encoded(noise((64, 96)), "PNG")), "truncated or damaged"),
@@ -153,17 +181,44 @@ def test_bad_files_are_refused_with_their_name_and_reason(tmp_path: Path, name: 
         read_photograph(tmp_path / name)
 
 
-def test_a_jpeg_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    data = encoded(Image.fromarray(noise((48, 64, 3))), "JPEG", quality=80)
-    for end in np.linspace(1, len(data) - 1, 60).astype(int):
-        (tmp_path / "a.jpg").write_bytes(data[:end])
+def jpeg(**settings: Any) -> bytes:
+    return encoded(Image.fromarray(noise((48, 64, 3))), "JPEG", quality=80, **settings)
+
+
+def with_thumbnail() -> bytes:
+    """A camera's JPEG: a small one, with an end of its own, in the header of the large one."""
+    small = b"Exif\0\0" + encoded(smooth()[:16, :16], "JPEG")
+    return b"\xff\xd8\xff\xe1" + struct.pack(">H", len(small) + 2) + small + jpeg()[2:]
+
+
+@pytest.mark.parametrize(
+    "make", [jpeg, lambda: jpeg(progressive=True), lambda: jpeg(restart_marker_rows=1), with_thumbnail]
+)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_a_jpeg_cut_anywhere_is_refused(tmp_path: Path, make: Callable[[], bytes]) -> None:
+    data = make()
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    assert read_photograph(path).pixels.shape == (48, 64, 3)
+    for end in {*np.linspace(1, len(data) - 1, 60).astype(int).tolist(), *range(len(data) - 8, len(data))}:
+        path.write_bytes(data[:end])
         with pytest.raises(ImageError):
-            read_photograph(tmp_path / "a.jpg")
+            read_photograph(path)
 
 
-def test_a_jpeg_with_bytes_after_its_end_is_fine(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(encoded(smooth(), "JPEG") + b"\x00" * 100)
+@pytest.mark.parametrize("tail", [b"\0" * 100, b"\xff\xda", b"\xff\xd8\xff\xda\0\0", b"\xff\xd9"])
+def test_a_jpeg_with_bytes_after_its_end_is_fine(tmp_path: Path, tail: bytes) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(smooth(), "JPEG") + tail)
     assert read_photograph(tmp_path / "a.jpg").height == 64
+
+
+def test_of_a_jpeg_with_several_pictures_the_first_counts(tmp_path: Path) -> None:
+    data = encoded(smooth(), "MPO", save_all=True, append_images=[Image.fromarray(smooth())])
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert read_photograph(tmp_path / "a.jpg").pixels.shape == (64, 96)
+    (tmp_path / "a.jpg").write_bytes(data[: data.index(b"\xff\xd9")])
+    with pytest.raises(ImageError, match="truncated"):
+        read_photograph(tmp_path / "a.jpg")
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
@@ -172,6 +227,50 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for name in ("missing.png", "folder.png", "loop.png"):
         with pytest.raises(ImageError, match=name):
             read_photograph(tmp_path / name)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:  # root, who runs tests in containers, may read everything
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ImageError, match=r"a\.png: Permission denied$"):
+        read_photograph(tmp_path / "a.png")
+
+
+def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    deep = noise((16, 24), "u2")
+    for kind, pixels in (("PNG", deep), ("TIFF", deep), ("TIFF", smooth()), ("JPEG", smooth()), ("BMP", smooth())):
+        whole = encoded(pixels, kind)
+        for _ in range(60):
+            data = np.frombuffer(whole, np.uint8).copy()
+            data[random.integers(0, min(len(data), 400), 4)] = random.integers(0, 256, 4)
+            (tmp_path / "a.png").write_bytes(data.tobytes())
+            with contextlib.suppress(ImageError), warnings.catch_warnings(action="ignore"):
+                read_photograph(tmp_path / "a.png")
+
+
+def test_the_libraries_say_nothing_themselves(tmp_path: Path) -> None:
+    (tmp_path / "exif.jpg").write_bytes(encoded(smooth(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"))
+    (tmp_path / "cut.tif").write_bytes(BAD["cut16.tif"][0]())
+    script = """
+import sys
+from pathlib import Path
+from defectgen.images import ImageError, read_photograph
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        print(path.name, read_photograph(path).width)
+    except ImageError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "exif.jpg 96" in done.stdout
+    assert "cut.tif: truncated" in done.stdout
+    assert done.stderr == ""
 
 
 class TestReadMask:
