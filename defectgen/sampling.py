@@ -29,6 +29,7 @@ from defectgen.windows import FloatArray, Photographs, Window, cut, in_photograp
 
 _ATTEMPTS = 6
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
+_RIM = 9  # pixels of the network's window; a defect reaches further in
 _BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
@@ -154,7 +155,7 @@ class Synthesis:
     def _finish(self, draw: _Draw, after: FloatArray) -> Synthesized | None:
         """The sample on its photograph, or None if nothing of it can be seen there."""
         photograph, window = draw.photograph, draw.window
-        mask = native_mask(masks.changed(draw.x, after), window.side)
+        mask = native_mask(masks.without_rim(masks.changed(draw.x, after), _RIM), window.side)
         alpha = masks.feather(mask, _FEATHER * window.side / len(draw.x[0])) * _fade_in(window, photograph)
         image = put_back(photograph, window, draw.x, after, alpha)
         mask = in_photograph(mask & (alpha > 0.5), window, photograph.height, photograph.width)

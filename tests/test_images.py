@@ -5,7 +5,6 @@ import os
 import struct
 import subprocess
 import sys
-import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from PIL import Image
 from defectgen.images import ImageError, encode_jpeg, encode_png, is_photograph, read_mask, read_photograph
 
 Array = NDArray[Any]
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as images.py has it, which pytest overrides
 
 
 def noise(shape: tuple[int, ...], dtype: str = "u1") -> Array:
@@ -194,7 +194,6 @@ def with_thumbnail() -> bytes:
 @pytest.mark.parametrize(
     "make", [jpeg, lambda: jpeg(progressive=True), lambda: jpeg(restart_marker_rows=1), with_thumbnail]
 )
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_a_jpeg_cut_anywhere_is_refused(tmp_path: Path, make: Callable[[], bytes]) -> None:
     data = make()
     path = tmp_path / "a.jpg"
@@ -247,7 +246,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
             data = np.frombuffer(whole, np.uint8).copy()
             data[random.integers(0, min(len(data), 400), 4)] = random.integers(0, 256, 4)
             (tmp_path / "a.png").write_bytes(data.tobytes())
-            with contextlib.suppress(ImageError), warnings.catch_warnings(action="ignore"):
+            with contextlib.suppress(ImageError):
                 read_photograph(tmp_path / "a.png")
 
 

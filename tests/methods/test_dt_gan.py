@@ -259,8 +259,8 @@ class TestTraining:
     def test_overfitting_four_images_halves_the_reconstruction_loss(self) -> None:
         torch.manual_seed(1)
         method = DTGAN(CONFIG.model_copy(update={"lambda_cyc": 10.0, "augment": False}), TASK, CPU)
-        losses = [float(method.training_step(batch(), step, generator(step))["cyc"]) for step in range(160)]
-        assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+        losses = [float(method.training_step(batch(), step, generator(step))["cyc"]) for step in range(120)]
+        assert sum(losses[-5:]) / 5 < 0.5 * losses[0]
 
     def test_same_seed_same_weights(self) -> None:
         states = []
