@@ -5,7 +5,6 @@ Pillow's conversions clip, as they are or through OpenCV. Inputs are never modif
 """
 
 import io
-import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from defectgen.errors import BadInputError, UsageError
 
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # read once, when OpenCV loads
 try:
     import cv2
 except ImportError as error:  # opencv-python over the headless build, on a machine without a screen

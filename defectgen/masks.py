@@ -52,14 +52,6 @@ def clean(mask: BoolArray) -> BoolArray:
     return _without_small(1 - solid, connectivity=4) == 0
 
 
-def without_rim(mask: BoolArray, width: int) -> BoolArray:
-    """A mask without the pieces that lie wholly within `width` pixels of its border: there a network paints frames."""
-    inner = np.zeros_like(mask)
-    inner[width:-width, width:-width] = True
-    _, labels = cv2.connectedComponents(mask.astype(np.uint8))
-    return mask & np.isin(labels, np.unique(labels[mask & inner]))
-
-
 def _without_small(mask: NDArray[np.uint8], *, connectivity: int) -> NDArray[np.uint8]:
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
     keep = statistics[:, cv2.CC_STAT_AREA] >= SMALLEST

@@ -29,7 +29,7 @@ from defectgen.windows import FloatArray, Photographs, Window, cut, in_photograp
 
 _ATTEMPTS = 6
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
-_RIM = 9  # pixels of the network's window; a defect reaches further in
+_RIM = 8  # pixels of the network's window
 _BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
@@ -155,10 +155,11 @@ class Synthesis:
     def _finish(self, draw: _Draw, after: FloatArray) -> Synthesized | None:
         """The sample on its photograph, or None if nothing of it can be seen there."""
         photograph, window = draw.photograph, draw.window
-        mask = native_mask(masks.without_rim(masks.changed(draw.x, after), _RIM), window.side)
-        alpha = masks.feather(mask, _FEATHER * window.side / len(draw.x[0])) * _fade_in(window, photograph)
+        after = draw.x + (after - draw.x) * _interior(after.shape[1])
+        mask = native_mask(masks.changed(draw.x, after), window.side)
+        alpha = masks.feather(mask, _FEATHER * window.side / len(draw.x[0]))
         image = put_back(photograph, window, draw.x, after, alpha)
-        mask = in_photograph(mask & (alpha > 0.5), window, photograph.height, photograph.width)
+        mask = in_photograph(mask, window, photograph.height, photograph.width)
         if not _visible(photograph.pixels, image, mask):
             return None
         record = {
@@ -191,16 +192,11 @@ def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     return cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-def _fade_in(window: Window, photograph: Photograph) -> FloatArray:
-    """1 inside a window, falling to 0 at those of its sides that lie inside the photograph. [side, side]."""
-
-    def ramp(start: int, length: int) -> FloatArray:
-        distance = np.arange(window.side, dtype=np.float32)
-        from_start = distance if start > 0 else np.full_like(distance, np.inf)
-        from_end = distance[::-1] if start + window.side < length else np.full_like(distance, np.inf)
-        return np.clip(np.minimum(from_start, from_end) / _FEATHER, 0, 1).astype(np.float32)
-
-    return ramp(window.y, photograph.height)[:, None] * ramp(window.x, photograph.width)[None, :]
+def _interior(size: int) -> FloatArray:
+    """0 over a window's rim, where networks paint frames, then rising to 1 over four pixels. [size, size]."""
+    distance = np.minimum(np.arange(size), np.arange(size)[::-1])
+    ramp: FloatArray = np.clip((distance - _RIM) / 4, 0, 1).astype(np.float32)
+    return np.outer(ramp, ramp)
 
 
 def _visible(before: Pixels, after: Pixels, mask: NDArray[np.bool_]) -> bool:

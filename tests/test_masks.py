@@ -76,17 +76,6 @@ def test_clean_of_nothing_and_of_everything() -> None:
     assert clean(np.ones((8, 8), np.bool_)).all()
 
 
-def test_without_rim_drops_what_lies_in_the_rim_alone() -> None:
-    mask = np.zeros((40, 40), np.bool_)
-    mask[4, 3:37] = True  # a side of a frame
-    mask[0:15, 30:33] = True  # a crack that runs out of the window; it crosses the frame
-    mask[10:36, 4] = True  # another side, apart
-    wanted = mask.copy()
-    wanted[10:36, 4] = False
-    np.testing.assert_array_equal(masks.without_rim(mask, 9), wanted)
-    assert not masks.without_rim(np.zeros((40, 40), np.bool_), 9).any()
-
-
 def test_feather_is_full_on_the_mask_and_falls_to_exactly_zero() -> None:
     mask = np.zeros((1, 20), np.bool_)
     mask[0, 0:5] = True

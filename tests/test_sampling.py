@@ -69,7 +69,7 @@ def _painter(monkeypatch: pytest.MonkeyPatch) -> None:
     def generate(_self: DTGAN, request: GenerateBatch) -> Generated:
         x = request.x.clone()
         for row, rng in enumerate(request.rngs):
-            cx, cy = torch.randint(10, 22, (2,), generator=rng).tolist()
+            cx, cy = torch.randint(14, 18, (2,), generator=rng).tolist()
             disc = cv2.circle(np.zeros((32, 32), np.uint8), (cx, cy), 5, 1, -1)
             x[row, :, torch.from_numpy(disc).bool()] = -1.0
         return Generated(x)
@@ -165,6 +165,21 @@ def test_what_never_shows_is_given_up_and_counted(
     samples = synthesize(request_for(3))
     assert list(samples) == []
     assert samples.failed == [0, 1, 2]
+
+
+def test_the_rim_of_a_window_is_never_painted(
+    request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def framed(_self: DTGAN, request: GenerateBatch) -> Generated:
+        x = request.x.clone()
+        x[:, :, :7], x[:, :, :, -7:] = 1.0, 1.0
+        x[:, :, 12:20, 12:20] = -1.0
+        return Generated(x)
+
+    monkeypatch.setattr(DTGAN, "generate", framed)
+    for sample in synthesize(request_for(8, categories=("dent",))):
+        source = read_photograph(Path(sample.record["source"])).pixels.astype(int)
+        assert (sample.image.astype(int) <= source).all()  # the square is dark, the frame would be bright
 
 
 def test_drawing_is_lazy(request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch) -> None:
