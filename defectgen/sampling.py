@@ -25,7 +25,7 @@ from defectgen.images import Photograph, Pixels
 from defectgen.methods.base import GenerateBatch
 from defectgen.registry import Entry
 from defectgen.trainer import load_method
-from defectgen.windows import FloatArray, Photographs, Window, cut, in_photograph, place, put_back
+from defectgen.windows import FloatArray, Photographs, Window, cut, in_photograph, place, put_back, tone
 
 _ATTEMPTS = 6
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
@@ -160,7 +160,7 @@ class Synthesis:
         alpha = masks.feather(mask, _FEATHER * window.side / len(draw.x[0]))
         image = put_back(photograph, window, draw.x, after, alpha)
         mask = in_photograph(mask, window, photograph.height, photograph.width)
-        if not _visible(photograph.pixels, image, mask):
+        if not _visible(photograph, image, mask):
             return None
         record = {
             "source": str(draw.sample.path),
@@ -199,9 +199,11 @@ def _interior(size: int) -> FloatArray:
     return np.outer(ramp, ramp)
 
 
-def _visible(before: Pixels, after: Pixels, mask: NDArray[np.bool_]) -> bool:
-    """Whether a defect can be seen: more than a speck, and changed by more than grain, on its mask."""
+def _visible(photograph: Photograph, after: Pixels, mask: NDArray[np.bool_]) -> bool:
+    """Whether a defect can be seen: more than a speck, and half of it changed by some ten gray levels of 255."""
     if mask.sum() < masks.SMALLEST:
         return False
-    change = np.abs(after[mask].astype(np.float32) - before[mask].astype(np.float32))
-    return bool(change.mean() > 0.02 * float(before.max() if before.dtype == np.uint16 else 255))
+    change = np.abs(after[mask].astype(np.float32) - photograph.pixels[mask])
+    strongest = change.max(axis=1) if change.ndim == 2 else change
+    low, high = tone(photograph)
+    return bool(np.median(strongest) > 0.04 * (high - low))
