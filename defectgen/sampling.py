@@ -25,7 +25,7 @@ from defectgen.images import Photograph, Pixels
 from defectgen.methods.base import GenerateBatch
 from defectgen.registry import Entry
 from defectgen.trainer import load_method
-from defectgen.windows import FloatArray, Photographs, Window, cut, in_photograph, place, put_back, tone
+from defectgen.windows import FloatArray, Photographs, Window, cut, in_photograph, place, put_back, scale_of, tone
 
 _ATTEMPTS = 6
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
@@ -129,7 +129,7 @@ class Synthesis:
         sample = samples[int(rng.integers(len(samples)))]
         photograph = self._photographs.read(sample.path)
         image_size = self._method.config.image_size
-        side = round(image_size / self._task.scale(sample.product, category))
+        side = round(image_size / scale_of(self._task.scales, sample.product, category))
         window = place(rng, photograph.height, photograph.width, side)
         x = cut(photograph, window, image_size, self._task.channels)
         return _Draw(index, attempt, category, sample, photograph, window, x)

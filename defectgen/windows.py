@@ -5,7 +5,7 @@ are equal unless the defects are larger than the window, then side = image_size 
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -69,6 +69,12 @@ def find_scale(samples: Sequence[Sample], boxes: Sequence[Sequence[Box]], image_
         extents += [min(side, longest) for side in sides]
     needed = float(np.quantile(extents, _FIT))
     return min(1.0, image_size / needed)
+
+
+def scale_of(scales: Mapping[str, Mapping[str, float]], product: str, category: str) -> float:
+    """The scale for a category on a product; where it never occurred there, the product's coarsest one."""
+    of_product = scales[product]
+    return of_product.get(category, min(of_product.values(), default=1.0))
 
 
 def place(rng: np.random.Generator, height: int, width: int, side: int, box: Box | None = None) -> Window:
@@ -249,10 +255,10 @@ class TrainingWindows:
         source = str(rng.choice(categories)) if categories and rng.random() < 0.5 else NORMAL
         if target == NORMAL and source == NORMAL and categories:
             source = str(rng.choice(categories))
-        source_scale = self._scale(source_product, target if source == NORMAL else source)
-        scale = self._scale(product, source if target == NORMAL else target)
+        source_scale = scale_of(self.scales, source_product, target if source == NORMAL else source)
+        scale = scale_of(self.scales, product, source if target == NORMAL else target)
         if NORMAL not in (source, target) and not 0.8 < source_scale / scale < 1.25:
-            source, source_scale = NORMAL, self._scale(source_product, target)
+            source, source_scale = NORMAL, scale_of(self.scales, source_product, target)
         return Row(
             self._draw(rng, source_product, source, source_scale),
             self._draw(rng, product, target, scale),
@@ -266,10 +272,6 @@ class TrainingWindows:
             for category, scale in self.scales[product].items()
             for _ in range(count)
         ]
-
-    def _scale(self, product: str, category: str) -> float:
-        of_product = self.scales[product]
-        return of_product.get(category, min(of_product.values(), default=1.0))
 
     def _draw(self, rng: np.random.Generator, product: str, category: str, scale: float) -> Drawn:
         samples = self._samples[product][category]

@@ -28,11 +28,6 @@ class Task(BaseModel):
     channels: int
     scales: dict[str, dict[str, float]]
 
-    def scale(self, product: str, category: str) -> float:
-        """The scale for a category on a product; where it never occurred there, the product's coarsest scale."""
-        of_product = self.scales[product]
-        return of_product.get(category, min(of_product.values(), default=1.0))
-
 
 class MethodConfig(BaseModel):
     """The hyperparameters that every method has."""
