@@ -1,0 +1,57 @@
+"""Imports go one way: what a part of the package may know of the others."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import defectgen
+
+PACKAGE = Path(defectgen.__file__).parent
+KNOWS: dict[str, set[str]] = {
+    "errors": set(),
+    "files": {"errors"},
+    "images": {"errors"},
+    "folders": {"errors", "images"},
+    "windows": {"folders", "images"},
+    "device": {"errors"},
+    "checkpoint": {"errors", "files"},
+    "registry": {"errors", "files"},
+    "nn": set(),
+    "methods": {"errors", "nn"},  # no file, no window: tensors alone
+    "masks": {"windows"},
+    "dataset": {"errors", "files", "images"},  # any iterator of samples; no sampler
+    "trainer": {"checkpoint", "device", "errors", "files", "folders", "images", "methods", "windows"},
+    "sampling": {
+        "dataset", "device", "errors", "files", "folders", "images", "masks", "methods", "registry", "trainer", "windows",
+    },
+}  # fmt: skip
+KNOWS["cli"] = {*KNOWS}
+KNOWS["__main__"] = {*KNOWS}
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of the package that a file imports, anywhere in it."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "defectgen":
+            parts |= {alias.name for alias in node.names if alias.name != "__version__"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("defectgen."):
+            parts.add((node.module or "").split(".")[1])
+        elif isinstance(node, ast.Import):
+            parts |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("defectgen.")}
+    return parts
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_part_imports_only_what_it_may_know(path: Path) -> None:
+    part = part_of(path)
+    if part == "__init__":
+        assert imported(path) == set()
+    else:
+        assert imported(path) - {part} <= KNOWS[part]
