@@ -22,10 +22,9 @@ KNOWS: dict[str, set[str]] = {
     "masks": {"windows"},
     "dataset": {"errors", "files", "images"},  # any iterator of samples; no sampler
     "trainer": {"checkpoint", "device", "errors", "files", "folders", "images", "methods", "windows"},
-    "sampling": {
-        "dataset", "device", "errors", "files", "folders", "images", "masks", "methods", "registry", "trainer", "windows",
-    },
-}  # fmt: skip
+}
+# Training and generating see the whole engine, but nothing sees them except the command line.
+KNOWS["sampling"] = {*KNOWS}
 KNOWS["cli"] = {*KNOWS}
 KNOWS["__main__"] = {*KNOWS}
 
