@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from defectgen import __version__, checkpoint, files
 from defectgen.device import numpy_rng, resolve, torch_rng
-from defectgen.errors import ExitCode, OutOfMemoryError, UsageError, WeightsError
+from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageError, WeightsError
 from defectgen.folders import NORMAL, Catalog, Source
 from defectgen.images import encode_jpeg
 from defectgen.methods import MethodName, get
@@ -175,8 +175,8 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
     feeder = Feeder(windows, config.batch_size, request.seed, device, request.workers)
     began = checkpointed = previewed = time.monotonic()
     step, losses = start, dict[str, float]()
-    examples = feeder.examples()
     try:
+        examples = feeder.examples()
         with _stop_signals() as stop:
             while step < config.steps and not stop:
                 batch = feeder.batch(step)
@@ -210,6 +210,8 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
         ) from error
     finally:
         feeder.close()
+    if step == 0:
+        raise StoppedError(f"{request.run}: stopped before the first step, nothing is saved", stop[0])
     model = run.save_model(step)
     return Trained(model, task, step, time.monotonic() - began, losses, stop[0] if stop else None)
 
@@ -393,8 +395,7 @@ def _check_finite(losses: Mapping[str, float], step: int) -> None:
     for name, value in losses.items():
         if not np.isfinite(value):
             raise UsageError(
-                f"step {step}: the loss {name} is {value}: training went astray; --resume from the last checkpoint "
-                "with another --seed is not possible, so start anew with a smaller --set lr="
+                f"step {step}: the loss {name} is {value}, training went astray; start anew with a smaller --set lr"
             )
 
 

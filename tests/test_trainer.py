@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from defectgen import checkpoint
-from defectgen.errors import ExitCode, OutOfMemoryError, UsageError, WeightsError
+from defectgen import checkpoint, trainer
+from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageError, WeightsError
 from defectgen.folders import Catalog, Source, read_catalog
 from defectgen.images import encode_png
 from defectgen.methods import MethodName
@@ -154,6 +155,15 @@ class TestTrain:
             train(request_for(resume=True, config=CONFIG.model_copy(update={"lr": 0.5})))
         with pytest.raises(UsageError, match="seed was 0 and is 3"):
             train(request_for(resume=True, seed=3))
+
+    def test_stopped_before_the_first_step_leaves_no_model(
+        self, request_for: Callable[..., TrainRequest], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trainer, "_stop_signals", lambda: nullcontext([ExitCode.SIGTERM]))
+        with pytest.raises(StoppedError, match="before the first step") as caught:
+            train(request_for())
+        assert caught.value.code == ExitCode.SIGTERM
+        assert not (request_for().run / "model.safetensors").exists()
 
     def test_a_time_limit_ends_it(self, request_for: Callable[..., TrainRequest]) -> None:
         trained = train(request_for(seconds=0.5, config=CONFIG.model_copy(update={"steps": 100_000})))
