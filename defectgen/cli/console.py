@@ -119,15 +119,19 @@ def _periodically(show: Callable[[int, int, str, Mapping[str, Any]], None]) -> R
 @contextmanager
 def _bar(stage: str) -> Iterator[Report]:
     from rich.console import Console as Terminal
+    from rich.console import RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.text import Text
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
-    )
-    with Progress(*columns, console=Terminal(stderr=True), transient=True) as progress:
+    class Bar(Progress):
+        """The bar, and below it what may need more than a line."""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            yield from (Text(task.fields["detail"], style="dim") for task in self.tasks if task.fields["detail"])
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bar(*columns, console=Terminal(stderr=True), transient=True) as progress:
         task = progress.add_task(stage, total=None, detail="")
 
         def report(done: int, total: int, detail: str = "", values: Mapping[str, Any] | None = None) -> None:
