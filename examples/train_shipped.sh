@@ -1,5 +1,5 @@
 #!/bin/sh
-# Trains the model that ships with defectgen, on the sample photographs: about an hour on one CPU core.
+# Trains the model that ships with defectgen, on the sample photographs: about 45 minutes on one CPU core.
 # Its model.safetensors then stands in examples/models, and its entry in weights.toml.
 set -eu
 cd "$(dirname "$0")/.."
