@@ -49,9 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail(switches, ExitCode.OUT_OF_MEMORY, "out of memory; try a smaller --batch-size and fewer --workers")
     except ImportError as error:
-        advice = "; install libgl1 and libglib2.0-0, or opencv-python-headless in place of opencv-python"
-        missing_library = "cannot open shared object file" in str(error)
-        return _fail(switches, ExitCode.INTERNAL, f"{error}{advice if missing_library else ''}")
+        # Usually opencv-python over the headless build, on a machine without a screen.
+        if "cannot open shared object file" not in str(error):
+            return _fail(switches, ExitCode.INTERNAL, str(error))
+        advice = "install libgl1 and libglib2.0-0, or opencv-python-headless in place of opencv-python"
+        return _fail(switches, ExitCode.USAGE, f"{error}; {advice}")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(switches, ExitCode.DISK_FULL, f"{error.filename or 'disk'}: {error.strerror}; free some room")

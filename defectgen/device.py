@@ -1,4 +1,4 @@
-"""Where tensors live, and where random numbers come from."""
+"""Where tensors live, and where their random numbers come from."""
 
 import numpy as np
 import torch
@@ -27,12 +27,7 @@ def resolve(name: str) -> torch.device:
     return device
 
 
-def numpy_rng(*key: int) -> np.random.Generator:
-    """A generator that `key` alone decides: (seed, rank, step) for a step, (seed, index, attempt) for a sample."""
-    return np.random.default_rng(np.random.SeedSequence(key))
-
-
 def torch_rng(*key: int) -> torch.Generator:
-    """As `numpy_rng`, for PyTorch; always on the CPU, so that every device sees the same numbers."""
+    """As `seeding.numpy_rng`, for PyTorch; always on the CPU, so that every device sees the same numbers."""
     state = np.random.SeedSequence(key).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))

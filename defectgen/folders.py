@@ -133,6 +133,38 @@ def read_normals(folder: Path, *, product: str = "product", on_bad: OnBad = "ski
     return catalog
 
 
+def read_defects(
+    folder: Path, *, masks: Path | None = None, category: str | None = None, on_bad: OnBad = "skip"
+) -> Catalog:
+    """The defects alone, each with its mask, from a folder as `read_catalog` takes it, or that of an MVTec AD category.
+
+    Raises:
+        BadInputError: as `read_catalog`; or a defect without a mask.
+    """
+    if (folder / "train" / "good").is_dir() and (folder / "test").is_dir():
+        folder = folder / "test"
+    source = Source(product="defects", normals=folder, defects=folder, masks=masks)
+    catalog = _read(_find_defects(source, folder, category), on_bad, None)
+    if not catalog.samples:
+        raise BadInputError(f"{folder}: no usable defects: {_reasons(catalog.skipped)}")
+    require_masks(catalog)
+    return catalog
+
+
+def require_masks(catalog: Catalog) -> None:
+    """Check that every defect has a mask.
+
+    Raises:
+        BadInputError: one has none, with where to put it.
+    """
+    bare = [sample.path for sample in catalog.samples if sample.category != NORMAL and sample.mask is None]
+    if bare:
+        raise BadInputError(
+            f"{bare[0]}: has no mask, as {len(bare)} of the defects have none, but defects are cut out by their "
+            "masks; put them where README.md (train) says, or let `defectgen inspect` make some"
+        )
+
+
 def _mvtec(source: Source) -> tuple[Path, Path | None]:
     """The folders of normals and defects; MVTec AD's `train/good` and `test` where its root, or `train`, is given."""
     if not source.normals.is_dir():

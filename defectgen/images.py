@@ -11,19 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from defectgen.errors import BadInputError, UsageError
-
-try:
-    import cv2
-except ImportError as error:  # opencv-python over the headless build, on a machine without a screen
-    raise UsageError(
-        f"OpenCV cannot be loaded ({error}): install libgl1, or opencv-python-headless in place of opencv-python"
-    ) from error
+from defectgen.errors import BadInputError
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 

@@ -11,7 +11,8 @@ from defectgen.windows import FloatArray
 BoolArray = NDArray[np.bool_]
 
 _DISSIMILAR = 0.08  # 1 - SSIM below this is not seen as a defect
-_VISIBLE = 10 / 127.5  # a change of 10 gray levels of 255, in units of [-1, 1]
+_LEVELS = 10  # gray levels of 255 that can be seen
+_VISIBLE = _LEVELS / 127.5  # the same, in units of [-1, 1]
 SMALLEST = 6  # pixels; a smaller piece is noise
 
 
@@ -43,6 +44,52 @@ def changed(before: FloatArray, after: FloatArray) -> BoolArray:
     level = np.abs(after - before).max(axis=0)
     unlike = soft > max(threshold_otsu(soft), _DISSIMILAR)
     return clean(unlike & (level > max(_VISIBLE, 0.2 * float(level.max()))))
+
+
+def seen(before: FloatArray, after: FloatArray, label: BoolArray, unit: float, *, trusted: bool) -> BoolArray:
+    """The part of a label, [H, W], where a blended content can be seen.
+
+    Args:
+        before, after: [H, W, C], with gray levels of 255 `unit` apart.
+        trusted: the label is right where the content shows: only what lies apart from that is taken off.
+    """
+    if not label.any():
+        return label
+    change = np.asarray(cv2.GaussianBlur(after - before, (0, 0), 1.0)).reshape(before.shape)
+    strength = np.abs(change).max(axis=2)
+    shows = label & (strength > max(_LEVELS * unit, 0.25 * float(np.quantile(strength[label], 0.98))))
+    if not trusted:
+        return clean(shows)
+    depth = cv2.distanceTransform(np.pad(label, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5).max()
+    side = 2 * max(3, int(depth)) + 1  # the flat middle of a large defect belongs to its visible border
+    return label & (cv2.dilate(shows.astype(np.uint8), np.ones((side, side), np.uint8)) > 0)
+
+
+def foreground(pixels: NDArray[np.generic]) -> BoolArray:
+    """The object on a plain backdrop, [H, W]; all of the photograph where there is no such backdrop.
+
+    The backdrop is what looks like the photograph's border, if the border is of one kind and something else is
+    clearly apart from it.
+
+    Args:
+        pixels: [H, W, C] of any depth.
+    """
+    height, width = pixels.shape[:2]
+    shrink = max(1, max(height, width) // 512)
+    small = cv2.resize(pixels.astype(np.float32), (width // shrink, height // shrink), interpolation=cv2.INTER_AREA)
+    small = np.asarray(cv2.GaussianBlur(small, (0, 0), 1.5)).reshape(*small.shape[:2], -1)
+    edge = np.ones(small.shape[:2], np.bool_)
+    edge[3:-3, 3:-3] = False
+    distance = np.abs(small - np.median(small[edge], axis=0)).max(axis=2)
+    threshold = float(threshold_otsu(distance))
+    if float(np.quantile(distance[edge], 0.9)) > 0.5 * threshold or not (distance > threshold).any():
+        return np.ones((height, width), np.bool_)
+    found = cv2.morphologyEx((distance > threshold).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    outlines, _ = cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = cv2.drawContours(np.zeros_like(found), outlines, -1, 1, cv2.FILLED)
+    if not filled.any():
+        return np.ones((height, width), np.bool_)
+    return cv2.resize(filled, (width, height), interpolation=cv2.INTER_NEAREST) > 0
 
 
 def clean(mask: BoolArray) -> BoolArray:

@@ -1,33 +1,27 @@
-"""Defects onto normal photographs: a request in, samples out, one at a time.
+"""What a trained model makes, on normal photographs: a request in, samples out, one at a time."""
 
-Sample k is decided by (seed, k) alone: its category, photograph, window, latent code. So it is the same picture
-whatever the number of samples, workers or interruptions; on the CPU also for any batch size.
-"""
-
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from defectgen import files, masks
+from defectgen import masks
+from defectgen.composing import ComposeDraw, Composition, Placement
+from defectgen.contents import extract, resize
 from defectgen.dataset import Synthesized
-from defectgen.device import numpy_rng, resolve, torch_rng
+from defectgen.device import resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
-from defectgen.folders import Catalog, Sample
-from defectgen.images import Photograph, Pixels
-from defectgen.methods.base import GenerateBatch
+from defectgen.methods.base import GenerateBatch, Method
 from defectgen.registry import Entry
+from defectgen.samples import Draw, Samples, Wanted, mixture, mixture_name, visible
+from defectgen.seeding import numpy_rng
 from defectgen.trainer import load_method
-from defectgen.windows import FloatArray, Photographs, Window, cut, in_photograph, place, put_back, scale_of, tone
+from defectgen.windows import FloatArray, Window, cut, laid, place, put_back, scale_of
 
-_ATTEMPTS = 6
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
 _RIM = 8  # pixels of the network's window
 _BATCH_SIZE = {"cpu": 8, "cuda": 64}
@@ -35,154 +29,173 @@ _BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 @dataclass(frozen=True)
 class SynthesisRequest:
-    """What to make: samples 0 to num - 1, their categories in turn, without those in `skip`."""
+    """What to make with which model. `placement` is for models that make contents; None takes its defaults.
+
+    A category may be a mixture, as `crack:0.3,hole:0.7`, where the method can mix.
+    """
 
     entry: Entry
-    categories: tuple[str, ...]
-    num: int
-    normals: Catalog
-    seed: int = 0
+    wanted: Wanted
     device: str = "auto"
     batch_size: int | None = None
-    workers: int = 2
-    skip: frozenset[int] = frozenset()
+    placement: Placement | None = None
+
+
+class _Network:
+    """A model, and how it is asked: whatever the batch, a row depends on its own keys alone."""
+
+    def __init__(self, request: SynthesisRequest) -> None:
+        self.device = resolve(request.device)
+        self.method, _ = load_method(request.entry.file, self.device)
+        self.batch_size = request.batch_size or _BATCH_SIZE[self.device.type]
+        self.record = {
+            "model": request.entry.name,
+            "model_sha256": request.entry.sha256,
+            "method": request.entry.method,
+        }
+        domains = self.method.task.domains
+        self._weights = {}
+        for text in request.wanted.categories:
+            weights = mixture(text)
+            for name in weights:
+                if name not in domains[1:]:
+                    raise UsageError(f"--category {name}: {request.entry.name} knows {', '.join(domains[1:])}")
+            if len(weights) > 1 and self.method.paints != "contents":
+                raise UsageError(f"--category {text}: {request.entry.method} cannot mix categories; dcdganc can")
+            self._weights[mixture_name(weights)] = torch.tensor([weights.get(name, 0.0) for name in domains[1:]])
+        self.categories = tuple(self._weights)
+
+    def generate(
+        self, categories: Sequence[str], keys: Sequence[tuple[int, ...]], x: FloatArray | None = None
+    ) -> list[FloatArray]:
+        """An image [C, S, S] for each category and key of a random generator, on windows x where the method needs them.
+
+        Raises:
+            OutOfMemoryError: naming the batch size to try next.
+        """
+        # On the CPU one at a time: it is as fast, and a sample's last bits, on which the outline of its mask may
+        # hang, do not depend on how many are computed beside it.
+        size = self.batch_size if self.device.type == "cuda" else 1
+        images: list[FloatArray] = []
+        try:
+            for start in range(0, len(keys), size):
+                part = slice(start, start + size)
+                mix = torch.stack([self._weights[category] for category in categories[part]]).to(self.device)
+                rngs = [torch_rng(*key) for key in keys[part]]
+                windows = torch.empty(len(rngs), 0) if x is None else torch.from_numpy(x[part])
+                layout = torch.contiguous_format if x is None else torch.channels_last
+                windows = windows.to(self.device, memory_format=layout)
+                request = GenerateBatch(windows, mix.argmax(dim=1) + 1, rngs, mix)
+                images.extend(self.method.generate(request).x.float().cpu().numpy())
+        except torch.OutOfMemoryError as error:
+            smaller = max(1, self.batch_size // 2)
+            raise OutOfMemoryError(
+                f"{self.device} ran out of memory with --batch-size {self.batch_size}; try --batch-size {smaller}"
+            ) from error
+        return images
 
 
 @dataclass(frozen=True)
-class _Draw:
-    """All that was drawn for one attempt at a sample, and the window cut accordingly."""
+class _WindowDraw(Draw):
+    """A draw with the window of the photograph that is painted."""
 
-    index: int
-    attempt: int
-    category: str
-    sample: Sample
-    photograph: Photograph
     window: Window
     x: FloatArray
 
 
-class Synthesis:
-    """An iterable of samples in the order of their indices; its counters are right when it has been read."""
+class Painted(Samples[_WindowDraw, FloatArray]):
+    """Samples of a method that paints a window of the photograph."""
 
-    def __init__(self, request: SynthesisRequest) -> None:
-        self._request = request
-        self._device = resolve(request.device)
-        self._method, _ = load_method(request.entry.file, self._device)
-        self._task = self._method.task
-        unknown = set(request.categories) - set(self._task.domains)
-        if unknown:
-            raise UsageError(
-                f"--category {sorted(unknown)[0]}: {request.entry.name} knows {', '.join(self._task.domains[1:])}"
-            )
-        self._batch_size = request.batch_size or _BATCH_SIZE[self._device.type]
-        self._photographs = Photographs()
-        self._sha256 = cache(files.sha256)
-        self.redrawn = 0
-        self.failed: list[int] = []
+    def __init__(self, request: SynthesisRequest, network: _Network) -> None:
+        super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
+        self._network = network
+        self._method: Method = network.method
 
-    def __len__(self) -> int:
-        return self._request.num - sum(index < self._request.num for index in self._request.skip)
+    def _draw(self, index: int, attempt: int) -> _WindowDraw:
+        rng = numpy_rng(self._wanted.seed, index, attempt)
+        drawn = self._draw_photograph(rng, index, attempt)
+        task, size = self._method.task, self._method.config.image_size
+        side = round(size / scale_of(task.scales, drawn.sample.product, drawn.category))
+        window = place(rng, drawn.photograph.height, drawn.photograph.width, side)
+        return _WindowDraw(**vars(drawn), window=window, x=cut(drawn.photograph, window, size, task.channels))
 
-    def __iter__(self) -> Iterator[Synthesized]:
-        request = self._request
-        coming = (index for index in range(request.num) if index not in request.skip)
-        again: deque[tuple[int, int]] = deque()
-        order: deque[int] = deque()
-        finished: dict[int, Synthesized | None] = {}
-        with ThreadPoolExecutor(max(1, request.workers), thread_name_prefix="samples") as pool:
+    def _generate(self, draws: Sequence[_WindowDraw]) -> list[FloatArray]:
+        keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
+        return self._network.generate([draw.category for draw in draws], keys, np.stack([draw.x for draw in draws]))
 
-            def take() -> list[Future[_Draw]]:
-                retries = [again.popleft() for _ in range(min(len(again), self._batch_size))]
-                fresh = list(islice(coming, self._batch_size - len(retries)))
-                order.extend(fresh)
-                return [pool.submit(self._draw, *key) for key in [*retries, *((index, 0) for index in fresh)]]
-
-            upcoming = take()
-            while upcoming:
-                draws = [future.result() for future in upcoming]
-                upcoming = take()  # drawn while the network works on these
-                results = list(pool.map(self._finish, draws, self._generate(draws)))
-                for draw, result in zip(draws, results, strict=True):
-                    if result is None and draw.attempt + 1 < _ATTEMPTS:
-                        self.redrawn += 1
-                        again.append((draw.index, draw.attempt + 1))
-                    else:
-                        finished[draw.index] = result
-                while order and order[0] in finished:
-                    index = order.popleft()
-                    result = finished.pop(index)
-                    if result is None:
-                        self.failed.append(index)
-                    else:
-                        yield result
-                upcoming = upcoming or take()
-
-    def normals(self, count: int = 50) -> Iterator[tuple[str, Pixels]]:
-        """The first normals, with their products: what a detector is trained on beside the samples."""
-        for sample in self._request.normals.samples[:count]:
-            yield sample.product, self._photographs.read(sample.path).pixels
-
-    def _draw(self, index: int, attempt: int) -> _Draw:
-        rng = numpy_rng(self._request.seed, index, attempt)
-        category = self._request.categories[index % len(self._request.categories)]
-        samples = self._request.normals.samples
-        sample = samples[int(rng.integers(len(samples)))]
-        photograph = self._photographs.read(sample.path)
-        image_size = self._method.config.image_size
-        side = round(image_size / scale_of(self._task.scales, sample.product, category))
-        window = place(rng, photograph.height, photograph.width, side)
-        x = cut(photograph, window, image_size, self._task.channels)
-        return _Draw(index, attempt, category, sample, photograph, window, x)
-
-    def _generate(self, draws: list[_Draw]) -> list[FloatArray]:
-        # On the CPU one at a time: it is as fast, and a sample's last bits, on which the outline of its mask may
-        # hang, do not depend on how many are computed beside it.
-        size = len(draws) if self._device.type == "cuda" else 1
-        try:
-            return [x for start in range(0, len(draws), size) for x in self._forward(draws[start : start + size])]
-        except torch.OutOfMemoryError as error:
-            smaller = max(1, self._batch_size // 2)
-            raise OutOfMemoryError(
-                f"{self._device} ran out of memory with --batch-size {self._batch_size}; try --batch-size {smaller}"
-            ) from error
-
-    def _forward(self, draws: list[_Draw]) -> FloatArray:
-        x = torch.from_numpy(np.stack([draw.x for draw in draws])).to(self._device, memory_format=torch.channels_last)
-        y = torch.tensor([self._task.domains.index(draw.category) for draw in draws], device=self._device)
-        rngs = [torch_rng(self._request.seed, draw.index, draw.attempt) for draw in draws]
-        return self._method.generate(GenerateBatch(x, y, rngs)).x.float().cpu().numpy()
-
-    def _finish(self, draw: _Draw, after: FloatArray) -> Synthesized | None:
-        """The sample on its photograph, or None if nothing of it can be seen there."""
+    def _finish(self, draw: _WindowDraw, generated: FloatArray) -> Synthesized | None:
         photograph, window = draw.photograph, draw.window
-        after = draw.x + (after - draw.x) * _interior(after.shape[1])
+        after = draw.x + (generated - draw.x) * _interior(generated.shape[1])
         mask = native_mask(masks.changed(draw.x, after), window.side)
         alpha = masks.feather(mask, _FEATHER * window.side / len(draw.x[0]))
         image = put_back(photograph, window, draw.x, after, alpha)
-        mask = in_photograph(mask, window, photograph.height, photograph.width)
-        if not _visible(photograph, image, mask):
+        mask = laid(mask, (window.x, window.y), (photograph.height, photograph.width))
+        if not visible(photograph, image, mask):
             return None
         record = {
-            "source": str(draw.sample.path),
-            "source_sha256": self._sha256(draw.sample.path),
-            "window": {"x": window.x, "y": window.y, "side": window.side},
-            "model": self._request.entry.name,
-            "model_sha256": self._request.entry.sha256,
-            "method": self._request.entry.method,
-            "seed": self._request.seed,
+            **self._record(draw),
+            "window": vars(window),
+            **self._network.record,
+            "seed": self._wanted.seed,
             "parameters": {"index": draw.index, "attempt": draw.attempt},
         }
         return Synthesized(draw.index, draw.category, draw.sample.product, image, mask, record)
 
 
-def synthesize(request: SynthesisRequest) -> Synthesis:
-    """Defects from latent codes onto windows of normals.
+class Composed(Composition[ComposeDraw, list[FloatArray]]):
+    """Samples of a method that makes contents, which are laid onto the photograph."""
+
+    def __init__(self, request: SynthesisRequest, network: _Network) -> None:
+        wanted = replace(request.wanted, categories=network.categories)
+        super().__init__(wanted, request.placement or Placement(), network.batch_size)
+        self._network = network
+        self._mixtures = {mixture_name(mixture(text)): mixture(text) for text in request.wanted.categories}
+
+    def _draw(self, index: int, attempt: int) -> ComposeDraw:
+        return self._draw_defects(index, attempt)
+
+    def _generate(self, draws: Sequence[ComposeDraw]) -> list[list[FloatArray]]:
+        keys = [
+            (draw.category, (self._wanted.seed, draw.index, draw.attempt, i))
+            for draw in draws
+            for i in range(draw.count)
+        ]
+        images = iter(self._network.generate([category for category, _ in keys], [key for _, key in keys]))
+        return [[next(images) for _ in range(draw.count)] for draw in draws]
+
+    def _finish(self, draw: ComposeDraw, generated: list[FloatArray]) -> Synthesized | None:
+        weights = self._mixtures[draw.category]
+        scale = sum(weight * self._scale(draw.sample.product, name) for name, weight in weights.items())
+        contents = [extract(image) for image in generated]
+        contents = [resize(content, 1 / scale) for content in contents if content.support.any()]
+        record: dict[str, Any] = dict(self._network.record)
+        if len(weights) > 1:
+            record["mixture"] = weights
+        return self._compose(draw, contents, record)
+
+    def _scale(self, product: str, category: str) -> float:
+        """At which a category was learnt: on this product, or on the others in the mean."""
+        scales = self._network.method.task.scales
+        known = [of_product[category] for of_product in scales.values() if category in of_product]
+        return scales.get(product, {}).get(category, float(np.mean(known)))
+
+
+def synthesize(request: SynthesisRequest) -> Painted | Composed:
+    """Defects from latent codes onto normals, in the way of the model's method.
 
     Raises:
-        UsageError: a category that the model does not know. WeightsError: a model that cannot be read.
-        OutOfMemoryError: while iterating, naming the batch size to try next.
+        UsageError: a category that the model does not know, or a placement where the model decides it.
+        WeightsError: a model that cannot be read. OutOfMemoryError: while iterating.
     """
-    return Synthesis(request)
+    network = _Network(request)
+    if network.method.paints == "contents":
+        return Composed(request, network)
+    if request.placement is not None:
+        raise UsageError(
+            f"{request.entry.name}: {request.entry.method} paints windows of photographs, it makes no contents; "
+            "use synthesize with it, or compose with a dcdganc model or a folder of defects"
+        )
+    return Painted(request, network)
 
 
 def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
@@ -197,13 +210,3 @@ def _interior(size: int) -> FloatArray:
     distance = np.minimum(np.arange(size), np.arange(size)[::-1])
     ramp: FloatArray = np.clip((distance - _RIM) / 4, 0, 1).astype(np.float32)
     return np.outer(ramp, ramp)
-
-
-def _visible(photograph: Photograph, after: Pixels, mask: NDArray[np.bool_]) -> bool:
-    """Whether a defect can be seen: more than a speck, and half of it changed by some ten gray levels of 255."""
-    if mask.sum() < masks.SMALLEST:
-        return False
-    change = np.abs(after[mask].astype(np.float32) - photograph.pixels[mask])
-    strongest = change.max(axis=1) if change.ndim == 2 else change
-    low, high = tone(photograph)
-    return bool(np.median(strongest) > 0.04 * (high - low))

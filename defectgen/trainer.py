@@ -21,13 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from defectgen import __version__, checkpoint, files
-from defectgen.device import numpy_rng, resolve, torch_rng
+from defectgen.contents import TrainingContents
+from defectgen.device import resolve, torch_rng
 from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageError, WeightsError
-from defectgen.folders import NORMAL, Catalog, Source
+from defectgen.folders import NORMAL, Catalog, Source, require_masks
 from defectgen.images import encode_jpeg
 from defectgen.methods import MethodName, get
 from defectgen.methods.base import Batch, GenerateBatch, Method, MethodConfig, Task, flatten, unflatten
+from defectgen.seeding import numpy_rng
 from defectgen.windows import Row, TrainingWindows, stack
+
+TrainingData = TrainingWindows | TrainingContents
 
 _LOG_EVERY = 10  # steps
 _CHECKPOINT_SECONDS = 120.0
@@ -116,7 +120,7 @@ class Average:
 class Feeder:
     """Batches by step, drawn ahead of the network by a few threads; a batch is a function of (seed, rank, step)."""
 
-    def __init__(self, windows: TrainingWindows, size: int, seed: int, device: torch.device, workers: int) -> None:
+    def __init__(self, windows: TrainingData, size: int, seed: int, device: torch.device, workers: int) -> None:
         self._windows, self._size, self._seed, self._device = windows, size, seed, device
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="windows")
         self._ahead: dict[int, Future[Batch]] = {}
@@ -165,7 +169,7 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
         OutOfMemoryError: naming the batch size to try next.
     """
     config, device = request.config, resolve(request.device)
-    windows = training_windows(request.catalog, config.image_size)
+    windows = training_data(request.method, request.catalog, config.image_size)
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)
     average = Average(method.averaged(), config.ema)
@@ -216,11 +220,20 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
     return Trained(model, task, step, time.monotonic() - began, losses, stop[0] if stop else None)
 
 
-def training_windows(catalog: Catalog, image_size: int) -> TrainingWindows:
-    return TrainingWindows(catalog, image_size, catalog.products, (NORMAL, *catalog.categories))
+def training_data(name: MethodName, catalog: Catalog, image_size: int) -> TrainingData:
+    """What a method learns: windows of photographs, or contents on a pure background.
+
+    Raises:
+        BadInputError: the method needs masks, and a defect has none.
+    """
+    method = get(name)
+    if method.needs.masks:
+        require_masks(catalog)
+    draw = TrainingContents if method.paints == "contents" else TrainingWindows
+    return draw(catalog, image_size, catalog.products, (NORMAL, *catalog.categories))
 
 
-def make_task(windows: TrainingWindows) -> Task:
+def make_task(windows: TrainingData) -> Task:
     return Task(domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales)
 
 
@@ -248,7 +261,7 @@ def load_method(path: Path, device: torch.device) -> tuple[Method, dict[str, Any
 def estimate(request: TrainRequest) -> dict[str, Any]:
     """What a run would be, for `--dry-run`: its counts and, from two steps on noise, its time and memory."""
     config, device = request.config, resolve(request.device)
-    windows = training_windows(request.catalog, config.image_size)
+    windows = training_data(request.method, request.catalog, config.image_size)
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)
     feeder = Feeder(windows, config.batch_size, request.seed, device, 1)

@@ -45,15 +45,22 @@ class Box:
 
 
 def defect_boxes(mask: NDArray[np.bool_]) -> list[Box]:
-    """The bounding boxes of a mask's defects; pieces that nearly touch are one defect. Mask [H, W]."""
+    """The bounding boxes of a mask's defects, [H, W]; pieces that nearly touch are one defect."""
+    return [box for box, _ in defect_pieces(mask)]
+
+
+def defect_pieces(mask: NDArray[np.bool_]) -> list[tuple[Box, NDArray[np.bool_]]]:
+    """A mask's defects: the bounding box of each, and its own part of the mask therein."""
     joined = cv2.dilate(mask.astype(np.uint8), np.ones((_GAP, _GAP), np.uint8))
     count, labels = cv2.connectedComponents(joined)
-    boxes = []
+    pieces = []
     for label in range(1, count):
-        rows, columns = np.nonzero(mask & (labels == label))
+        own = mask & (labels == label)
+        rows, columns = np.nonzero(own)
         x, y = int(columns.min()), int(rows.min())
-        boxes.append(Box(x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1))
-    return boxes
+        box = Box(x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1)
+        pieces.append((box, own[y : y + box.height, x : x + box.width]))
+    return pieces
 
 
 def find_scale(samples: Sequence[Sample], boxes: Sequence[Sequence[Box]], image_size: int) -> float:
@@ -161,13 +168,19 @@ def put_back(
     return pixels
 
 
-def in_photograph(values: NDArray[Any], window: Window, height: int, width: int) -> NDArray[Any]:
-    """An array over a window, [side, side], laid onto the whole photograph, [height, width], zero elsewhere."""
-    whole = np.zeros((height, width), values.dtype)
-    top, left = max(window.y, 0), max(window.x, 0)
-    bottom, right = min(window.y + window.side, height), min(window.x + window.side, width)
-    whole[top:bottom, left:right] = values[top - window.y : bottom - window.y, left - window.x : right - window.x]
+def laid(values: NDArray[Any], at: tuple[int, int], size: tuple[int, int]) -> NDArray[Any]:
+    """An array [h, w] laid at (x, y) onto zeros of `size` (height, width); what sticks out is clipped."""
+    whole = np.zeros(size, values.dtype)
+    (x, y), (height, width) = at, values.shape
+    top, left = max(y, 0), max(x, 0)
+    bottom, right = max(min(y + height, size[0]), top), max(min(x + width, size[1]), left)
+    whole[top:bottom, left:right] = values[top - y : bottom - y, left - x : right - x]
     return whole
+
+
+def window_of(whole: NDArray[Any], at: tuple[int, int], size: tuple[int, int]) -> NDArray[Any]:
+    """The reverse of `laid`: what lies at (x, y) in `whole`, [height, width] of `size`, zeros beyond its edges."""
+    return laid(whole, (-at[0], -at[1]), size)
 
 
 def _mirrored(start: int, count: int, length: int) -> NDArray[np.intp]:

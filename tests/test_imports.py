@@ -15,14 +15,21 @@ KNOWS: dict[str, set[str]] = {
     "folders": {"errors", "images"},
     "windows": {"folders", "images"},
     "device": {"errors"},
+    "seeding": set(),
+    "poisson": {"errors"},
     "checkpoint": {"errors", "files"},
     "registry": {"errors", "files"},
     "nn": set(),
     "methods": {"errors", "nn"},  # no file, no window: tensors alone
     "masks": {"windows"},
+    "contents": {"folders", "images", "masks", "windows"},
     "dataset": {"errors", "files", "images"},  # any iterator of samples; no sampler
-    "trainer": {"checkpoint", "device", "errors", "files", "folders", "images", "methods", "windows"},
-}
+    "trainer": {
+        "checkpoint", "contents", "device", "errors", "files", "folders", "images", "methods", "seeding", "windows",
+    },
+    "samples": {"dataset", "errors", "files", "folders", "images", "masks", "windows"},
+}  # fmt: skip
+KNOWS["composing"] = {*KNOWS["samples"], "contents", "poisson", "samples", "seeding"}
 # Training and generating see the whole engine, but nothing sees them except the command line.
 KNOWS["sampling"] = {*KNOWS}
 KNOWS["cli"] = {*KNOWS}

@@ -17,7 +17,8 @@ from defectgen.images import encode_png, read_photograph
 from defectgen.methods.base import GenerateBatch, Generated, Task, flatten
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.registry import Entry
-from defectgen.sampling import Synthesis, SynthesisRequest, synthesize
+from defectgen.samples import Wanted
+from defectgen.sampling import Painted, SynthesisRequest, synthesize
 
 CONFIG = DTGANConfig(image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4)
 TASK = Task(
@@ -57,7 +58,9 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
 def request_for(entry: Entry) -> Callable[..., SynthesisRequest]:
     def make(num: int = 6, **changes: Any) -> SynthesisRequest:
         normals = read_normals(entry.trained_on["part"], product="part")
-        return replace(SynthesisRequest(entry, ("dent", "spot"), num, normals, device="cpu"), **changes)
+        ours = {name: changes.pop(name) for name in ("batch_size", "placement") if name in changes}
+        wanted = replace(Wanted(("dent", "spot"), num, normals), **changes)
+        return SynthesisRequest(entry, wanted, device="cpu", **ours)
 
     return make
 
@@ -185,13 +188,13 @@ def test_the_rim_of_a_window_is_never_painted(
 def test_drawing_is_lazy(request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory does not grow with the number of samples: no more than two batches are drawn ahead."""
     drawn: list[int] = []
-    draw = Synthesis._draw
+    draw = Painted._draw
 
-    def noting(self: Synthesis, index: int, attempt: int) -> Any:
+    def noting(self: Painted, index: int, attempt: int) -> Any:
         drawn.append(index)
         return draw(self, index, attempt)
 
-    monkeypatch.setattr(Synthesis, "_draw", noting)
+    monkeypatch.setattr(Painted, "_draw", noting)
     samples: Iterator[Synthesized] = iter(synthesize(request_for(10_000, batch_size=4)))
     next(samples)
     assert len(drawn) <= 8

@@ -15,7 +15,7 @@ from defectgen.windows import (
     cut,
     defect_boxes,
     find_scale,
-    in_photograph,
+    laid,
     place,
     put_back,
 )
@@ -182,9 +182,9 @@ class TestPutBack:
         np.testing.assert_allclose(change[unclipped], 0.1 * 127.5, atol=0.6)
 
 
-def test_in_photograph_is_the_reverse_of_a_window_past_the_border() -> None:
+def test_laid_is_the_reverse_of_a_window_past_the_border() -> None:
     values: NDArray[np.bool_] = np.ones((8, 8), np.bool_)
-    whole = in_photograph(values, Window(-3, 6, 8), 10, 20)
+    whole = laid(values, (-3, 6), (10, 20))
     assert whole.sum() == 5 * 4
     assert whole[6:10, 0:5].all()
 

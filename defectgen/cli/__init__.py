@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from defectgen import __version__
-from defectgen.cli import synthesize, train
+from defectgen.cli import compose, synthesize, train
 
 app = typer.Typer(
     add_completion=False,
@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("synthesize", epilog=synthesize.EXAMPLES)(synthesize.synthesize)
+app.command("compose", epilog=compose.EXAMPLES)(compose.compose)
 
 
 def _version(wanted: bool) -> None:

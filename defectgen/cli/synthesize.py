@@ -1,13 +1,12 @@
 """`defectgen synthesize`: normal photographs in, a dataset of labelled defects out."""
 
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defectgen.cli import options
+from defectgen.cli import options, output
 from defectgen.cli.console import Console, table
 from defectgen.cli.options import option
 from defectgen.errors import BadInputError, ExitCode, UsageError, WeightsError
@@ -22,30 +21,19 @@ Examples:
   defectgen synthesize -n 200 --normals photos/normal --format coco --out coco"""
 
 
-class Format(str, Enum):
-    """As `defectgen.dataset.Layout`, which cannot be imported for the help alone: it needs NumPy."""
-
-    PLAIN = "plain"
-    MVTEC = "mvtec"
-    COCO = "coco"
-    YOLO = "yolo"
-
-
 def synthesize(
     ctx: typer.Context,
-    num: Annotated[int, option("--num", "-n", min=1, help="How many samples the dataset shall have.")],
+    num: output.Num,
     category: Annotated[
         list[str] | None,
         option(
             "--category",
             "-c",
             metavar="NAME",
-            help="Repeat for several, made in turn  [default: all the model's]",
+            help="Repeat for several, made in turn; a:0.3,b:0.7 mixes  [default: all]",
         ),
     ] = None,
-    model: Annotated[
-        str | None, option("--model", metavar="NAME", help="[default: the newest that knows the categories]")
-    ] = None,
+    model: output.Model = None,
     weights: options.Weights = None,
     normals: Annotated[
         list[str] | None,
@@ -56,8 +44,8 @@ def synthesize(
         ),
     ] = None,
     on_bad: options.Skip = options.OnBad.SKIP,
-    out: Annotated[Path, option("--out", "-o", metavar="DIR", help="Where the dataset goes.")] = Path("dataset"),
-    layout: Annotated[Format, option("--format", help="The layout of the dataset.")] = Format.PLAIN,
+    out: output.Out = Path("dataset"),
+    layout: output.Layout = output.Format.PLAIN,
     batch_size: options.BatchSize = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -78,89 +66,55 @@ def synthesize(
     if resume and overwrite:
         raise UsageError("--resume goes on with a dataset and --overwrite replaces it: give one of them")
 
-    from defectgen import dataset, registry, sampling
+    from defectgen import registry, sampling
     from defectgen.device import resolve
+    from defectgen.samples import Wanted, mixture
 
     console = Console(as_json=as_json, quiet=quiet)
     wanted = tuple(dict.fromkeys(category or []))
-    entry = registry.find(name=model, categories=wanted, files=registry.find_registry(weights))
+    names = {name for text in wanted for name in mixture(text)}
+    entry = registry.find(name=model, categories=names, files=registry.find_registry(weights))
     registry.verify(entry)
     categories = wanted or entry.categories
     catalog = _read_normals(entry, normals or [], on_bad)
     console.skipped(catalog.skipped)
 
     if dry_run or verbose:
-        pixels = [sample.height * sample.width * sample.channels * sample.depth // 8 for sample in catalog.samples]
         plan = {
             "model": entry.name,
             "method": entry.method,
             "file": str(entry.file),
             "categories": categories,
-            "num": num,
-            "normals": len(pixels),
-            "skipped": len(catalog.skipped),
-            "format": layout.value,
-            "out": str(out),
             "device": str(resolve(device)),
-            "disk_bytes_at_most": round(num * sum(pixels) / len(pixels)),
+            **output.plan(catalog, num, out, layout),
         }
         if dry_run:
             console.result(plan, table(plan), kind="plan")
             return ExitCode.SKIPPED if catalog.skipped else ExitCode.OK
         console.note(f"with\n{table(plan)}")
 
-    target = dataset.open_folder(
-        out,
-        layout=dataset.Layout(layout.value),
-        command=ctx.ensure_object(options.Switches).command,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    target = output.open_folder(ctx.ensure_object(options.Switches), out, layout, resume=resume, overwrite=overwrite)
     samples = sampling.synthesize(
         sampling.SynthesisRequest(
             entry=entry,
-            categories=categories,
-            num=num,
-            normals=catalog,
-            seed=seed,
+            wanted=Wanted(categories, num, catalog, seed, workers, frozenset(target.done)),
             device=device,
             batch_size=batch_size,
-            workers=workers,
-            skip=frozenset(target.done),
         )
     )
     console.note(f"{len(samples)} samples of {', '.join(categories)} by {entry.name}, into {out}")
-    with console.progress("synthesizing") as report:
-        written = 0
-
-        def on_sample(_sample: dataset.Synthesized) -> None:
-            nonlocal written
-            written += 1
-            report(written, len(samples), f"{samples.redrawn} drawn again", {"redrawn": samples.redrawn})
-
-        summary = target.write(samples, normals=samples.normals(), workers=workers, on_sample=on_sample)
-
-    failed = len(samples.failed)
-    if failed and failed == len(samples):
-        raise WeightsError(
-            f"{entry.file}: none of {failed} samples shows a change; train the model {entry.name} longer"
-        )
-    values = {
-        "out": str(out),
-        "model": entry.name,
-        "written": summary.written,
-        "kept": summary.kept,
-        "redrawn": samples.redrawn,
-        "failed": failed,
-        "skipped": len(catalog.skipped),
-        "sheet": str(summary.sheet),
-    }
-    console.result(
-        values,
-        f"{out}: {summary.written} samples written, {summary.kept} kept, {samples.redrawn} drawn again, "
-        f"{failed} given up; look at {summary.sheet}",
+    return output.write(
+        console,
+        samples,
+        target,
+        title="synthesizing",
+        workers=workers,
+        skipped=len(catalog.skipped),
+        values={"model": entry.name},
+        none_made=WeightsError(
+            f"{entry.file}: none of {len(samples)} samples shows a change; train the model {entry.name} longer"
+        ),
     )
-    return ExitCode.SKIPPED if catalog.skipped else ExitCode.OK
 
 
 def _read_normals(entry: "Entry", given: Sequence[str], on_bad: options.OnBad) -> "Catalog":

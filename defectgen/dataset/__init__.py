@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,7 +28,13 @@ from defectgen.images import Pixels, encode_jpeg, encode_png
 _MANIFEST = "manifest.jsonl"
 _RECORD = "dataset.json"
 _SHEET = "sheet.jpg"
-_SAME_RUN = ("model_sha256", "method", "seed")  # what resumed samples share with those already there
+_SAME_RUN = (
+    "model_sha256",
+    "method",
+    "seed",
+    "contents",
+    "placement",
+)  # what resumed samples share with those already there
 
 
 class Layout(str, Enum):
@@ -258,14 +265,12 @@ class Dataset:
 
     def _write_record(self) -> None:
         counts = Counter(row["category"] for row in self._read_manifest())
-        import torch  # noqa: PLC0415 (a version alone)
-
         record = {
             "command": self._command,
             "layout": self._layout.value,
             "versions": {
                 "defectgen": __version__,
-                "torch": torch.__version__,
+                "torch": version("torch"),
                 "numpy": np.__version__,
                 "opencv": cv2.__version__,
             },

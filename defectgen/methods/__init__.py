@@ -11,6 +11,7 @@ class MethodName(str, Enum):
     """The names of the methods, as on the command line."""
 
     DT_GAN = "dt-gan"
+    DCDGANC = "dcdganc"
 
 
 def get(name: MethodName) -> "type[Method]":
@@ -20,3 +21,7 @@ def get(name: MethodName) -> "type[Method]":
             from defectgen.methods.dt_gan import DTGAN
 
             return DTGAN
+        case MethodName.DCDGANC:
+            from defectgen.methods.dcdganc import DCDGANc
+
+            return DCDGANc

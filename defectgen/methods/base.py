@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -49,6 +49,10 @@ class Needs:
     defects: bool
 
 
+Paints = Literal["windows", "contents"]
+"""What a method learns and makes: windows of photographs, or defect contents on a pure background."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Windows for one training step: sources, and references of the target domains; a row is at one scale.
@@ -66,11 +70,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class GenerateBatch:
-    """Normal windows x, [B, C, H, W] in [-1, 1], the domains wanted, [B], and a CPU generator for each row."""
+    """Normal windows x, [B, C, H, W] in [-1, 1], the domains wanted, [B], and a CPU generator for each row.
+
+    `mix`, [B, domains - 1], are the weights of the defect categories in place of `y`, where a method can mix them.
+    """
 
     x: Tensor
     y: Tensor
     rngs: Sequence[torch.Generator]
+    mix: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ class Method(Protocol):
     Config: ClassVar[type[MethodConfig]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     needs: ClassVar[Needs]
+    paints: ClassVar[Paints]
 
     def __init__(self, config: Any, task: Task, device: torch.device) -> None: ...
 

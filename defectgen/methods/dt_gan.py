@@ -38,6 +38,7 @@ from defectgen.methods.base import (
     Generated,
     MethodConfig,
     Needs,
+    Paints,
     Task,
     flatten,
     load_optimizer_state,
@@ -45,6 +46,7 @@ from defectgen.methods.base import (
     unflatten,
 )
 from defectgen.nn.augment import Augmentation
+from defectgen.nn.layers import ResBlock, he_init, instance_norm, mixed_precision
 from defectgen.nn.penalties import adversarial, r1
 
 BOTTLENECK = 16
@@ -89,35 +91,14 @@ class DTGANConfig(MethodConfig):
 # --- The networks, in the order in which data meets them -------------------------------------------------------
 
 
-class ResBlock(nn.Module):
-    """A pre-activation residual block (He et al. 2016), halving its input if asked; unit variance is kept."""
-
-    def __init__(self, c_in: int, c_out: int, *, normalize: bool, down: bool = False) -> None:
-        super().__init__()
-        self.down = down
-        self.norm1 = _instance_norm(c_in) if normalize else nn.Identity()
-        self.norm2 = _instance_norm(c_in) if normalize else nn.Identity()
-        self.conv1 = nn.Conv2d(c_in, c_in, 3, padding=1)
-        self.conv2 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.skip = nn.Conv2d(c_in, c_out, 1, bias=False) if c_in != c_out else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.leaky_relu(self.norm1(x), 0.2))
-        x = self.skip(x)
-        if self.down:
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
-        h = self.conv2(F.leaky_relu(self.norm2(h), 0.2))
-        return (h + x) * 0.5**0.5
-
-
 class UpBlock(nn.Module):
     """The background's decoder block: instance normalisation, no style; doubles its input if asked."""
 
     def __init__(self, c_in: int, c_out: int, *, up: bool) -> None:
         super().__init__()
         self.up = up
-        self.norm1 = _instance_norm(c_in)
-        self.norm2 = _instance_norm(c_out)
+        self.norm1 = instance_norm(c_in)
+        self.norm2 = instance_norm(c_out)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1, bias=False) if c_in != c_out else nn.Identity()
@@ -367,11 +348,6 @@ def _mlp(sizes: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _instance_norm(channels: int) -> nn.GroupNorm:
-    """Instance normalisation: a group a channel, PyTorch's kernel for which takes channels-last as it is."""
-    return nn.GroupNorm(channels, channels)
-
-
 def _rim(size: int, width: int = 8) -> Tensor:
     """1 inside a window, falling to nearly 0 over the last `width` pixels to its border; [1, 1, size, size]."""
     distance = torch.arange(size).minimum(torch.arange(size).flip(0)) + 0.5
@@ -439,6 +415,7 @@ class DTGAN:
     name: ClassVar[str] = "dt-gan"
     Config: ClassVar[type[MethodConfig]] = DTGANConfig
     needs: ClassVar[Needs] = Needs(masks=False, normals=True, defects=True)
+    paints: ClassVar[Paints] = "windows"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
@@ -462,7 +439,7 @@ class DTGAN:
         self.D = Discriminator(config, domains, products, channels)
         self.modules = {"M": self.M, "E": self.E, "G": self.G, "D": self.D}
         for module in self.modules.values():
-            module.apply(_he_init).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.apply(he_init).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.G.hide_foreground()
         self.optimizers = {
             name: torch.optim.Adam(
@@ -511,11 +488,11 @@ class DTGAN:
         self, batch: Batch, step: int, latents: Tensor | None, rng: torch.Generator
     ) -> dict[str, Tensor]:
         config = self.config
-        with torch.no_grad(), self._mixed_precision():
+        with torch.no_grad(), mixed_precision(self.device):
             c, s = self._target(batch, None if latents is None else latents[0])
             (x_t,) = self.G.translate(batch.x, self.G.encode(batch.x)[0], self.E(batch.x, batch.y), [(c, s)])
         real, fake = self._augmented(batch.x_ref, rng), self._augmented(x_t.float(), rng)
-        with self._mixed_precision():
+        with mixed_precision(self.device):
             adv, fg, bg = self.D(torch.cat([real, fake]), batch.y_ref.repeat(2))
         size = len(real)
         adv_real = adversarial(adv[:size].float(), real=True)
@@ -538,7 +515,7 @@ class DTGAN:
         config = self.config
         x, y, y_t = batch.x, batch.y, batch.y_ref
         self.D.requires_grad_(False)
-        with self._mixed_precision():
+        with mixed_precision(self.device):
             bg, fg = self.G.encode(x)
             c_y, s_y = self.E(x, y)
             if latents is None:
@@ -577,11 +554,6 @@ class DTGAN:
         for name in names:
             self.optimizers[name].step()
 
-    def _mixed_precision(self) -> torch.autocast:
-        # bfloat16 has float32's range: no loss scaling, and nothing to save for resume.
-        enabled = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
-
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
         x = request.x
@@ -590,10 +562,3 @@ class DTGAN:
         own = self.E(x, torch.full_like(request.y, ANCHOR))
         (x_t,) = self.G.translate(x, self.G.encode(x)[0], own, [target])
         return Generated(x_t.clamp(-1, 1))
-
-
-def _he_init(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

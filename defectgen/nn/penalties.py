@@ -25,3 +25,14 @@ def r1(logits: Tensor, x: Tensor) -> Tensor:
     """
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return 0.5 * gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
+    """WGAN-GP: how far the norm of D's gradient is from 1, squared, averaged (Gulrajani et al. 2017, eq. 3).
+
+    Args:
+        logits: [B], D's outputs for `x`.
+        x: [B, C, H, W] that requires gradients: random points between reals and fakes.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()

@@ -21,6 +21,7 @@ from defectgen.images import encode_png
 from defectgen.methods import MethodName, get
 from defectgen.methods.base import GenerateBatch, configure
 from defectgen.registry import Entry
+from defectgen.samples import Wanted
 from defectgen.sampling import SynthesisRequest, synthesize
 from defectgen.trainer import TrainRequest, load_method, train
 
@@ -71,7 +72,7 @@ def main() -> None:
                 image_size=config.image_size, channels=3, file=trained.model, sha256=files.sha256(trained.model),
                 created=datetime.now(timezone.utc), trained_on={"noise": source.normals},
             )  # fmt: skip
-            request = SynthesisRequest(entry, ("square",), arguments.num, normals, device=arguments.device)
+            request = SynthesisRequest(entry, Wanted(("square",), arguments.num, normals), device=arguments.device)
             out = dataset.open_folder(
                 folder / f"out{i}", layout=dataset.Layout.PLAIN, command="benchmark", resume=False, overwrite=False
             )

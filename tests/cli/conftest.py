@@ -82,15 +82,15 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Requests:
 
 class _Samples:
     def __init__(self, request: sampling.SynthesisRequest) -> None:
-        self.request = request
+        self.wanted = request.wanted
         self.redrawn = 2
         self.failed = [1]
 
     def __len__(self) -> int:
-        return self.request.num - len(self.request.skip)
+        return self.wanted.num - len(self.wanted.skip)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(index for index in range(self.request.num) if index not in self.request.skip)
+        return iter(index for index in range(self.wanted.num) if index not in self.wanted.skip)
 
     def normals(self) -> list[Any]:
         return []

@@ -18,7 +18,7 @@ from defectgen import __version__, dataset, errors
 from defectgen.__main__ import main
 from defectgen.cli import options
 from defectgen.cli.console import Console, duration
-from defectgen.cli.synthesize import Format
+from defectgen.cli.output import Format
 from defectgen.errors import ExitCode, UsageError
 from defectgen.registry import Entry
 
@@ -48,7 +48,7 @@ def test_the_first_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> Non
     assert not any(line.endswith("...") for line in lines[1:])
 
 
-@pytest.mark.parametrize("command", ["train", "synthesize"])
+@pytest.mark.parametrize("command", ["train", "synthesize", "compose"])
 def test_help_ends_with_two_examples_of_real_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
@@ -139,7 +139,7 @@ FAILURES: list[tuple[BaseException, int, str]] = [
     (MemoryError(), 7, "out of memory"),
     (RuntimeError("odd"), 1, "RuntimeError: odd (--debug shows the traceback)"),
     (PermissionError(errno.EACCES, "Permission denied", "/out"), 1, "'/out'"),
-    (ImportError("libGL.so.1: cannot open shared object file: No such file"), 1, "libgl1"),
+    (ImportError("libGL.so.1: cannot open shared object file: No such file"), 2, "libgl1"),
 ]
 
 
@@ -305,7 +305,7 @@ def test_the_folders_can_stand_in_the_file(photographs: Path, planned: Requests)
 def test_one_value_stands_for_a_list_of_one(model: Entry, synthesized: SimpleNamespace) -> None:
     Path("my.toml").write_text("category = 'crack'\nnum = 3\nquiet = true\n")
     assert main(["synthesize", "--config", "my.toml"]) == 0
-    assert synthesized.requests[0].categories == ("crack",)
+    assert synthesized.requests[0].wanted.categories == ("crack",)
 
 
 # Output

@@ -19,9 +19,10 @@ def test_synthesize_takes_all_from_the_model(
     assert main(arguments) == 0
     (request,), (target,) = synthesized.requests, synthesized.datasets
     assert request.entry == model
-    assert request.categories == ("blowhole", "crack")
-    assert (request.num, request.seed, request.skip) == (5, 3, frozenset({0}))
-    assert [sample.path for sample in request.normals.samples] == sorted((photographs / "good").iterdir())
+    wanted = request.wanted
+    assert wanted.categories == ("blowhole", "crack")
+    assert (wanted.num, wanted.seed, wanted.skip) == (5, 3, frozenset({0}))
+    assert [sample.path for sample in wanted.normals.samples] == sorted((photographs / "good").iterdir())
     assert target.out == Path("my set")
     assert target.settings == {
         "layout": dataset.Layout.COCO,
@@ -48,8 +49,8 @@ def test_normals_may_be_others(model: Entry, synthesized: SimpleNamespace, photo
     for given in ("tiles/defects/crack", "tiles=tiles/defects/crack"):
         assert main(["synthesize", "-n", "5", "--normals", given]) == 0
     for request in synthesized.requests:
-        assert {sample.path.parent.name for sample in request.normals.samples} == {"crack"}
-        assert {sample.product for sample in request.normals.samples} == {"tiles"}
+        assert {sample.path.parent.name for sample in request.wanted.normals.samples} == {"crack"}
+        assert {sample.product for sample in request.wanted.normals.samples} == {"tiles"}
 
 
 def test_normals_of_several_products_are_told_apart(
@@ -68,7 +69,7 @@ def test_normals_of_several_products_are_told_apart(
     assert "PRODUCT=DIR" in capsys.readouterr().err
     given = ["--normals", "road=tiles/defects/crack", "--normals", "tiles=tiles/good"]
     assert main(["synthesize", "-n", "5", *given]) == 0
-    samples = synthesized.requests[-1].normals.samples
+    samples = synthesized.requests[-1].wanted.normals.samples
     assert {(sample.product, sample.path.parent.name) for sample in samples} == {
         ("road", "crack"),
         ("tiles", "good"),

@@ -1,0 +1,272 @@
+"""Defect contents onto normal photographs, blended in at native resolution. Needs no network, and no PyTorch.
+
+Contents come from real defects, cut out (`compose` here), or from a model (`sampling`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Generic
+
+import cv2
+import numpy as np
+
+from defectgen import masks
+from defectgen.contents import RIM, BoolArray, Content, cut_out, resize, turn
+from defectgen.dataset import Synthesized
+from defectgen.errors import BadInputError, UsageError
+from defectgen.folders import Catalog, Sample
+from defectgen.images import Photograph, Pixels, read_mask
+from defectgen.poisson import Mode, blend
+from defectgen.samples import D, Draw, G, Samples, Wanted, visible
+from defectgen.seeding import numpy_rng
+from defectgen.windows import Box, FloatArray, laid, tone, window_of
+
+_PLACES = 24  # to try for a content, until one lies where it may
+_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where defects may lie: a box or a mask [H, W], both in pixels of the normals; or on the object alone."""
+
+    box: Box | None = None
+    mask: BoolArray | None = None
+    name: str = ""
+    """As it was given."""
+
+    def within(self, photograph: Photograph) -> BoolArray:
+        """The region on a photograph, [H, W].
+
+        Raises:
+            BadInputError: it does not fit the photograph.
+        """
+        size = (photograph.height, photograph.width)
+        if self.mask is not None:
+            if self.mask.shape != size:
+                raise BadInputError(
+                    f"--region {self.name}: is {self.mask.shape[1]}x{self.mask.shape[0]}, but a normal is "
+                    f"{size[1]}x{size[0]}; give normals of one size, or a box"
+                )
+            return self.mask
+        if self.box is not None:
+            inside = np.zeros(size, np.bool_)
+            inside[self.box.y : self.box.y + self.box.height, self.box.x : self.box.x + self.box.width] = True
+            if not inside.any():
+                raise BadInputError(f"--region {self.name}: lies outside a normal of {size[1]}x{size[0]} pixels")
+            return inside
+        return masks.foreground(photograph.pixels[..., : photograph.channels].reshape(*size, -1))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How contents are laid on; a pair is a range that is drawn from evenly."""
+
+    scale: tuple[float, float] = (0.8, 1.25)
+    rotation: tuple[float, float] = (0.0, 360.0)
+    """Degrees, counter-clockwise."""
+    per_image: tuple[int, int] = (1, 1)
+    region: Region | None = None
+    mode: Mode = "improved"
+
+    def summary(self) -> dict[str, Any]:
+        """As it stands in manifest rows."""
+        return {
+            "scale": list(self.scale), "rotation": list(self.rotation), "per_image": list(self.per_image),
+            "region": self.region and self.region.name, "blend": self.mode,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ComposeDraw(Draw):
+    """A draw with the generator that goes on from it, and the number of defects."""
+
+    rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    count: int = 1
+
+
+class Composition(Samples[D, G], Generic[D, G]):
+    """Samples whose defects are contents, laid onto a photograph one after another."""
+
+    def __init__(self, wanted: Wanted, placement: Placement, batch_size: int) -> None:
+        super().__init__(wanted, batch_size)
+        self._placement = placement
+        self._region = lru_cache(maxsize=64)(self._find_region)
+
+    def _find_region(self, path: Path) -> BoolArray:
+        assert self._placement.region is not None
+        return self._placement.region.within(self._photographs.read(path))
+
+    def _draw_defects(self, index: int, attempt: int) -> ComposeDraw:
+        rng = numpy_rng(self._wanted.seed, index, attempt)
+        drawn = self._draw_photograph(rng, index, attempt)
+        low, high = self._placement.per_image
+        return ComposeDraw(**vars(drawn), rng=rng, count=int(rng.integers(low, high + 1)))
+
+    def _compose(self, draw: ComposeDraw, contents: Sequence[Content], record: dict[str, Any]) -> Synthesized | None:
+        """The photograph with every content that finds a place and can be seen; None without any."""
+        photograph, placement, rng = draw.photograph, self._placement, draw.rng
+        size = (photograph.height, photograph.width)
+        image, mask = photograph.pixels, np.zeros(size, np.bool_)
+        free = None if placement.region is None else self._region(draw.sample.path)
+        defects: list[dict[str, Any]] = []
+        for content in contents:
+            scale, degrees = rng.uniform(*placement.scale), rng.uniform(*placement.rotation)
+            moved = move(content, scale, degrees)
+            at = place(rng, moved, size, free)
+            if at is None:
+                continue
+            if free is not None:
+                ground = window_of(free, at, moved.support.shape)
+                moved = replace(moved, support=moved.support & ground, label=moved.label & ground)
+            after, seen = lay(photograph, image, moved, at, placement.mode)
+            if not visible(photograph, after, seen):
+                continue
+            image, mask = after, mask | seen
+            free = (np.ones(size, np.bool_) if free is None else free) & ~laid(moved.support, at, size)
+            own = {"content": str(content.source), "box": vars(content.box)} if content.box else {}
+            defects.append({**own, "at": at, "scale": round(scale, 4), "degrees": round(degrees, 2)})
+        if not defects:
+            return None
+        parameters = {"index": draw.index, "attempt": draw.attempt, "defects": defects}
+        record = {
+            **self._record(draw), **record,
+            "seed": self._wanted.seed, "placement": placement.summary(), "parameters": parameters,
+        }  # fmt: skip
+        return Synthesized(draw.index, draw.category, draw.sample.product, image, mask, record)
+
+
+@dataclass(frozen=True)
+class ComposeRequest:
+    """Cut-outs of the photographs in `contents`, from `folder`, each with its mask, onto the normals wanted."""
+
+    wanted: Wanted
+    contents: Catalog
+    folder: Path
+    placement: Placement = Placement()
+
+
+class Cutouts(Composition[ComposeDraw, None]):
+    """Samples of real defects, cut out by their masks."""
+
+    def __init__(self, request: ComposeRequest) -> None:
+        super().__init__(request.wanted, request.placement, _BATCH_SIZE)
+        self._folder = str(request.folder)
+        self._by_category: dict[str, list[Sample]] = {}
+        for sample in request.contents.samples:
+            self._by_category.setdefault(sample.category, []).append(sample)
+        unknown = set(request.wanted.categories) - set(self._by_category)
+        if unknown:
+            raise UsageError(f"--category {sorted(unknown)[0]}: there are {', '.join(sorted(self._by_category))}")
+        self._cut = lru_cache(maxsize=512)(self._cut_out)
+
+    def _cut_out(self, sample: Sample) -> list[Content]:
+        assert sample.mask is not None
+        return cut_out(self._photographs.read(sample.path), read_mask(sample.mask), RIM, sample.path)
+
+    def _draw(self, index: int, attempt: int) -> ComposeDraw:
+        return self._draw_defects(index, attempt)
+
+    def _generate(self, draws: Sequence[ComposeDraw]) -> Sequence[None]:
+        return [None] * len(draws)
+
+    def _finish(self, draw: ComposeDraw, generated: None) -> Synthesized | None:
+        samples, contents = self._by_category[draw.category], []
+        for _ in range(draw.count):
+            cut = self._cut(samples[int(draw.rng.integers(len(samples)))])
+            contents.append(cut[int(draw.rng.integers(len(cut)))])
+        return self._compose(draw, contents, {"method": "cut-outs", "contents": self._folder})
+
+
+def compose(request: ComposeRequest) -> Cutouts:
+    """Real defects, cut out by their masks, onto normals.
+
+    Raises:
+        UsageError: a category that is not there. BadInputError: while iterating, a region that does not fit.
+    """
+    return Cutouts(request)
+
+
+def move(content: Content, scale: float, degrees: float) -> Content:
+    """A content scaled and turned about its middle, in an array as large as that needs."""
+    if scale < 1:  # averaged; a warp alone would skip pixels
+        content, scale = resize(content, scale), 1.0
+    height, width = content.support.shape
+    matrix = turn(width, height, degrees, scale)
+    reach = np.abs(matrix[:, :2]) @ (width, height)
+    size = int(np.ceil(reach[0])) + 2, int(np.ceil(reach[1])) + 2
+    matrix[:, 2] += np.array(size) / 2 - matrix[:, :2] @ (width / 2, height / 2) - matrix[:, 2]
+    how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_LINEAR
+    pixels = cv2.warpAffine(content.pixels, matrix, size, flags=how, borderMode=cv2.BORDER_REPLICATE)
+    support, label = (
+        cv2.warpAffine(each.astype(np.float32), matrix, size) >= 0.5 for each in (content.support, content.label)
+    )
+    inside = np.clip(pixels.reshape(*support.shape, -1), -1, 1).astype(np.float32)
+    return replace(content, pixels=inside, support=support | label, label=label)
+
+
+def place(
+    rng: np.random.Generator, content: Content, size: tuple[int, int], free: BoolArray | None
+) -> tuple[int, int] | None:
+    """A random (x, y) for a content's corner in a photograph of `size`: inside it, and the defect where it is free.
+
+    A content larger than the photograph reaches over its edges. Of several tries the one with the most of the
+    defect on free ground; None if there is none.
+    """
+    box = np.array(cv2.boundingRect(content.support.view(np.uint8)))
+    corner, extent = box[:2], box[2:]
+    if free is None:
+        room = np.array(size[::-1]) - extent
+        x, y = rng.integers(np.minimum(room, 0), np.maximum(room, 0) + 1) - corner
+        return int(x), int(y)
+    grounds = np.flatnonzero(free)
+    if len(grounds) == 0:
+        return None
+    best, most = None, 0.0
+    for ground in rng.choice(grounds, _PLACES):
+        y, x = divmod(int(ground), size[1])
+        at = x - int(corner[0] + extent[0] // 2), y - int(corner[1] + extent[1] // 2)
+        share = float(window_of(free, at, content.label.shape)[content.label].mean())
+        if share > most:
+            best, most = at, share
+        if share == 1:
+            break
+    return best
+
+
+def lay(
+    photograph: Photograph, image: Pixels, content: Content, at: tuple[int, int], mode: Mode
+) -> tuple[Pixels, BoolArray]:
+    """`image`, of `photograph`, with a content blended in at (x, y); and where the defect can be seen, [H, W].
+
+    The content is first made as bright as where it comes to lie: its own background, the rim around the label,
+    shall equal the new one in the mean.
+    """
+    (x, y), (height, width), (low, high) = at, content.support.shape, tone(photograph)
+    top, left = max(y, 0), max(x, 0)
+    here = (
+        slice(top, max(min(y + height, photograph.height), top)),
+        slice(left, max(min(x + width, photograph.width), left)),
+    )
+    there = slice(here[0].start - y, here[0].stop - y), slice(here[1].start - x, here[1].stop - x)
+
+    pixels = (content.pixels + 1) * np.float32((high - low) / 2) + np.float32(low)
+    if pixels.shape[2] != photograph.channels:
+        pixels = np.repeat(pixels.mean(axis=2, keepdims=True), photograph.channels, axis=2)
+    rim = (content.support & ~content.label)[there]
+    before = _colours(image[here], photograph.channels)
+    if rim.sum() >= masks.SMALLEST:
+        pixels = pixels + (before[rim].mean(axis=0) - pixels[there][rim].mean(axis=0))
+    result = blend(pixels, content.support, image, at=at, mode=mode)
+    # A person drew the label of a cut-out, generously perhaps: only what cannot be seen at all is taken off it.
+    seen = masks.seen(
+        before, _colours(result[here], photograph.channels), content.label[there], (high - low) / 255,
+        trusted=content.source is not None,
+    )  # fmt: skip
+    return result, laid(seen, (left, top), (photograph.height, photograph.width))
+
+
+def _colours(pixels: Pixels, channels: int) -> FloatArray:
+    """Pixels without alpha, [H, W, channels]."""
+    return pixels.reshape(*pixels.shape[:2], -1)[..., :channels].astype(np.float32)

@@ -1,0 +1,209 @@
+"""Defect contents: what shows inside a defect's mask, cut out of its photograph, or made by a network.
+
+For a network a content lies on a pure background (dcdganc.txt, section 2.1): -1, which no content pixel comes near,
+since contents take the range [-0.6, 1] alone. So a dark defect stands out from the black around it as well.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from skimage.segmentation import watershed
+
+from defectgen.folders import NORMAL, Catalog, Sample
+from defectgen.images import Photograph, read_mask
+from defectgen.masks import clean
+from defectgen.windows import Box, Drawn, FloatArray, Photographs, Row, defect_pieces, find_scale, tone
+
+BoolArray = NDArray[np.bool_]
+
+RIM = 5
+"""Native pixels of the defect's own background that are cut out around it: the paper expands masks that hold none
+(section 3.1). The transition to another background then lies outside the defect, however thin that is."""
+_RIM_SEEN = 3  # pixels of it that a network shall see at least
+_PURE = -1.0
+_LOWEST = -0.6
+_THINNEST = 4  # pixels that half of a category's defects are thick at least, before and after scaling
+_MARGIN = 2  # pixels at the window's border that stay background
+_TURN, _SHIFT = 15.0, 0.1  # degrees, and parts of the window: the rest is free when contents are placed
+
+
+@dataclass(frozen=True)
+class Content:
+    """A defect and the rim around it.
+
+    `pixels` [H, W, C] in [-1, 1], C 1 or 3; `support` [H, W] is what may be blended, and outside it the pixels go on
+    in some way without an edge; `label` [H, W], part of the support, is the defect. `source` and `box` tell where a
+    cut-out comes from.
+    """
+
+    pixels: FloatArray
+    support: BoolArray
+    label: BoolArray
+    source: Path | None = None
+    box: Box | None = None
+
+
+def cut_out(photograph: Photograph, mask: BoolArray, rim: int, source: Path | None = None) -> list[Content]:
+    """The defects of a photograph, each with `rim` pixels around it; pieces that nearly touch are one."""
+    low, high = tone(photograph)
+    contents = []
+    for box, piece in defect_pieces(mask):
+        top, left = max(box.y - rim, 0), max(box.x - rim, 0)
+        bottom, right = min(box.y + box.height + rim, len(mask)), min(box.x + box.width + rim, mask.shape[1])
+        label = np.zeros((bottom - top, right - left), np.bool_)
+        label[box.y - top : box.y - top + box.height, box.x - left : box.x - left + box.width] = piece
+        support = cv2.dilate(label.astype(np.uint8), _disc(rim)) > 0
+        pixels = photograph.pixels[top:bottom, left:right].astype(np.float32)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
+        pixels = np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1)
+        contents.append(Content(pixels, support, label, source, box))
+    return contents
+
+
+def on_pure_background(content: Content, matrix: NDArray[np.float64], size: int, channels: int) -> FloatArray:
+    """A content, moved by an affine `matrix` [2, 3], on the background that networks see: [channels, size, size]."""
+    shape = (size, size)
+    weight = content.support.astype(np.float32)
+    lit = np.asarray(cv2.warpAffine(content.pixels * weight[..., None], matrix, shape), np.float32).reshape(*shape, -1)
+    weight = np.asarray(cv2.warpAffine(weight, matrix, shape), np.float32)
+    values = _LOWEST + (lit / np.maximum(weight, 0.5)[..., None] + 1) * ((1 - _LOWEST) / 2)
+    inside = np.zeros(shape, np.bool_)
+    inside[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = weight[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] > 0.5
+    pixels: FloatArray = np.where(inside[..., None], np.clip(values, _LOWEST, 1), _PURE).astype(np.float32)
+    if pixels.shape[2] != channels:
+        pixels = np.broadcast_to(pixels.mean(axis=2, keepdims=True), (*shape, channels))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def extract(image: FloatArray) -> Content:
+    """The content of a network's image [C, S, S], its mask found by watershed (section 2.3); it may be empty.
+
+    The markers are what is surely background and surely content; between them the steepest edge decides. The label
+    leaves out two pixels of the rim that the network has learnt; what of it is the defect shows when the content
+    lies on a photograph.
+    """
+    level = (image.max(axis=0) - _PURE) / (_LOWEST - _PURE)  # 0 the background, 1 the darkest content
+    markers = np.zeros(level.shape, np.int32)
+    markers[level < 0.25] = 1
+    markers[level > 0.75] = 2
+    dx, dy = (cv2.Sobel(level, cv2.CV_32F, i, 1 - i) for i in (1, 0))
+    support = clean(watershed(np.hypot(dx, dy), markers) == 2)
+    if not support.any():
+        return Content(np.zeros((*support.shape, len(image)), np.float32), support, support)
+    # The outermost pixels are half background.
+    inner = cv2.erode(support.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    label = cv2.erode(support.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    pixels = (np.clip(image, _LOWEST, 1) - _LOWEST) * (2 / (1 - _LOWEST)) - 1
+    pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0), np.float32)
+    return Content(_continued(pixels, inner if inner.any() else support), support, label if label.any() else support)
+
+
+def resize(content: Content, scale: float) -> Content:
+    """A content at another scale."""
+    if scale == 1:
+        return content
+    height, width = (max(1, round(length * scale)) for length in content.support.shape)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    pixels = cv2.resize(content.pixels, (width, height), interpolation=how).reshape(height, width, -1)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    support, label = (
+        cv2.resize(each.astype(np.float32), (width, height), interpolation=how) >= 0.5
+        for each in (content.support, content.label)
+    )
+    return Content(np.clip(pixels, -1, 1).astype(np.float32), support | label, label, content.source, content.box)
+
+
+class TrainingContents:
+    """Draws the rows of training batches for methods that learn contents; a row's source and reference are one.
+
+    Each category is as frequent as any other. The paper makes some 1000 images of some 20 once, by flips, rotations,
+    crops and shifts; here each draw is turned, mirrored, scaled and shifted anew, a little, and cropped where it is
+    larger than the window. Turning and shifting freely would cost the network most of what it can learn.
+    """
+
+    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
+        self.image_size = image_size
+        self.products = tuple(products)
+        self.domains = tuple(domains)
+        self.channels = max(sample.channels for sample in catalog.samples)
+        photographs = Photographs()
+        samples: dict[str, dict[str, list[Sample]]] = {product: {} for product in products}
+        for sample in catalog.samples:
+            if sample.category != NORMAL:
+                samples[sample.product].setdefault(sample.category, []).append(sample)
+        self.scales: dict[str, dict[str, float]] = {product: {} for product in products}
+        self._contents: dict[tuple[str, str], list[Content]] = {}
+        for product, of_product in samples.items():
+            for category, its_samples in sorted(of_product.items()):
+                masks = [read_mask(sample.mask) for sample in its_samples if sample.mask]
+                pieces = [defect_pieces(mask) for mask in masks]
+                scale = find_scale(its_samples, [[box for box, _ in each] for each in pieces], image_size)
+                # A crack that fits into the window as a line a pixel wide has nothing left to learn from.
+                thickness = [2 * _depth(piece) for each in pieces for _, piece in each]
+                scale = min(1.0, max(scale, _THINNEST / float(np.median(thickness))))
+                self.scales[product][category] = scale
+                self._contents[product, category] = [
+                    resize(content, scale)
+                    for sample, mask in zip(its_samples, masks, strict=True)
+                    for content in cut_out(photographs.read(sample.path), mask, max(RIM, round(_RIM_SEEN / scale)))
+                ]
+
+    def row(self, rng: np.random.Generator) -> Row:
+        category = str(rng.choice(self.domains[1:]))
+        product = str(rng.choice([p for p in self.products if (p, category) in self._contents]))
+        drawn = self._draw(rng, product, category)
+        return Row(drawn, drawn)
+
+    def examples(self, rng: np.random.Generator, count: int) -> list[Row]:
+        """Rows to look at: for each product and category `count` times two real contents."""
+        return [Row(self._draw(rng, *key), self._draw(rng, *key)) for key in self._contents for _ in range(count)]
+
+    def _draw(self, rng: np.random.Generator, product: str, category: str) -> Drawn:
+        contents = self._contents[product, category]
+        content = contents[int(rng.integers(len(contents)))]
+        height, width = content.support.shape
+        matrix = turn(width, height, rng.uniform(-_TURN, _TURN), rng.uniform(0.85, 1.1), mirrored=rng.random() < 0.5)
+        reach = np.abs(matrix[:, :2]) @ (width, height)
+        point = np.array([width / 2, height / 2])
+        room = np.full(2, _SHIFT * self.image_size)
+        if (reach <= self.image_size).all():
+            room = np.minimum(room, (self.image_size - reach) / 2)
+        else:  # a crop, with any part of the defect in its middle
+            point = np.argwhere(content.support)[rng.integers(content.support.sum())][::-1]
+        matrix[:, 2] = self.image_size / 2 + rng.uniform(-1, 1, 2) * room - matrix[:, :2] @ point
+        x = on_pure_background(content, matrix, self.image_size, self.channels)
+        return Drawn(x, self.domains.index(category), self.products.index(product))
+
+
+def turn(width: int, height: int, degrees: float, scale: float, *, mirrored: bool = False) -> NDArray[np.float64]:
+    """The affine matrix [2, 3] that turns and scales an image about its middle, which it keeps at its place."""
+    matrix = np.asarray(cv2.getRotationMatrix2D((width / 2, height / 2), degrees, scale), np.float64)
+    if mirrored:
+        matrix[:, 2] += matrix[:, 0] * width
+        matrix[:, 0] *= -1
+    return matrix
+
+
+def _depth(mask: BoolArray) -> float:
+    """How far the innermost pixel of a mask is from its outside; the border counts as outside."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    return float(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5).max())
+
+
+def _continued(pixels: FloatArray, inside: BoolArray) -> FloatArray:
+    """The pixels [H, W, C], each one outside taking the value of the nearest inside."""
+    _, nearest = cv2.distanceTransformWithLabels(
+        (~inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    values = np.zeros((int(nearest.max()) + 1, pixels.shape[2]), np.float32)
+    values[nearest[inside]] = pixels[inside]
+    return values[nearest]
+
+
+def _disc(radius: int) -> NDArray[np.uint8]:
+    side = 2 * radius + 1
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)), np.uint8)

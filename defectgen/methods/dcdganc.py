@@ -1,0 +1,344 @@
+"""DCDGANc: defect contents on a pure background, their category and style under control.
+
+    Jing Wei, Fei Shen, Chengkan Lv, Zhengtao Zhang, Feng Zhang, Huabin Yang: Diversified and Multi-Class
+    Controllable Industrial Defect Synthesis for Data Augmentation and Transfer. CVPR Workshops 2023. Sections,
+    equations and tables below are the paper's.
+
+The symbols: I a real content image, c the one-hot class code, C the class constant map, z a random code, E the
+encoder, G the generator, D the discriminator; `_r` marks what is reconstructed from I, `_s` what is sampled.
+
+Figure 2 gives the kinds of layers (convolutions, average pooling, up-sampling by 2), not their numbers; widths, the
+length of z and the side of the map that OD-SPADE's fully connected layer makes are ours. "500 iterations" (section
+3.1) are read as Table 1's epochs, of some 300 batches each.
+
+Where we leave the paper, each told at its line: the generator minimises -log D, not log(1 - D), whose gradient
+vanishes while D wins; the contents are augmented anew at each draw instead of once to about 1000 (`contents`).
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from defectgen.methods.base import (
+    Batch,
+    GenerateBatch,
+    Generated,
+    MethodConfig,
+    Needs,
+    Paints,
+    Task,
+    flatten,
+    load_optimizer_state,
+    optimizer_state,
+    unflatten,
+)
+from defectgen.nn.layers import ResBlock, he_init, mixed_precision
+from defectgen.nn.penalties import adversarial, gradient_penalty
+
+BOTTLENECK = 8
+"""Side of the feature map in the middle of G, and of the map that OD-SPADE makes of its code."""
+_FINEST = 32  # side at which OD-SPADE computes its modulation at most; above, it is interpolated
+
+
+class DCDGANcConfig(MethodConfig):
+    """The paper's training (section 3.1)."""
+
+    image_size: int = Field(256, description="side of the window, in pixels: 32, 64, 128 or 256")
+    batch_size: int = Field(20, ge=1)
+    steps: int = Field(150_000, ge=1)
+    width: int = Field(32, ge=4, description="channels at full resolution; doubled at each halving")
+    max_width: int = Field(256, ge=8, description="channels at most")
+    latent_dim: int = Field(16, ge=1, description="length of the random code z")
+    map_channels: int = Field(8, ge=1, description="channels of the map that OD-SPADE makes of [c, z]")
+    hidden_channels: int = Field(32, ge=1, description="channels of OD-SPADE's first convolution (SPADE has 128)")
+    lr: float = Field(5e-4, gt=0, description="learning rate of E, G and D")
+    lambda_p: float = Field(10.0, ge=0, description="weight of equation 4")
+    lambda_l: float = Field(1.0, ge=0, description="weight of equation 5")
+    lambda_kl: float = Field(0.01, ge=0, description="weight of equation 2")
+    lambda_gp: float = Field(10.0, ge=0, description="weight of WGAN-GP's gradient penalty (section 3.1)")
+
+    @field_validator("image_size")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value not in (32, 64, 128, 256):
+            raise ValueError("should be 32, 64, 128 or 256")
+        return value
+
+
+# --- The networks, in the order in which data meets them -------------------------------------------------------
+
+
+def class_constant_map(c: Tensor, channels: int, size: int) -> Tensor:
+    """Equation 1: C_n = 2n/N - 1 at every pixel of every channel, for the n-th of N classes (n from 1).
+
+    Between classes, the mean by their weights: what is interpolated in Figure 5.
+
+    Args:
+        c: [B, N], one-hot or the weights of a mixture.
+
+    Returns:
+        [B, channels, size, size], in (-1, 1].
+    """
+    n = torch.arange(1, c.shape[1] + 1, device=c.device, dtype=c.dtype)
+    value = c @ (2 * n / c.shape[1] - 1)
+    return value[:, None, None, None].expand(-1, channels, size, size)
+
+
+class Encoder(nn.Module):
+    """E: a content image to the mean and the logarithm of the variance of its code, [B, latent_dim] each."""
+
+    def __init__(self, config: DCDGANcConfig, channels: int) -> None:
+        super().__init__()
+        self.trunk, width = _down(config, channels)
+        self.head = nn.Linear(width * 4 * 4, 2 * config.latent_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu, log_var = self.head(self.trunk(x).flatten(1)).chunk(2, dim=1)
+        return mu, log_var.clamp(-10, 10)
+
+
+class ODSPADE(nn.Module):
+    """One-dimensional SPADE: a code sets the scale and shift of each element, not only of each channel (2.2).
+
+    A fully connected layer makes a small map of the code [c, z]; from there it is SPADE (Park et al. 2019) with a
+    narrower first convolution. Interpolated above 32x32, where the modulation's own detail would cost most.
+    """
+
+    def __init__(self, channels: int, code_dim: int, config: DCDGANcConfig) -> None:
+        super().__init__()
+        self.to_map = nn.Linear(code_dim, config.map_channels * BOTTLENECK**2)
+        self.first = nn.Conv2d(config.map_channels, config.hidden_channels, 3, padding=1)
+        self.affine = nn.Conv2d(config.hidden_channels, 2 * channels, 3, padding=1)
+        # PyTorch's own initialisation shrinks what passes these layers to a tenth, and G then learns to do
+        # without the code before it learns to use it.
+        for layer in (self.to_map, self.first, self.affine):
+            he_init(layer)
+        with torch.no_grad():
+            self.affine.weight *= 0.5
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        side = x.shape[2]
+        m = self.to_map(code).unflatten(1, (-1, BOTTLENECK, BOTTLENECK))
+        m = _resize(m, min(side, _FINEST))
+        gamma, beta = _resize(self.affine(F.relu(self.first(m))), side).chunk(2, dim=1)
+        return (1 + gamma) * F.group_norm(x, x.shape[1]) + beta
+
+
+class ODSPADEBlock(nn.Module):
+    """A residual block modulated by [c, z], as SPADE's, that doubles its input if asked."""
+
+    def __init__(self, c_in: int, c_out: int, code_dim: int, config: DCDGANcConfig, *, up: bool) -> None:
+        super().__init__()
+        self.up = up
+        self.norm1 = ODSPADE(c_in, code_dim, config)
+        self.norm2 = ODSPADE(c_out, code_dim, config)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Conv2d(c_in, c_out, 1, bias=False) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        h, x = self.conv1(F.leaky_relu(self.norm1(x, code), 0.2)), self.skip(x)
+        if self.up:  # after the first convolution: a quarter of its work
+            h, x = (F.interpolate(each, scale_factor=2, mode="nearest") for each in (h, x))
+        return self.conv2(F.leaky_relu(self.norm2(h, code), 0.2)) + x
+
+
+class Generator(nn.Module):
+    """G(z|c): the class constant map, down to 8x8 and up again, modulated by [c, z] all the way up."""
+
+    def __init__(self, config: DCDGANcConfig, classes: int, channels: int) -> None:
+        super().__init__()
+        self.channels, self.image_size = channels, config.image_size
+        code_dim = classes + config.latent_dim
+        widths = _widths(config)
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.encoder = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+        self.middle = ODSPADEBlock(widths[-1], widths[-1], code_dim, config, up=False)
+        self.decoder = nn.ModuleList(
+            ODSPADEBlock(a, b, code_dim, config, up=True) for a, b in pairwise(reversed(widths))
+        )
+        self.to_image = nn.Conv2d(widths[0], channels, 3, padding=1)
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        """z [B, latent_dim], c [B, N] -> content images [B, channels, S, S] in [-1, 1]."""
+        code = torch.cat([c, z], dim=1)
+        h = self.stem(class_constant_map(c, self.channels, self.image_size))
+        for conv in self.encoder:
+            h = conv(F.avg_pool2d(F.leaky_relu(h, 0.2), 2))
+        h = self.middle(h, code)
+        for block in self.decoder:
+            h = block(h, code)
+        return torch.tanh(self.to_image(F.leaky_relu(h, 0.2)))
+
+
+class Discriminator(nn.Module):
+    """D(I|c): whether a content image is real, given its class; logits [B]."""
+
+    def __init__(self, config: DCDGANcConfig, classes: int, channels: int) -> None:
+        super().__init__()
+        self.trunk, width = _down(config, channels + classes)
+        self.head = nn.Linear(width * 4 * 4, 1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x [B, channels, S, S], c [B, N]."""
+        maps = c[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        logits: Tensor = self.head(self.trunk(torch.cat([x, maps], dim=1)).flatten(1))
+        return logits[:, 0]
+
+
+def _widths(config: DCDGANcConfig) -> list[int]:
+    """Channels from full resolution down to G's bottleneck."""
+    halvings = (config.image_size // BOTTLENECK).bit_length() - 1
+    return [min(config.width * 2**i, config.max_width) for i in range(halvings + 1)]
+
+
+def _down(config: DCDGANcConfig, channels: int) -> tuple[nn.Sequential, int]:
+    """An image down to 4x4 by residual blocks with average pooling, and the channels there."""
+    widths = [*_widths(config), min(2 * _widths(config)[-1], config.max_width)]
+    blocks = [ResBlock(a, b, normalize=False, down=True) for a, b in pairwise(widths)]
+    return nn.Sequential(nn.Conv2d(channels, widths[0], 3, padding=1), *blocks, nn.LeakyReLU(0.2)), widths[-1]
+
+
+def _resize(x: Tensor, side: int) -> Tensor:
+    return x if x.shape[2] == side else F.interpolate(x, size=side, mode="bilinear", align_corners=False)
+
+
+# --- The losses, by the paper's names --------------------------------------------------------------------------
+
+
+def kl_loss(mu: Tensor, log_var: Tensor) -> Tensor:
+    """Equation 2: the divergence of E's Gaussians from N(0, I), summed over the code, averaged over the batch."""
+    return 0.5 * (mu.square() + log_var.exp() - 1 - log_var).sum(dim=1).mean()
+
+
+def reparameterize(mu: Tensor, log_var: Tensor, z: Tensor) -> Tensor:
+    """Equation 3: z_r = z' σ + μ, with z' ~ N(0, I)."""
+    return z * (0.5 * log_var).exp() + mu
+
+
+def p_loss(image: Tensor, image_r: Tensor) -> Tensor:
+    """Equation 4: what is reconstructed from an image's own code is that image."""
+    return F.l1_loss(image_r, image)
+
+
+def l_loss(z_s: Tensor, mu_s: Tensor) -> Tensor:
+    """Equation 5: E finds in a sampled image the code that it was made from."""
+    return F.l1_loss(mu_s, z_s)
+
+
+def d_loss(real: Tensor, fake_r: Tensor, fake_s: Tensor) -> Tensor:
+    """Equation 6 as D sees it, negated: the real counts twice, for the two fakes. Logits [B]."""
+    return 2 * adversarial(real, real=True) + adversarial(fake_r, real=False) + adversarial(fake_s, real=False)
+
+
+def g_loss(fake_r: Tensor, fake_s: Tensor) -> Tensor:
+    """Equation 6 as E and G see it: -log D for log(1 - D), whose gradient vanishes while D wins. Logits [B]."""
+    return adversarial(fake_r, real=True) + adversarial(fake_s, real=True)
+
+
+# --- The method ------------------------------------------------------------------------------------------------
+
+
+class DCDGANc:
+    """DCDGANc as a method; see `defectgen.methods.base.Method`. Its images are contents on a pure background."""
+
+    name: ClassVar[str] = "dcdganc"
+    Config: ClassVar[type[MethodConfig]] = DCDGANcConfig
+    needs: ClassVar[Needs] = Needs(masks=True, normals=False, defects=True)
+    paints: ClassVar[Paints] = "contents"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "compact": {"image_size": 128, "batch_size": 16, "steps": 40_000, "lr": 2e-4},
+        "tiny": {
+            "image_size": 64, "width": 16, "max_width": 64, "hidden_channels": 16, "batch_size": 8, "steps": 20_000,
+            "lr": 2e-4,
+        },
+    }  # fmt: skip
+
+    def __init__(self, config: DCDGANcConfig, task: Task, device: torch.device) -> None:
+        self.config = config
+        self.task = task
+        self.device = device
+        self.classes = len(task.domains) - 1
+        self.E = Encoder(config, task.channels).apply(he_init)
+        self.G = Generator(config, self.classes, task.channels)
+        self.D = Discriminator(config, self.classes, task.channels).apply(he_init)
+        self.modules = {"E": self.E, "G": self.G, "D": self.D}
+        for module in self.modules.values():
+            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizers = {
+            name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.5, 0.999))
+            for name, module in self.modules.items()
+        }
+
+    def averaged(self) -> Mapping[str, nn.Module]:
+        return {"G": self.G}
+
+    def state(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            tensors |= flatten(name, module)
+            tensors |= optimizer_state(f"adam-{name}", self.optimizers[name])
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, module in self.modules.items():
+            module.load_state_dict(unflatten(name, state))
+            load_optimizer_state(f"adam-{name}", self.optimizers[name], state)
+
+    def class_code(self, y: Tensor) -> Tensor:
+        """Domains [B] (from 1: the normals are no class) to one-hot c [B, N]."""
+        return F.one_hot(y - 1, self.classes).float()
+
+    def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Table 1: E, then G, then D."""
+        config, image = self.config, batch.x
+        c = self.class_code(batch.y)
+        z_r, z_s = torch.randn(2, len(image), config.latent_dim, generator=rng).to(self.device)
+        t = torch.rand(len(image), 1, 1, 1, generator=rng).to(self.device)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+
+        self.D.requires_grad_(False)
+        with mixed_precision(self.device):
+            mu, log_var = self.E(image)
+            mu, log_var = mu.float(), log_var.float()
+            image_r = self.G(reparameterize(mu, log_var, z_r), c).float()
+            image_s = self.G(z_s, c).float()
+            fake_r, fake_s = self.D(torch.cat([image_r, image_s]), c.repeat(2, 1)).float().chunk(2)
+        parts = {"adv": g_loss(fake_r, fake_s), "p": p_loss(image, image_r), "kl": kl_loss(mu, log_var)}
+        total = parts["adv"] + config.lambda_p * parts["p"] + config.lambda_kl * parts["kl"]
+        total.backward(retain_graph=True)  # I_s is needed once more
+        self.optimizers["E"].step()
+
+        # G alone learns from the second loop: E would otherwise help it to hide the code in the image.
+        self.E.requires_grad_(False)
+        with mixed_precision(self.device):
+            mu_s, _ = self.E(image_s)
+        parts["l"] = l_loss(z_s, mu_s.float())
+        (config.lambda_l * parts["l"]).backward()
+        self.optimizers["G"].step()
+        self.E.requires_grad_(True)
+        self.D.requires_grad_(True)
+
+        image_r, image_s = image_r.detach(), image_s.detach()
+        with mixed_precision(self.device):
+            logits = self.D(torch.cat([image, image_r, image_s]), c.repeat(3, 1)).float()
+        parts["D"] = d_loss(*logits.chunk(3))
+        between = torch.lerp(image, image_s, t).requires_grad_()
+        parts["D_gp"] = gradient_penalty(self.D(between, c), between)
+        (parts["D"] + config.lambda_gp * parts["D_gp"]).backward()
+        self.optimizers["D"].step()
+        return {name: value.detach() for name, value in parts.items()}
+
+    @torch.no_grad()
+    def generate(self, request: GenerateBatch) -> Generated:
+        """Content images of the classes or mixtures wanted; the windows in `request` are not looked at."""
+        c = self.class_code(request.y) if request.mix is None else request.mix
+        z = torch.stack([torch.randn(self.config.latent_dim, generator=rng) for rng in request.rngs])
+        return Generated(self.G(z.to(self.device), c.to(self.device)))

@@ -1,0 +1,46 @@
+"""Blocks, initialisation and precision that several methods share."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResBlock(nn.Module):
+    """A pre-activation residual block (He et al. 2016), halving its input if asked; unit variance is kept."""
+
+    def __init__(self, c_in: int, c_out: int, *, normalize: bool, down: bool = False) -> None:
+        super().__init__()
+        self.down = down
+        self.norm1 = instance_norm(c_in) if normalize else nn.Identity()
+        self.norm2 = instance_norm(c_in) if normalize else nn.Identity()
+        self.conv1 = nn.Conv2d(c_in, c_in, 3, padding=1)
+        self.conv2 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.skip = nn.Conv2d(c_in, c_out, 1, bias=False) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.leaky_relu(self.norm1(x), 0.2))
+        x = self.skip(x)
+        if self.down:
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        h = self.conv2(F.leaky_relu(self.norm2(h), 0.2))
+        return (h + x) * 0.5**0.5
+
+
+def instance_norm(channels: int) -> nn.GroupNorm:
+    """Instance normalisation: a group a channel, PyTorch's kernel for which takes channels-last as it is."""
+    return nn.GroupNorm(channels, channels)
+
+
+def he_init(module: nn.Module) -> None:
+    """He initialisation (2015), for `Module.apply`."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Autocast to bfloat16 where the device computes in it; a context that does nothing elsewhere."""
+    # bfloat16 has float32's range: no loss scaling, and nothing to save for resume.
+    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

@@ -1,0 +1,164 @@
+"""The loop that makes samples: draw, generate, finish; again if nothing can be seen; in order, and lazily.
+
+Sample k is decided by (seed, k) alone: its category, photograph, place, latent code. So it is the same picture
+whatever the number of samples, workers or interruptions; on the CPU also for any batch size.
+"""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectgen import files, masks
+from defectgen.dataset import Synthesized
+from defectgen.errors import UsageError
+from defectgen.folders import Catalog, Sample
+from defectgen.images import Photograph, Pixels
+from defectgen.windows import Photographs, tone
+
+_ATTEMPTS = 6
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What was drawn for one attempt at a sample."""
+
+    index: int
+    attempt: int
+    category: str
+    sample: Sample
+    photograph: Photograph
+
+
+D = TypeVar("D", bound=Draw)
+G = TypeVar("G")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to make: samples 0 to num - 1, their categories in turn, without those in `skip`."""
+
+    categories: tuple[str, ...]
+    num: int
+    normals: Catalog
+    seed: int = 0
+    workers: int = 2
+    skip: frozenset[int] = field(default=frozenset())
+
+
+class Samples(ABC, Generic[D, G]):
+    """An iterable of samples in the order of their indices; its counters are right when it has been read."""
+
+    def __init__(self, wanted: Wanted, batch_size: int) -> None:
+        self._wanted = wanted
+        self._batch_size = batch_size
+        self._photographs = Photographs()
+        self._sha256 = cache(files.sha256)
+        self.redrawn = 0
+        self.failed: list[int] = []
+
+    @abstractmethod
+    def _draw(self, index: int, attempt: int) -> D:
+        """All chance of an attempt; in a worker's thread."""
+
+    @abstractmethod
+    def _generate(self, draws: Sequence[D]) -> Sequence[G]:
+        """What a network makes of the draws, while the workers draw the next ones."""
+
+    @abstractmethod
+    def _finish(self, draw: D, generated: G) -> Synthesized | None:
+        """The sample, or None if nothing of it can be seen; in a worker's thread."""
+
+    def __len__(self) -> int:
+        return self._wanted.num - sum(index < self._wanted.num for index in self._wanted.skip)
+
+    def __iter__(self) -> Iterator[Synthesized]:
+        coming = (index for index in range(self._wanted.num) if index not in self._wanted.skip)
+        again: deque[tuple[int, int]] = deque()
+        order: deque[int] = deque()
+        finished: dict[int, Synthesized | None] = {}
+        with ThreadPoolExecutor(max(1, self._wanted.workers), thread_name_prefix="samples") as pool:
+
+            def take() -> list[Future[D]]:
+                retries = [again.popleft() for _ in range(min(len(again), self._batch_size))]
+                fresh = list(islice(coming, self._batch_size - len(retries)))
+                order.extend(fresh)
+                return [pool.submit(self._draw, *key) for key in [*retries, *((index, 0) for index in fresh)]]
+
+            upcoming = take()
+            while upcoming:
+                draws = [future.result() for future in upcoming]
+                upcoming = take()  # drawn while the network works on these
+                results = list(pool.map(self._finish, draws, self._generate(draws)))
+                for draw, result in zip(draws, results, strict=True):
+                    if result is None and draw.attempt + 1 < _ATTEMPTS:
+                        self.redrawn += 1
+                        again.append((draw.index, draw.attempt + 1))
+                    else:
+                        finished[draw.index] = result
+                while order and order[0] in finished:
+                    index = order.popleft()
+                    result = finished.pop(index)
+                    if result is None:
+                        self.failed.append(index)
+                    else:
+                        yield result
+                upcoming = upcoming or take()
+
+    def normals(self, count: int = 50) -> Iterator[tuple[str, Pixels]]:
+        """The first normals, with their products: what a detector is trained on beside the samples."""
+        for sample in self._wanted.normals.samples[:count]:
+            yield sample.product, self._photographs.read(sample.path).pixels
+
+    def _draw_photograph(self, rng: np.random.Generator, index: int, attempt: int) -> Draw:
+        category = self._wanted.categories[index % len(self._wanted.categories)]
+        samples = self._wanted.normals.samples
+        sample = samples[int(rng.integers(len(samples)))]
+        return Draw(index, attempt, category, sample, self._photographs.read(sample.path))
+
+    def _record(self, draw: Draw) -> dict[str, object]:
+        """What every manifest row tells of its source."""
+        return {"source": str(draw.sample.path), "source_sha256": self._sha256(draw.sample.path)}
+
+
+def visible(photograph: Photograph, after: Pixels, mask: NDArray[np.bool_]) -> bool:
+    """Whether a defect can be seen: more than a speck, and half of it changed by some ten gray levels of 255."""
+    if mask.sum() < masks.SMALLEST:
+        return False
+    change = np.abs(after[mask].astype(np.float32) - photograph.pixels[mask])
+    strongest = change.max(axis=1) if change.ndim == 2 else change
+    low, high = tone(photograph)
+    return bool(np.median(strongest) > 0.04 * (high - low))
+
+
+def mixture(text: str) -> dict[str, float]:
+    """The categories of `crack`, or of the mixture `crack:0.3,hole:0.7`, with their weights, which add up to 1.
+
+    Raises:
+        UsageError: weights that are no numbers above 0.
+    """
+    if ":" not in text:
+        return {text: 1.0}
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.partition(":")
+        try:
+            weights[name.strip()] = float(weight)
+        except ValueError:
+            weights[name.strip()] = 0.0
+    if "" in weights or not all(0 < weight < float("inf") for weight in weights.values()):
+        raise UsageError(f"--category {text}: give a name, or names with weights above 0, as crack:0.3,hole:0.7")
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def mixture_name(weights: Mapping[str, float]) -> str:
+    """What samples of a mixture are filed under: `crack0.3+hole0.7`."""
+    return next(iter(weights)) if len(weights) == 1 else "+".join(f"{name}{w:.3g}" for name, w in weights.items())
