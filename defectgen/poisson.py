@@ -26,7 +26,8 @@ BORDER = 5
 """Pixels over which the content fades in at the border of its mask (section 2.3)."""
 
 _SWEEPS = 3  # smoothing sweeps before and after each coarser level
-_COARSEST = 3  # pixels a side
+_COARSEST = 8  # pixels a side at most
+_COARSEST_SWEEPS = 8
 _INSIDE = 0.9  # a coarse pixel is solved for if all of it lies in Ω: with less, holes in Ω vanish and it diverges
 _CYCLES = 40  # at most; two or three are usual
 _TOLERANCE = 0.3  # gray levels of 255
@@ -121,26 +122,29 @@ def _plan(mask: NDArray[np.bool_], border: int, mode: Mode) -> _Plan:
     if mode == "poisson":
         # Ω is the mask; I_αn is the background throughout, and what shows in Ω is the solution.
         return _Plan(mask.astype(np.float32), _regions(mask))
-    weight = boundary_weights(mask, border)
-    # Ω is where I_αn is content alone, so ∂Ω is what the border's ramp ends in. A line of one or two pixels has no
-    # inside, and is laid on as it is.
-    inner = cv2.erode(mask.astype(np.uint8), _cross(), borderValue=1) > 0
-    return _Plan(weight, _regions((weight >= 1) & inner))
+    weight, distance = _weights(mask, border)
+    # Ω is what lies deeper than the border, where I_αn is content alone; ∂Ω is the last pixel of the border.
+    return _Plan(weight, _regions(distance > max(border, 1)))
 
 
 def boundary_weights(mask: NDArray[np.bool_], border: int = BORDER) -> FloatArray:
-    """M_w: 0 outside the mask, rising with the distance to its outside, 1 from `border` pixels on. [H, W].
+    """M_w: 0 outside the mask, rising over `border` pixels with the distance to its outside, then 1. [H, W].
 
     A part of the mask that is thinner than two borders would never reach 1, and its content would be lost: there
     the ramp is as long as the part is deep. The array's edges are not a border.
     """
-    outside = (~mask).astype(np.uint8)
-    if not outside.any():
-        return np.ones(mask.shape, np.float32)
+    return _weights(mask, border)[0]
+
+
+def _weights(mask: NDArray[np.bool_], border: int) -> tuple[FloatArray, FloatArray]:
+    """M_w, and the distances to the mask's outside."""
+    if mask.all():
+        return np.ones(mask.shape, np.float32), np.full(mask.shape, np.inf, np.float32)
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
     side = 2 * border + 3
     depth = cv2.dilate(np.minimum(distance, border + 1), np.ones((side, side), np.uint8))
-    return np.asarray(np.minimum(distance / np.maximum(depth, 1), 1), np.float32)
+    weight = np.minimum(distance / np.maximum(depth, 1), 1)
+    return np.asarray(weight, np.float32), np.asarray(distance, np.float32)
 
 
 def _solve(plan: _Plan, content: FloatArray, background: FloatArray, mode: Mode) -> FloatArray:
@@ -259,14 +263,17 @@ class _Grids:
         for level in reversed(range(len(sums))):
             values = sums[level] / _spread(np.maximum(self._known[level], 1e-9), h) if level else h
             cv2.copyTo(_doubled(guess, values) if level < len(sums) - 1 else guess, self._unknown[level], values)
-            _smooth(values, self._unknown[level], None, _SWEEPS)
+            if level == len(sums) - 1:
+                _smooth(values, self._unknown[level], None, _COARSEST_SWEEPS, lowest=0.1)
+            else:
+                _smooth(values, self._unknown[level], None, _SWEEPS)
             guess = values
 
     def _cycle(self, level: int, h: FloatArray, rhs: FloatArray | None) -> None:
         """A V-cycle for h - mean of its neighbours = rhs on a level's Ω, in place."""
         mask = self.masks[level]
         if level == len(self.masks) - 1:
-            _smooth(h, mask, rhs, 2 * _SWEEPS)
+            _smooth(h, mask, rhs, _COARSEST_SWEEPS, lowest=0.1)
             return
         _smooth(h, mask, rhs, _SWEEPS)
         residual = cv2.subtract(cv2.filter2D(h, -1, _kernel(1.0), borderType=cv2.BORDER_REPLICATE), h)
@@ -282,12 +289,13 @@ class _Grids:
         _smooth(h, mask, rhs, _SWEEPS)
 
 
-def _smooth(h: FloatArray, mask: ByteArray, rhs: FloatArray | None, sweeps: int) -> None:
-    """Jacobi sweeps inside the mask, in place, their weights Chebyshev's for the upper three quarters of the spectrum.
+def _smooth(h: FloatArray, mask: ByteArray, rhs: FloatArray | None, sweeps: int, lowest: float = 0.5) -> None:
+    """Jacobi sweeps inside the mask, in place, with Chebyshev's weights for eigenvalues from `lowest` to 2.
 
-    What coarser grids cannot see, the eigenvalues of 1 - mean from 1/2 to 2, shrinks to a thirteenth in three sweeps.
+    They are those of 1 - mean. What coarser grids cannot see, from 1/2 on, shrinks to a thirteenth in three sweeps;
+    on the coarsest grid nothing is below 1/10.
     """
-    for weight in _chebyshev(sweeps):
+    for weight in _chebyshev(sweeps, lowest):
         new = cv2.filter2D(h, -1, _kernel(weight), borderType=cv2.BORDER_REPLICATE)
         if rhs is not None:
             new = cv2.scaleAdd(rhs, weight, new)
@@ -295,8 +303,9 @@ def _smooth(h: FloatArray, mask: ByteArray, rhs: FloatArray | None, sweeps: int)
 
 
 @cache
-def _chebyshev(sweeps: int) -> tuple[float, ...]:
-    return tuple(1 / (1.25 + 0.75 * math.cos(math.pi * (2 * i + 1) / (2 * sweeps))) for i in range(sweeps))
+def _chebyshev(sweeps: int, lowest: float) -> tuple[float, ...]:
+    middle, reach = (2 + lowest) / 2, (2 - lowest) / 2
+    return tuple(1 / (middle + reach * math.cos(math.pi * (2 * i + 1) / (2 * sweeps))) for i in range(sweeps))
 
 
 @cache
