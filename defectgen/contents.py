@@ -5,7 +5,7 @@ since contents take the range [-0.6, 1] alone. So a dark defect stands out from 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -27,6 +27,7 @@ _RIM_SEEN = 3  # pixels of it that a network shall see at least
 _PURE = -1.0
 _LOWEST = -0.6
 _THINNEST = 4  # pixels that half of a category's defects are thick at least, before and after scaling
+_COMPANDING = 0.6
 _MARGIN = 2  # pixels at the window's border that stay background
 _TURN, _SHIFT = 15.0, 0.1  # degrees, and parts of the window: the rest is free when contents are placed
 
@@ -64,11 +65,33 @@ def cut_out(photograph: Photograph, mask: BoolArray, rim: int, source: Path | No
     return contents
 
 
+def relative(content: Content) -> Content:
+    """A content with each colour measured from its own background, the rim around the label, which becomes 0.
+
+    How bright the photograph was is nothing to learn of the defect, and the content takes the brightness of
+    wherever it is laid on.
+    """
+    rim = content.support & ~content.label
+    level = content.pixels[rim if rim.any() else content.support].mean(axis=0)
+    return replace(content, pixels=np.clip(content.pixels - level, -1, 1))
+
+
+def _companded(values: FloatArray, power: float) -> FloatArray:
+    """Values in [-1, 1], the faint ones made stronger, or with the inverse power the reverse.
+
+    A crack is some 30 gray levels darker than its rim, which is 150 above the pure background: without this, no
+    loss would see it for a long time.
+    """
+    return np.sign(values) * np.abs(values) ** np.float32(power)
+
+
 def on_pure_background(content: Content, matrix: NDArray[np.float64], size: int, channels: int) -> FloatArray:
     """A content, moved by an affine `matrix` [2, 3], on the background that networks see: [channels, size, size]."""
     shape = (size, size)
     weight = content.support.astype(np.float32)
-    lit = np.asarray(cv2.warpAffine(content.pixels * weight[..., None], matrix, shape), np.float32).reshape(*shape, -1)
+    lit = np.asarray(
+        cv2.warpAffine(_companded(content.pixels, _COMPANDING) * weight[..., None], matrix, shape), np.float32
+    ).reshape(*shape, -1)
     weight = np.asarray(cv2.warpAffine(weight, matrix, shape), np.float32)
     values = _LOWEST + (lit / np.maximum(weight, 0.5)[..., None] + 1) * ((1 - _LOWEST) / 2)
     inside = np.zeros(shape, np.bool_)
@@ -98,7 +121,7 @@ def extract(image: FloatArray) -> Content:
     inner = cv2.erode(support.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     label = cv2.erode(support.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     pixels = (np.clip(image, _LOWEST, 1) - _LOWEST) * (2 / (1 - _LOWEST)) - 1
-    pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0), np.float32)
+    pixels = _companded(np.ascontiguousarray(pixels.transpose(1, 2, 0), np.float32), 1 / _COMPANDING)
     return Content(_continued(pixels, inner if inner.any() else support), support, label if label.any() else support)
 
 
@@ -147,7 +170,7 @@ class TrainingContents:
                 scale = min(1.0, max(scale, _THINNEST / float(np.median(thickness))))
                 self.scales[product][category] = scale
                 self._contents[product, category] = [
-                    resize(content, scale)
+                    resize(relative(content), scale)
                     for sample, mask in zip(its_samples, masks, strict=True)
                     for content in cut_out(photographs.read(sample.path), mask, max(RIM, round(_RIM_SEEN / scale)))
                 ]

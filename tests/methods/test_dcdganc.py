@@ -1,0 +1,222 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from defectgen.errors import UsageError
+from defectgen.methods import MethodName, get
+from defectgen.methods.base import Batch, GenerateBatch, Task, configure
+from defectgen.methods.dcdganc import (
+    ODSPADE,
+    DCDGANc,
+    DCDGANcConfig,
+    Discriminator,
+    Encoder,
+    Generator,
+    class_constant_map,
+    d_loss,
+    g_loss,
+    kl_loss,
+    l_loss,
+    p_loss,
+    reparameterize,
+)
+
+CPU = torch.device("cpu")
+CONFIG = DCDGANcConfig(
+    image_size=32,
+    width=8,
+    max_width=16,
+    latent_dim=4,
+    hidden_channels=8,
+    batch_size=4,
+    steps=100,
+    lr=2e-3,
+    lambda_p=100.0,
+)
+TASK = Task(domains=("normal", "disc", "bar"), products=("a",), channels=1, scales={"a": {}})
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def method() -> DCDGANc:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return DCDGANc(CONFIG, TASK, CPU)
+
+
+def contents(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Bright squares (domain 1) of several sizes and bars (domain 2) of several lengths on black."""
+    rng = generator(seed)
+    images, y = torch.full((count, 1, 32, 32), -1.0), torch.arange(count) % 2 + 1
+    for image, domain in zip(images, y, strict=True):
+        extent = int(torch.randint(4, 11, (1,), generator=rng))
+        rows = slice(16 - extent, 16 + extent) if domain == 1 else slice(14, 18)
+        image[0, rows, 16 - extent : 16 + extent] = 0.4
+    return images, y
+
+
+def batch(seed: int = 0, count: int = 4) -> Batch:
+    x, y = contents(count, seed)
+    p = torch.zeros_like(y)
+    return Batch(x, y, p, x, y, p)
+
+
+# Equations
+
+
+def test_class_constant_maps_are_equation_1() -> None:
+    maps = class_constant_map(torch.eye(4), channels=3, size=8)
+    assert maps.shape == (4, 3, 8, 8)
+    expected = torch.tensor([-0.5, 0.0, 0.5, 1.0])  # 2n/N - 1 for n of 1, 2, 3, 4
+    torch.testing.assert_close(maps, expected[:, None, None, None].expand(4, 3, 8, 8))
+    mixed = class_constant_map(torch.tensor([[0.25, 0.0, 0.0, 0.75]]), channels=1, size=2)
+    torch.testing.assert_close(mixed, torch.full((1, 1, 2, 2), 0.25 * -0.5 + 0.75))
+
+
+def test_kl_is_that_of_the_distributions() -> None:
+    mu, log_var = torch.randn(2, 5, 3, generator=generator())
+    ours = kl_loss(mu, log_var)
+    normal = torch.distributions.Normal
+    theirs = torch.distributions.kl_divergence(normal(mu, (0.5 * log_var).exp()), normal(torch.zeros(3), torch.ones(3)))
+    torch.testing.assert_close(ours, theirs.sum(dim=1).mean())
+
+
+def test_reparameterized_codes_have_the_mean_and_variance() -> None:
+    mu, log_var = torch.tensor([[2.0, -1.0]]), torch.tensor([[math.log(4.0), math.log(0.25)]])
+    z = reparameterize(mu, log_var, torch.randn(20_000, 2, generator=generator()))
+    torch.testing.assert_close(z.mean(dim=0), mu[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(z.var(dim=0), log_var.exp()[0], atol=0.15, rtol=0)
+
+
+def test_the_losses_by_hand() -> None:
+    assert p_loss(torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 0.5)).item() == pytest.approx(0.5)
+    assert l_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]])).item() == pytest.approx(1.5)
+    half = torch.zeros(3)  # D knows nothing: log 2 for each term, the real's twice
+    assert d_loss(half, half, half).item() == pytest.approx(4 * math.log(2))
+    assert g_loss(half, half).item() == pytest.approx(2 * math.log(2))
+    sure = torch.full((3,), 20.0)
+    assert d_loss(sure, -sure, -sure).item() < 1e-6
+    assert g_loss(-sure, sure).item() == pytest.approx(20, abs=1e-3)
+
+
+# Networks
+
+
+def test_od_spade_sets_scale_and_shift_of_each_element() -> None:
+    layer = ODSPADE(3, 6, CONFIG)
+    x, code = torch.randn(2, 3, 16, 16, generator=generator()), torch.randn(2, 6, generator=generator(1))
+    flat = torch.nn.functional.instance_norm(x)
+    with torch.no_grad():
+        out = layer(x, code)
+        shift = layer(torch.zeros_like(x), code)  # normalised, a constant is 0: beta alone is left
+        scale = (out - shift) / flat
+        other = layer(x, code.flip(0))
+    assert scale.flatten(2).std(dim=2).min() > 1e-3  # by element, not only by channel
+    torch.testing.assert_close(out, scale * flat + shift, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(out, other)
+
+
+def test_shapes_and_ranges() -> None:
+    z, c = torch.randn(3, 4, generator=generator()), torch.eye(2)[[0, 1, 1]]
+    x = Generator(CONFIG, classes=2, channels=3)(z, c)
+    assert x.shape == (3, 3, 32, 32)
+    assert x.abs().max() <= 1
+    mu, log_var = Encoder(CONFIG, 3)(x)
+    assert mu.shape == log_var.shape == (3, 4)
+    assert Discriminator(CONFIG, classes=2, channels=3)(x, c).shape == (3,)
+
+
+def test_the_discriminator_is_told_the_class(method: DCDGANc) -> None:
+    x, _ = contents(2)
+    with torch.no_grad():
+        assert not torch.allclose(method.D(x, torch.eye(2)), method.D(x, torch.eye(2).flip(0)))
+
+
+# Table 1
+
+
+def test_a_step_updates_encoder_generator_and_discriminator(method: DCDGANc) -> None:
+    before = {name: [p.clone() for p in module.parameters()] for name, module in method.modules.items()}
+    losses = method.training_step(batch(), 0, generator())
+    assert set(losses) == {"adv", "p", "kl", "l", "D", "D_gp"}
+    for name, module in method.modules.items():
+        moved = [not torch.equal(a, b) for a, b in zip(before[name], module.parameters(), strict=True)]
+        assert sum(moved) > 0.9 * len(moved), name
+
+
+def test_the_latent_loss_teaches_the_generator_alone() -> None:
+    """E, G and D are updated by what Table 1 names: with lambda_l alone, E stays as it was."""
+    config = CONFIG.model_copy(update={"lambda_p": 0.0, "lambda_kl": 0.0, "lambda_l": 1e6})
+    one, other = (DCDGANc(config.model_copy(update=u), TASK, CPU) for u in ({}, {"lambda_l": 0.0}))
+    other.load_state(one.state())
+    for each in (one, other):
+        each.training_step(batch(), 0, generator())
+    for a, b in zip(one.E.parameters(), other.E.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert any(not torch.equal(a, b) for a, b in zip(one.G.parameters(), other.G.parameters(), strict=True))
+
+
+def test_steps_are_reproducible_and_resumable(method: DCDGANc) -> None:
+    for step in range(2):
+        method.training_step(batch(step), step, generator(step))
+    fresh = DCDGANc(CONFIG, TASK, CPU)
+    fresh.load_state({key: value.clone() for key, value in method.state().items()})
+    for each in (method, fresh):
+        each.training_step(batch(2), 2, generator(2))
+    for key, value in method.state().items():
+        assert torch.equal(value, fresh.state()[key]), key
+
+
+def test_a_short_training_learns_class_and_style(method: DCDGANc) -> None:
+    steps = [method.training_step(batch(step, 8), step, generator(step)) for step in range(180)]
+    assert steps[-1]["p"] < 0.35 * steps[0]["p"]
+    x, y = contents(16, seed=1000)
+    with torch.no_grad():
+        c, (mu, _) = method.class_code(y), method.E(x)
+        own, other = method.G(mu, c), method.G(mu.roll(2, dims=0), c)
+        wrong = method.G(mu, c.flip(1))
+    # An image's own code describes it better than another's of its class, and its own class than the other one.
+    assert p_loss(x, own) < 0.6 * p_loss(x, other)
+    assert p_loss(x, own) < 0.8 * p_loss(x, wrong)
+
+
+# Generating
+
+
+def test_a_sample_depends_on_its_own_generator_alone(method: DCDGANc) -> None:
+    y = torch.tensor([1, 2, 1])
+    together = method.generate(GenerateBatch(torch.empty(3, 0), y, [generator(i) for i in range(3)])).x
+    alone = method.generate(GenerateBatch(torch.empty(1, 0), y[1:2], [generator(1)])).x
+    torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=0)
+
+
+def test_mixtures_lie_between_their_classes(method: DCDGANc) -> None:
+    """Figure 5: from one class to the other under one z, the images change step by step."""
+    weights = torch.linspace(0, 1, 6)
+    mix = torch.stack([1 - weights, weights], dim=1)
+    x = method.generate(GenerateBatch(torch.empty(6, 0), torch.ones(6).long(), [generator(5) for _ in weights], mix)).x
+    ends = method.generate(GenerateBatch(torch.empty(2, 0), torch.tensor([1, 2]), [generator(5), generator(5)])).x
+    torch.testing.assert_close(x[[0, -1]], ends)
+    distance = (x - x[0]).abs().mean(dim=(1, 2, 3))
+    assert (distance.diff() > 0).all()
+
+
+@pytest.mark.parametrize("preset", ["paper", "compact", "tiny"])
+def test_presets_build(preset: str) -> None:
+    cls = get(MethodName.DCDGANC)
+    config = configure(cls, preset, {})
+    assert isinstance(config, DCDGANcConfig)
+    if preset == "paper":  # section 3.1
+        paper = (config.batch_size, config.lr, config.lambda_p, config.lambda_l, config.lambda_kl, config.lambda_gp)
+        assert paper == (20, 5e-4, 10, 1, 0.01, 10)
+    assert cls(config, TASK, CPU).averaged().keys() == {"G"}
+
+
+def test_a_window_of_another_size_is_refused() -> None:
+    with pytest.raises(UsageError, match="32, 64, 128 or 256"):
+        configure(DCDGANc, "tiny", {"image_size": "100"})
