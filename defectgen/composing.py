@@ -56,7 +56,7 @@ class Region:
             if not inside.any():
                 raise BadInputError(f"--region {self.name}: lies outside a normal of {size[1]}x{size[0]} pixels")
             return inside
-        return masks.foreground(photograph.pixels[..., : photograph.channels].reshape(*size, -1))
+        return masks.foreground(_colours(photograph.pixels, photograph.channels))
 
 
 @dataclass(frozen=True)

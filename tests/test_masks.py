@@ -3,7 +3,7 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from defectgen import masks
-from defectgen.masks import changed, clean, difference, feather
+from defectgen.masks import changed, clean, difference, feather, foreground, seen
 from defectgen.windows import FloatArray
 
 
@@ -84,3 +84,54 @@ def test_feather_is_full_on_the_mask_and_falls_to_exactly_zero() -> None:
 
 def test_feather_of_an_empty_mask_is_nothing() -> None:
     assert masks.feather(np.zeros((8, 8), np.bool_), 4).max() == 0
+
+
+def test_seen_is_the_part_of_a_label_that_shows() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.normal(120, 3, (60, 60, 1)).astype(np.float32)
+    label = np.zeros((60, 60), np.bool_)
+    label[10:50, 10:50] = True
+    after = before.copy()
+    after[20:40, 20:40] -= 60
+    tight = seen(before, after, label, 1.0, trusted=False)
+    assert tight[22:38, 22:38].all()
+    assert not tight[:17].any()
+    assert not seen(before, after + 1, ~label, 1.0, trusted=False).any()  # grain is no defect
+    label = np.zeros((60, 60), np.bool_)
+    label[20:40, 20:45] = True  # drawn a little too generously
+    np.testing.assert_array_equal(seen(before, after, label, 1.0, trusted=True), label)
+    label[5:8, 5:8] = True  # where nothing is
+    label[20:40, 45:] = False
+    kept = seen(before, after, label, 1.0, trusted=True)
+    assert kept[20:40, 20:40].all()
+
+
+def test_seen_takes_off_a_trusted_label_what_lies_apart() -> None:
+    before = np.full((40, 120, 1), 120, np.float32)
+    after = before.copy()
+    after[18:22, :60] -= 50  # a crack of which the right half is as dark as the ground
+    label = np.zeros((40, 120), np.bool_)
+    label[18:22, 10:110] = True
+    kept = seen(before, after, label, 1.0, trusted=True)
+    assert kept[18:22, 10:60].all()
+    assert not kept[:, 70:].any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_foreground_is_the_object_on_a_plain_backdrop(channels: int, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:300, :400]
+    part = (np.abs(rows - 150) < 90) & (np.abs(columns - 220) < 120)
+    pixels = np.where(part[..., None], 150, 30) + rng.integers(0, 12, (300, 400, channels))
+    pixels[140:160, 200:230] = 30  # a hole in it, dark as the backdrop, is part of the object
+    found = foreground((pixels * (257 if dtype == np.uint16 else 1)).astype(dtype))
+    assert (found & part).sum() / (found | part).sum() > 0.97
+
+
+def test_without_a_backdrop_all_is_foreground() -> None:
+    rng = np.random.default_rng(0)
+    assert foreground(rng.integers(80, 140, (100, 120, 1), np.uint8)).all()
+    assert foreground(np.full((50, 60, 3), 90, np.uint8)).all()
+    halves = np.where(np.arange(120) < 60, 40, 200)[None, :, None].repeat(100, axis=0).astype(np.uint8)
+    assert foreground(halves).all()  # the border is of two kinds

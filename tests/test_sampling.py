@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from defectgen import checkpoint, files, sampling
+from defectgen.composing import Placement
 from defectgen.dataset import Synthesized
 from defectgen.errors import OutOfMemoryError, UsageError
 from defectgen.folders import read_normals
 from defectgen.images import encode_png, read_photograph
 from defectgen.methods.base import GenerateBatch, Generated, Task, flatten
+from defectgen.methods.dcdganc import DCDGANc, DCDGANcConfig
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.registry import Entry
 from defectgen.samples import Wanted
@@ -225,3 +227,96 @@ def test_native_mask_grows_smoothly() -> None:
     disc = cv2.circle(np.zeros((32, 32), np.uint8), (16, 16), 8, 1, -1) > 0
     large = sampling.native_mask(disc, 128)
     assert large.sum() == pytest.approx(16 * disc.sum(), rel=0.1)
+
+
+# Models that make contents
+
+
+@pytest.fixture(scope="module")
+def maker(entry: Entry) -> Entry:
+    """A DCDGANc model of random weights for the same photographs."""
+    torch.manual_seed(0)
+    config = DCDGANcConfig(image_size=32, width=4, max_width=8, latent_dim=4, hidden_channels=4)
+    method = DCDGANc(config, TASK, torch.device("cpu"))
+    path = entry.file.with_name("contents.safetensors")
+    tensors = {k: v for name, network in method.averaged().items() for k, v in flatten(name, network).items()}
+    saved = {"method": "dcdganc", "config": config.model_dump(), "task": TASK.model_dump(mode="json")}
+    checkpoint.save(path, tensors, saved)
+    return entry.model_copy(update={"name": "c", "method": "dcdganc", "file": path, "sha256": files.sha256(path)})
+
+
+@pytest.fixture
+def contents_for(
+    maker: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., SynthesisRequest]:
+    """Instead of a network: a dark disc in a rim, on the pure background; its size is the sample's generator's."""
+
+    def generate(_self: DCDGANc, request: GenerateBatch) -> Generated:
+        images = np.full((len(request.rngs), 1, 32, 32), -1, np.float32)
+        for image, rng in zip(images, request.rngs, strict=True):
+            radius = int(torch.randint(5, 8, (1,), generator=rng))
+            cv2.circle(image[0], (16, 16), radius + 4, 0.2, -1)  # the rim, as bright as its surroundings
+            cv2.circle(image[0], (16, 16), radius, -0.4, -1)
+        return Generated(torch.from_numpy(images))
+
+    monkeypatch.setattr(DCDGANc, "generate", generate)
+
+    def make(num: int = 6, **changes: Any) -> SynthesisRequest:
+        return replace(request_for(num, **changes), entry=maker)
+
+    return make
+
+
+def test_contents_are_laid_onto_photographs_at_their_scale(contents_for: Callable[..., SynthesisRequest]) -> None:
+    areas: dict[str, list[int]] = {"dent": [], "spot": []}
+    for sample in synthesize(contents_for(24, placement=Placement(scale=(1, 1)))):
+        source = read_photograph(Path(sample.record["source"])).pixels
+        assert (sample.image.shape, sample.image.dtype) == (source.shape, source.dtype)
+        assert sample.image[sample.mask].mean() < source[sample.mask].mean()
+        near = cv2.dilate(sample.mask.astype(np.uint8), np.ones((41, 41), np.uint8)) > 0
+        np.testing.assert_array_equal(sample.image[~near], source[~near])
+        areas[sample.category].append(int(sample.mask.sum()))
+        assert sample.record["model"] == "c"
+        assert sample.record["method"] == "dcdganc"
+    assert np.median(areas["spot"]) > 2.5 * np.median(areas["dent"])  # learnt at half the scale
+    assert np.pi * 4**2 < np.median(areas["dent"]) < np.pi * 9**2  # the disc, without its rim
+
+
+@pytest.mark.parametrize("changes", [{"num": 9}, {"workers": 4}, {"batch_size": 2}, {"skip": frozenset({0, 2})}])
+def test_sample_k_with_contents_is_the_same_in_any_run(
+    contents_for: Callable[..., SynthesisRequest], changes: dict[str, Any]
+) -> None:
+    one = {sample.index: sample for sample in synthesize(contents_for(6))}
+    other = {sample.index: sample for sample in synthesize(contents_for(**{"num": 6, **changes}))}
+    assert all(same(one[index], sample) for index, sample in other.items() if index in one)
+
+
+def test_a_mixture_reaches_the_network_and_the_record(
+    contents_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    paint = DCDGANc.generate
+
+    def noting(self: DCDGANc, request: GenerateBatch) -> Generated:
+        assert request.mix is not None
+        seen.append(request.mix)
+        return paint(self, request)
+
+    monkeypatch.setattr(DCDGANc, "generate", noting)
+    (sample,) = synthesize(contents_for(1, categories=("dent:1,spot:3",)))
+    torch.testing.assert_close(seen[0], torch.tensor([[0.25, 0.75]]))
+    assert sample.category == "dent0.25+spot0.75"
+    assert sample.record["mixture"] == {"dent": 0.25, "spot": 0.75}
+
+
+def test_several_contents_on_one_photograph_differ(contents_for: Callable[..., SynthesisRequest]) -> None:
+    request = contents_for(8, placement=Placement(per_image=(3, 3), scale=(0.4, 0.4)), categories=("dent",))
+    counts = [len(sample.record["parameters"]["defects"]) for sample in synthesize(request)]
+    assert max(counts) == 3
+
+
+def test_what_a_method_cannot_do_is_told(request_for: Callable[..., SynthesisRequest]) -> None:
+    with pytest.raises(UsageError, match="dt-gan cannot mix categories; dcdganc can"):
+        synthesize(request_for(categories=("dent:0.5,spot:0.5",)))
+    with pytest.raises(UsageError, match="m: dt-gan paints windows"):
+        synthesize(request_for(placement=Placement()))

@@ -165,7 +165,11 @@ class Generator(nn.Module):
         self.to_image = nn.Conv2d(widths[0], channels, 3, padding=1)
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """z [B, latent_dim], c [B, N] -> content images [B, channels, S, S] in [-1, 1]."""
+        """z [B, latent_dim], c [B, N] -> content images [B, channels, S, S] in [-1.2, 1.2], meant to be in [-1, 1].
+
+        Most of an image is the pure background, -1. A tanh that ended there would be driven into saturation, where
+        no gradient brings it back: training then turned black for good.
+        """
         code = torch.cat([c, z], dim=1)
         h = self.stem(class_constant_map(c, self.channels, self.image_size))
         for conv in self.encoder:
@@ -173,7 +177,7 @@ class Generator(nn.Module):
         h = self.middle(h, code)
         for block in self.decoder:
             h = block(h, code)
-        return torch.tanh(self.to_image(F.leaky_relu(h, 0.2)))
+        return 1.2 * torch.tanh(self.to_image(F.leaky_relu(h, 0.2)))
 
 
 class Discriminator(nn.Module):
@@ -255,10 +259,12 @@ class DCDGANc:
         "paper": {},
         # D's gradient at an image does not shrink with the number of pixels, the mean of equation 4 does: beside
         # few steps, G would answer D alone and never look at the code.
-        "compact": {"image_size": 128, "batch_size": 16, "steps": 40_000, "lambda_p": 100.0, "lambda_kl": 0.03},
+        "compact": {
+            "image_size": 128, "batch_size": 16, "steps": 40_000, "lr": 3e-4, "lambda_p": 100.0, "lambda_kl": 0.03,
+        },
         "tiny": {
             "image_size": 64, "width": 16, "max_width": 64, "hidden_channels": 16, "batch_size": 8, "steps": 20_000,
-            "lambda_p": 100.0, "lambda_kl": 0.03,
+            "lr": 3e-4, "lambda_p": 100.0, "lambda_kl": 0.03,
         },
     }  # fmt: skip
 
@@ -343,4 +349,4 @@ class DCDGANc:
         """Content images of the classes or mixtures wanted; the windows in `request` are not looked at."""
         c = self.class_code(request.y) if request.mix is None else request.mix
         z = torch.stack([torch.randn(self.config.latent_dim, generator=rng) for rng in request.rngs])
-        return Generated(self.G(z.to(self.device), c.to(self.device)))
+        return Generated(self.G(z.to(self.device), c.to(self.device)).clamp(-1, 1))

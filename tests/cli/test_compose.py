@@ -1,0 +1,126 @@
+"""`defectgen compose`, for real with cut-outs, with the generating stood in for with a model."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from defectgen import dataset
+from defectgen.__main__ import main
+from defectgen.images import encode_png, read_mask
+from defectgen.registry import Entry
+
+
+@pytest.fixture
+def defects(photographs: Path) -> Path:
+    """Two cracks that show: the fixture's photographs are noise, which nothing stands out from."""
+    for index in range(2):
+        pixels = np.full((60, 80), 120, np.uint8)
+        pixels[20:30, 30:50] = 10
+        (photographs / f"defects/crack/{index}.png").write_bytes(encode_png(pixels))
+    for path in (photographs / "good").iterdir():
+        path.write_bytes(encode_png(np.full((60, 80), 140, np.uint8)))
+    return photographs
+
+
+def rows(out: str = "dataset") -> list[dict[str, object]]:
+    return [json.loads(line) for line in Path(out, "manifest.jsonl").read_text().splitlines()]
+
+
+def test_compose_cuts_out_and_lays_on(defects: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compose", "tiles/defects", "tiles/good", "-n", "5", "--seed", "4"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("dataset: 5 samples written, 0 kept, 0 drawn again, 0 given up")
+    for row in rows():
+        assert row["category"] == "crack"
+        assert row["product"] == "good"
+        assert read_mask(Path("dataset", str(row["mask"]))).any()
+    assert {row["contents"] for row in rows()} == {"tiles/defects"}
+
+
+def test_the_same_again_is_the_same_and_a_dataset_grows(defects: Path) -> None:
+    compose = ["compose", "tiles/defects", "tiles/good", "--quiet"]
+    assert main([*compose, "-n", "3", "--out", "a"]) == 0
+    assert main([*compose, "-n", "5", "--out", "b", "--workers", "1"]) == 0
+    assert main([*compose, "-n", "5", "--out", "a", "--resume"]) == 0
+    assert rows("a") == rows("b")
+    for row in rows("a"):
+        assert Path("a", str(row["image"])).read_bytes() == Path("b", str(row["image"])).read_bytes()
+
+
+def test_resuming_with_other_options_is_refused(defects: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compose = ["compose", "tiles/defects", "tiles/good", "--quiet"]
+    assert main([*compose, "-n", "2"]) == 0
+    assert main([*compose, "-n", "4", "--resume", "--scale", "2"]) == 2
+    assert "cannot resume, placement was" in capsys.readouterr().err
+
+
+def test_options_reach_the_samples(defects: Path) -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    cv2.rectangle(mask, (0, 0), (79, 25), 255, -1)
+    Path("roi.png").write_bytes(encode_png(mask))
+    options = ["--scale", "0.5", "--rotation", "-5:5", "--per-image", "2", "--region", "roi.png", "--blend", "alpha"]
+    assert main(["compose", "tiles/defects", "tiles/good", "-n", "4", "-c", "crack", *options]) == 0
+    for row in rows():
+        assert row["placement"] == {
+            "scale": [0.5, 0.5], "rotation": [-5.0, 5.0], "per_image": [2, 2], "region": "roi.png", "blend": "alpha",
+        }  # fmt: skip
+        assert not read_mask(Path("dataset", str(row["mask"])))[26:].any()
+
+
+@pytest.mark.parametrize("layout", ["mvtec", "coco", "yolo"])
+def test_other_layouts(defects: Path, layout: str) -> None:
+    assert main(["compose", "tiles/defects", "tiles/good", "-n", "4", "--format", layout]) == 0
+    made = {"mvtec": "good/test/crack/000000.png", "coco": "annotations.json", "yolo": "data.yaml"}
+    assert Path("dataset", made[layout]).is_file()
+
+
+def test_a_model_makes_the_contents(
+    model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compose", "--model", "one", "tiles/good", "-n", "5", "-c", "crack:0.3,blowhole:0.7"]) == 0
+    (request,) = synthesized.requests
+    assert request.entry == model
+    assert request.wanted.categories == ("crack:0.3,blowhole:0.7",)
+    assert request.placement.summary()["region"] is None
+    assert [sample.path.parent.name for sample in request.wanted.normals.samples] == ["good"] * 4
+
+
+def test_a_dry_run_writes_nothing(
+    defects: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dataset, "open_folder", lambda *_, **__: pytest.fail("opened"))
+    assert main(["compose", "tiles/defects", "tiles/good", "-n", "5", "--dry-run", "--json"]) == 0
+    (plan,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (plan["message_type"], plan["num"], plan["normals"]) == ("plan", 5, 4)
+    assert plan["categories"] == ["crack"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["tiles/defects"], 2, "CONTENTS and NORMALS"),
+        (["tiles/defects", "tiles/good", "--model", "one"], 2, "CONTENTS and NORMALS"),
+        (["tiles/defects", "tiles/good", "-c", "rust"], 2, "tiles/defects has crack"),
+        (["nowhere", "tiles/good"], 4, "nowhere: no such folder"),
+        (["tiles/defects", "tiles/good", "--scale", "0"], 2, "--scale 0: give a number of 0.01 or more"),
+        (["tiles/defects", "tiles/good", "--scale", "2:1"], 2, "or a range LOW:HIGH"),
+        (["tiles/defects", "tiles/good", "--per-image", "1.5"], 2, "whole numbers"),
+        (["tiles/defects", "tiles/good", "--rotation", "left"], 2, "--rotation left"),
+        (["tiles/defects", "tiles/good", "--region", "roi.png"], 2, "is no file"),
+        (["tiles/defects", "tiles/good", "--region", "0,0,0,5"], 2, "is empty"),
+        (["tiles/defects", "tiles/good", "--region", "900,0,5,5"], 4, "lies outside a normal of 80x60"),
+        (["tiles/defects", "tiles/good", "--blend", "paste"], 2, "paste"),
+        (["tiles/good", "tiles/good"], 4, "has no mask, as 4 of the defects have none"),
+        (["--model", "one", "tiles/good"], 5, "no model one"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    defects: Path, arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compose", *arguments, "-n", "2", "--quiet"]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
