@@ -134,17 +134,24 @@ def read_normals(folder: Path, *, product: str = "product", on_bad: OnBad = "ski
 
 
 def read_defects(
-    folder: Path, *, masks: Path | None = None, category: str | None = None, on_bad: OnBad = "skip"
+    folder: Path, *, masks: Path | None = None, categories: Sequence[str] = (), on_bad: OnBad = "skip"
 ) -> Catalog:
     """The defects alone, each with its mask, from a folder as `read_catalog` takes it, or that of an MVTec AD category.
 
+    `categories` are those to read, or all; a single one names the photographs of a flat folder.
+
     Raises:
+        UsageError: a category that is not there.
         BadInputError: as `read_catalog`; or a defect without a mask.
     """
     if (folder / "train" / "good").is_dir() and (folder / "test").is_dir():
         folder = folder / "test"
     source = Source(product="defects", normals=folder, defects=folder, masks=masks)
-    catalog = _read(_find_defects(source, folder, category), on_bad, None)
+    found = _find_defects(source, folder, categories[0] if len(categories) == 1 else None)
+    there = {each.category for each in found}
+    if unknown := set(categories) - there:
+        raise UsageError(f"--category {min(unknown)}: {folder} has {', '.join(sorted(there))}")
+    catalog = _read([each for each in found if each.category in (categories or there)], on_bad, None)
     if not catalog.samples:
         raise BadInputError(f"{folder}: no usable defects: {_reasons(catalog.skipped)}")
     require_masks(catalog)

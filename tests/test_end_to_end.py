@@ -163,6 +163,44 @@ class TestTraining:
         assert not (tmp_path / "weights.toml").exists()
 
 
+class TestCompose:
+    def test_real_defects_onto_normals_with_no_model_at_all(self, tmp_path: Path) -> None:
+        folders = SAMPLES / "steel/defects", SAMPLES / "steel/normals"
+        done = run("compose", *folders, "-n", "9", "--per-image", "1:2", "--quiet", cwd=tmp_path)
+        assert "9 samples written" in done.stdout
+        rows = manifest(tmp_path / "dataset")
+        assert {row["category"] for row in rows} == {"crack", "scratch", "spot"}
+        for row in rows:
+            image = read_photograph(tmp_path / "dataset" / str(row["image"])).pixels
+            source = read_photograph(Path(str(row["source"]))).pixels
+            mask = read_mask(tmp_path / "dataset" / str(row["mask"]))
+            change = np.abs(image.astype(int) - source)
+            assert change[mask].mean() > 10 * max(change[~mask].mean(), 0.01)
+
+    def test_a_dcdganc_model_from_training_to_composed_images(self, tmp_path: Path) -> None:
+        settings = [
+            part
+            for setting in ("image_size=32", "width=8", "max_width=16", "batch_size=4")
+            for part in ("--set", setting)
+        ]
+        run(
+            "train", "--method", "dcdganc", "--preset", "tiny", SAMPLES / "steel/normals", SAMPLES / "steel/defects",
+            "--name", "c", "--steps", "60", "--device", "cpu", *settings, cwd=tmp_path,
+        )  # fmt: skip
+        run("synthesize", "--model", "c", "-n", "4", "-c", "spot", "-c", "spot:0.5,crack:0.5", cwd=tmp_path)
+        rows = manifest(tmp_path / "dataset")
+        assert {row["category"] for row in rows} <= {"spot", "spot0.5+crack0.5"}
+        assert rows
+        run(
+            "compose", "--model", "c", SAMPLES / "steel/normals", "-n", "3", "-c", "spot", "--region", "0,0,90,90",
+            "--out", "composed", cwd=tmp_path,
+        )  # fmt: skip
+        for row in manifest(tmp_path / "composed"):
+            mask = read_mask(tmp_path / "composed" / str(row["mask"]))
+            assert not mask[90:].any()
+            assert not mask[:, 90:].any()
+
+
 @pytest.mark.data
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real photographs are not here")
 class TestRealPhotographs:
@@ -178,3 +216,9 @@ class TestRealPhotographs:
         assert "on 797 photographs" in done.stderr
         assert done.stderr.count("marks no defect") == 2
         assert "knows blowhole, break, crack, fray, uneven" in done.stdout
+
+    def test_cracks_of_roads_onto_tiles(self, tmp_path: Path) -> None:
+        done = run(
+            "compose", DATA / "road-crack/defects", DATA / "magnetic-tile/normals", "-n", "12", "--json", cwd=tmp_path
+        )
+        assert json.loads(done.stdout.splitlines()[-1])["written"] >= 10

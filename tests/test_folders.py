@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from defectgen.errors import BadInputError, UsageError
-from defectgen.folders import NORMAL, Catalog, Source, parse_product, read_catalog, read_normals
+from defectgen.folders import NORMAL, Catalog, Source, parse_product, read_catalog, read_defects, read_normals
 
 Put = Callable[..., Path]
 
@@ -263,3 +263,25 @@ class TestParseProduct:
     def test_folders_that_are_not_there(self) -> None:
         with pytest.raises(BadInputError, match="no two folders"):
             parse_product("tile=a:b")
+
+
+def test_defects_alone_are_read_by_category(put: Put, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        put(f"defects/{name}/1.png")
+        put(f"masks/{name}/1.png")
+    assert read_defects(tmp_path / "defects").categories == ("a", "b", "c")
+    (tmp_path / "defects/b/1.png").write_bytes(b"no picture")  # not wanted, so not looked at
+    catalog = read_defects(tmp_path / "defects", categories=["a", "c"])
+    assert catalog.categories == ("a", "c")
+    assert catalog.skipped == ()
+    assert read_defects(tmp_path / "defects/c", categories=["mine"]).categories == ("mine",)
+    with pytest.raises(UsageError, match="--category x: .*defects has a, b, c"):
+        read_defects(tmp_path / "defects", categories=["a", "x"])
+
+
+def test_mvtec_defects_are_found_from_the_root(put: Put, tmp_path: Path) -> None:
+    for name in ("train/good/000", "test/good/000", "test/dent/000", "ground_truth/dent/000_mask"):
+        put(f"{name}.png")
+    catalog = read_defects(tmp_path)
+    assert catalog.categories == ("dent",)
+    assert catalog.samples[0].mask == tmp_path / "ground_truth/dent/000_mask.png"

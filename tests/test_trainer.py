@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from defectgen import checkpoint, trainer
-from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageError, WeightsError
+from defectgen.errors import BadInputError, ExitCode, OutOfMemoryError, StoppedError, UsageError, WeightsError
 from defectgen.folders import Catalog, Source, read_catalog
 from defectgen.images import encode_png
 from defectgen.methods import MethodName
 from defectgen.methods.base import GenerateBatch
+from defectgen.methods.dcdganc import DCDGANcConfig
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.trainer import Average, Progress, TrainRequest, estimate, load_method, train
 
@@ -108,6 +109,31 @@ class TestTrain:
         other = train(request_for("other", seed=5))
         assert one.model.read_bytes() == two.model.read_bytes()
         assert one.model.read_bytes() != other.model.read_bytes()
+
+    def test_a_method_that_learns_contents_is_trained_and_resumed_in_the_same_way(
+        self, request_for: Callable[..., TrainRequest]
+    ) -> None:
+        config = DCDGANcConfig(image_size=32, width=4, max_width=8, latent_dim=4, batch_size=2, steps=12)
+        whole = train(request_for("whole", method=MethodName.DCDGANC, config=config))
+        broken = request_for("broken", method=MethodName.DCDGANC, config=config)
+        assert train(broken, stop_after(5)).steps == 5
+        resumed = train(replace(broken, resume=True))
+        assert resumed.model.read_bytes() == whole.model.read_bytes()
+        method, _ = load_method(resumed.model, torch.device("cpu"))
+        assert method.paints == "contents"
+        assert method.task.scales == {"part": {"spot": 1.0}}
+
+    def test_a_method_that_needs_masks_says_what_lacks_them(
+        self, request_for: Callable[..., TrainRequest], catalog: Catalog
+    ) -> None:
+        bare = catalog.model_copy(
+            update={"samples": tuple(s.model_copy(update={"mask": None}) for s in catalog.samples)}
+        )
+        config = DCDGANcConfig(image_size=32)
+        request = request_for(method=MethodName.DCDGANC, config=config, catalog=bare)
+        with pytest.raises(BadInputError, match=r"spot/0\.png: has no mask, as 3 of the defects"):
+            train(request)
+        assert not request.run.exists()
 
     def test_stopped_and_resumed_is_as_if_never_stopped(self, request_for: Callable[..., TrainRequest]) -> None:
         config = CONFIG.model_copy(update={"steps": 24})

@@ -108,9 +108,7 @@ def compose(
     catalog = read_normals(normals, product=normals.resolve().name, on_bad=on_bad.value)
     cut_outs = entry = None
     if contents is not None:
-        cut_outs = read_defects(contents, masks=masks, on_bad=on_bad.value)
-        if unknown := set(names) - set(cut_outs.categories):
-            raise UsageError(f"--category {sorted(unknown)[0]}: {contents} has {', '.join(cut_outs.categories)}")
+        cut_outs = read_defects(contents, masks=masks, categories=names, on_bad=on_bad.value)
         names = names or cut_outs.categories
     else:
         from defectgen import registry
