@@ -43,11 +43,14 @@ def _shown(photograph: Photograph) -> NDArray[np.uint8]:
 
 def _crops(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The defect with some of its surroundings, plain and outlined, each [_TILE, _TILE, 3]."""
-    rows, columns = np.nonzero(mask)
-    extent = max(int(np.ptp(rows)), int(np.ptp(columns))) + 1
-    side = min(max(2 * extent, 96), *mask.shape)
-    y = int(np.clip((rows.min() + rows.max() - side) // 2, 0, mask.shape[0] - side))
-    x = int(np.clip((columns.min() + columns.max() - side) // 2, 0, mask.shape[1] - side))
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    side = min(max(2 * max(width, height), 96), *mask.shape)
+    if max(width, height) > side:  # defects too far apart to be seen together: the largest
+        _, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+        largest = 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())
+        left, top, width, height = map(int, statistics[largest, :4])
+    y = int(np.clip(top + (height - side) // 2, 0, mask.shape[0] - side))
+    x = int(np.clip(left + (width - side) // 2, 0, mask.shape[1] - side))
     crop = pixels[y : y + side, x : x + side]
     shape = (_TILE, _TILE)
     plain = cv2.resize(crop, shape, interpolation=cv2.INTER_AREA if side > _TILE else cv2.INTER_CUBIC)
