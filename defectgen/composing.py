@@ -21,7 +21,7 @@ from defectgen.images import Photograph, Pixels, read_mask
 from defectgen.poisson import Mode, blend
 from defectgen.samples import D, Draw, G, Samples, Wanted, visible
 from defectgen.seeding import numpy_rng
-from defectgen.windows import Box, FloatArray, laid, tone, window_of
+from defectgen.windows import Box, FloatArray, defect_pieces, laid, tone, window_of
 
 _PLACES = 24  # to try for a content, until one lies where it may
 _BATCH_SIZE = 8
@@ -159,11 +159,13 @@ class Cutouts(Composition[ComposeDraw, None]):
         unknown = set(request.wanted.categories) - set(self._by_category)
         if unknown:
             raise UsageError(f"--category {sorted(unknown)[0]}: there are {', '.join(sorted(self._by_category))}")
-        self._cut = lru_cache(maxsize=512)(self._cut_out)
+        self._pieces = lru_cache(maxsize=1024)(lambda mask: defect_pieces(read_mask(mask)))
 
-    def _cut_out(self, sample: Sample) -> list[Content]:
-        assert sample.mask is not None
-        return cut_out(self._photographs.read(sample.path), read_mask(sample.mask), RIM, sample.path)
+    def _cut_out(self, rng: np.random.Generator, category: str) -> Content:
+        samples = self._by_category[category]
+        sample = samples[int(rng.integers(len(samples)))]
+        pieces = self._pieces(sample.mask)
+        return cut_out(self._photographs.read(sample.path), *pieces[int(rng.integers(len(pieces)))], RIM, sample.path)
 
     def _draw(self, index: int, attempt: int) -> ComposeDraw:
         return self._draw_defects(index, attempt)
@@ -172,10 +174,7 @@ class Cutouts(Composition[ComposeDraw, None]):
         return [None] * len(draws)
 
     def _finish(self, draw: ComposeDraw, generated: None) -> Synthesized | None:
-        samples, contents = self._by_category[draw.category], []
-        for _ in range(draw.count):
-            cut = self._cut(samples[int(draw.rng.integers(len(samples)))])
-            contents.append(cut[int(draw.rng.integers(len(cut)))])
+        contents = [self._cut_out(draw.rng, draw.category) for _ in range(draw.count)]
         return self._compose(draw, contents, {"method": "cut-outs", "contents": self._folder})
 
 

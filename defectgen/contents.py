@@ -16,7 +16,7 @@ from skimage.segmentation import watershed
 from defectgen.folders import NORMAL, Catalog, Sample
 from defectgen.images import Photograph, read_mask
 from defectgen.masks import clean
-from defectgen.windows import Box, Drawn, FloatArray, Photographs, Row, defect_pieces, find_scale, tone
+from defectgen.windows import Box, Drawn, FloatArray, Photographs, Row, defect_pieces, find_scale, laid, tone
 
 BoolArray = NDArray[np.bool_]
 
@@ -48,21 +48,17 @@ class Content:
     box: Box | None = None
 
 
-def cut_out(photograph: Photograph, mask: BoolArray, rim: int, source: Path | None = None) -> list[Content]:
-    """The defects of a photograph, each with `rim` pixels around it; pieces that nearly touch are one."""
+def cut_out(photograph: Photograph, box: Box, piece: BoolArray, rim: int, source: Path | None = None) -> Content:
+    """A defect of a photograph, `piece` being its part of the mask in `box`, with `rim` pixels around it."""
+    height, width = photograph.height, photograph.width
+    top, left = max(box.y - rim, 0), max(box.x - rim, 0)
+    bottom, right = min(box.y + box.height + rim, height), min(box.x + box.width + rim, width)
+    label = laid(piece, (box.x - left, box.y - top), (bottom - top, right - left))
+    support = cv2.dilate(label.astype(np.uint8), _disc(rim)) > 0
     low, high = tone(photograph)
-    contents = []
-    for box, piece in defect_pieces(mask):
-        top, left = max(box.y - rim, 0), max(box.x - rim, 0)
-        bottom, right = min(box.y + box.height + rim, len(mask)), min(box.x + box.width + rim, mask.shape[1])
-        label = np.zeros((bottom - top, right - left), np.bool_)
-        label[box.y - top : box.y - top + box.height, box.x - left : box.x - left + box.width] = piece
-        support = cv2.dilate(label.astype(np.uint8), _disc(rim)) > 0
-        pixels = photograph.pixels[top:bottom, left:right].astype(np.float32)
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
-        pixels = np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1)
-        contents.append(Content(pixels, support, label, source, box))
-    return contents
+    pixels = photograph.pixels[top:bottom, left:right].astype(np.float32)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
+    return Content(np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1), support, label, source, box)
 
 
 def relative(content: Content) -> Content:
@@ -162,17 +158,17 @@ class TrainingContents:
         self._contents: dict[tuple[str, str], list[Content]] = {}
         for product, of_product in samples.items():
             for category, its_samples in sorted(of_product.items()):
-                masks = [read_mask(sample.mask) for sample in its_samples if sample.mask]
-                pieces = [defect_pieces(mask) for mask in masks]
+                pieces = [defect_pieces(read_mask(sample.mask)) for sample in its_samples if sample.mask]
                 scale = find_scale(its_samples, [[box for box, _ in each] for each in pieces], image_size)
                 # A crack that fits into the window as a line a pixel wide has nothing left to learn from.
                 thickness = [2 * _depth(piece) for each in pieces for _, piece in each]
                 scale = min(1.0, max(scale, _THINNEST / float(np.median(thickness))))
                 self.scales[product][category] = scale
+                rim = max(RIM, round(_RIM_SEEN / scale))
                 self._contents[product, category] = [
-                    resize(relative(content), scale)
-                    for sample, mask in zip(its_samples, masks, strict=True)
-                    for content in cut_out(photographs.read(sample.path), mask, max(RIM, round(_RIM_SEEN / scale)))
+                    resize(relative(cut_out(photographs.read(sample.path), box, piece, rim)), scale)
+                    for sample, its_pieces in zip(its_samples, pieces, strict=True)
+                    for box, piece in its_pieces
                 ]
 
     def row(self, rng: np.random.Generator) -> Row:

@@ -17,7 +17,7 @@ from defectgen.contents import (
 from defectgen.errors import BadInputError
 from defectgen.folders import Catalog, Source, read_catalog, read_defects
 from defectgen.images import Photograph, encode_png
-from defectgen.windows import FloatArray
+from defectgen.windows import FloatArray, defect_pieces
 
 
 def photograph() -> tuple[Photograph, "np.ndarray[tuple[int, int], np.dtype[np.bool_]]"]:
@@ -31,13 +31,19 @@ def photograph() -> tuple[Photograph, "np.ndarray[tuple[int, int], np.dtype[np.b
     return Photograph(pixels), mask > 0
 
 
+def cut_outs(
+    photo: Photograph, mask: "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]", source: Path | None = None
+) -> list[Content]:
+    return [cut_out(photo, box, piece, 5, source) for box, piece in defect_pieces(mask)]
+
+
 def to_unit(gray: float) -> float:
     return gray / 127.5 - 1
 
 
 def test_each_defect_is_cut_out_with_a_rim_of_its_background() -> None:
     photo, mask = photograph()
-    bar, disc = cut_out(photo, mask, 5, Path("a.png"))
+    bar, disc = cut_outs(photo, mask, Path("a.png"))
     assert disc.label.sum() + bar.label.sum() == mask.sum()
     assert disc.support.shape == (31, 31)  # the disc of 21 pixels, and 5 on each side
     assert bar.support.shape == (9, 35)  # none beyond the photograph's edge
@@ -53,14 +59,14 @@ def test_each_defect_is_cut_out_with_a_rim_of_its_background() -> None:
 def test_pieces_that_nearly_touch_are_one_defect() -> None:
     mask = np.zeros((40, 40), np.bool_)
     mask[10:14, 10:14] = mask[10:14, 17:20] = mask[30:33, 30:33] = True
-    contents = cut_out(Photograph(np.zeros((40, 40, 3), np.uint8)), mask, 2)
+    contents = cut_outs(Photograph(np.zeros((40, 40, 3), np.uint8)), mask)
     assert sorted(content.label.sum() for content in contents) == [9, 28]
     assert contents[0].pixels.shape[2] == 3
 
 
 def test_relative_to_its_own_background_the_rim_is_zero() -> None:
     photo, mask = photograph()
-    for content in cut_out(photo, mask, 5):
+    for content in cut_outs(photo, mask):
         shown = relative(content)
         assert shown.pixels[shown.support & ~shown.label].mean() == pytest.approx(0, abs=1e-6)
         difference = shown.pixels[shown.label].mean() - content.pixels[content.label].mean()
@@ -70,7 +76,7 @@ def test_relative_to_its_own_background_the_rim_is_zero() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_lies_on_a_pure_background_is_found_again_by_watershed(channels: int) -> None:
     photo, mask = photograph()
-    content = relative(cut_out(photo, mask, 5)[1])
+    content = relative(cut_outs(photo, mask)[1])
     matrix = turn(31, 31, 30.0, 1.0)
     matrix[:, 2] += 16
     image = on_pure_background(content, matrix, 64, channels)
@@ -95,7 +101,7 @@ def test_an_empty_image_has_an_empty_content() -> None:
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
 def test_resizing_keeps_values_and_grows_areas(scale: float) -> None:
     photo, mask = photograph()
-    content = cut_out(photo, mask, 5)[1]
+    content = cut_outs(photo, mask)[1]
     resized = resize(content, scale)
     assert resized.support.sum() == pytest.approx(scale**2 * content.support.sum(), rel=0.1)
     assert resized.label.sum() == pytest.approx(scale**2 * content.label.sum(), rel=0.15)
@@ -187,7 +193,7 @@ def test_turn_keeps_the_middle() -> None:
 
 def test_a_content_says_where_it_comes_from() -> None:
     photo, mask = photograph()
-    content = cut_out(photo, mask, 5, Path("a.png"))[1]
+    content = cut_outs(photo, mask, Path("a.png"))[1]
     assert isinstance(content, Content)
     assert content.source == Path("a.png")
     assert content.box is not None

@@ -9,7 +9,8 @@ encoder, G the generator, D the discriminator; `_r` marks what is reconstructed 
 
 Figure 2 gives the kinds of layers (convolutions, average pooling, up-sampling by 2), not their numbers; widths, the
 length of z and the side of the map that OD-SPADE's fully connected layer makes are ours. "500 iterations" (section
-3.1) are read as Table 1's epochs, of some 300 batches each.
+3.1) are read as Table 1's epochs, of some 300 batches each. The "WGAN-GP loss with the weight of 10" is read as its
+gradient penalty, beside the logistic loss of equation 6.
 
 Where we leave the paper, each told at its line: the generator minimises -log D, not log(1 - D), whose gradient
 vanishes while D wins; the contents are augmented anew at each draw instead of once to about 1000 (`contents`).
