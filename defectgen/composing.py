@@ -25,6 +25,7 @@ from defectgen.windows import Box, FloatArray, defect_pieces, laid, tone, window
 
 _PLACES = 24  # to try for a content, until one lies where it may
 _BATCH_SIZE = 8
+_COARSE = 1.5  # a content whose pixels are larger than that many of the photograph's lacks its grain
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,8 @@ def move(content: Content, scale: float, degrees: float) -> Content:
         cv2.warpAffine(each.astype(np.float32), matrix, size) >= 0.5 for each in (content.support, content.label)
     )
     inside = np.clip(pixels.reshape(*support.shape, -1), -1, 1).astype(np.float32)
-    return replace(content, pixels=inside, support=support | label, label=label)
+    coarseness = content.coarseness * scale
+    return replace(content, pixels=inside, support=support | label, label=label, coarseness=coarseness)
 
 
 def place(
@@ -240,7 +242,8 @@ def lay(
     """`image`, of `photograph`, with a content blended in at (x, y); and where the defect can be seen, [H, W].
 
     The content is first made as bright as where it comes to lie: its own background, the rim around the label,
-    shall equal the new one in the mean.
+    shall equal the new one in the mean. Of a content that was made coarser than the photograph, what is finer than
+    its pixels is the photograph's own: a smooth patch on grain would give it away.
     """
     (x, y), (height, width), (low, high) = at, content.support.shape, tone(photograph)
     top, left = max(y, 0), max(x, 0)
@@ -257,6 +260,10 @@ def lay(
     before = _colours(image[here], photograph.channels)
     if rim.sum() >= masks.SMALLEST:
         pixels = pixels + (before[rim].mean(axis=0) - pixels[there][rim].mean(axis=0))
+    if content.coarseness > _COARSE:
+        low_pass = cv2.GaussianBlur(before, (0, 0), content.coarseness / 2).reshape(before.shape)
+        pixels = pixels.copy()
+        pixels[there] += before - low_pass
     result = blend(pixels, content.support, image, at=at, mode=mode)
     # A person drew the label of a cut-out, generously perhaps: only what cannot be seen at all is taken off it.
     seen = masks.seen(

@@ -46,6 +46,8 @@ class Content:
     label: BoolArray
     source: Path | None = None
     box: Box | None = None
+    coarseness: float = 1.0
+    """How many of its pixels, a side, were one when it was made."""
 
 
 def cut_out(photograph: Photograph, box: Box, piece: BoolArray, rim: int, source: Path | None = None) -> Content:
@@ -101,24 +103,26 @@ def on_pure_background(content: Content, matrix: NDArray[np.float64], size: int,
 def extract(image: FloatArray) -> Content:
     """The content of a network's image [C, S, S], its mask found by watershed (section 2.3); it may be empty.
 
-    The markers are what is surely background and surely content; between them the steepest edge decides. The label
-    leaves out two pixels of the rim that the network has learnt; what of it is the defect shows when the content
-    lies on a photograph.
+    The markers are the pure background, and what is nearly as bright as a content's rim; between them the steepest
+    edge decides, and a dark defect within its rim falls to the content. The outermost two pixels are half
+    background: their values are continued from inside, and the label leaves them out. What of it is the defect
+    shows when the content lies on a photograph.
     """
-    level = (image.max(axis=0) - _PURE) / (_LOWEST - _PURE)  # 0 the background, 1 the darkest content
+    level = image.max(axis=0)
+    rim = _LOWEST + (1 - _LOWEST) / 2
     markers = np.zeros(level.shape, np.int32)
-    markers[level < 0.25] = 1
-    markers[level > 0.75] = 2
+    markers[level < _PURE + 0.25 * (rim - _PURE)] = 1
+    markers[level > _PURE + 0.7 * (rim - _PURE)] = 2
     dx, dy = (cv2.Sobel(level, cv2.CV_32F, i, 1 - i) for i in (1, 0))
     support = clean(watershed(np.hypot(dx, dy), markers) == 2)
-    if not support.any():
-        return Content(np.zeros((*support.shape, len(image)), np.float32), support, support)
-    # The outermost pixels are half background.
-    inner = cv2.erode(support.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-    label = cv2.erode(support.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    inner = cv2.erode(support.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    if not inner.any():
+        return Content(np.zeros((*level.shape, len(image)), np.float32), inner, inner)
     pixels = (np.clip(image, _LOWEST, 1) - _LOWEST) * (2 / (1 - _LOWEST)) - 1
     pixels = _companded(np.ascontiguousarray(pixels.transpose(1, 2, 0), np.float32), 1 / _COMPANDING)
-    return Content(_continued(pixels, inner if inner.any() else support), support, label if label.any() else support)
+    # Parts too thin to have an inside are drafts of the network, not defects.
+    support = cv2.dilate(inner.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    return Content(_continued(pixels, inner), support, inner)
 
 
 def resize(content: Content, scale: float) -> Content:
@@ -133,7 +137,13 @@ def resize(content: Content, scale: float) -> Content:
         cv2.resize(each.astype(np.float32), (width, height), interpolation=how) >= 0.5
         for each in (content.support, content.label)
     )
-    return Content(np.clip(pixels, -1, 1).astype(np.float32), support | label, label, content.source, content.box)
+    return replace(
+        content,
+        pixels=np.clip(pixels, -1, 1).astype(np.float32),
+        support=support | label,
+        label=label,
+        coarseness=max(1.0, content.coarseness * scale),
+    )
 
 
 class TrainingContents:

@@ -58,9 +58,11 @@ def seen(before: FloatArray, after: FloatArray, label: BoolArray, unit: float, *
     change = np.asarray(cv2.GaussianBlur(after - before, (0, 0), 1.0)).reshape(before.shape)
     strength = np.abs(change).max(axis=2)
     shows = label & (strength > max(_LEVELS * unit, 0.25 * float(np.quantile(strength[label], 0.98))))
-    if not trusted:
-        return clean(shows)
     depth = cv2.distanceTransform(np.pad(label, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5).max()
+    if not trusted:
+        side = 2 * int(depth / 4) + 1
+        closed = cv2.morphologyEx(shows.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((side, side), np.uint8))
+        return label & clean(closed > 0)
     side = 2 * max(3, int(depth)) + 1  # the flat middle of a large defect belongs to its visible border
     return label & (cv2.dilate(shows.astype(np.uint8), np.ones((side, side), np.uint8)) > 0)
 

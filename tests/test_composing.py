@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from defectgen.composing import ComposeRequest, Placement, Region, compose, lay, move, place
-from defectgen.contents import Content
+from defectgen.contents import Content, resize
 from defectgen.dataset import Synthesized
 from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import read_defects, read_normals
@@ -235,6 +235,19 @@ def test_laying_tells_where_the_defect_is_seen(shape: tuple[int, ...]) -> None:
         np.testing.assert_array_equal(image[..., -1], pixels[..., -1])
     _, clipped = lay(Photograph(pixels), pixels, content, (70, -8), "improved")
     assert 0 < clipped.sum() < seen.sum()
+
+
+def test_a_coarse_content_takes_the_grain_of_where_it_lies() -> None:
+    rng = np.random.default_rng(0)
+    pixels: NDArray[np.uint8] = rng.integers(100, 140, (120, 160), np.uint8)
+    grain = []
+    for content in (disc(6), resize(disc(6), 6.0)):
+        image, _ = lay(Photograph(pixels), pixels, move(content, 6.0 / content.coarseness, 0), (20, 5), "improved")
+        grain.append(image[70:85, 85:100].astype(float).std())
+    assert grain[0] == pytest.approx(grain[1], rel=0.05)  # blown up in either way
+    assert grain[0] == pytest.approx(pixels.std(), rel=0.15)
+    image, _ = lay(Photograph(pixels), pixels, disc(30), (20, 5), "improved")
+    assert image[40:50, 50:60].std() < 0.2 * pixels.std()  # one that is as fine as the photograph keeps its own
 
 
 def test_mixtures() -> None:
