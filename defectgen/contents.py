@@ -75,12 +75,13 @@ def relative(content: Content) -> Content:
 
 
 def _companded(values: FloatArray, power: float) -> FloatArray:
-    """Values in [-1, 1], the faint ones made stronger, or with the inverse power the reverse.
+    """Pixels [H, W, C] in [-1, 1], their faint brightness made stronger, or with the inverse power the reverse.
 
     A crack is some 30 gray levels darker than its rim, which is 150 above the pure background: without this, no
-    loss would see it for a long time.
+    loss would see it for a long time. Colour is left as it is, or its noise would become a rainbow.
     """
-    return np.sign(values) * np.abs(values) ** np.float32(power)
+    gray = values.mean(axis=2, keepdims=True)
+    return values - gray + np.sign(gray) * np.abs(gray) ** np.float32(power)
 
 
 def on_pure_background(content: Content, matrix: NDArray[np.float64], size: int, channels: int) -> FloatArray:
