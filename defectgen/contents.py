@@ -142,7 +142,7 @@ def resize(content: Content, scale: float) -> Content:
         content,
         pixels=np.clip(pixels, -1, 1).astype(np.float32),
         support=support | label,
-        label=label,
+        label=label if label.any() else support,  # a line may be too thin for the smaller grid
         coarseness=max(1.0, content.coarseness * scale),
     )
 

@@ -198,3 +198,11 @@ def test_a_content_says_where_it_comes_from() -> None:
     assert content.source == Path("a.png")
     assert content.box is not None
     assert (content.box.x, content.box.y, content.box.width, content.box.height) == (20, 30, 21, 21)
+
+
+def test_a_line_too_thin_for_a_smaller_grid_is_kept() -> None:
+    label = np.zeros((40, 40), np.bool_)
+    label[20, 5:35] = True
+    support = np.zeros((40, 40), np.bool_)
+    support[15:26, 2:38] = True
+    assert resize(Content(np.zeros((40, 40, 1), np.float32), support, label), 0.3).label.any()
