@@ -131,7 +131,10 @@ class ODSPADE(nn.Module):
 
 
 class ODSPADEBlock(nn.Module):
-    """A residual block modulated by [c, z], as SPADE's, that doubles its input if asked."""
+    """A residual block modulated by [c, z], as SPADE's, that doubles its input if asked.
+
+    By interpolation: repeated pixels showed as stripes in thin oblique cracks.
+    """
 
     def __init__(self, c_in: int, c_out: int, code_dim: int, config: DCDGANcConfig, *, up: bool) -> None:
         super().__init__()
@@ -145,7 +148,7 @@ class ODSPADEBlock(nn.Module):
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         h, x = self.conv1(F.leaky_relu(self.norm1(x, code), 0.2)), self.skip(x)
         if self.up:  # after the first convolution: a quarter of its work
-            h, x = (F.interpolate(each, scale_factor=2, mode="nearest") for each in (h, x))
+            h, x = (_resize(each, 2 * each.shape[2]) for each in (h, x))
         return self.conv2(F.leaky_relu(self.norm2(h, code), 0.2)) + x
 
 
