@@ -83,9 +83,9 @@ def test_a_defect_is_found_where_it_is(depth: int, channels: int) -> None:
     whole = surface((100, 120) if channels == 1 else (100, 120, 3))
     broken = scratched(whole)
     scale = 1 if depth == 8 else 90
-    dtype = np.uint8 if depth == 8 else np.uint16
-    photograph = Photograph((broken.astype(np.uint16) * scale).astype(dtype))
-    finding = find(Path("a.png"), photograph, (whole.astype(np.uint16) * scale).astype(dtype), 0.4)
+    deep = whole.astype(np.uint16) * scale
+    photograph = Photograph(broken if depth == 8 else broken.astype(np.uint16) * np.uint16(scale))
+    finding = find(Path("a.png"), photograph, whole if depth == 8 else deep, 0.4)
     assert finding.defective
     rows, columns = np.nonzero(finding.mask)
     assert rows.min() >= 36

@@ -120,7 +120,7 @@ class TestTrain:
         resumed = train(replace(broken, resume=True))
         assert resumed.model.read_bytes() == whole.model.read_bytes()
         method, _ = load_method(resumed.model, torch.device("cpu"))
-        assert method.paints == "contents"
+        assert method.learns == "contents"
         assert method.task.scales == {"part": {"spot": 1.0}}
 
     def test_a_method_that_needs_masks_says_what_lacks_them(
