@@ -30,6 +30,8 @@ WINDOW = 9
 _K1, _K2 = 0.01, 0.03
 _STRIP = 64  # rows at a time: what is computed of them stays in a core's cache
 _BINS = 256
+UNCALIBRATED = 0.5
+"""A threshold for golden images, where none was calibrated."""
 _PIXELS = 20  # a score is what so many pixels exceed: a single one is noise
 
 
@@ -171,15 +173,19 @@ def find(path: Path, photograph: Photograph, repaired: Pixels, threshold: float,
 
 
 def inspect(
-    paths: Iterable[Path], repair: Repair, threshold: float, *, workers: int = 2
+    paths: Iterable[Path | None], repair: Repair, threshold: float, *, workers: int = 2
 ) -> Iterator[Finding | Unreadable]:
-    """A finding for each image, in their order; several are read, repaired and compared at a time."""
+    """A finding for each image, in their order; several are read, repaired and compared at a time.
+
+    None among the paths tells that no image is there at the moment: what is under way is then finished first.
+    """
     queue: deque[Future[Finding | Unreadable]] = deque()
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="inspecting") as pool:
         try:
             for path in paths:
-                queue.append(pool.submit(_inspect, path, repair, threshold))
-                if len(queue) > 2 * workers:
+                if path is not None:
+                    queue.append(pool.submit(_inspect, path, repair, threshold))
+                while queue and (path is None or len(queue) > 2 * workers):
                     yield queue.popleft().result()
             while queue:
                 yield queue.popleft().result()

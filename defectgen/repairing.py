@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from defectgen import checkpoint
 from defectgen.device import resolve
-from defectgen.errors import UsageError, WeightsError
+from defectgen.errors import WeightsError
+from defectgen.folders import NORMAL, Catalog
 from defectgen.images import Photograph, Pixels
-from defectgen.registry import Entry
 from defectgen.trainer import load_method
 from defectgen.windows import FloatArray, tone
 
@@ -31,21 +32,17 @@ class NetworkRepair:
     """A trained model as an `inspector.Repair`. What it changes is added to the photograph, at its own resolution.
 
     Raises:
-        WeightsError: a model that cannot repair, or knows no threshold. UsageError: an unknown product.
+        WeightsError: a file that is no model, or one of a method that cannot repair.
     """
 
-    def __init__(self, entry: Entry, device: str = "auto", product: str | None = None) -> None:
+    def __init__(self, model: Path, device: str = "auto") -> None:
         self._device = resolve(device)
-        method, saved = load_method(entry.file, self._device)
+        method, saved = load_method(model, self._device)
         if not isinstance(method, Repairer):
-            raise WeightsError(f"{entry.name}: {entry.method} cannot repair images; inspect with an isu-gan model")
+            raise WeightsError(f"{model}: a model of {method.name} cannot repair images; take one of isu-gan")
         self._method = method
-        task = method.task
-        if product is not None and product not in task.products:
-            raise UsageError(f"--product {product}: {entry.name} knows {', '.join(task.products)}")
-        scales = [s for p in task.products if product in (None, p) for s in task.scales[p].values()]
-        self._scale, self._channels = min(scales), task.channels
-        self._size = method.config.image_size
+        self._scale = min(scale for of_product in method.task.scales.values() for scale in of_product.values())
+        self._channels, self._size = method.task.channels, method.config.image_size
         self.threshold: float | None = saved.get("threshold")
 
     def __call__(self, _path: Path, photograph: Photograph) -> Pixels:
@@ -84,6 +81,22 @@ class NetworkRepair:
                 total[:, top : top + size, left : left + size] += change * fade
                 weight[top : top + size, left : left + size] += fade
         return (total / weight)[:, :height, :width]
+
+
+def hold_out(catalog: Catalog) -> tuple[Catalog, list[Path]]:
+    """A catalog without every tenth normal of each product, and these: to calibrate on what was never trained on."""
+    held: list[Path] = []
+    for product in catalog.products:
+        normals = [s.path for s in catalog.samples if s.product == product and s.category == NORMAL]
+        held += normals[4::10]
+    samples = tuple(sample for sample in catalog.samples if sample.path not in held)
+    return catalog.model_copy(update={"samples": samples}), held
+
+
+def keep_threshold(model: Path, threshold: float) -> None:
+    """Write a calibrated threshold into a model's file, whose sha256 changes."""
+    tensors, saved = checkpoint.load(model)
+    checkpoint.save(model, tensors, {**saved, "threshold": threshold})
 
 
 def _seen(colours: NDArray[Any], scale: float, tones: tuple[float, float], channels: int) -> FloatArray:
