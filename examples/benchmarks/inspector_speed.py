@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
@@ -35,12 +36,16 @@ def medians(calls: dict[str, Callable[[], object]], repeat: int) -> dict[str, fl
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def step(module: nn.Module, x: Tensor) -> None:
+    module(x).sum().backward()
+
+
 def peak(module: nn.Module, x: Tensor) -> float:
     """Bytes allocated at most during forward and backward, by the profiler's record of each allocation."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        module(x).sum().backward()
+        step(module, x)
     now = most = 0
-    for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
+    for event in recorded.profiler.kineto_results.events():
         if event.name() == "[memory]":
             now += event.nbytes()
             most = max(most, now)
@@ -87,8 +92,7 @@ def main() -> None:
         "involution 7x7": Involution(channels, 7),
         "involution 3x3": Involution(channels, 3),
     }
-    calls = {name: (lambda module=module: module(given).sum().backward()) for name, module in operators.items()}
-    found = medians(calls, 4 * arguments.repeat)
+    found = medians({name: partial(step, module, given) for name, module in operators.items()}, 4 * arguments.repeat)
     print(f"forward and backward, {channels} channels, {side} x {side}")
     for name, module in operators.items():
         weights = sum(p.numel() for p in module.parameters())
