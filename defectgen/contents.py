@@ -16,7 +16,18 @@ from skimage.segmentation import watershed
 from defectgen.folders import NORMAL, Catalog, Sample
 from defectgen.images import Photograph, read_mask
 from defectgen.masks import clean
-from defectgen.windows import Box, Drawn, FloatArray, Photographs, Row, defect_pieces, find_scale, laid, tone
+from defectgen.windows import (
+    Box,
+    Drawn,
+    FloatArray,
+    Photographs,
+    Row,
+    defect_pieces,
+    find_scale,
+    keep_thick,
+    laid,
+    tone,
+)
 
 BoolArray = NDArray[np.bool_]
 
@@ -26,7 +37,6 @@ RIM = 5
 _RIM_SEEN = 3  # pixels of it that a network shall see at least
 _PURE = -1.0
 _LOWEST = -0.6
-_THINNEST = 4  # pixels that half of a category's defects are thick at least, before and after scaling
 _COMPANDING = 0.6
 _MARGIN = 2  # pixels at the window's border that stay background
 _TURN, _SHIFT = 15.0, 0.1  # degrees, and parts of the window: the rest is free when contents are placed
@@ -171,9 +181,7 @@ class TrainingContents:
             for category, its_samples in sorted(of_product.items()):
                 pieces = [defect_pieces(read_mask(sample.mask)) for sample in its_samples if sample.mask]
                 scale = find_scale(its_samples, [[box for box, _ in each] for each in pieces], image_size)
-                # A crack that fits into the window as a line a pixel wide has nothing left to learn from.
-                thickness = [2 * _depth(piece) for each in pieces for _, piece in each]
-                scale = min(1.0, max(scale, _THINNEST / float(np.median(thickness))))
+                scale = keep_thick(scale, [piece for each in pieces for _, piece in each])
                 self.scales[product][category] = scale
                 rim = max(RIM, round(_RIM_SEEN / scale))
                 self._contents[product, category] = [
@@ -216,12 +224,6 @@ def turn(width: int, height: int, degrees: float, scale: float, *, mirrored: boo
         matrix[:, 2] += matrix[:, 0] * width
         matrix[:, 0] *= -1
     return matrix
-
-
-def _depth(mask: BoolArray) -> float:
-    """How far the innermost pixel of a mask is from its outside; the border counts as outside."""
-    padded = np.pad(mask, 1).astype(np.uint8)
-    return float(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5).max())
 
 
 def _continued(pixels: FloatArray, inside: BoolArray) -> FloatArray:

@@ -79,6 +79,15 @@ class Photograph:
         """Bits a channel: 8 or 16."""
         return 8 * self.pixels.dtype.itemsize
 
+    def as_rgb(self) -> NDArray[np.uint8]:
+        """To look at: 8-bit RGB, [H, W, 3]; 16 bits are stretched from their darkest to their brightest."""
+        pixels = self.pixels if self.pixels.ndim == 3 else self.pixels[..., None]
+        pixels = pixels[..., : self.channels]
+        if pixels.dtype == np.uint16:
+            low, high = int(pixels.min()), max(int(pixels.max()), int(pixels.min()) + 1)
+            pixels = ((pixels.astype(np.float32) - low) * (255 / (high - low))).astype(np.uint8)
+        return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), np.uint8, order="C")
+
 
 def is_photograph(path: Path) -> bool:
     """Whether a file's suffix, in any case, is that of a format that we read."""

@@ -52,8 +52,16 @@ def find_writable(explicit: Path | None) -> Path:
     return explicit or _nearest() or Path.cwd() / NAME
 
 
-def find(*, name: str | None = None, categories: Collection[str] = (), files: Sequence[Path]) -> Entry:
+def find(
+    *,
+    name: str | None = None,
+    categories: Collection[str] = (),
+    methods: Collection[str] = (),
+    files: Sequence[Path],
+) -> Entry:
     """The model called `name`, or the newest that knows all `categories`, from the first of `files` with one.
+
+    `methods` are those that will do, if not any.
 
     Raises:
         WeightsError: there is none, with those that there are; or a file that cannot be read.
@@ -63,12 +71,18 @@ def find(*, name: str | None = None, categories: Collection[str] = (), files: Se
         entries = read(file)
         known += entries
         fitting = [
-            entry for entry in entries if name in (None, entry.name) and set(categories) <= set(entry.categories)
+            entry
+            for entry in entries
+            if name in (None, entry.name)
+            and set(categories) <= set(entry.categories)
+            and (not methods or entry.method in methods)
         ]
         if fitting:
             return max(reversed(fitting), key=lambda entry: entry.created.timestamp())
     where = ", ".join(map(str, files)) or f"{NAME} (none in this folder or above)"
     wanted = f"no model {name}" if name else "no model"
+    if methods:
+        wanted += f" of {' or '.join(methods)}"
     if categories:
         wanted += f" that knows {' and '.join(categories)}"
     those = "; ".join(f"{entry.name} knows {', '.join(entry.categories)}" for entry in known)

@@ -60,7 +60,7 @@ class _Network:
             for name in weights:
                 if name not in domains[1:]:
                     raise UsageError(f"--category {name}: {request.entry.name} knows {', '.join(domains[1:])}")
-            if len(weights) > 1 and self.method.paints != "contents":
+            if len(weights) > 1 and self.method.learns != "contents":
                 raise UsageError(f"--category {text}: {request.entry.method} cannot mix categories; dcdganc can")
             self._weights[mixture_name(weights)] = torch.tensor([weights.get(name, 0.0) for name in domains[1:]])
         self.categories = tuple(self._weights)
@@ -188,7 +188,7 @@ def synthesize(request: SynthesisRequest) -> Painted | Composed:
         WeightsError: a model that cannot be read. OutOfMemoryError: while iterating.
     """
     network = _Network(request)
-    if network.method.paints == "contents":
+    if network.method.learns == "contents":
         return Composed(request, network)
     if request.placement is not None:
         raise UsageError(

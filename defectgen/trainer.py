@@ -27,12 +27,14 @@ from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageErro
 from defectgen.folders import NORMAL, Catalog, Source, require_masks
 from defectgen.images import encode_jpeg
 from defectgen.methods import MethodName, get
-from defectgen.methods.base import Batch, GenerateBatch, Method, MethodConfig, Task, flatten, unflatten
+from defectgen.methods.base import Batch, GenerateBatch, Learns, Method, MethodConfig, Task, flatten, unflatten
 from defectgen.seeding import numpy_rng
-from defectgen.windows import Row, TrainingWindows, stack
+from defectgen.windows import Row, TrainingPairs, TrainingWindows, stack
 
 TrainingData = TrainingWindows | TrainingContents
 
+DEFECT = "defect"
+"""What the categories become together for a method that tells none apart."""
 _LOG_EVERY = 10  # steps
 _CHECKPOINT_SECONDS = 120.0
 _PREVIEW_SECONDS = 180.0
@@ -229,8 +231,19 @@ def training_data(name: MethodName, catalog: Catalog, image_size: int) -> Traini
     method = get(name)
     if method.needs.masks:
         require_masks(catalog)
-    draw = TrainingContents if method.paints == "contents" else TrainingWindows
-    return draw(catalog, image_size, catalog.products, (NORMAL, *catalog.categories))
+    if method.learns == "pairs" and len(catalog.categories) > 1:
+        catalog = _as_one_category(catalog)
+    kinds: dict[Learns, type[TrainingData]] = {
+        "domains": TrainingWindows,
+        "pairs": TrainingPairs,
+        "contents": TrainingContents,
+    }
+    return kinds[method.learns](catalog, image_size, catalog.products, (NORMAL, *catalog.categories))
+
+
+def _as_one_category(catalog: Catalog) -> Catalog:
+    samples = (s if s.category == NORMAL else s.model_copy(update={"category": DEFECT}) for s in catalog.samples)
+    return catalog.model_copy(update={"samples": tuple(samples)})
 
 
 def make_task(windows: TrainingData) -> Task:

@@ -22,6 +22,7 @@ FloatArray = NDArray[np.float32]
 
 _MARGIN = 1.15  # a window is this much larger than the defect that decides its scale
 _FIT = 0.9  # the part of a category's defects that fit into a window; the longest are seen in pieces
+_THINNEST = 4  # pixels
 _GAP = 7  # pieces of a mask nearer than this, in pixels, are one defect
 
 
@@ -76,6 +77,21 @@ def find_scale(samples: Sequence[Sample], boxes: Sequence[Sequence[Box]], image_
         extents += [min(side, longest) for side in sides]
     needed = float(np.quantile(extents, _FIT))
     return min(1.0, image_size / needed)
+
+
+def keep_thick(scale: float, pieces: Sequence[NDArray[np.bool_]]) -> float:
+    """A scale, raised to where half of the defects are four pixels thick, or as thick as they are.
+
+    A crack that fits into the window as a line a pixel wide has nothing left to learn from. The longest are then
+    seen in parts.
+    """
+    return min(1.0, max(scale, _THINNEST / float(np.median([2 * _depth(piece) for piece in pieces]))))
+
+
+def _depth(mask: NDArray[np.bool_]) -> float:
+    """How far the innermost pixel of a mask is from its outside; the border counts as outside."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    return float(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5).max())
 
 
 def scale_of(scales: Mapping[str, Mapping[str, float]], product: str, category: str) -> float:
@@ -296,6 +312,28 @@ class TrainingWindows:
         flips = rng.random(2) < 0.5
         x = x[:, :: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
         return Drawn(np.ascontiguousarray(x), self.domains.index(category), self.products.index(product))
+
+
+class TrainingPairs(TrainingWindows):
+    """Draws a normal and a defective window at the same scale for each row; each category is as frequent as any.
+
+    What is repaired need not be seen whole: the scale keeps thin defects thick enough to be seen at all.
+    """
+
+    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
+        super().__init__(catalog, image_size, products, domains)
+        for product, scales in self.scales.items():
+            for category in scales:
+                marked = [s.mask for s in self._samples[product][category] if s.mask is not None]
+                pieces = [piece for mask in marked for _, piece in defect_pieces(read_mask(mask))]
+                if pieces:
+                    scales[category] = keep_thick(scales[category], pieces)
+
+    def row(self, rng: np.random.Generator) -> Row:
+        product = str(rng.choice(self.products))
+        category = str(rng.choice(list(self.scales[product])))
+        scale = self.scales[product][category]
+        return Row(self._draw(rng, product, NORMAL, scale), self._draw(rng, product, category, scale))
 
 
 def stack(windows: Iterable[Drawn]) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:

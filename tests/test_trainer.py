@@ -20,6 +20,7 @@ from defectgen.images import encode_png
 from defectgen.methods import MethodName
 from defectgen.methods.base import GenerateBatch
 from defectgen.methods.dcdganc import DCDGANcConfig
+from defectgen.methods.isu_gan import ISUGANConfig
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.trainer import Average, Progress, TrainRequest, estimate, load_method, train
 
@@ -120,8 +121,19 @@ class TestTrain:
         resumed = train(replace(broken, resume=True))
         assert resumed.model.read_bytes() == whole.model.read_bytes()
         method, _ = load_method(resumed.model, torch.device("cpu"))
-        assert method.paints == "contents"
+        assert method.learns == "contents"
         assert method.task.scales == {"part": {"spot": 1.0}}
+
+    def test_a_method_of_pairs_knows_one_category(
+        self, request_for: Callable[..., TrainRequest], catalog: Catalog
+    ) -> None:
+        config = ISUGANConfig(image_size=32, width=16, blocks=1, involution_kernel=3, batch_size=2, steps=3)
+        one = train(request_for("one", method=MethodName.ISU_GAN, config=config))
+        assert one.task.domains == ("normal", "spot")
+        other = [s.model_copy(update={"category": "dent"}) for s in catalog.samples if s.category == "spot"]
+        several = catalog.model_copy(update={"samples": (*catalog.samples, *other)})
+        both = train(request_for("both", method=MethodName.ISU_GAN, config=config, catalog=several))
+        assert both.task.domains == ("normal", "defect")
 
     def test_a_method_that_needs_masks_says_what_lacks_them(
         self, request_for: Callable[..., TrainRequest], catalog: Catalog

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from defectgen import __version__
-from defectgen.cli import compose, synthesize, train
+from defectgen.cli import compose, inspect, synthesize, train
 
 app = typer.Typer(
     add_completion=False,
@@ -15,6 +15,7 @@ app = typer.Typer(
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("synthesize", epilog=synthesize.EXAMPLES)(synthesize.synthesize)
 app.command("compose", epilog=compose.EXAMPLES)(compose.compose)
+app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 
 
 def _version(wanted: bool) -> None:

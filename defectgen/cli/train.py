@@ -93,7 +93,7 @@ def train(
     given = dict(_key_value(setting) for setting in settings or [])
     given |= {key: str(value) for key, value in (("steps", steps), ("batch_size", batch_size)) if value is not None}
 
-    from defectgen import files, registry, trainer
+    from defectgen import files, inspector, registry, repairing, trainer
     from defectgen.folders import read_catalog
     from defectgen.methods import get
     from defectgen.methods.base import configure
@@ -114,6 +114,9 @@ def train(
     with console.progress("reading") as report:
         catalog = read_catalog(sources, category=category, on_bad=on_bad.value, progress=report)
     console.skipped(catalog.skipped)
+    held: list[Path] = []
+    if get(method).learns == "pairs":
+        catalog, held = repairing.hold_out(catalog)
     request = trainer.TrainRequest(
         method=method,
         name=name,
@@ -152,6 +155,11 @@ def train(
 
         trained = trainer.train(request, on_step)
 
+    if held:
+        repair = repairing.NetworkRepair(trained.model, device)
+        threshold = inspector.calibrate(inspector.inspect(held, repair, 0.0, workers=workers), 0.99)
+        repairing.keep_threshold(trained.model, threshold)
+        console.note(f"threshold {threshold:.4f}, calibrated on {len(held)} normals held out")
     entry = registry.Entry(
         name=name,
         method=method.value,

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectgen.images import Photograph, read_mask, read_photograph
+from defectgen.images import read_mask, read_photograph
 
 _TILE = 160  # pixels, the side of a picture on the sheet
 _LABEL = 18
@@ -23,22 +23,12 @@ def draw(out: Path, rows: Sequence[dict[str, Any]]) -> NDArray[np.uint8]:
     for number, row in enumerate(rows):
         y, x = number // _COLUMNS * (_TILE + _LABEL), number % _COLUMNS * (2 * _TILE + 6)
         mask = read_mask(out / row["mask"])
-        plain, marked = _crops(_shown(read_photograph(out / row["image"])), mask)
+        plain, marked = _crops(read_photograph(out / row["image"]).as_rgb(), mask)
         sheet[y : y + _TILE, x : x + _TILE] = plain
         sheet[y : y + _TILE, x + _TILE : x + 2 * _TILE] = marked
         label = f"{row['index']:06} {row['category']}".encode("ascii", "replace").decode()
         cv2.putText(sheet, label, (x + 3, y + _TILE + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return sheet
-
-
-def _shown(photograph: Photograph) -> NDArray[np.uint8]:
-    """A photograph as 8-bit RGB, [H, W, 3]; 16 bits are stretched from their darkest to their brightest."""
-    pixels = photograph.pixels if photograph.pixels.ndim == 3 else photograph.pixels[..., None]
-    pixels = pixels[..., : photograph.channels]
-    if pixels.dtype == np.uint16:
-        low, high = int(pixels.min()), max(int(pixels.max()), int(pixels.min()) + 1)
-        pixels = ((pixels.astype(np.float32) - low) * (255 / (high - low))).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), np.uint8)
 
 
 def _crops(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -12,6 +12,7 @@ class MethodName(str, Enum):
 
     DT_GAN = "dt-gan"
     DCDGANC = "dcdganc"
+    ISU_GAN = "isu-gan"
 
 
 def get(name: MethodName) -> "type[Method]":
@@ -25,3 +26,7 @@ def get(name: MethodName) -> "type[Method]":
             from defectgen.methods.dcdganc import DCDGANc
 
             return DCDGANc
+        case MethodName.ISU_GAN:
+            from defectgen.methods.isu_gan import ISUGAN
+
+            return ISUGAN

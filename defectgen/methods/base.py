@@ -49,8 +49,9 @@ class Needs:
     defects: bool
 
 
-Paints = Literal["windows", "contents"]
-"""What a method learns and makes: windows of photographs, or defect contents on a pure background."""
+Learns = Literal["domains", "pairs", "contents"]
+"""What a method learns: windows of any domain, each with one of its target domain; a normal window and a defective
+one at the same scale, whatever the category; or defect contents on a pure background, which is also what it makes."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Method(Protocol):
     Config: ClassVar[type[MethodConfig]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     needs: ClassVar[Needs]
-    paints: ClassVar[Paints]
+    learns: ClassVar[Learns]
 
     def __init__(self, config: Any, task: Task, device: torch.device) -> None: ...
 

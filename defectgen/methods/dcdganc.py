@@ -29,9 +29,9 @@ from defectgen.methods.base import (
     Batch,
     GenerateBatch,
     Generated,
+    Learns,
     MethodConfig,
     Needs,
-    Paints,
     Task,
     flatten,
     load_optimizer_state,
@@ -258,7 +258,7 @@ class DCDGANc:
     name: ClassVar[str] = "dcdganc"
     Config: ClassVar[type[MethodConfig]] = DCDGANcConfig
     needs: ClassVar[Needs] = Needs(masks=True, normals=False, defects=True)
-    paints: ClassVar[Paints] = "contents"
+    learns: ClassVar[Learns] = "contents"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         # D's gradient at an image does not shrink with the number of pixels, the mean of equation 4 does: beside

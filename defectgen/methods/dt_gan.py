@@ -36,9 +36,9 @@ from defectgen.methods.base import (
     Batch,
     GenerateBatch,
     Generated,
+    Learns,
     MethodConfig,
     Needs,
-    Paints,
     Task,
     flatten,
     load_optimizer_state,
@@ -415,7 +415,7 @@ class DTGAN:
     name: ClassVar[str] = "dt-gan"
     Config: ClassVar[type[MethodConfig]] = DTGANConfig
     needs: ClassVar[Needs] = Needs(masks=False, normals=True, defects=True)
-    paints: ClassVar[Paints] = "windows"
+    learns: ClassVar[Learns] = "domains"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {

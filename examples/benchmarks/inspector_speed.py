@@ -1,0 +1,107 @@
+"""The SSIM and Otsu stage against scikit-image's, and involution against a plain convolution, as ratios of one run.
+
+    python examples/benchmarks/inspector_speed.py
+
+Medians of alternating calls. Memory is the peak of what an operator's forward and backward pass allocates, in
+multiples of its input.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import cv2
+import numpy as np
+import torch
+from skimage.filters import threshold_otsu
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from defectgen.inspector import otsu, ssim_map
+from defectgen.methods.isu_gan import Involution
+
+
+def medians(calls: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
+    """Milliseconds, each call in turn."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeat):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            times[name].append(1000 * (time.perf_counter() - began))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def step(module: nn.Module, x: Tensor) -> None:
+    module(x).sum().backward()
+
+
+def peak(module: nn.Module, x: Tensor) -> float:
+    """Bytes allocated at most during forward and backward, by the profiler's record of each allocation."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step(module, x)
+    now = most = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return float(most)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=2048)
+    parser.add_argument("--repeat", type=int, default=5)
+    arguments = parser.parse_args()
+    rng = np.random.default_rng(0)
+    size = arguments.size
+
+    coarse = cv2.resize(rng.normal(0, 40, (9, 9)), (size, size), interpolation=cv2.INTER_CUBIC)
+    x = np.clip(130 + coarse + rng.normal(0, 8, coarse.shape), 0, 255).astype(np.uint8)
+    y = np.clip(x + rng.normal(0, 3, x.shape), 0, 255).astype(np.uint8)
+    y[size // 4 : size // 3, size // 4 : size // 3] = 90
+    threads = os.cpu_count() or 1
+
+    def theirs() -> tuple[object, float]:
+        _, full = structural_similarity(x, y, win_size=9, data_range=255, full=True)
+        return full, float(threshold_otsu(full))
+
+    def ours() -> tuple[object, float]:
+        scores = ssim_map(x, y, threads=threads)
+        return scores, otsu(scores)
+
+    found = medians({"scikit-image": theirs, "defectgen": ours}, arguments.repeat)
+    (full, level), (scores, own) = theirs(), ours()
+    print(f"SSIM (window 9) and Otsu, {size} x {size} gray, {threads} threads")
+    for name, value in found.items():
+        print(
+            f"  {name:16} {value:8.1f} ms   {1000 / value:6.1f} images/s   {found['scikit-image'] / value:6.1f} times"
+        )
+    print(
+        f"  maps differ by {np.abs(np.asarray(full) - scores).max():.1e} at most, thresholds by {abs(level - own):.1e}"
+    )
+
+    channels, side = 128, 32
+    given = torch.randn(1, channels, side, side, requires_grad=True)
+    operators: dict[str, nn.Module] = {
+        "convolution 3x3": nn.Conv2d(channels, channels, 3, padding=1),
+        "involution 7x7": Involution(channels, 7),
+        "involution 3x3": Involution(channels, 3),
+    }
+    found = medians({name: partial(step, module, given) for name, module in operators.items()}, 4 * arguments.repeat)
+    print(f"forward and backward, {channels} channels, {side} x {side}")
+    for name, module in operators.items():
+        weights = sum(p.numel() for p in module.parameters())
+        memory = peak(module, given) / given.detach().numel() / 4
+        print(
+            f"  {name:16} {found[name]:8.2f} ms   {found[name] / found['convolution 3x3']:6.2f} of the convolution   "
+            f"{memory:6.1f} times the input   {weights} weights"
+        )
+
+
+if __name__ == "__main__":
+    main()

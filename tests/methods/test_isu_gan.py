@@ -1,0 +1,196 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from defectgen.errors import UsageError
+from defectgen.methods import MethodName, get
+from defectgen.methods.base import Batch, GenerateBatch, Task, configure
+from defectgen.methods.isu_gan import (
+    ISUGAN,
+    Discriminator,
+    Generator,
+    Involution,
+    ISUGANConfig,
+    SqueezeExcitation,
+    difference_loss,
+    gan_d_loss,
+    gan_g_loss,
+    ssim,
+)
+
+CPU = torch.device("cpu")
+CONFIG = ISUGANConfig(image_size=32, width=16, blocks=2, involution_kernel=3, batch_size=2, steps=100, lr=1e-3)
+TASK = Task(domains=("normal", "defect"), products=("a",), channels=1, scales={"a": {"defect": 1.0}})
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def surfaces(count: int, seed: int = 0) -> Tensor:
+    coarse = torch.rand(count, 1, 6, 6, generator=generator(seed)) * 1.2 - 0.6
+    return F.interpolate(coarse, size=32, mode="bicubic").clamp(-1, 1)
+
+
+def batch(seed: int = 0, count: int = 4) -> Batch:
+    """Normals, and others with a black bar."""
+    p, n = surfaces(count, seed), surfaces(count, seed + 500)
+    for i, image in enumerate(n):
+        row = int(torch.randint(4, 26, (1,), generator=generator(seed + i)))
+        image[:, row : row + 3, 6:26] = -1
+    zeros, ones = torch.zeros(count).long(), torch.ones(count).long()
+    return Batch(p, zeros, zeros, n, ones, zeros)
+
+
+@pytest.fixture
+def method() -> ISUGAN:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return ISUGAN(CONFIG, TASK, CPU)
+
+
+# Parts
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_involution_is_its_definition(kernel: int) -> None:
+    """Against a kernel laid out for each pixel, by unfolding (Li et al. 2021, algorithm 1)."""
+    layer = Involution(32, kernel)
+    x = torch.randn(2, 32, 9, 11, generator=generator())
+    with torch.no_grad():
+        ours = layer(x)
+        kernels = layer.w2(F.relu(layer.norm(layer.w1(x)))).view(2, 2, 1, kernel**2, 9, 11)
+        patches = F.unfold(x, kernel, padding=kernel // 2).view(2, 2, 16, kernel**2, 9, 11)
+    torch.testing.assert_close(ours, (kernels * patches).sum(dim=3).view(2, 32, 9, 11), atol=1e-5, rtol=1e-4)
+
+
+def test_squeeze_and_excitation_scales_channels_between_0_and_1() -> None:
+    layer = SqueezeExcitation(16)
+    x = torch.rand(2, 16, 5, 7, generator=generator()) + 0.1
+    with torch.no_grad():
+        factor = layer(x) / x
+        y = x.mean(dim=(2, 3))
+        by_hand = torch.sigmoid(layer.w2(F.relu(layer.w1(y[:, :, None, None]))))
+    torch.testing.assert_close(factor, by_hand.expand_as(factor))
+    assert factor.min() > 0
+    assert factor.max() < 1
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (61, 50), (33, 64), (17, 16)])
+def test_the_generator_keeps_any_size(shape: tuple[int, int]) -> None:
+    x = torch.randn(1, 3, *shape, generator=generator()).clamp(-1, 1)
+    y = Generator(CONFIG, channels=3)(x)
+    assert y.shape == x.shape
+    assert y.abs().max() <= 1
+
+
+def test_the_generator_is_figure_2() -> None:
+    g = Generator(ISUGANConfig(), channels=1)
+    count = {kind: sum(isinstance(m, kind) for m in g.modules()) for kind in (SqueezeExcitation, Involution)}
+    assert count == {SqueezeExcitation: 4, Involution: 2}
+    assert sum(type(m).__name__ == "ResidualBlock" for m in g.modules()) == 9
+    assert [m.kernel_size for m in g.modules() if isinstance(m, torch.nn.ConvTranspose2d)] == [(4, 4)] * 3
+    assert g.filter1.w2.out_channels == 64
+    assert g.filter3.w2.out_channels == 256
+    d = Discriminator(ISUGANConfig(), channels=1)
+    convolutions = [m for m in d.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [128, 256, 512, 1]
+    assert {m.kernel_size for m in convolutions} == {(4, 4)}
+
+
+# Losses
+
+
+def test_ssim_is_scikit_images() -> None:
+    x, y = surfaces(1), (surfaces(1) + 0.1 * torch.randn(1, 1, 32, 32, generator=generator())).clamp(-1, 1)
+    a, b = (image[0, 0].numpy().astype(np.float64) + 1 for image in (x, y))
+    _, full = structural_similarity(a, b, win_size=9, data_range=2.0, full=True)
+    assert ssim(x, y).item() == pytest.approx(full[4:-4, 4:-4].mean(), abs=1e-4)
+    assert ssim(x, x).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_losses_by_hand() -> None:
+    assert gan_g_loss(torch.zeros(2, 1, 3, 3), torch.full((2, 1, 3, 3), 0.5)).item() == pytest.approx(1.25)
+    assert gan_d_loss(torch.full((4,), 0.5), torch.full((4,), 2.0)).item() == pytest.approx(0.25 + 4)
+    x = surfaces(2)
+    assert difference_loss(x, x + 0.25, by_ssim=False).item() == pytest.approx(0.25)
+    assert difference_loss(x, x, by_ssim=True).item() == pytest.approx(0, abs=1e-5)
+    assert difference_loss(x, -x, by_ssim=True).item() > 1
+
+
+def test_ssim_comes_first_and_then_l1(method: ISUGAN) -> None:
+    """Equations 10 and 11: k = 10 of 100 epochs."""
+    identical = {"x": surfaces(2), "x_ref": surfaces(2, 9)}
+    b = batch(count=2)
+    b = Batch(identical["x"], b.y[:2], b.p[:2], identical["x_ref"], b.y_ref[:2], b.p_ref[:2])
+    with torch.no_grad():
+        kept = method.G_n2p(b.x)
+    before = method.training_step(b, 9, generator())["identity"]
+    assert before.item() == pytest.approx(1 - ssim(b.x, kept).item(), abs=1e-3)
+    with torch.no_grad():
+        kept = method.G_n2p(b.x)
+    after = method.training_step(b, 10, generator())["identity"]
+    assert after.item() == pytest.approx(F.l1_loss(b.x, kept).item(), abs=1e-4)
+
+
+# The method
+
+
+def test_the_learning_rate_falls_over_the_second_half(method: ISUGAN) -> None:
+    rates = [method.lr(step) / CONFIG.lr for step in (0, 49, 50, 75, 100)]
+    assert rates == pytest.approx([1, 1, 1, 0.5, 0])
+
+
+def test_a_step_updates_all_four_networks_and_resumes(method: ISUGAN) -> None:
+    before = {name: [p.clone() for p in module.parameters()] for name, module in method.modules.items()}
+    losses = method.training_step(batch(), 0, generator())
+    assert set(losses) == {"gan", "cycle", "identity", "D_p", "D_n"}
+    for name, module in method.modules.items():
+        moved = [not torch.equal(a, b) for a, b in zip(before[name], module.parameters(), strict=True)]
+        assert sum(moved) > 0.7 * len(moved), name  # a bias before a normalisation has no gradient
+    fresh = ISUGAN(CONFIG, TASK, CPU)
+    fresh.load_state({key: value.clone() for key, value in method.state().items()})
+    for each in (method, fresh):
+        each.training_step(batch(1), 1, generator(1))
+    for key, value in method.state().items():
+        assert torch.equal(value, fresh.state()[key]), key
+
+
+def test_a_short_training_learns_to_keep_normals_and_to_mend(method: ISUGAN) -> None:
+    for step in range(90):
+        method.training_step(batch(step), step, generator(step))
+    test = batch(7000, 8)
+    with torch.no_grad():
+        kept, mended = method.repair(test.x), method.repair(test.x_ref)
+    bar = test.x_ref == -1
+    assert F.l1_loss(kept, test.x) < 0.2
+    assert mended[bar].mean() > -0.85  # no longer black
+
+
+def test_generating_is_manufacturing(method: ISUGAN) -> None:
+    x = surfaces(2)
+    made = method.generate(GenerateBatch(x, torch.ones(2).long(), [generator(), generator()])).x
+    with torch.no_grad():
+        torch.testing.assert_close(made, method.G_p2n(x))
+
+
+@pytest.mark.parametrize("preset", ["paper", "compact", "tiny"])
+def test_presets_build(preset: str) -> None:
+    cls = get(MethodName.ISU_GAN)
+    config = configure(cls, preset, {})
+    assert isinstance(config, ISUGANConfig)
+    if preset == "paper":
+        assert (config.image_size, config.batch_size, config.lr, config.ssim_part) == (256, 1, 2e-4, 0.1)
+    assert math.isclose(config.steps, round(config.steps))
+
+
+def test_bad_settings_are_told() -> None:
+    with pytest.raises(UsageError, match="32, 64, 128 or 256"):
+        configure(ISUGAN, "tiny", {"image_size": "100"})
+    with pytest.raises(UsageError, match="--set width"):
+        configure(ISUGAN, "tiny", {"width": "20"})

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from defectgen import checkpoint
+from defectgen.errors import WeightsError
+from defectgen.folders import Catalog, Sample
+from defectgen.images import Photograph
+from defectgen.methods.base import Task, flatten
+from defectgen.methods.dt_gan import DTGAN, DTGANConfig
+from defectgen.methods.isu_gan import ISUGAN, ISUGANConfig
+from defectgen.repairing import NetworkRepair, hold_out, keep_threshold
+from defectgen.trainer import load_method
+
+CONFIG = ISUGANConfig(image_size=32, width=16, blocks=1, involution_kernel=3)
+
+
+def task(scale: float = 1.0, channels: int = 1) -> Task:
+    return Task(domains=("normal", "d"), products=("a",), channels=channels, scales={"a": {"d": scale}})
+
+
+def saved(folder: Path, scale: float = 1.0, channels: int = 1) -> Path:
+    torch.manual_seed(0)
+    method = ISUGAN(CONFIG, task(scale, channels), torch.device("cpu"))
+    tensors = {k: v for name, network in method.averaged().items() for k, v in flatten(name, network).items()}
+    record = {"method": "isu-gan", "config": CONFIG.model_dump(), "task": task(scale, channels).model_dump(mode="json")}
+    checkpoint.save(folder / "m.safetensors", tensors, record)
+    return folder / "m.safetensors"
+
+
+@pytest.fixture
+def brightens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of a network: every window gets brighter by 0.25, 32 gray levels."""
+    monkeypatch.setattr(ISUGAN, "repair", lambda _, x: x + 0.25)
+
+
+@pytest.mark.parametrize("shape", [(20, 20), (32, 32), (33, 90), (100, 47), (80, 64, 3), (70, 70, 4), (50, 60, 2)])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_whole_photograph_is_repaired_without_seams(
+    tmp_path: Path, brightens: None, shape: tuple[int, ...], scale: float, channels: int
+) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(50, 150, shape, np.uint8)
+    repaired = NetworkRepair(saved(tmp_path, scale, channels), "cpu")(Path("a"), Photograph(pixels))
+    assert (repaired.shape, repaired.dtype) == (pixels.shape, pixels.dtype)
+    colours = pixels.shape[2] - 1 if len(shape) == 3 and shape[2] in (2, 4) else None
+    change = (repaired.astype(int) - pixels)[..., :colours] if colours else repaired.astype(int) - pixels
+    assert set(np.unique(change)) <= {31, 32}
+    if colours:
+        np.testing.assert_array_equal(repaired[..., -1], pixels[..., -1])
+
+
+def test_16_bit_stays_16_bit(tmp_path: Path, brightens: None) -> None:
+    pixels = np.random.default_rng(0).integers(20_000, 30_000, (60, 50)).astype(np.uint16)
+    repaired = NetworkRepair(saved(tmp_path), "cpu")(Path("a"), Photograph(pixels))
+    change = repaired.astype(int) - pixels
+    assert np.median(change) == pytest.approx(0.125 * (pixels.max() - pixels.min()), rel=0.02)
+
+
+def test_tiles_fade_into_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tiles disagree nothing jumps: each here is of another brightness."""
+    calls = iter(np.linspace(-0.5, 0.5, 32))
+
+    def by_turns(_self: ISUGAN, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([tile + float(next(calls)) for tile in x])
+
+    monkeypatch.setattr(ISUGAN, "repair", by_turns)
+    pixels = np.full((100, 200), 128, np.uint8)
+    repaired = NetworkRepair(saved(tmp_path), "cpu")(Path("a"), Photograph(pixels)).astype(int)
+    assert np.ptp(repaired) > 80
+    steps = [np.abs(np.diff(repaired, axis=axis)).max() for axis in (0, 1)]
+    assert max(steps) < 0.2 * np.ptp(repaired)
+
+
+def test_a_network_of_real_weights_agrees_with_itself_on_one_window(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
+    method, _ = load_method(path, torch.device("cpu"))
+    assert isinstance(method, ISUGAN)
+    x = torch.from_numpy(pixels[None, None].astype(np.float32)) / 127.5 - 1
+    expected = ((method.repair(x)[0, 0] + 1) * 127.5).round().numpy()
+    repaired = NetworkRepair(path, "cpu")(Path("a"), Photograph(pixels))
+    assert np.abs(repaired - expected).max() <= 1
+
+
+def test_a_method_that_cannot_repair_is_refused(tmp_path: Path) -> None:
+    config = DTGANConfig(image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4)
+    method = DTGAN(config, task(), torch.device("cpu"))
+    tensors = {k: v for name, network in method.averaged().items() for k, v in flatten(name, network).items()}
+    record = {"method": "dt-gan", "config": config.model_dump(), "task": task().model_dump(mode="json")}
+    checkpoint.save(tmp_path / "d.safetensors", tensors, record)
+    with pytest.raises(WeightsError, match="a model of dt-gan cannot repair images; take one of isu-gan"):
+        NetworkRepair(tmp_path / "d.safetensors", "cpu")
+
+
+def test_the_threshold_travels_with_the_model(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    assert NetworkRepair(path, "cpu").threshold is None
+    keep_threshold(path, 0.625)
+    again = NetworkRepair(path, "cpu")
+    assert again.threshold == 0.625
+
+
+def test_every_tenth_normal_of_each_product_is_held_out() -> None:
+    samples = tuple(
+        Sample(path=Path(f"{product}/{category}{i}"), mask=None, category=category, product=product,
+               height=9, width=9, channels=1, depth=8)
+        for product in ("a", "b") for category in ("normal", "d") for i in range(27)
+    )  # fmt: skip
+    rest, held = hold_out(Catalog(samples=samples, skipped=()))
+    assert held == [Path(f"{product}/normal{i}") for product in ("a", "b") for i in (4, 14, 24)]
+    assert len(rest.samples) == len(samples) - 6
+    assert not set(held) & {sample.path for sample in rest.samples}
