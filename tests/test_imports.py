@@ -29,6 +29,9 @@ KNOWS: dict[str, set[str]] = {
     },
     "samples": {"dataset", "errors", "files", "folders", "images", "masks", "windows"},
 }  # fmt: skip
+KNOWS["inspector"] = {"images", "masks", "windows"}
+KNOWS["findings"] = {"errors", "files", "images", "inspector"}
+KNOWS["repairing"] = {"checkpoint", "device", "errors", "folders", "images", "methods", "trainer", "windows"}
 KNOWS["composing"] = {*KNOWS["samples"], "contents", "poisson", "samples", "seeding"}
 # Training and generating see the whole engine, but nothing sees them except the command line.
 KNOWS["sampling"] = {*KNOWS}

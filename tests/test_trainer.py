@@ -20,8 +20,8 @@ from defectgen.images import encode_png
 from defectgen.methods import MethodName
 from defectgen.methods.base import GenerateBatch
 from defectgen.methods.dcdganc import DCDGANcConfig
-from defectgen.methods.isu_gan import ISUGANConfig
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
+from defectgen.methods.isu_gan import ISUGANConfig
 from defectgen.trainer import Average, Progress, TrainRequest, estimate, load_method, train
 
 CONFIG = DTGANConfig(
