@@ -10,7 +10,8 @@ D_n tell real ones from made ones. The inspector compares an image with G_n2p of
 What the paper leaves open follows CycleGAN (Zhu et al. 2017), which it builds on: weights 10 and 5 of the cycle and
 identity losses, Adam with betas (0.5, 0.999), a learning rate that falls to 0 over the second half, the residual
 blocks; and involution (Li et al. 2021): kernels of 7x7, a reduction of 4. Figure 2's stars, the layers without
-instance normalisation, cannot be read in the text: here they are those after the skip connections and the last.
+instance normalisation, cannot be read in the text: here they are the first, whose map is handed across, those after
+the skip connections, and the last. With all of them normalised, no image could keep its brightness.
 The kernel generator's batch normalisation is instance normalisation: on the paper's batches of one image they are
 the same, and there are no running statistics to differ when it is used.
 """
@@ -134,7 +135,7 @@ class Generator(nn.Module):
     def __init__(self, config: ISUGANConfig, channels: int) -> None:
         super().__init__()
         w = config.width
-        self.down1 = _down(channels, w)
+        self.down1 = _down(channels, w, normalize=False)  # how bright a window is must reach the other side
         self.down2 = _down(w, 2 * w)
         self.down3 = _down(2 * w, 4 * w)
         self.middle = nn.Sequential(
@@ -183,8 +184,9 @@ def _conv(c_in: int, c_out: int) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode="reflect")
 
 
-def _down(c_in: int, c_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride=2, padding=1), instance_norm(c_out), nn.ReLU())
+def _down(c_in: int, c_out: int, *, normalize: bool = True) -> nn.Sequential:
+    conv = nn.Conv2d(c_in, c_out, 3, stride=2, padding=1, padding_mode="reflect")
+    return nn.Sequential(conv, instance_norm(c_out) if normalize else nn.Identity(), nn.ReLU())
 
 
 def _up(c_in: int, c_out: int) -> nn.Sequential:
@@ -239,9 +241,12 @@ class ISUGAN:
     learns: ClassVar[Learns] = "pairs"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        "compact": {"image_size": 128, "batch_size": 4, "width": 32, "steps": 20_000},
-        "tiny": {"image_size": 64, "batch_size": 4, "width": 16, "blocks": 4, "involution_kernel": 5, "steps": 8_000},
-    }
+        "compact": {"image_size": 128, "batch_size": 4, "width": 32, "steps": 20_000, "lr": 5e-4},
+        "tiny": {
+            "image_size": 64, "batch_size": 4, "width": 16, "blocks": 4, "involution_kernel": 5, "steps": 8_000,
+            "lr": 1e-3,
+        },
+    }  # fmt: skip
 
     def __init__(self, config: ISUGANConfig, task: Task, device: torch.device) -> None:
         self.config = config
@@ -251,7 +256,7 @@ class ISUGAN:
         self.D_p, self.D_n = Discriminator(config, task.channels), Discriminator(config, task.channels)
         self.modules = {"G_n2p": self.G_n2p, "G_p2n": self.G_p2n, "D_p": self.D_p, "D_n": self.D_n}
         for module in self.modules.values():
-            module.apply(_normal_init).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.5, 0.999))
             for name, module in self.modules.items()
@@ -321,11 +326,3 @@ class ISUGAN:
         """Windows [B, channels, H, W] without their defects, by G_n2p."""
         repaired: Tensor = self.G_n2p(x)
         return repaired
-
-
-def _normal_init(module: nn.Module) -> None:
-    """CycleGAN's initialisation."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

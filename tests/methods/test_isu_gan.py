@@ -24,7 +24,7 @@ from defectgen.methods.isu_gan import (
 )
 
 CPU = torch.device("cpu")
-CONFIG = ISUGANConfig(image_size=32, width=16, blocks=2, involution_kernel=3, batch_size=2, steps=100, lr=1e-3)
+CONFIG = ISUGANConfig(image_size=32, width=16, blocks=2, involution_kernel=3, batch_size=2, steps=100, lr=3e-3)
 TASK = Task(domains=("normal", "defect"), products=("a",), channels=1, scales={"a": {"defect": 1.0}})
 
 
