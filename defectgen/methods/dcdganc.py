@@ -174,7 +174,8 @@ class Generator(nn.Module):
         Most of an image is the pure background, -1. A tanh that ended there would be driven into saturation, where
         no gradient brings it back: training then turned black for good.
         """
-        code = torch.cat([c, z], dim=1)
+        # As strong as z in all: among many normal numbers a single 1 would hardly be heard.
+        code = torch.cat([c * z.shape[1] ** 0.5, z], dim=1)
         h = self.stem(class_constant_map(c, self.channels, self.image_size))
         for conv in self.encoder:
             h = conv(F.avg_pool2d(F.leaky_relu(h, 0.2), 2))
@@ -185,18 +186,24 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D(I|c): whether a content image is real, given its class; logits [B]."""
+    """D(I|c): whether a content image is real, given its class; logits [B].
+
+    c comes as maps beside the image, and once more by projection (Miyato and Koyama 2018): with the maps alone, G
+    drew much the same shapes for every class.
+    """
 
     def __init__(self, config: DCDGANcConfig, classes: int, channels: int) -> None:
         super().__init__()
         self.trunk, width = _down(config, channels + classes)
         self.head = nn.Linear(width * 4 * 4, 1)
+        self.by_class = nn.Linear(classes, width * 4 * 4, bias=False)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x [B, channels, S, S], c [B, N]."""
         maps = c[:, :, None, None].expand(-1, -1, *x.shape[2:])
-        logits: Tensor = self.head(self.trunk(torch.cat([x, maps], dim=1)).flatten(1))
-        return logits[:, 0]
+        h = self.trunk(torch.cat([x, maps], dim=1)).flatten(1)
+        logits: Tensor = self.head(h)[:, 0] + (self.by_class(c) * h).mean(dim=1)
+        return logits
 
 
 def _widths(config: DCDGANcConfig) -> list[int]:
@@ -261,14 +268,15 @@ class DCDGANc:
     learns: ClassVar[Learns] = "contents"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        # D's gradient at an image does not shrink with the number of pixels, the mean of equation 4 does: beside
-        # few steps, G would answer D alone and never look at the code.
+        # D's gradient at an image does not shrink with the number of pixels, the mean of equation 4 does: in few
+        # steps G would answer D alone and never look at the code. With equation 4 goes equation 2, or sampled
+        # codes would be unlike encoded ones, and the code would tell the class as well.
         "compact": {
-            "image_size": 128, "batch_size": 16, "steps": 40_000, "lr": 3e-4, "lambda_p": 100.0, "lambda_kl": 0.03,
+            "image_size": 128, "batch_size": 16, "steps": 40_000, "lr": 3e-4, "lambda_p": 100.0, "lambda_kl": 0.2,
         },
         "tiny": {
             "image_size": 64, "width": 16, "max_width": 64, "hidden_channels": 16, "batch_size": 8, "steps": 20_000,
-            "lr": 3e-4, "lambda_p": 100.0, "lambda_kl": 0.03,
+            "lr": 3e-4, "lambda_p": 100.0, "lambda_kl": 0.2,
         },
     }  # fmt: skip
 
