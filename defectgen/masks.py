@@ -61,7 +61,8 @@ def seen(before: FloatArray, after: FloatArray, label: BoolArray, unit: float, *
     depth = cv2.distanceTransform(np.pad(label, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5).max()
     if not trusted:
         side = 2 * int(depth / 4) + 1
-        closed = cv2.morphologyEx(shows.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((side, side), np.uint8))
+        disc = np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)), np.uint8)
+        closed = cv2.morphologyEx(shows.astype(np.uint8), cv2.MORPH_CLOSE, disc)
         return label & clean(closed > 0)
     side = 2 * max(3, int(depth)) + 1  # the flat middle of a large defect belongs to its visible border
     return label & (cv2.dilate(shows.astype(np.uint8), np.ones((side, side), np.uint8)) > 0)
