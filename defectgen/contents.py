@@ -38,6 +38,7 @@ _RIM_SEEN = 3  # pixels of it that a network shall see at least
 _PURE = -1.0
 _LOWEST = -0.6
 _COMPANDING = 0.6
+_COLOUR = 0.2  # of the difference in brightness: with less, defects are learnt in gray
 _MARGIN = 2  # pixels at the window's border that stay background
 _TURN, _SHIFT = 15.0, 0.1  # degrees, and parts of the window: the rest is free when contents are placed
 
@@ -169,7 +170,6 @@ class TrainingContents:
         self.image_size = image_size
         self.products = tuple(products)
         self.domains = tuple(domains)
-        self.channels = max(sample.channels for sample in catalog.samples)
         photographs = Photographs()
         samples: dict[str, dict[str, list[Sample]]] = {product: {} for product in products}
         for sample in catalog.samples:
@@ -189,6 +189,8 @@ class TrainingContents:
                     for sample, its_pieces in zip(its_samples, pieces, strict=True)
                     for box, piece in its_pieces
                 ]
+
+        self.channels = 3 if _coloured([content for each in self._contents.values() for content in each]) else 1
 
     def row(self, rng: np.random.Generator) -> Row:
         category = str(rng.choice(self.domains[1:]))
@@ -224,6 +226,17 @@ def turn(width: int, height: int, degrees: float, scale: float, *, mirrored: boo
         matrix[:, 2] += matrix[:, 0] * width
         matrix[:, 0] *= -1
     return matrix
+
+
+def _coloured(contents: Sequence[Content]) -> bool:
+    """Whether defects differ from their own background in colour, not in brightness alone, as most do.
+
+    What a network makes of colours that are not there would show; a gray content takes those of the photograph.
+    """
+    inside = [content.pixels[content.label] for content in contents]
+    brightness = [np.abs(pixels.mean(axis=1)).mean() for pixels in inside]
+    colour = [np.abs(pixels - pixels.mean(axis=1, keepdims=True)).max(axis=1).mean() for pixels in inside]
+    return bool(np.mean(colour) > _COLOUR * np.mean(brightness))
 
 
 def _continued(pixels: FloatArray, inside: BoolArray) -> FloatArray:

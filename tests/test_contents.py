@@ -183,6 +183,24 @@ def test_defects_without_masks_are_refused_with_what_to_do(tmp_path: Path) -> No
         read_defects(tmp_path / "defects")
 
 
+@pytest.mark.parametrize(("colour", "channels"), [((40, 40, 40), 1), ((60, 45, 40), 1), ((200, 90, 40), 3)])
+def test_defects_that_are_dark_alone_are_learnt_in_gray(
+    tmp_path: Path, colour: tuple[int, int, int], channels: int
+) -> None:
+    for name in ("normals", "defects/rust", "masks/rust"):
+        (tmp_path / name).mkdir(parents=True)
+    pixels = np.full((60, 60, 3), 160, np.uint8)
+    mask = cv2.circle(np.zeros((60, 60), np.uint8), (30, 30), 9, 255, -1)
+    (tmp_path / "normals/0.png").write_bytes(encode_png(pixels))
+    pixels[mask > 0] = colour
+    (tmp_path / "defects/rust/0.png").write_bytes(encode_png(pixels))
+    (tmp_path / "masks/rust/0.png").write_bytes(encode_png(mask))
+    read = read_catalog([Source(product="a", normals=tmp_path / "normals", defects=tmp_path / "defects")])
+    data = TrainingContents(read, 32, ("a",), ("normal", "rust"))
+    assert data.channels == channels
+    assert data.row(np.random.default_rng(0)).source.x.shape == (channels, 32, 32)
+
+
 def test_turn_keeps_the_middle() -> None:
     for mirrored in (False, True):
         matrix = turn(40, 20, 33.0, 1.5, mirrored=mirrored)
