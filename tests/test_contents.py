@@ -190,7 +190,8 @@ def test_defects_that_are_dark_alone_are_learnt_in_gray(
     for name in ("normals", "defects/rust", "masks/rust"):
         (tmp_path / name).mkdir(parents=True)
     pixels = np.full((60, 60, 3), 160, np.uint8)
-    mask = cv2.circle(np.zeros((60, 60), np.uint8), (30, 30), 9, 255, -1)
+    mask = np.zeros((60, 60), np.uint8)
+    cv2.circle(mask, (30, 30), 9, 255, -1)
     (tmp_path / "normals/0.png").write_bytes(encode_png(pixels))
     pixels[mask > 0] = colour
     (tmp_path / "defects/rust/0.png").write_bytes(encode_png(pixels))
