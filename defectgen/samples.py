@@ -129,8 +129,11 @@ class Samples(ABC, Generic[D, G]):
 
 
 def visible(photograph: Photograph, after: Pixels, mask: NDArray[np.bool_]) -> bool:
-    """Whether a defect can be seen: more than a speck, and half of it changed by some ten gray levels of 255."""
-    if mask.sum() < masks.SMALLEST:
+    """Whether a defect can be seen: more than a speck, and half of it changed by some ten gray levels of 255.
+
+    One that leaves nothing of the photograph cannot: against what should it be seen?
+    """
+    if mask.sum() < masks.SMALLEST or mask.all():
         return False
     change = np.abs(after[mask].astype(np.float32) - photograph.pixels[mask])
     strongest = change.max(axis=1) if change.ndim == 2 else change

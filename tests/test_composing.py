@@ -170,6 +170,13 @@ def test_what_cannot_be_seen_is_given_up(request_for: Make, folder: Path) -> Non
     assert samples.failed == [0, 1, 2]
 
 
+def test_a_defect_that_leaves_nothing_of_the_photograph_is_given_up(request_for: Make, folder: Path) -> None:
+    (folder / "tiny").mkdir(exist_ok=True)
+    (folder / "tiny/0.png").write_bytes(encode_png(np.full((5, 5), 140, np.uint8)))
+    samples = compose(request_for(2, Placement(scale=(4, 4)), categories=("disc",), normals="tiny"))
+    assert all(not sample.mask.all() for sample in samples)
+
+
 def test_unknown_category_is_named_with_those_there(request_for: Make) -> None:
     with pytest.raises(UsageError, match="--category rust: there are bar, disc"):
         compose(request_for(categories=("rust",)))
