@@ -144,7 +144,8 @@ def compare(photograph: Photograph, repaired: Pixels, *, threads: int = 1) -> Fl
     x, y = (np.atleast_3d(each)[..., : photograph.channels] for each in (photograph.pixels, repaired))
     if photograph.depth == 16:  # black and white where the photograph's own are
         x, y = (np.clip(each, low, high) - low for each in (x, y))
-    return np.asarray(1 - ssim_map(x, y, high - low, threads=threads), np.float32)
+    similar = ssim_map(x, y, high - low, threads=threads)
+    return np.subtract(1, similar, out=similar)
 
 
 def score_of(unlike: FloatArray) -> float:
@@ -166,9 +167,12 @@ def find(path: Path, photograph: Photograph, repaired: Pixels, threshold: float,
     mask = np.zeros(unlike.shape, np.bool_)
     if score > threshold:
         candidates = masks.clean(unlike > otsu(unlike))
-        _, labels = cv2.connectedComponents(candidates.astype(np.uint8), connectivity=8)
-        strong = np.unique(labels[unlike >= min(threshold, score)])
-        mask = np.isin(labels, strong[strong > 0])
+        count, labels = cv2.connectedComponents(candidates.astype(np.uint8), connectivity=8)
+        strong = np.zeros(count, np.bool_)
+        strong[labels[unlike >= threshold]] = True
+        strong[0] = False
+        # What is too small to be left by the cleaning was still enough for the verdict.
+        mask = strong[labels] if strong.any() else unlike > threshold
     return Finding(path, photograph, score, threshold, mask)
 
 

@@ -15,8 +15,9 @@ from defectgen.errors import WeightsError
 from defectgen.folders import NORMAL, Catalog
 from defectgen.images import Photograph, Pixels
 from defectgen.trainer import load_method
-from defectgen.windows import FloatArray, tone
+from defectgen.windows import FloatArray, mirrored, tone
 
+_STRIP = 256  # rows
 _OVERLAP = 4  # a tile shares a quarter of its side with the next one
 _BATCH = {"cpu": 4, "cuda": 64}
 
@@ -49,38 +50,39 @@ class NetworkRepair:
         """The photograph without its defects: its own size, colours and depth; alpha as it was."""
         low, high = tone(photograph)
         colours: NDArray[Any] = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
-        x = _seen(colours, self._scale, (low, high), self._channels)
-        change: NDArray[Any] = self._change(x).transpose(1, 2, 0)
-        shape = photograph.width, photograph.height
-        if change.shape[:2] != shape[::-1]:
-            change = np.asarray(cv2.resize(change, shape, interpolation=cv2.INTER_CUBIC)).reshape(*shape[::-1], -1)
-        if change.shape[2] != photograph.channels:
-            change = change.mean(axis=2, keepdims=True)
+        height, width, _ = colours.shape
+        change = self._change(_scaled(colours, self._scale), low, high)
+        if change.shape[:2] != (height, width):
+            change = np.asarray(cv2.resize(change, (width, height), interpolation=cv2.INTER_CUBIC))
+            change = change.reshape(height, width, -1)
         repaired = photograph.pixels.copy()
-        target = repaired[..., None] if repaired.ndim == 2 else repaired[..., : photograph.channels]
+        target = repaired.reshape(height, width, -1)[..., : photograph.channels]
         limit = np.iinfo(repaired.dtype).max
-        target[...] = np.clip(np.rint(colours + change * ((high - low) / 2)), 0, limit).astype(repaired.dtype)
+        for top in range(0, height, _STRIP):  # a whole image in floating point may be large
+            rows = slice(top, top + _STRIP)
+            added = change[rows] * ((high - low) / 2)
+            if added.shape[2] != photograph.channels:
+                added = added.mean(axis=2, keepdims=True)
+            target[rows] = np.clip(np.rint(colours[rows] + added), 0, limit)
         return repaired
 
-    def _change(self, x: FloatArray) -> FloatArray:
-        """What the network changes of an image [C, H, W]: overlapping tiles that fade into each other."""
-        size, (height, width) = self._size, x.shape[1:]
-        tops, lefts = (_starts(length, size) for length in (height, width))
-        beyond = max(tops[-1] + size - height, 0), max(lefts[-1] + size - width, 0)
-        padded = np.pad(x, ((0, 0), (0, beyond[0]), (0, beyond[1])), mode="symmetric")
-        fade = _fade(size)
-        total, weight = np.zeros_like(padded), np.zeros(padded.shape[1:], np.float32)
-        places = [(top, left) for top in tops for left in lefts]
+    def _change(self, image: NDArray[Any], low: float, high: float) -> FloatArray:
+        """What the network changes of an image [H, W, 1 or 3]: [H, W, C], from tiles that fade into each other."""
+        size, (height, width, _) = self._size, image.shape
+        fades_y, fades_x = _fades(height, size), _fades(width, size)
+        places = [(top, left) for top in fades_y for left in fades_x]
+        total = np.zeros((height, width, self._channels), np.float32)
         count = _BATCH[self._device.type]
         for start in range(0, len(places), count):
             batch = places[start : start + count]
-            tiles = np.stack([padded[:, top : top + size, left : left + size] for top, left in batch])
+            tiles = np.stack([_tile(image, at, size, (low, high), self._channels) for at in batch])
             given = torch.from_numpy(tiles).to(self._device, memory_format=torch.channels_last)
             made = self._method.repair(given).float().cpu().numpy() - tiles
-            for (top, left), change in zip(batch, made, strict=True):
-                total[:, top : top + size, left : left + size] += change * fade
-                weight[top : top + size, left : left + size] += fade
-        return (total / weight)[:, :height, :width]
+            for (top, left), change in zip(batch, made.transpose(0, 2, 3, 1), strict=True):
+                rows, columns = slice(max(-top, 0), height - top), slice(max(-left, 0), width - left)
+                into = total[max(top, 0) : top + size, max(left, 0) : left + size]
+                into += (change * fades_y[top][:, None, None] * fades_x[left][:, None])[rows, columns]
+        return total
 
 
 def hold_out(catalog: Catalog) -> tuple[Catalog, list[Path]]:
@@ -99,31 +101,39 @@ def keep_threshold(model: Path, threshold: float) -> None:
     checkpoint.save(model, tensors, {**saved, "threshold": threshold})
 
 
-def _seen(colours: NDArray[Any], scale: float, tones: tuple[float, float], channels: int) -> FloatArray:
-    """A photograph as the network sees it, [channels, H, W] in [-1, 1]."""
-    low, high = tones
+def _scaled(colours: NDArray[Any], scale: float) -> NDArray[Any]:
+    if scale == 1:
+        return colours
     height, width = (max(1, round(length * scale)) for length in colours.shape[:2])
-    pixels = colours.astype(np.float32)
-    if scale != 1:
-        pixels = np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-        pixels = pixels.reshape(height, width, -1)
-    pixels = np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1)
+    smaller = cv2.resize(colours.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(smaller).reshape(height, width, -1)
+
+
+def _tile(image: NDArray[Any], at: tuple[int, int], size: int, tones: tuple[float, float], channels: int) -> FloatArray:
+    """A window as the network sees it, [channels, size, size] in [-1, 1]; mirrored outside the image."""
+    (top, left), (low, high) = at, tones
+    rows, columns = mirrored(top, size, image.shape[0]), mirrored(left, size, image.shape[1])
+    tile = image[rows[:, None], columns].astype(np.float32)
+    tile = np.clip((tile - low) * (2 / (high - low)) - 1, -1, 1)
     if channels == 1:
-        pixels = pixels.mean(axis=2, keepdims=True)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (height, width, channels)).transpose(2, 0, 1))
+        tile = tile.mean(axis=2, keepdims=True)
+    return np.ascontiguousarray(np.broadcast_to(tile, (size, size, channels)).transpose(2, 0, 1))
 
 
-def _starts(length: int, size: int) -> list[int]:
-    """Where tiles begin, so that they overlap and the last one ends with the image, or holds all of it."""
-    if length <= size:
-        return [0]
-    count = 1 + -(-(length - size) // (size - size // _OVERLAP))
-    return [round(i * (length - size) / (count - 1)) for i in range(count)]
+def _fades(length: int, size: int) -> dict[int, FloatArray]:
+    """Where tiles begin along one side of an image, with the weight of each along it.
 
-
-def _fade(size: int) -> FloatArray:
-    """A tile's weight: 1 inside, falling to nearly 0 over the part that it shares. [size, size]."""
+    They overlap by a quarter of their side or more, and reach an eighth beyond the image: what is at a tile's border
+    was seen with its neighbourhood cut off. The weights of all tiles at a place add to 1.
+    """
+    margin = size // 8
+    whole = max(length + 2 * margin, size)
+    count = 1 + -(-(whole - size) // (size - size // _OVERLAP))
+    starts = [round(i * (whole - size) / max(count - 1, 1)) for i in range(count)]
     distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
     ramp = np.clip(distance / (size / _OVERLAP), 0, 1).astype(np.float32)
-    weight: FloatArray = np.outer(ramp, ramp)
-    return weight
+    total = np.zeros(whole, np.float32)
+    for start in starts:
+        total[start : start + size] += ramp
+    before = (whole - length) // 2
+    return {start - before: ramp / total[start : start + size] for start in starts}

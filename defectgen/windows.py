@@ -136,8 +136,8 @@ def cut(photograph: Photograph, window: Window, image_size: int, channels: int) 
     Outside the photograph it is mirrored. A gray photograph fills three channels alike; three channels become
     one by their mean.
     """
-    rows = _mirrored(window.y, window.side, photograph.height)
-    columns = _mirrored(window.x, window.side, photograph.width)
+    rows = mirrored(window.y, window.side, photograph.height)
+    columns = mirrored(window.x, window.side, photograph.width)
     pixels: FloatArray = photograph.pixels[rows[:, None], columns[None, :]].astype(np.float32)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
     if window.side != image_size:
@@ -199,7 +199,7 @@ def window_of(whole: NDArray[Any], at: tuple[int, int], size: tuple[int, int]) -
     return laid(whole, (-at[0], -at[1]), size)
 
 
-def _mirrored(start: int, count: int, length: int) -> NDArray[np.intp]:
+def mirrored(start: int, count: int, length: int) -> NDArray[np.intp]:
     """`count` indices from `start` on into an axis of `length`, mirrored at its ends without repeating them."""
     period = max(2 * (length - 1), 1)
     index = np.arange(start, start + count) % period

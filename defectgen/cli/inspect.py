@@ -91,7 +91,7 @@ def inspect(
 
     report = Report(out, resume=resume, overwrite=overwrite)
     totals = {"inspected": 0, "defective": 0, "errors": 0}
-    defective: list[dict[str, Any]] = []
+    noted: list[dict[str, Any]] = []
     began = time.monotonic()
     arrivals = _Arrivals(images, report.done, forever=watch)
     try:
@@ -106,7 +106,7 @@ def inspect(
                 if as_json:
                     console.result(row, "", kind="image")
                 elif row.get("defective") or "error" in row:
-                    defective.append(row)
+                    noted.append(row)
                 if not as_json:
                     done = totals["inspected"]
                     progress(done, max(done, len(arrivals)), f"{totals['defective']} defective", totals)
@@ -115,8 +115,8 @@ def inspect(
             report.write_table()
     seconds = time.monotonic() - began
     values = {"out": str(out), "model": maker, "threshold": limit, "kept": len(report.done) - totals["inspected"]}
-    lines = [_line(row) for row in defective[:_SHOWN]]
-    lines += [f"... and {len(defective) - _SHOWN} more, in {out}/report.csv"] if len(defective) > _SHOWN else []
+    lines = _table(noted)
+    lines += [f"... and {len(noted) - _SHOWN} more, in {out}/report.csv"] if len(noted) > _SHOWN else []
     lines += [
         f"{out}: {totals['inspected']} images inspected, {totals['defective']} defective, "
         f"{totals['errors']} unreadable, {totals['inspected'] / max(seconds, 1e-9):.1f} images/s"
@@ -127,12 +127,18 @@ def inspect(
     return ExitCode.SKIPPED if totals["errors"] else ExitCode.OK
 
 
-def _line(row: dict[str, Any]) -> str:
-    if "error" in row:
-        return f"unreadable  {row['image']}: {row['error']}"
-    return (
-        f"defective   {row['image']}: score {row['score']:.3f}, {len(row['boxes'])} defects, {sum(row['areas'])} pixels"
-    )
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each image with defects, or that cannot be read."""
+    if not rows:
+        return []
+    width = max(len("image"), *(len(row["image"]) for row in rows[:_SHOWN]))
+    lines = [f"{'image':{width}}   score   defects   pixels"]
+    for row in rows[:_SHOWN]:
+        if "error" in row:
+            lines.append(f"{row['image']:{width}}   unreadable: {row['error']}")
+        else:
+            lines.append(f"{row['image']:{width}}   {row['score']:.3f}   {len(row['boxes']):7}   {sum(row['areas']):6}")
+    return lines
 
 
 def _repair(

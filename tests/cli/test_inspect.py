@@ -44,7 +44,9 @@ def test_defects_are_found_and_the_line_is_stopped(line: Path, capsys: pytest.Ca
     assert main(["inspect", "line", "--reference", "golden"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[-1].startswith("report: 6 images inspected, 2 defective, 0 unreadable")
-    assert [text.split(":")[0] for text in told[:-1]] == ["defective   line/1.png", "defective   line/4.png"]
+    assert told[0].split() == ["image", "score", "defects", "pixels"]
+    assert [text.split()[0] for text in told[1:-1]] == ["line/1.png", "line/4.png"]
+    assert told[1].split()[2:] == ["1", str(records()[1]["areas"][0])]
     assert [row["defective"] for row in records()] == [False, True, False, False, True, False]
     x, y, width, height = records()[1]["boxes"][0]
     assert x < 34
@@ -72,7 +74,7 @@ def test_what_cannot_be_read_is_reported_and_the_rest_goes_on(line: Path, capsys
     assert main(["inspect", "line", "--reference", "golden"]) == 3
     assert [("error" in row) for row in records()] == [False, False, True, True, False, False]
     assert "truncated" in records()[2]["error"]
-    assert "unreadable  line/3.png: golden/3.png" in capsys.readouterr().out
+    assert "line/3.png   unreadable: golden/3.png" in capsys.readouterr().out
 
 
 def test_a_threshold_is_calibrated_on_flawless_images(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
