@@ -32,6 +32,7 @@ _STRIP = 64  # rows at a time: what is computed of them stays in a core's cache
 _BINS = 256
 UNCALIBRATED = 0.5
 """A threshold for golden images, where none was calibrated."""
+_TRIM = 0.25  # of the largest change in a defect: less is not of it
 _PIXELS = 20  # a score is what so many pixels exceed: a single one is noise
 
 
@@ -166,14 +167,25 @@ def find(path: Path, photograph: Photograph, repaired: Pixels, threshold: float,
     score = score_of(unlike)
     mask = np.zeros(unlike.shape, np.bool_)
     if score > threshold:
-        candidates = masks.clean(unlike > otsu(unlike))
-        count, labels = cv2.connectedComponents(candidates.astype(np.uint8), connectivity=8)
-        strong = np.zeros(count, np.bool_)
-        strong[labels[unlike >= threshold]] = True
-        strong[0] = False
-        # What is too small to be left by the cleaning was still enough for the verdict.
-        mask = strong[labels] if strong.any() else unlike > threshold
+        mask = _defects(unlike, photograph.pixels, repaired, threshold)
     return Finding(path, photograph, score, threshold, mask)
+
+
+def _defects(unlike: FloatArray, before: Pixels, after: Pixels, threshold: float) -> BoolArray:
+    """The mask of what Otsu separates in a score map, where it holds a place above `threshold`."""
+    count, labels = cv2.connectedComponents((unlike > otsu(unlike)).astype(np.uint8), connectivity=8)
+    strong = np.zeros(count, np.bool_)
+    strong[labels[unlike > threshold]] = True
+    strong[0] = False
+    mask: BoolArray = strong[labels]
+    # SSIM looks around each pixel: what it finds is trimmed to where the gray values themselves changed.
+    level = np.atleast_3d(cv2.absdiff(before, after)).max(axis=2)
+    pieces, levels = labels[mask].astype(np.int64), level[mask].astype(np.float32)
+    most = np.zeros(count, np.float32)
+    np.maximum.at(most, pieces, levels)
+    mask[mask] = levels > _TRIM * most[pieces]
+    mask = masks.clean(mask)
+    return mask if mask.any() else unlike > threshold
 
 
 def inspect(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -100,15 +100,17 @@ def scale_of(scales: Mapping[str, Mapping[str, float]], product: str, category: 
     return of_product.get(category, min(of_product.values(), default=1.0))
 
 
-def place(rng: np.random.Generator, height: int, width: int, side: int, box: Box | None = None) -> Window:
+def place(
+    rng: np.random.Generator, height: int, width: int, side: int, box: Box | None = None, *, beyond: int = 0
+) -> Window:
     """A window at a random place: inside the photograph as far as it goes, and around `box` if it fits.
 
     A box longer than the window is seen in a random piece. A photograph smaller than the window lies
-    somewhere inside it.
+    somewhere inside it. `beyond` are pixels by which a window may reach over the photograph's edges.
     """
 
     def corner(length: int, start: int, extent: int) -> int:
-        low, high = min(0, length - side), max(0, length - side)
+        low, high = min(0, length - side) - beyond, max(0, length - side) + beyond
         if box is not None:
             inside = sorted((start + extent - side, start))
             low, high = max(low, min(inside[0], high)), min(high, max(inside[1], low))
@@ -255,6 +257,9 @@ class TrainingWindows:
     defect in it, and a defect becomes another only if their scales agree.
     """
 
+    beyond: ClassVar[float] = 0.0
+    """Part of a window that may lie outside the photograph."""
+
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         self.image_size = image_size
         self.products = tuple(products)
@@ -307,7 +312,8 @@ class TrainingWindows:
         sample = samples[int(rng.integers(len(samples)))]
         boxes = self._boxes.get(sample.path, [])
         box = boxes[int(rng.integers(len(boxes)))] if boxes else None
-        window = place(rng, sample.height, sample.width, round(self.image_size / scale), box)
+        side = round(self.image_size / scale)
+        window = place(rng, sample.height, sample.width, side, box, beyond=round(self.beyond * side))
         x = cut(self._photographs.read(sample.path), window, self.image_size, self.channels)
         flips = rng.random(2) < 0.5
         x = x[:, :: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
@@ -319,6 +325,8 @@ class TrainingPairs(TrainingWindows):
 
     What is repaired need not be seen whole: the scale keeps thin defects thick enough to be seen at all.
     """
+
+    beyond = 0.25  # or edges, which are seen only by the windows that end there, would be strange to the network
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         super().__init__(catalog, image_size, products, domains)

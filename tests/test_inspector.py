@@ -88,10 +88,8 @@ def test_a_defect_is_found_where_it_is(depth: int, channels: int) -> None:
     finding = find(Path("a.png"), photograph, whole if depth == 8 else deep, 0.4)
     assert finding.defective
     rows, columns = np.nonzero(finding.mask)
-    assert rows.min() >= 36
-    assert rows.max() < 50
-    assert columns.min() >= 26
-    assert columns.max() < 94
+    found = rows.min(), rows.max(), columns.min(), columns.max()
+    assert found == pytest.approx((40, 45, 30, 89), abs=1)  # SSIM's window reaches 4 further on each side
     assert finding.mask[41:45, 32:88].mean() > 0.9
 
 

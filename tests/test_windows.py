@@ -10,6 +10,7 @@ from defectgen.images import Photograph, encode_png
 from defectgen.windows import (
     Box,
     Photographs,
+    TrainingPairs,
     TrainingWindows,
     Window,
     cut,
@@ -89,6 +90,13 @@ class TestPlace:
             window = place(rng(seed), 20, 100, 64)
             assert 20 - 64 <= window.y <= 0
             assert 0 <= window.x <= 36
+
+    def test_edges_may_lie_inside_a_window(self) -> None:
+        windows = [place(rng(seed), 100, 80, 64, beyond=8) for seed in range(300)]
+        assert (min(w.y for w in windows), max(w.y for w in windows)) == (-8, 44)
+        assert (min(w.x for w in windows), max(w.x for w in windows)) == (-8, 24)
+        around = [place(rng(seed), 100, 80, 64, Box(70, 0, 10, 10), beyond=8) for seed in range(300)]
+        assert all(w.y <= 0 and 16 <= w.x <= 24 for w in around)
 
     def test_corners_are_reached(self) -> None:
         windows = {(w.x, w.y) for w in (place(rng(seed), 66, 66, 64) for seed in range(200))}
@@ -253,6 +261,15 @@ class TestTrainingWindows:
         for seed in range(200):
             row = windows.row(rng(seed))
             assert (row.source.y, row.reference.y) not in {(1, 2), (2, 1)}
+
+    def test_pairs_are_a_normal_and_a_defect(self, catalog: Catalog) -> None:
+        as_one = [
+            s.model_copy(update={"category": NORMAL if s.category == NORMAL else "defect"}) for s in catalog.samples
+        ]
+        pairs = TrainingPairs(catalog.model_copy(update={"samples": tuple(as_one)}), 64, ["p"], [NORMAL, "defect"])
+        rows = [pairs.row(rng(seed)) for seed in range(40)]
+        assert {(row.source.y, row.reference.y) for row in rows} == {(0, 1)}
+        assert all(row.source.x.max() < 0 < row.reference.x.max() for row in rows)
 
     def test_a_row_depends_on_its_seed_alone(self, windows: TrainingWindows) -> None:
         first, again = windows.row(rng(4)), windows.row(rng(4))

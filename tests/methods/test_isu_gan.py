@@ -117,6 +117,7 @@ def test_ssim_is_scikit_images() -> None:
 def test_the_losses_by_hand() -> None:
     assert gan_g_loss(torch.zeros(2, 1, 3, 3), torch.full((2, 1, 3, 3), 0.5)).item() == pytest.approx(1.25)
     assert gan_d_loss(torch.full((4,), 0.5), torch.full((4,), 2.0)).item() == pytest.approx(0.25 + 4)
+    assert gan_d_loss(torch.ones(4), torch.zeros(4), torch.ones(4)).item() == pytest.approx(0.5)
     x = surfaces(2)
     assert difference_loss(x, x + 0.25, by_ssim=False).item() == pytest.approx(0.25)
     assert difference_loss(x, x, by_ssim=True).item() == pytest.approx(0, abs=1e-5)
@@ -170,6 +171,24 @@ def test_a_short_training_learns_to_keep_normals_and_to_mend(method: ISUGAN) -> 
     bar = test.x_ref == -1
     assert F.l1_loss(kept, test.x) < 0.2
     assert mended[bar].mean() > -0.85  # no longer black
+
+
+def test_a_change_leaves_alone_what_it_need_not_touch() -> None:
+    """What `compact` and `tiny` choose: from the first step on normals are kept, and defects are seen sooner."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        method = ISUGAN(CONFIG.model_copy(update={"residual": True, "crosswise": True, "lambda_cycle": 2.0}), TASK, CPU)
+    test = batch(7000, 8)
+    bar = test.x_ref == -1
+    with torch.no_grad():
+        assert F.l1_loss(method.repair(test.x), test.x) < 0.1
+    for step in range(90):
+        method.training_step(batch(step), step, generator(step))
+    with torch.no_grad():
+        change = method.repair(test.x_ref) - test.x_ref
+        assert F.l1_loss(method.repair(test.x), test.x) < 0.05
+    assert change[bar].mean() > 0.15
+    assert change[bar].mean() > 4 * change[~bar].abs().mean()
 
 
 def test_generating_is_manufacturing(method: ISUGAN) -> None:
