@@ -52,6 +52,8 @@ class NetworkRepair:
         colours: NDArray[Any] = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
         height, width, _ = colours.shape
         change = self._change(_scaled(colours, self._scale), low, high)
+        if change.shape[2] != photograph.channels:
+            change = change.mean(axis=2, keepdims=True)
         if change.shape[:2] != (height, width):
             change = np.asarray(cv2.resize(change, (width, height), interpolation=cv2.INTER_CUBIC))
             change = change.reshape(height, width, -1)
@@ -60,10 +62,7 @@ class NetworkRepair:
         limit = np.iinfo(repaired.dtype).max
         for top in range(0, height, _STRIP):  # a whole image in floating point may be large
             rows = slice(top, top + _STRIP)
-            added = change[rows] * ((high - low) / 2)
-            if added.shape[2] != photograph.channels:
-                added = added.mean(axis=2, keepdims=True)
-            target[rows] = np.clip(np.rint(colours[rows] + added), 0, limit)
+            target[rows] = np.clip(np.rint(colours[rows] + change[rows] * ((high - low) / 2)), 0, limit)
         return repaired
 
     def _change(self, image: NDArray[Any], low: float, high: float) -> FloatArray:

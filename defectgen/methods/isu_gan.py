@@ -20,6 +20,7 @@ the same, and there are no running statistics to differ when it is used.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -151,11 +152,13 @@ class Generator(nn.Module):
             SqueezeExcitation(4 * w),
         )
         self.filter3 = SqueezeExcitation(4 * w)
-        self.join3 = nn.Sequential(_conv(8 * w, 4 * w), nn.ReLU())
+        # Where no change is wanted most of the time, a ReLU before the last layer falls silent for good.
+        activation = partial(nn.LeakyReLU, 0.2) if config.residual else nn.ReLU
+        self.join3 = nn.Sequential(_conv(8 * w, 4 * w), activation())
         self.up3 = _up(4 * w, 2 * w)
         self.up2 = _up(2 * w, w)
         self.filter1 = SqueezeExcitation(w)
-        self.join1 = nn.Sequential(_conv(2 * w, w), nn.ReLU())
+        self.join1 = nn.Sequential(_conv(2 * w, w), activation())
         self.up1 = nn.ConvTranspose2d(w, channels, 4, stride=2, padding=1)
         self.residual = config.residual
         if self.residual:
