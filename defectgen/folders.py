@@ -1,5 +1,6 @@
 """Folders of photographs, in the layouts that people have, as records: which product, which category, which mask."""
 
+import csv
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -8,6 +9,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from defectgen import files
 from defectgen.errors import BadInputError, UsageError
 from defectgen.images import ImageError, is_photograph, read_mask, read_photograph
 
@@ -16,6 +18,7 @@ OnBad = Literal["skip", "fail"]
 OnFile = Callable[[int, int], None]
 
 _LAYOUTS = "expected photographs, or a folder of them for each category (README.md, train)"
+_LABELS = "labels.csv"
 _MASK_FOLDERS = ("masks", "ground_truth")
 
 
@@ -24,7 +27,10 @@ class _Record(BaseModel):
 
 
 class Sample(_Record):
-    """A photograph that was read once and found good. Sizes in pixels, `channels` 1 or 3, `depth` 8 or 16 bits."""
+    """A photograph that was read once and found good. Sizes in pixels, `channels` 1 or 3, `depth` 8 or 16 bits.
+
+    One that shows several categories is a sample of each; `also` are then the others, with their masks.
+    """
 
     path: Path
     mask: Path | None
@@ -34,6 +40,7 @@ class Sample(_Record):
     width: int
     channels: int
     depth: int
+    also: tuple[tuple[str, Path | None], ...] = ()
 
 
 class Skipped(_Record):
@@ -158,6 +165,28 @@ def read_defects(
     return catalog
 
 
+def unite(catalog: Catalog) -> Catalog:
+    """A catalog whose samples know what else their photographs show (`Sample.also`).
+
+    The same photograph is one that has the same name and the same bytes in several category folders, or several
+    categories in `labels.csv`. A name alone says nothing: many folders number their photographs alike.
+    """
+    by_name: dict[tuple[str, str], list[Sample]] = {}
+    for sample in catalog.samples:
+        if sample.category != NORMAL:
+            by_name.setdefault((sample.product, sample.path.name), []).append(sample)
+    also: dict[tuple[Path, str], tuple[tuple[str, Path | None], ...]] = {}
+    for alike in by_name.values():
+        if len({sample.category for sample in alike}) == 1:
+            continue
+        content = [files.sha256(sample.path) for sample in alike]
+        for sample, own in zip(alike, content, strict=True):
+            others = [o for o, its in zip(alike, content, strict=True) if its == own and o.category != sample.category]
+            also[sample.path, sample.category] = tuple((other.category, other.mask) for other in others)
+    samples = (s.model_copy(update={"also": also.get((s.path, s.category), ())}) for s in catalog.samples)
+    return catalog.model_copy(update={"samples": tuple(samples)})
+
+
 def require_masks(catalog: Catalog) -> None:
     """Check that every defect has a mask.
 
@@ -216,6 +245,8 @@ def _find_defects(source: Source, defects: Path, category: str | None) -> list[_
             if category not in folders:
                 raise UsageError(f"--category {category}: {defects} has {', '.join(folders)}")
             folders = {category: folders[category]}
+    if flat and (defects / _LABELS).is_file():
+        return _labelled(source, defects, flat, category)
     if NORMAL in folders:
         raise BadInputError(f"{folders[NORMAL]}: '{NORMAL}' is what photographs without a defect are called; rename it")
     found = []
@@ -230,6 +261,40 @@ def _find_defects(source: Source, defects: Path, category: str | None) -> list[_
     if source.masks is not None and not any(each.mask for each in found):
         raise _unmatched(source.masks, found[0].path)
     return found
+
+
+def _labelled(source: Source, defects: Path, pictures: Sequence[Path], wanted: str | None) -> list[_Found]:
+    """The photographs of a flat folder, each with the categories that `labels.csv` gives it."""
+    table = defects / _LABELS
+    try:
+        rows = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInputError(f"{table}: cannot be read as CSV in UTF-8: {error}") from error
+    labels: dict[str, list[str]] = {}
+    for number, row in enumerate(rows, start=1):
+        if not row or (number == 1 and row[0].strip().lower() == "file"):
+            continue
+        categories = [name.strip() for name in row[1].split(";")] if len(row) == 2 else []
+        if not categories or "" in categories or NORMAL in categories:
+            raise BadInputError(f"{table}: line {number}: write FILE,CATEGORY;CATEGORY, none of them '{NORMAL}'")
+        labels[row[0].strip()] = list(dict.fromkeys(categories))
+    by_name = {path.name: path for path in pictures}
+    for problem, names in (
+        ("is not in it", by_name.keys() - labels),
+        ("is not in the folder", labels.keys() - by_name),
+    ):
+        if names:
+            raise BadInputError(f"{table}: {sorted(names)[0]} {problem}{' (and others)' if len(names) > 1 else ''}")
+    known = sorted({category for categories in labels.values() for category in categories})
+    if wanted is not None and wanted not in known:
+        raise UsageError(f"--category {wanted}: {table} has {', '.join(known)}")
+    masks = {category: _mask_index(source, defects, defects / category) for category in known}
+    return [
+        _Found(path=path, mask=masks[category].get(path.stem), category=category, product=source.product)
+        for path in pictures
+        for category in labels[path.name]
+        if wanted in (None, category)
+    ]
 
 
 def _unmatched(masks: Path, picture: Path) -> BadInputError:

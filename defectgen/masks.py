@@ -46,6 +46,17 @@ def changed(before: FloatArray, after: FloatArray) -> BoolArray:
     return clean(unlike & (level > max(_VISIBLE, 0.2 * float(level.max()))))
 
 
+def mapped(before: FloatArray, after: FloatArray, m: FloatArray) -> BoolArray:
+    """The mask of a spatial distribution map: where it is strong, and what it laid on can be seen. [S, S].
+
+    Args:
+        before, after: [C, S, S] in [-1, 1].
+        m: [S, S] in [0, 1]; strong is half of its largest value.
+    """
+    level = np.abs(after - before).max(axis=0)
+    return clean((m > 0.5 * m.max()) & (level > max(_VISIBLE, 0.2 * float(level.max()))))
+
+
 def seen(before: FloatArray, after: FloatArray, label: BoolArray, unit: float, *, trusted: bool) -> BoolArray:
     """The part of a label, [H, W], where a blended content can be seen.
 

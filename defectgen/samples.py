@@ -142,13 +142,15 @@ def visible(photograph: Photograph, after: Pixels, mask: NDArray[np.bool_]) -> b
 
 
 def mixture(text: str) -> dict[str, float]:
-    """The categories of `crack`, or of the mixture `crack:0.3,hole:0.7`, with their weights, which add up to 1.
+    """The categories of `crack`, of the union `crack+hole`, 1 each, or of the mixture `crack:0.3,hole:0.7`.
+
+    The weights of a mixture add up to 1.
 
     Raises:
         UsageError: weights that are no numbers above 0.
     """
     if ":" not in text:
-        return {text: 1.0}
+        return dict.fromkeys(text.split("+"), 1.0)
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, _, weight = part.partition(":")
@@ -163,5 +165,5 @@ def mixture(text: str) -> dict[str, float]:
 
 
 def mixture_name(weights: Mapping[str, float]) -> str:
-    """What samples of a mixture are filed under: `crack0.3+hole0.7`."""
-    return next(iter(weights)) if len(weights) == 1 else "+".join(f"{name}{w:.3g}" for name, w in weights.items())
+    """What samples of a mixture are filed under: `crack0.3+hole0.7`; of a union: `crack+hole`."""
+    return "+".join(name if w == 1 else f"{name}{w:.3g}" for name, w in weights.items())

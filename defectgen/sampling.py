@@ -2,28 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from defectgen import masks
-from defectgen.composing import ComposeDraw, Composition, Placement
+from defectgen.composing import ComposeDraw, Composition, Placement, Region
 from defectgen.contents import extract, resize
 from defectgen.dataset import Synthesized
 from defectgen.device import resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
-from defectgen.methods.base import GenerateBatch, Method
+from defectgen.images import Photograph
+from defectgen.methods.base import GenerateBatch, Method, Restorer
 from defectgen.registry import Entry
 from defectgen.samples import Draw, Samples, Wanted, mixture, mixture_name, visible
 from defectgen.seeding import numpy_rng
 from defectgen.trainer import load_method
-from defectgen.windows import FloatArray, Window, cut, laid, place, put_back, scale_of
+from defectgen.windows import Box, FloatArray, Window, cut, laid, place, put_back, scale_of
 
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
-_RIM = 8  # pixels of the network's window
+_RIM, _FADE = 8, 4  # pixels of the network's window
 _BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
@@ -31,7 +34,8 @@ _BATCH_SIZE = {"cpu": 8, "cuda": 64}
 class SynthesisRequest:
     """What to make with which model. `placement` is for models that make contents; None takes its defaults.
 
-    A category may be a mixture, as `crack:0.3,hole:0.7`, where the method can mix.
+    A category may be a mixture, as `crack:0.3,hole:0.7`, or a union, as `crack+corrosion`, where the method can.
+    `regions` are for models that can be told where: each with a category, or all without, for those of the sample.
     """
 
     entry: Entry
@@ -39,6 +43,17 @@ class SynthesisRequest:
     device: str = "auto"
     batch_size: int | None = None
     placement: Placement | None = None
+    regions: tuple[tuple[str | None, Region], ...] = ()
+    restored: bool = False
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A window made by a network: [C, S, S]; its map [S, S] and its restored self, where there are such."""
+
+    x: FloatArray
+    m: FloatArray | None = None
+    restored: FloatArray | None = None
 
 
 class _Network:
@@ -53,22 +68,38 @@ class _Network:
             "model_sha256": request.entry.sha256,
             "method": request.entry.method,
         }
-        domains = self.method.task.domains
+        self._restored = request.restored
         self._weights = {}
         for text in request.wanted.categories:
-            weights = mixture(text)
-            for name in weights:
-                if name not in domains[1:]:
-                    raise UsageError(f"--category {name}: {request.entry.name} knows {', '.join(domains[1:])}")
-            if len(weights) > 1 and self.method.learns != "contents":
-                raise UsageError(f"--category {text}: {request.entry.method} cannot mix categories; dcdganc can")
-            self._weights[mixture_name(weights)] = torch.tensor([weights.get(name, 0.0) for name in domains[1:]])
+            weights = self.weights(text)
+            values = [weights.get(name, 0.0) for name in self.method.task.domains[1:]]
+            self._weights[mixture_name(weights)] = torch.tensor(values)
         self.categories = tuple(self._weights)
 
+    def weights(self, text: str) -> dict[str, float]:
+        """The categories that a text asks for, with their weights.
+
+        Raises:
+            UsageError: the model does not know one, or cannot have several at once.
+        """
+        known, learns = self.method.task.domains[1:], self.method.learns
+        weights = {text: 1.0} if text in known else mixture(text)
+        for name in weights:
+            if name not in known:
+                raise UsageError(f"--category {name}: {self.record['model']} knows {', '.join(known)}")
+        how, maker, needed = ("mix", "dcdganc", "contents") if ":" in text else ("unite", "defect-gan", "labels")
+        if len(weights) > 1 and learns != needed:
+            raise UsageError(f"--category {text}: {self.record['method']} cannot {how} categories; {maker} can")
+        return weights
+
     def generate(
-        self, categories: Sequence[str], keys: Sequence[tuple[int, ...]], x: FloatArray | None = None
-    ) -> list[FloatArray]:
-        """An image [C, S, S] for each category and key of a random generator, on windows x where the method needs them.
+        self,
+        categories: Sequence[str],
+        keys: Sequence[tuple[int, ...]],
+        x: FloatArray | None = None,
+        a: FloatArray | None = None,
+    ) -> list[_Made]:
+        """An image for each category and key of a random generator, on windows x and under control maps a, if any.
 
         Raises:
             OutOfMemoryError: naming the batch size to try next.
@@ -76,7 +107,7 @@ class _Network:
         # On the CPU one at a time: it is as fast, and a sample's last bits, on which the outline of its mask may
         # hang, do not depend on how many are computed beside it.
         size = self.batch_size if self.device.type == "cuda" else 1
-        images: list[FloatArray] = []
+        made: list[_Made] = []
         try:
             for start in range(0, len(keys), size):
                 part = slice(start, start + size)
@@ -85,76 +116,123 @@ class _Network:
                 windows = torch.empty(len(rngs), 0) if x is None else torch.from_numpy(x[part])
                 layout = torch.contiguous_format if x is None else torch.channels_last
                 windows = windows.to(self.device, memory_format=layout)
-                request = GenerateBatch(windows, mix.argmax(dim=1) + 1, rngs, mix)
-                images.extend(self.method.generate(request).x.float().cpu().numpy())
+                control = None if a is None else torch.from_numpy(a[part]).to(self.device)
+                generated = self.method.generate(GenerateBatch(windows, mix.argmax(dim=1) + 1, rngs, mix, control))
+                columns = [generated.x, generated.mask, self._restore(generated.x, rngs)]
+                arrays = [None if each is None else each.float().cpu().numpy() for each in columns]
+                for i in range(len(rngs)):
+                    image, m, restored = (None if each is None else each[i] for each in arrays)
+                    assert image is not None
+                    made.append(_Made(image, None if m is None else m[0], restored))
         except torch.OutOfMemoryError as error:
             smaller = max(1, self.batch_size // 2)
             raise OutOfMemoryError(
                 f"{self.device} ran out of memory with --batch-size {self.batch_size}; try --batch-size {smaller}"
             ) from error
-        return images
+        return made
+
+    def _restore(self, x: Tensor, rngs: Sequence[torch.Generator]) -> Tensor | None:
+        if not self._restored:
+            return None
+        assert isinstance(self.method, Restorer)
+        return self.method.restore(x, rngs)
 
 
 @dataclass(frozen=True)
 class _WindowDraw(Draw):
-    """A draw with the window of the photograph that is painted."""
+    """A draw with the window of the photograph that is painted, and the control map, if it was told where."""
 
     window: Window
     x: FloatArray
+    a: FloatArray | None
 
 
-class Painted(Samples[_WindowDraw, FloatArray]):
+class Painted(Samples[_WindowDraw, _Made]):
     """Samples of a method that paints a window of the photograph."""
 
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
         self._network = network
         self._method: Method = network.method
+        self._regions = request.regions
+        self._area = lru_cache(maxsize=64)(lambda i, path: request.regions[i][1].within(self._photographs.read(path)))
 
     def _draw(self, index: int, attempt: int) -> _WindowDraw:
         rng = numpy_rng(self._wanted.seed, index, attempt)
         drawn = self._draw_photograph(rng, index, attempt)
-        task, size = self._method.task, self._method.config.image_size
-        side = round(size / scale_of(task.scales, drawn.sample.product, drawn.category))
-        window = place(rng, drawn.photograph.height, drawn.photograph.width, side)
-        return _WindowDraw(**vars(drawn), window=window, x=cut(drawn.photograph, window, size, task.channels))
+        task, size, photograph = self._method.task, self._method.config.image_size, drawn.photograph
+        names = self._network.weights(drawn.category)
+        side = round(size / min(scale_of(task.scales, drawn.sample.product, name) for name in names))
+        areas = [(category, self._area(i, drawn.sample.path)) for i, (category, _) in enumerate(self._regions)]
+        box, rim = None, 0
+        if areas:
+            x, y, width, height = cv2.boundingRect(np.any([area for _, area in areas], axis=0).view(np.uint8))
+            if len(areas) > 1:  # all of them in one window, at a smaller scale than was learnt if need be
+                side = max(side, -(-max(width, height) * size // (size - 2 * (_RIM + _FADE))))
+            rim = -(-(_RIM + _FADE) * side // size)
+            box = Box(x - rim, y - rim, width + 2 * rim, height + 2 * rim)
+        window = place(rng, photograph.height, photograph.width, side, box, beyond=rim)
+        a = None
+        if areas:
+            a = np.zeros((len(task.domains) - 1, size, size), np.float32)
+            for category, area in areas:
+                here = cut(Photograph(area.view(np.uint8) * np.uint8(255)), window, size, 1)[0] > 0
+                for name in [category] if category else names:
+                    a[task.domains.index(name) - 1][here] = 1
+        return _WindowDraw(**vars(drawn), window=window, x=cut(photograph, window, size, task.channels), a=a)
 
-    def _generate(self, draws: Sequence[_WindowDraw]) -> list[FloatArray]:
+    def _generate(self, draws: Sequence[_WindowDraw]) -> list[_Made]:
         keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
-        return self._network.generate([draw.category for draw in draws], keys, np.stack([draw.x for draw in draws]))
+        maps = [draw.a for draw in draws if draw.a is not None]
+        x = np.stack([draw.x for draw in draws])
+        return self._network.generate([draw.category for draw in draws], keys, x, np.stack(maps) if maps else None)
 
-    def _finish(self, draw: _WindowDraw, generated: FloatArray) -> Synthesized | None:
+    def _finish(self, draw: _WindowDraw, generated: _Made) -> Synthesized | None:
         photograph, window = draw.photograph, draw.window
-        after = draw.x + (generated - draw.x) * _interior(generated.shape[1])
-        mask = native_mask(masks.changed(draw.x, after), window.side)
+        allowed = _interior(len(draw.x[0]))
+        if draw.a is not None:
+            where = draw.a.max(axis=0)
+            allowed = allowed * where * cv2.blur(where, (5, 5))
+        after = draw.x + (generated.x - draw.x) * allowed
+        if generated.m is None:
+            mask = masks.changed(draw.x, after)
+        else:
+            mask = masks.mapped(draw.x, after, generated.m * allowed)
+        mask = native_mask(mask, window.side)
         alpha = masks.feather(mask, _FEATHER * window.side / len(draw.x[0]))
         image = put_back(photograph, window, draw.x, after, alpha)
         mask = laid(mask, (window.x, window.y), (photograph.height, photograph.width))
         if not visible(photograph, image, mask):
             return None
+        restored = None
+        if generated.restored is not None:
+            mended = draw.x + (generated.restored - draw.x) * allowed
+            restored = put_back(photograph, window, draw.x, mended, alpha)
+        regions = [f"{category}={region.name}" if category else region.name for category, region in self._regions]
         record = {
             **self._record(draw),
             "window": vars(window),
             **self._network.record,
+            **({"regions": regions} if regions else {}),
             "seed": self._wanted.seed,
             "parameters": {"index": draw.index, "attempt": draw.attempt},
         }
-        return Synthesized(draw.index, draw.category, draw.sample.product, image, mask, record)
+        return Synthesized(draw.index, draw.category, draw.sample.product, image, mask, record, restored)
 
 
-class Composed(Composition[ComposeDraw, list[FloatArray]]):
+class Composed(Composition[ComposeDraw, list[_Made]]):
     """Samples of a method that makes contents, which are laid onto the photograph."""
 
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         wanted = replace(request.wanted, categories=network.categories)
         super().__init__(wanted, request.placement or Placement(), network.batch_size)
         self._network = network
-        self._mixtures = {mixture_name(mixture(text)): mixture(text) for text in request.wanted.categories}
+        self._mixtures = {mixture_name(w): w for w in map(network.weights, request.wanted.categories)}
 
     def _draw(self, index: int, attempt: int) -> ComposeDraw:
         return self._draw_defects(index, attempt)
 
-    def _generate(self, draws: Sequence[ComposeDraw]) -> list[list[FloatArray]]:
+    def _generate(self, draws: Sequence[ComposeDraw]) -> list[list[_Made]]:
         keys = [
             (draw.category, (self._wanted.seed, draw.index, draw.attempt, i))
             for draw in draws
@@ -163,10 +241,10 @@ class Composed(Composition[ComposeDraw, list[FloatArray]]):
         images = iter(self._network.generate([category for category, _ in keys], [key for _, key in keys]))
         return [[next(images) for _ in range(draw.count)] for draw in draws]
 
-    def _finish(self, draw: ComposeDraw, generated: list[FloatArray]) -> Synthesized | None:
+    def _finish(self, draw: ComposeDraw, generated: list[_Made]) -> Synthesized | None:
         weights = self._mixtures[draw.category]
         scale = sum(weight * self._scale(draw.sample.product, name) for name, weight in weights.items())
-        contents = [extract(image) for image in generated]
+        contents = [extract(made.x) for made in generated]
         contents = [resize(content, 1 / scale) for content in contents if content.support.any()]
         record: dict[str, Any] = dict(self._network.record)
         if len(weights) > 1:
@@ -188,13 +266,23 @@ def synthesize(request: SynthesisRequest) -> Painted | Composed:
         WeightsError: a model that cannot be read. OutOfMemoryError: while iterating.
     """
     network = _Network(request)
-    if network.method.learns == "contents":
+    method, model = network.method, f"{request.entry.name}: {request.entry.method}"
+    if request.restored and not isinstance(method, Restorer):
+        raise UsageError(f"{model} cannot restore what it painted (--restored); defect-gan can")
+    if method.learns == "contents":
+        if request.regions:
+            (category, region), *more = request.regions
+            if category is not None or more:
+                raise UsageError(f"{model} takes one --region, for all its categories; defect-gan takes more")
+            request = replace(request, placement=replace(request.placement or Placement(), region=region))
         return Composed(request, network)
     if request.placement is not None:
         raise UsageError(
-            f"{request.entry.name}: {request.entry.method} paints windows of photographs, it makes no contents; "
+            f"{model} paints windows of photographs, it makes no contents; "
             "use synthesize with it, or compose with a dcdganc model or a folder of defects"
         )
+    if request.regions and method.learns != "labels":
+        raise UsageError(f"{model} cannot be told where (--region); defect-gan and dcdganc can")
     return Painted(request, network)
 
 
@@ -206,7 +294,7 @@ def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
 
 
 def _interior(size: int) -> FloatArray:
-    """0 over a window's rim, where networks paint frames, then rising to 1 over four pixels. [size, size]."""
+    """0 over a window's rim, where networks paint frames, then rising to 1. [size, size]."""
     distance = np.minimum(np.arange(size), np.arange(size)[::-1])
-    ramp: FloatArray = np.clip((distance - _RIM) / 4, 0, 1).astype(np.float32)
+    ramp: FloatArray = np.clip((distance - _RIM) / _FADE, 0, 1).astype(np.float32)
     return np.outer(ramp, ramp)

@@ -24,12 +24,12 @@ from defectgen import __version__, checkpoint, files
 from defectgen.contents import TrainingContents
 from defectgen.device import resolve, torch_rng
 from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageError, WeightsError
-from defectgen.folders import NORMAL, Catalog, Source, require_masks
+from defectgen.folders import NORMAL, Catalog, Source, require_masks, unite
 from defectgen.images import encode_jpeg
 from defectgen.methods import MethodName, get
 from defectgen.methods.base import Batch, GenerateBatch, Learns, Method, MethodConfig, Task, flatten, unflatten
 from defectgen.seeding import numpy_rng
-from defectgen.windows import Row, TrainingPairs, TrainingWindows, stack
+from defectgen.windows import Row, TrainingLabels, TrainingPairs, TrainingWindows, stack
 
 TrainingData = TrainingWindows | TrainingContents
 
@@ -149,6 +149,9 @@ class Feeder:
         x, y, p = stack(row.source for row in rows)
         x_ref, y_ref, p_ref = stack(row.reference for row in rows)
         arrays = {"x": x, "y": y, "p": p, "x_ref": x_ref, "y_ref": y_ref, "p_ref": p_ref}
+        maps = [row.reference.a for row in rows if row.reference.a is not None]
+        if maps:
+            arrays["a_ref"] = np.stack(maps)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if self._device.type == "cuda":
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
@@ -159,7 +162,7 @@ class Feeder:
             layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
             return value.to(self._device, non_blocking=True, memory_format=layout)
 
-        return Batch(**{name: move(value) for name, value in vars(batch).items()})
+        return Batch(**{name: move(value) for name, value in vars(batch).items() if value is not None})
 
 
 def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _: None) -> Trained:
@@ -233,9 +236,12 @@ def training_data(name: MethodName, catalog: Catalog, image_size: int) -> Traini
         require_masks(catalog)
     if method.learns == "pairs" and len(catalog.categories) > 1:
         catalog = _as_one_category(catalog)
+    if method.learns == "labels":
+        catalog = unite(catalog)
     kinds: dict[Learns, type[TrainingData]] = {
         "domains": TrainingWindows,
         "pairs": TrainingPairs,
+        "labels": TrainingLabels,
         "contents": TrainingContents,
     }
     return kinds[method.learns](catalog, image_size, catalog.products, (NORMAL, *catalog.categories))

@@ -5,7 +5,7 @@ are equal unless the defects are larger than the window, then side = image_size 
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -21,8 +21,10 @@ from defectgen.images import Photograph, Pixels, read_mask, read_photograph
 FloatArray = NDArray[np.float32]
 
 _MARGIN = 1.15  # a window is this much larger than the defect that decides its scale
-_FIT = 0.9  # the part of a category's defects that fit into a window; the longest are seen in pieces
+_FIT = 0.9  # the part of a category's defects that fit into a window
 _THINNEST = 4  # pixels
+_GROWN = 0.2  # of the window's side, by which a box may exceed the defects in it, on each side
+_BRUSH = 5  # pixels of the window by which masks are widened: nobody paints them exactly
 _GAP = 7  # pieces of a mask nearer than this, in pixels, are one defect
 
 
@@ -64,18 +66,19 @@ def defect_pieces(mask: NDArray[np.bool_]) -> list[tuple[Box, NDArray[np.bool_]]
     return pieces
 
 
-def find_scale(samples: Sequence[Sample], boxes: Sequence[Sequence[Box]], image_size: int) -> float:
+def find_scale(samples: Sequence[Sample], boxes: Sequence[Sequence[Box]], image_size: int, fit: float = _FIT) -> float:
     """How far a category's photographs must be scaled down so that its defects fit into a window; 1 at most.
 
-    Without masks the defect may be anywhere, and the window spans the photograph. No window needs to be larger
-    than the photograph that it is taken from, so the longest defects of all are seen in pieces.
+    `fit` is the part of the defects that shall; the others are seen in pieces. Without masks the defect may be
+    anywhere, and the window spans the photograph. No window needs to be larger than the photograph that it is taken
+    from.
     """
     extents = []
     for sample, its_boxes in zip(samples, boxes, strict=True):
         longest = max(sample.width, sample.height)
         sides = [max(box.width, box.height) * _MARGIN for box in its_boxes] if sample.mask else [longest]
         extents += [min(side, longest) for side in sides]
-    needed = float(np.quantile(extents, _FIT))
+    needed = float(np.quantile(extents, fit))
     return min(1.0, image_size / needed)
 
 
@@ -211,8 +214,9 @@ def mirrored(start: int, count: int, length: int) -> NDArray[np.intp]:
 class Photographs:
     """Decoded photographs, kept in memory up to a limit, the last used longest. Safe to share among threads."""
 
-    def __init__(self, limit: int = 2 << 30) -> None:
+    def __init__(self, limit: int = 2 << 30, read: Callable[[Path], Photograph] = read_photograph) -> None:
         self._limit = limit
+        self._decode = read
         self._kept: OrderedDict[Path, Photograph] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
@@ -222,7 +226,7 @@ class Photographs:
             if path in self._kept:
                 self._kept.move_to_end(path)
                 return self._kept[path]
-        photograph = read_photograph(path)
+        photograph = self._decode(path)
         with self._lock:
             if path not in self._kept:
                 self._kept[path] = photograph
@@ -234,11 +238,15 @@ class Photographs:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One window of a training row: [channels, S, S] in [-1, 1], and the indices of its domain and product."""
+    """One window of a training row: [channels, S, S] in [-1, 1], and the indices of its domain and product.
+
+    `a`, [domains - 1, S, S], is 1 where a category is, or may be; of rows for methods that learn labels.
+    """
 
     x: FloatArray
     y: int
     p: int
+    a: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -259,6 +267,7 @@ class TrainingWindows:
 
     beyond: ClassVar[float] = 0.0
     """Part of a window that may lie outside the photograph."""
+    fit: ClassVar[float] = _FIT
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         self.image_size = image_size
@@ -270,11 +279,11 @@ class TrainingWindows:
         for sample in catalog.samples:
             self._samples[sample.product].setdefault(sample.category, []).append(sample)
         self._boxes = {
-            sample.path: defect_boxes(read_mask(sample.mask)) for sample in catalog.samples if sample.mask is not None
+            sample.mask: defect_boxes(read_mask(sample.mask)) for sample in catalog.samples if sample.mask is not None
         }
         self.scales = {
             product: {
-                category: find_scale(samples, [self._boxes.get(s.path, []) for s in samples], image_size)
+                category: find_scale(samples, [self._its_boxes(s) for s in samples], image_size, self.fit)
                 for category, samples in sorted(of_product.items())
                 if category != NORMAL
             }
@@ -307,25 +316,52 @@ class TrainingWindows:
             for _ in range(count)
         ]
 
+    def _its_boxes(self, sample: Sample) -> list[Box]:
+        return [] if sample.mask is None else self._boxes[sample.mask]
+
     def _draw(self, rng: np.random.Generator, product: str, category: str, scale: float) -> Drawn:
+        look = self._look(rng, product, category, scale)
+        x = look.at(self._photographs.read(look.sample.path), self.image_size, self.channels)
+        return Drawn(x, self.domains.index(category), self.products.index(product), self._map(rng, look))
+
+    def _map(self, _rng: np.random.Generator, _look: "_Look") -> FloatArray | None:
+        """`Drawn.a`."""
+        return None
+
+    def _look(self, rng: np.random.Generator, product: str, category: str, scale: float) -> "_Look":
         samples = self._samples[product][category]
         sample = samples[int(rng.integers(len(samples)))]
-        boxes = self._boxes.get(sample.path, [])
+        boxes = self._its_boxes(sample)
         box = boxes[int(rng.integers(len(boxes)))] if boxes else None
         side = round(self.image_size / scale)
         window = place(rng, sample.height, sample.width, side, box, beyond=round(self.beyond * side))
-        x = cut(self._photographs.read(sample.path), window, self.image_size, self.channels)
-        flips = rng.random(2) < 0.5
-        x = x[:, :: -1 if flips[0] else 1, :: -1 if flips[1] else 1]
-        return Drawn(np.ascontiguousarray(x), self.domains.index(category), self.products.index(product))
+        down, right = (rng.random(2) < 0.5).tolist()
+        return _Look(sample, window, down, right)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A window of a sample, and how it is flipped."""
+
+    sample: Sample
+    window: Window
+    down: bool
+    right: bool
+
+    def at(self, photograph: Photograph, image_size: int, channels: int) -> FloatArray:
+        """What of a photograph lies in the window, as `cut` tells it."""
+        x = cut(photograph, self.window, image_size, channels)
+        return np.ascontiguousarray(x[:, :: -1 if self.down else 1, :: -1 if self.right else 1])
 
 
 class TrainingPairs(TrainingWindows):
     """Draws a normal and a defective window at the same scale for each row; each category is as frequent as any.
 
-    What is repaired need not be seen whole: the scale keeps thin defects thick enough to be seen at all.
+    What is repaired need not be seen whole: half of the defects fit into their windows, and thin ones stay thick
+    enough to be seen at all.
     """
 
+    fit = 0.5
     beyond = 0.25  # or edges, which are seen only by the windows that end there, would be strange to the network
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
@@ -342,6 +378,42 @@ class TrainingPairs(TrainingWindows):
         category = str(rng.choice(list(self.scales[product])))
         scale = self.scales[product][category]
         return Row(self._draw(rng, product, NORMAL, scale), self._draw(rng, product, category, scale))
+
+
+class TrainingLabels(TrainingPairs):
+    """Pairs whose defective window comes with the map of all its categories, in one of three forms.
+
+    A category covers the window, or the box around its defects, or these themselves: so that whoever asks for a
+    defect later may say anywhere, in a box, or with a brush. Without a mask it is the window.
+    """
+
+    fit = _FIT
+    beyond = 0.0
+
+    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
+        super().__init__(catalog, image_size, products, domains)
+        self._masks = Photographs(read=lambda path: Photograph(read_mask(path).astype(np.uint8) * 255))
+
+    def _map(self, rng: np.random.Generator, look: _Look) -> FloatArray | None:
+        sample, size = look.sample, self.image_size
+        if sample.category == NORMAL:
+            return None
+        a = np.zeros((len(self.domains) - 1, size, size), np.float32)
+        form = rng.integers(3)
+        grown = rng.uniform(0, _GROWN, 4) * size
+        for category, mask in ((sample.category, sample.mask), *sample.also):
+            here = np.ones((size, size), np.bool_)
+            if mask is not None:
+                here = look.at(self._masks.read(mask), size, 1)[0] > -0.5
+            if form == 1 and here.any():
+                left, top, width, height = cv2.boundingRect(here.view(np.uint8))
+                before, after = np.array([top, left]) - grown[:2], np.array([top + height, left + width]) + grown[2:]
+                (top, left), (bottom, right) = np.maximum(before, 0).astype(int), np.ceil(after).astype(int)
+                here[top:bottom, left:right] = True
+            elif form == 2:
+                here = cv2.dilate(here.view(np.uint8), np.ones((_BRUSH, _BRUSH), np.uint8)) > 0
+            a[self.domains.index(category) - 1] = here.any() if form == 0 else here
+        return a
 
 
 def stack(windows: Iterable[Drawn]) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:

@@ -7,7 +7,16 @@ import pytest
 from PIL import Image
 
 from defectgen.errors import BadInputError, UsageError
-from defectgen.folders import NORMAL, Catalog, Source, parse_product, read_catalog, read_defects, read_normals
+from defectgen.folders import (
+    NORMAL,
+    Catalog,
+    Source,
+    parse_product,
+    read_catalog,
+    read_defects,
+    read_normals,
+    unite,
+)
 
 Put = Callable[..., Path]
 
@@ -285,3 +294,65 @@ def test_mvtec_defects_are_found_from_the_root(put: Put, tmp_path: Path) -> None
     catalog = read_defects(tmp_path)
     assert catalog.categories == ("dent",)
     assert catalog.samples[0].mask == tmp_path / "ground_truth/dent/000_mask.png"
+
+
+class TestSeveralCategoriesOnOnePhotograph:
+    def test_labels_csv(self, put: Put, tmp_path: Path) -> None:
+        for name in ("normals/a.png", "defects/1.png", "defects/2.png", "masks/crack/1.png", "masks/rust/1.png"):
+            put(name)
+        (tmp_path / "defects/labels.csv").write_text("file,categories\n1.png,crack; rust\n2.png,rust\n")
+        found = catalog(tmp_path)
+        assert described(found, tmp_path) == {
+            ("crack", "defects/1.png", "masks/crack/1.png"),
+            ("rust", "defects/1.png", "masks/rust/1.png"),
+            ("rust", "defects/2.png", None),
+        }
+        also = {(s.category, s.path.name): s.also for s in unite(found).samples if s.category != NORMAL}
+        assert also == {
+            ("crack", "1.png"): (("rust", tmp_path / "masks/rust/1.png"),),
+            ("rust", "1.png"): (("crack", tmp_path / "masks/crack/1.png"),),
+            ("rust", "2.png"): (),
+        }
+        assert described(catalog(tmp_path, category="crack"), tmp_path) == {
+            ("crack", "defects/1.png", "masks/crack/1.png")
+        }
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("1.png,crack\n", "labels.csv: 2.png is not in it"),
+            ("1.png,crack\n2.png,rust\n3.png,rust\n", "labels.csv: 3.png is not in the folder"),
+            ("1.png\n2.png,rust\n", "labels.csv: line 1: write FILE,CATEGORY;CATEGORY"),
+            ("1.png,crack;\n2.png,rust\n", "labels.csv: line 1: write"),
+            ("1.png,crack\n2.png,normal\n", "labels.csv: line 2: write .* none of them 'normal'"),
+            ("1.png,Stra\xdfe\n2.png,rust\n", "labels.csv: cannot be read as CSV in UTF-8"),
+        ],
+    )
+    def test_a_table_that_is_wrong(self, put: Put, tmp_path: Path, text: str, told: str) -> None:
+        for name in ("normals/a.png", "defects/1.png", "defects/2.png"):
+            put(name)
+        (tmp_path / "defects/labels.csv").write_bytes(text.encode("latin-1"))
+        with pytest.raises(BadInputError, match=told):
+            catalog(tmp_path)
+
+    def test_a_category_that_the_table_does_not_name(self, put: Put, tmp_path: Path) -> None:
+        for name in ("normals/a.png", "defects/1.png"):
+            put(name)
+        (tmp_path / "defects/labels.csv").write_text("1.png,crack\n")
+        with pytest.raises(UsageError, match=r"--category dent: .*labels.csv has crack"):
+            catalog(tmp_path, category="dent")
+
+    def test_the_same_file_in_two_folders_is_one_photograph_and_the_same_name_alone_is_not(
+        self, put: Put, tmp_path: Path
+    ) -> None:
+        for name, value in (("crack/1", 50), ("rust/1", 50), ("dent/1", 70), ("crack/2", 70)):
+            put(f"defects/{name}.png", value=value)
+        put("normals/a.png")
+        put("masks/rust/1.png")
+        also = {(s.category, s.path.name): s.also for s in unite(catalog(tmp_path)).samples if s.category != NORMAL}
+        assert also == {
+            ("crack", "1.png"): (("rust", tmp_path / "masks/rust/1.png"),),
+            ("rust", "1.png"): (("crack", None),),
+            ("dent", "1.png"): (),
+            ("crack", "2.png"): (),
+        }

@@ -12,7 +12,7 @@ KNOWS: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "images": {"errors"},
-    "folders": {"errors", "images"},
+    "folders": {"errors", "files", "images"},
     "windows": {"folders", "images"},
     "device": {"errors"},
     "seeding": set(),

@@ -3,7 +3,7 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from defectgen import masks
-from defectgen.masks import changed, clean, difference, feather, foreground, seen
+from defectgen.masks import changed, clean, difference, feather, foreground, mapped, seen
 from defectgen.windows import FloatArray
 
 
@@ -46,6 +46,18 @@ def test_changed_finds_what_was_painted(channels: int) -> None:
     found = changed(before, after.astype(np.float32))
     overlap = (found & painted).sum() / (found | painted).sum()
     assert overlap > 0.85
+
+
+def test_mapped_is_where_the_map_is_strong_and_something_shows() -> None:
+    before = np.zeros((1, 32, 32), np.float32)
+    after, m = before.copy(), np.zeros((32, 32), np.float32)
+    m[4:20, 4:20], m[22:30, 22:30] = 0.8, 0.3  # the second one is weak
+    after[0, 4:12, 4:20], after[0, 22:30, 22:30] = 0.5, 0.5  # of the first one half shows
+    expected = np.zeros((32, 32), np.bool_)
+    expected[4:12, 4:20] = True
+    np.testing.assert_array_equal(mapped(before, after, m), expected)
+    assert not mapped(before, before, m).any()
+    assert not mapped(before, after, 0 * m).any()
 
 
 def test_nothing_visible_gives_an_empty_mask() -> None:

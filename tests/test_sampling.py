@@ -10,17 +10,19 @@ import pytest
 import torch
 
 from defectgen import checkpoint, files, sampling
-from defectgen.composing import Placement
+from defectgen.composing import Placement, Region
 from defectgen.dataset import Synthesized
-from defectgen.errors import OutOfMemoryError, UsageError
+from defectgen.errors import BadInputError, OutOfMemoryError, UsageError
 from defectgen.folders import read_normals
 from defectgen.images import encode_png, read_photograph
 from defectgen.methods.base import GenerateBatch, Generated, Task, flatten
 from defectgen.methods.dcdganc import DCDGANc, DCDGANcConfig
+from defectgen.methods.defect_gan import DefectGAN, DefectGANConfig
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.registry import Entry
 from defectgen.samples import Wanted
 from defectgen.sampling import Painted, SynthesisRequest, synthesize
+from defectgen.windows import Box
 
 CONFIG = DTGANConfig(image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4)
 TASK = Task(
@@ -60,7 +62,8 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
 def request_for(entry: Entry) -> Callable[..., SynthesisRequest]:
     def make(num: int = 6, **changes: Any) -> SynthesisRequest:
         normals = read_normals(entry.trained_on["part"], product="part")
-        ours = {name: changes.pop(name) for name in ("batch_size", "placement") if name in changes}
+        own = ("batch_size", "placement", "regions", "restored")
+        ours = {name: changes.pop(name) for name in own if name in changes}
         wanted = replace(Wanted(("dent", "spot"), num, normals), **changes)
         return SynthesisRequest(entry, wanted, device="cpu", **ours)
 
@@ -320,3 +323,94 @@ def test_what_a_method_cannot_do_is_told(request_for: Callable[..., SynthesisReq
         synthesize(request_for(categories=("dent:0.5,spot:0.5",)))
     with pytest.raises(UsageError, match="m: dt-gan paints windows"):
         synthesize(request_for(placement=Placement()))
+    with pytest.raises(UsageError, match=r"dt-gan cannot unite categories; defect-gan can"):
+        synthesize(request_for(categories=("dent+spot",)))
+    with pytest.raises(UsageError, match=r"m: dt-gan cannot be told where \(--region\); defect-gan and dcdganc can"):
+        synthesize(request_for(regions=((None, Region(name="object")),)))
+    with pytest.raises(UsageError, match=r"m: dt-gan cannot restore .* defect-gan can"):
+        synthesize(request_for(restored=True))
+
+
+def test_a_region_is_where_contents_are_laid(contents_for: Callable[..., SynthesisRequest]) -> None:
+    box = Region(box=Box(0, 0, 40, 40), name="0,0,40,40")
+    for sample in synthesize(contents_for(6, regions=((None, box),), categories=("dent",))):
+        assert not sample.mask[40:].any()
+        assert not sample.mask[:, 40:].any()
+    with pytest.raises(UsageError, match="c: dcdganc takes one --region"):
+        synthesize(contents_for(regions=(("dent", box),)))
+
+
+# Models that are told where
+
+
+@pytest.fixture
+def told_for(
+    entry: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., SynthesisRequest]:
+    """Instead of a network: dents are dark, spots bright, where the control map wants them; restored they are gray."""
+    config = DefectGANConfig(image_size=64, width=8, max_width=8, blocks=1, control_channels=4)
+    torch.manual_seed(0)
+    method = DefectGAN(config, TASK, torch.device("cpu"))
+    path = entry.file.with_name("told.safetensors")
+    tensors = {k: v for name, network in method.averaged().items() for k, v in flatten(name, network).items()}
+    saved = {"method": "defect-gan", "config": config.model_dump(), "task": TASK.model_dump(mode="json")}
+    checkpoint.save(path, tensors, saved)
+    told = entry.model_copy(update={"name": "t", "method": "defect-gan", "file": path, "sha256": files.sha256(path)})
+
+    def generate(self: DefectGAN, request: GenerateBatch) -> Generated:
+        a = self._control(request)
+        if request.a is None:
+            a = a.clone()
+            a[..., :20], a[..., 44:] = 0, 0
+        m = a.amax(dim=1, keepdim=True)
+        return Generated(request.x * (1 - m) + m * (a[:, 1:] - a[:, :1]), m)
+
+    monkeypatch.setattr(DefectGAN, "generate", generate)
+    monkeypatch.setattr(DefectGAN, "restore", lambda _self, x, _rngs: torch.zeros_like(x))
+
+    def make(num: int = 6, **changes: Any) -> SynthesisRequest:
+        return replace(request_for(num, **changes), entry=told)
+
+    return make
+
+
+def test_regions_say_where_each_category_is_painted(told_for: Callable[..., SynthesisRequest]) -> None:
+    """On photographs of which the smallest is 24 high: a dent at the left, a spot at the right, in one window."""
+    regions = (("dent", Region(box=Box(2, 2, 16, 20), name="l")), ("spot", Region(box=Box(40, 4, 14, 16), name="r")))
+    samples = list(synthesize(told_for(8, regions=regions, categories=("dent+spot",))))
+    assert {sample.category for sample in samples} == {"dent+spot"}
+    for sample in samples:
+        source = read_photograph(Path(sample.record["source"])).pixels.astype(int)
+        change = sample.image.astype(int) - source
+        change = change.mean(axis=2) if change.ndim == 3 else change
+        assert change[6:18, 6:14].mean() < -1
+        assert change[8:16, 44:50].mean() > 1
+        assert sample.mask[8:16, 6:14].mean() > 0.9
+        assert sample.mask[8:16, 44:50].mean() > 0.9
+        assert sample.mask.sum() <= 1.3 * (16 * 20 + 14 * 16)
+        assert not sample.mask[:, 22:36].any()
+        assert sample.record["regions"] == ["dent=l", "spot=r"]
+
+
+def test_a_union_without_regions_and_a_single_category(told_for: Callable[..., SynthesisRequest]) -> None:
+    for sample in synthesize(told_for(4, categories=("dent", "dent+spot"))):
+        assert sample.category == ("dent", "dent+spot")[sample.index % 2]
+        assert "regions" not in sample.record
+
+
+def test_restored_is_the_photograph_with_the_defect_painted_over(told_for: Callable[..., SynthesisRequest]) -> None:
+    for sample in synthesize(told_for(6, restored=True, categories=("dent",))):
+        assert sample.restored is not None
+        source = read_photograph(Path(sample.record["source"])).pixels
+        far = ~(cv2.dilate(sample.mask.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0)
+        np.testing.assert_array_equal(sample.restored[far], source[far])
+        inside = cv2.erode(sample.mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        middle = (int(source.max()) + int(source.min())) / 2 if source.dtype == np.uint16 else 127.5
+        gray = sample.restored.mean(axis=2) if sample.restored.ndim == 3 else sample.restored
+        assert np.median(gray[inside]) == pytest.approx(middle, rel=0.02)
+
+
+def test_a_region_off_the_photographs_is_told(told_for: Callable[..., SynthesisRequest]) -> None:
+    region = Region(box=Box(500, 500, 9, 9), name="500,500,9,9")
+    with pytest.raises(BadInputError, match=r"--region 500,500,9,9: lies outside a normal of"):
+        list(synthesize(told_for(2, regions=((None, region),), categories=("dent",))))

@@ -10,6 +10,7 @@ from defectgen.images import Photograph, encode_png
 from defectgen.windows import (
     Box,
     Photographs,
+    TrainingLabels,
     TrainingPairs,
     TrainingWindows,
     Window,
@@ -270,6 +271,28 @@ class TestTrainingWindows:
         rows = [pairs.row(rng(seed)) for seed in range(40)]
         assert {(row.source.y, row.reference.y) for row in rows} == {(0, 1)}
         assert all(row.source.x.max() < 0 < row.reference.x.max() for row in rows)
+
+    def test_labels_come_with_maps_of_all_categories_in_three_forms(self, catalog: Catalog) -> None:
+        """On one photograph a crack, marked by a square of 10 pixels, and rust, without a mask."""
+        samples = [s.model_copy(update={"also": (("rust", None),)}) for s in catalog.samples if s.category == "crack"]
+        normals = [s for s in catalog.samples if s.category == NORMAL]
+        united = catalog.model_copy(update={"samples": (*normals, *samples)})
+        labels = TrainingLabels(united, 64, ["p"], [NORMAL, "crack", "rust"])
+        forms = set()
+        for seed in range(60):
+            row = labels.row(rng(seed))
+            assert row.source.a is None
+            crack, rust = row.reference.a if row.reference.a is not None else (None, None)
+            assert crack is not None
+            assert rust is not None
+            bright = row.reference.x[0] > 0.3
+            assert rust.all()
+            assert crack[bright].all()
+            rows, columns = np.nonzero(crack)
+            full = crack.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+            assert full
+            forms.add("window" if crack.all() else "brush" if crack.sum() == 14**2 else "box")
+        assert forms == {"window", "brush", "box"}
 
     def test_a_row_depends_on_its_seed_alone(self, windows: TrainingWindows) -> None:
         first, again = windows.row(rng(4)), windows.row(rng(4))

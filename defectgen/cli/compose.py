@@ -1,7 +1,6 @@
 """`defectgen compose`: defects from photographs or a model, blended onto normal photographs."""
 
 import math
-import re
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,7 @@ from defectgen.cli.options import option
 from defectgen.errors import BadInputError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from defectgen.composing import Placement, Region
+    from defectgen.composing import Placement
     from defectgen.samples import Samples
 
 EXAMPLES = """\b
@@ -167,7 +166,7 @@ def _placement(scale: str, rotation: str, per_image: str, region: str | None, bl
         scale=_range("--scale", scale, low=0.01),
         rotation=_range("--rotation", rotation),
         per_image=(round(counts[0]), round(counts[1])),
-        region=None if region is None else _region(region),
+        region=None if region is None else output.region(region),
         mode=blend.value,
     )
 
@@ -183,23 +182,3 @@ def _range(name: str, text: str, low: float = -math.inf) -> tuple[float, float]:
         least = f" of {low:g} or more" if low > -math.inf else ""
         raise UsageError(f"{name} {text}: give a number{least}, or a range LOW:HIGH")
     return values
-
-
-def _region(text: str) -> "Region":
-    from defectgen.composing import Region
-    from defectgen.images import read_mask
-    from defectgen.windows import Box
-
-    if text == "object":
-        return Region(name=text)
-    if re.fullmatch(r"\d+(,\d+){3}", text):
-        box = Box(*map(int, text.split(",")))
-        if box.width == 0 or box.height == 0:
-            raise UsageError(f"--region {text}: is empty; give x,y,width,height in pixels")
-        return Region(box=box, name=text)
-    if not Path(text).is_file():
-        raise UsageError(f"--region {text}: is no file; give x,y,width,height, a mask image, or 'object'")
-    mask = read_mask(Path(text))
-    if not mask.any():
-        raise BadInputError(f"--region {text}: marks nothing; write 255 where defects may lie")
-    return Region(mask=mask, name=text)

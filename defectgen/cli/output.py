@@ -1,14 +1,16 @@
 """What `synthesize` and `compose` share: the options of a dataset, and writing it."""
 
+import re
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from defectgen.cli.console import Console
 from defectgen.cli.options import Switches, option
-from defectgen.errors import ExitCode, UserError
+from defectgen.errors import BadInputError, ExitCode, UsageError, UserError
 
 if TYPE_CHECKING:
+    from defectgen.composing import Region
     from defectgen.dataset import Dataset, Synthesized
     from defectgen.folders import Catalog
     from defectgen.samples import Samples
@@ -95,3 +97,24 @@ def write(
         f"{failed} given up; look at {summary.sheet}",
     )
     return ExitCode.SKIPPED if skipped else ExitCode.OK
+
+
+def region(text: str) -> "Region":
+    """Where defects may lie: `x,y,width,height`, a mask image, or `object`."""
+    from defectgen.composing import Region
+    from defectgen.images import read_mask
+    from defectgen.windows import Box
+
+    if text == "object":
+        return Region(name=text)
+    if re.fullmatch(r"\d+(,\d+){3}", text):
+        box = Box(*map(int, text.split(",")))
+        if box.width == 0 or box.height == 0:
+            raise UsageError(f"--region {text}: is empty; give x,y,width,height in pixels")
+        return Region(box=box, name=text)
+    if not Path(text).is_file():
+        raise UsageError(f"--region {text}: is no file; give x,y,width,height, a mask image, or 'object'")
+    mask = read_mask(Path(text))
+    if not mask.any():
+        raise BadInputError(f"--region {text}: marks nothing; write 255 where defects may lie")
+    return Region(mask=mask, name=text)

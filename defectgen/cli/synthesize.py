@@ -12,13 +12,15 @@ from defectgen.cli.options import option
 from defectgen.errors import BadInputError, ExitCode, UsageError, WeightsError
 
 if TYPE_CHECKING:
+    from defectgen.composing import Region
     from defectgen.folders import Catalog
     from defectgen.registry import Entry
 
 EXAMPLES = """\b
 Examples:
   defectgen synthesize -n 5000 --category crack
-  defectgen synthesize -n 200 --normals photos/normal --format coco --out coco"""
+  defectgen synthesize -n 200 --normals photos/normal --format coco --out coco
+  defectgen synthesize -n 50 --region crack=40,0,200,120 --region corrosion=rust.png"""
 
 
 def synthesize(
@@ -30,9 +32,20 @@ def synthesize(
             "--category",
             "-c",
             metavar="NAME",
-            help="Repeat for several, made in turn; a:0.3,b:0.7 mixes  [default: all]",
+            help="Repeat for several, made in turn; a+b unites, a:0.3,b:0.7 mixes  [default: all]",
         ),
     ] = None,
+    region: Annotated[
+        list[str] | None,
+        option(
+            "--region",
+            metavar="WHERE",
+            help="x,y,width,height in pixels; a mask image; 'object'. CATEGORY=WHERE, repeated, for several at once.",
+        ),
+    ] = None,
+    restored: Annotated[
+        bool, option("--restored", help="Also write each image with its defects painted over again.")
+    ] = False,
     model: output.Model = None,
     weights: options.Weights = None,
     normals: Annotated[
@@ -71,7 +84,8 @@ def synthesize(
     from defectgen.samples import Wanted, mixture
 
     console = Console(as_json=as_json, quiet=quiet)
-    wanted = tuple(dict.fromkeys(category or []))
+    regions = tuple(_region(text) for text in region or [])
+    wanted = _wanted(category or [], [name for name, _ in regions])
     names = {name for text in wanted for name in mixture(text)}
     entry = registry.find(name=model, categories=names, files=registry.find_registry(weights))
     registry.verify(entry)
@@ -100,6 +114,8 @@ def synthesize(
             wanted=Wanted(categories, num, catalog, seed, workers, frozenset(target.done)),
             device=device,
             batch_size=batch_size,
+            regions=regions,
+            restored=restored,
         )
     )
     console.note(f"{len(samples)} samples of {', '.join(categories)} by {entry.name}, into {out}")
@@ -115,6 +131,24 @@ def synthesize(
             f"{entry.file}: none of {len(samples)} samples shows a change; train the model {entry.name} longer"
         ),
     )
+
+
+def _region(text: str) -> "tuple[str | None, Region]":
+    """`WHERE`, or `CATEGORY=WHERE`."""
+    category, equals, where = text.rpartition("=")
+    return (category if equals else None, output.region(where))
+
+
+def _wanted(categories: Sequence[str], named: Sequence[str | None]) -> tuple[str, ...]:
+    """The categories to make: those given, or all those that regions name, at once."""
+    names = list(dict.fromkeys(name for name in named if name is not None))
+    if not names:
+        if len(named) > 1:
+            raise UsageError("--region: with more than one, each needs its category, as --region crack=0,0,64,64")
+        return tuple(dict.fromkeys(categories))
+    if categories or None in named:
+        raise UsageError("--region CATEGORY=WHERE: name the category of each region, and leave out --category")
+    return ("+".join(names),)
 
 
 def _read_normals(entry: "Entry", given: Sequence[str], on_bad: options.OnBad) -> "Catalog":

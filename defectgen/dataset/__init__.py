@@ -28,12 +28,14 @@ from defectgen.images import Pixels, encode_jpeg, encode_png
 _MANIFEST = "manifest.jsonl"
 _RECORD = "dataset.json"
 _SHEET = "sheet.jpg"
+_FILES = ("image", "mask", "restored")  # the last one of some
 _SAME_RUN = (
     "model_sha256",
     "method",
     "seed",
     "contents",
     "placement",
+    "regions",
 )  # what resumed samples share with those already there
 
 
@@ -59,6 +61,8 @@ class Synthesized:
     mask: NDArray[np.bool_]
     """[H, W], never empty."""
     record: dict[str, Any]
+    restored: Pixels | None = None
+    """The image with its defects painted over again, if that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,9 @@ class Dataset:
         self._manifest = out / _MANIFEST
         self._rows = {row["index"]: row for row in self._read_manifest()}
         self.done = frozenset(
-            index for index, row in self._rows.items() if all((out / row[key]).is_file() for key in ("image", "mask"))
+            index
+            for index, row in self._rows.items()
+            if all((out / row[key]).is_file() for key in _FILES if key in row)
         )
 
     def write(
@@ -175,10 +181,15 @@ class Dataset:
         image, mask = self._paths(sample)
         files.write(self.out / image, encode_png(sample.image))
         files.write(self.out / mask, encode_png(sample.mask.astype(np.uint8) * 255))
+        restored = {}
+        if sample.restored is not None:
+            restored["restored"] = f"restored/{sample.index:06}.png"
+            files.write(self.out / restored["restored"], encode_png(sample.restored))
         return {
             "index": sample.index,
             "image": str(image),
             "mask": str(mask),
+            **restored,
             "category": sample.category,
             "product": sample.product,
             "boxes": boxes(sample.mask),
@@ -208,7 +219,7 @@ class Dataset:
     def _append(self, row: dict[str, Any]) -> None:
         with files.disk_errors(self._manifest), self._manifest.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._rows[row["index"]] = {key: row[key] for key in ("index", "image", "mask", *_SAME_RUN) if key in row}
+        self._rows[row["index"]] = {key: row[key] for key in ("index", *_FILES, *_SAME_RUN) if key in row}
 
     def _read_manifest(self) -> Iterator[dict[str, Any]]:
         """The rows, without a last one that was cut short."""
@@ -221,8 +232,8 @@ class Dataset:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 row = json.loads(line)
-                for key in ("image", "mask"):
-                    path = PurePosixPath(row[key])
+                for key in _FILES:
+                    path = PurePosixPath(row[key] if key != "restored" else row.get(key, ""))
                     if path.is_absolute() or ".." in path.parts:
                         raise ValueError(f"{path} leads out of the dataset")
                 int(row["index"])
@@ -281,7 +292,7 @@ class Dataset:
 
     def _clear(self) -> None:
         """Remove what an earlier run of ours wrote, and the folders that are empty then; nothing else."""
-        ours = [row[key] for row in self._rows.values() for key in ("image", "mask")]
+        ours = [row[key] for row in self._rows.values() for key in _FILES if key in row]
         ours += [_MANIFEST, _RECORD, _SHEET, coco.ANNOTATIONS, yolo.DATA]
         for path in [self.out / name for name in ours] + [
             *self.out.glob("labels/*/*.txt"),

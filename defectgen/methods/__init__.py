@@ -13,6 +13,7 @@ class MethodName(str, Enum):
     DT_GAN = "dt-gan"
     DCDGANC = "dcdganc"
     ISU_GAN = "isu-gan"
+    DEFECT_GAN = "defect-gan"
 
 
 def get(name: MethodName) -> "type[Method]":
@@ -30,3 +31,7 @@ def get(name: MethodName) -> "type[Method]":
             from defectgen.methods.isu_gan import ISUGAN
 
             return ISUGAN
+        case MethodName.DEFECT_GAN:
+            from defectgen.methods.defect_gan import DefectGAN
+
+            return DefectGAN

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -49,16 +49,18 @@ class Needs:
     defects: bool
 
 
-Learns = Literal["domains", "pairs", "contents"]
+Learns = Literal["domains", "pairs", "labels", "contents"]
 """What a method learns: windows of any domain, each with one of its target domain; a normal window and a defective
-one at the same scale, whatever the category; or defect contents on a pure background, which is also what it makes."""
+one at the same scale, whatever the category; the same with all the categories of the defective one, and where they
+are; or defect contents on a pure background, which is also what it makes."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Windows for one training step: sources, and references of the target domains; a row is at one scale.
 
-    Images are [B, C, H, W] in [-1, 1]; domains and products are indices into the task's, [B].
+    Images are [B, C, H, W] in [-1, 1]; domains and products are indices into the task's, [B]. `a_ref`,
+    [B, domains - 1, H, W], is 1 where a reference shows a category, or may show it; for methods that learn labels.
     """
 
     x: Tensor
@@ -67,19 +69,22 @@ class Batch:
     x_ref: Tensor
     y_ref: Tensor
     p_ref: Tensor
+    a_ref: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class GenerateBatch:
     """Normal windows x, [B, C, H, W] in [-1, 1], the domains wanted, [B], and a CPU generator for each row.
 
-    `mix`, [B, domains - 1], are the weights of the defect categories in place of `y`, where a method can mix them.
+    `mix`, [B, domains - 1], are the weights of the defect categories in place of `y`, where a method can mix or
+    unite them; `a`, [B, domains - 1, H, W], tells the same for each place, where a method can be told.
     """
 
     x: Tensor
     y: Tensor
     rngs: Sequence[torch.Generator]
     mix: Tensor | None = None
+    a: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,15 @@ class Method(Protocol):
         ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@runtime_checkable
+class Restorer(Protocol):
+    """A method that can paint over what it painted."""
+
+    def restore(self, x: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+        """Defective windows, [B, C, H, W] in [-1, 1], with their defects painted over; a CPU generator for each."""
+        ...
 
 
 def configure(method: type[Method], preset: str, settings: Mapping[str, str]) -> MethodConfig:

@@ -10,6 +10,7 @@ import pytest
 from defectgen import dataset, registry
 from defectgen.__main__ import main
 from defectgen.registry import Entry
+from defectgen.windows import Box
 
 
 def test_synthesize_takes_all_from_the_model(
@@ -91,6 +92,36 @@ def test_what_is_missing_is_said(
     assert "use --normals DIR" in line(code=4)
     model.file.write_bytes(b"other")
     assert "altered" in line(code=5)
+    assert synthesized.requests == []
+
+
+def test_regions_and_unions_are_passed_on(model: Entry, synthesized: SimpleNamespace) -> None:
+    assert main(["synthesize", "-n", "5", "--region", "crack=1,2,30,40", "--region", "blowhole=object"]) == 0
+    assert main(["synthesize", "-n", "5", "-c", "blowhole+crack", "--region", "5,5,9,9", "--restored"]) == 0
+    first, second = synthesized.requests
+    assert first.wanted.categories == ("crack+blowhole",)
+    assert [(name, region.name) for name, region in first.regions] == [("crack", "1,2,30,40"), ("blowhole", "object")]
+    assert (first.regions[0][1].box, first.restored) == (Box(1, 2, 30, 40), False)
+    assert second.wanted.categories == ("blowhole+crack",)
+    assert [name for name, _ in second.regions] == [None]
+    assert second.restored
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--region", "1,2,3,4", "--region", "5,6,7,8"], "each needs its category, as --region crack=0,0,64,64"),
+        (["--region", "crack=1,2,3,4", "-c", "crack"], "leave out --category"),
+        (["--region", "crack=1,2,3,4", "--region", "5,6,7,8"], "name the category of each region"),
+        (["--region", "crack=1,2,0,4"], "--region 1,2,0,4: is empty"),
+        (["--region", "nowhere.png"], "--region nowhere.png: is no file"),
+    ],
+)
+def test_regions_that_cannot_be_meant(
+    model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    assert main(["synthesize", "-n", "5", *arguments]) == 2
+    assert told in capsys.readouterr().err
     assert synthesized.requests == []
 
 

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ class TestPlain:
         pixels = read_photograph(tmp_path / "d/masks/crack/000000.png").pixels
         assert set(np.unique(pixels)) == {0, 255}
         assert pixels.ndim == 2
+
+    def test_restored_images_are_written_kept_and_cleared_with_the_others(self, tmp_path: Path) -> None:
+        whole = replace(sample(0), restored=np.full((60, 80, 3), 100, np.uint8))
+        fresh(tmp_path / "d").write([whole])
+        assert manifest(tmp_path / "d")[0]["restored"] == "restored/000000.png"
+        restored = tmp_path / "d/restored/000000.png"
+        np.testing.assert_array_equal(read_photograph(restored).pixels, whole.restored)
+        restored.unlink()
+        assert fresh(tmp_path / "d", resume=True).done == frozenset()
+        fresh(tmp_path / "d", overwrite=True).write([sample(0)])
+        assert not restored.parent.exists()
 
     def test_16_bits_stay(self, tmp_path: Path) -> None:
         one = sample(0)

@@ -1,0 +1,288 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from defectgen.methods import MethodName, get
+from defectgen.methods.base import Batch, GenerateBatch, Restorer, Task, configure
+from defectgen.methods.defect_gan import (
+    SPADE,
+    DefectGAN,
+    DefectGANConfig,
+    Discriminator,
+    Generator,
+    NoiseInjection,
+    adv_d_loss,
+    cls_loss,
+    compose,
+    rec_loss,
+    sd_con_loss,
+    sd_cyc_loss,
+    where_loss,
+)
+
+CPU = torch.device("cpu")
+CONFIG = DefectGANConfig(
+    image_size=32, width=8, max_width=64, blocks=1, control_channels=8, batch_size=4, steps=400, critic_steps=2,
+    lr=2e-3, masks=True, relative=True,
+)  # fmt: skip
+TASK = Task(domains=("normal", "crack", "rust"), products=("a",), channels=1, scales={"a": {"crack": 1.0, "rust": 1.0}})
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def silence(x: Tensor) -> Tensor:
+    return torch.zeros(len(x), 1, *x.shape[2:])
+
+
+def surfaces(count: int, seed: int = 0) -> Tensor:
+    coarse = torch.rand(count, 1, 6, 6, generator=generator(seed)) * 0.6 - 0.3
+    return F.interpolate(coarse, size=32, mode="bicubic").clamp(-1, 1)
+
+
+def batch(seed: int = 0, count: int = 4) -> Batch:
+    """Normals, and others with a black bar (crack) or a white square (rust), with boxes of where they are."""
+    n, d = surfaces(count, seed), surfaces(count, seed + 500)
+    a = torch.zeros(count, 2, 32, 32)
+    for i in range(count):
+        row = int(torch.randint(4, 20, (1,), generator=generator(seed + i)))
+        if i % 2:
+            d[i, :, row : row + 3, 4:28] = -1
+            a[i, 0, row - 2 : row + 5, 2:30] = 1
+        else:
+            d[i, :, row : row + 7, 12:19] = 1
+            a[i, 1, row - 2 : row + 9, 10:21] = 1
+    y = torch.tensor([2 - i % 2 for i in range(count)])
+    zeros = torch.zeros(count).long()
+    return Batch(n, zeros, zeros, d, y, zeros, a)
+
+
+@pytest.fixture
+def method() -> DefectGAN:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return DefectGAN(CONFIG, TASK, CPU)
+
+
+@pytest.fixture(scope="module")
+def trained() -> DefectGAN:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        method = DefectGAN(CONFIG, TASK, CPU)
+    for step in range(CONFIG.steps):
+        method.training_step(batch(step), step, generator(step))
+    return method
+
+
+# Parts
+
+
+def test_the_composition_is_exact_outside_the_map() -> None:
+    x, f, m = surfaces(2), surfaces(2, 9), torch.zeros(2, 1, 32, 32)
+    m[..., 8:16, 8:16], m[..., 20:24, 20:24] = 1, 0.25
+    made = compose(x, f, m)
+    outside = m == 0
+    assert torch.equal(made[outside], x[outside])
+    torch.testing.assert_close(made[..., 8:16, 8:16], f[..., 8:16, 8:16])
+    torch.testing.assert_close(made[..., 20:24, 20:24], (0.75 * x + 0.25 * f)[..., 20:24, 20:24])
+
+
+def test_noise_is_as_strong_as_its_scalar() -> None:
+    layer = NoiseInjection()
+    x, drawn = torch.rand(2, 3, 4, 4), torch.randn(2, 1, 4, 4)
+    torch.testing.assert_close(layer(x, lambda _: drawn), x + 0.1 * drawn)
+    torch.nn.init.zeros_(layer.strength)
+    assert torch.equal(layer(x, lambda _: drawn), x)
+
+
+def test_spade_scales_and_shifts_where_the_map_says() -> None:
+    torch.manual_seed(0)
+    layer, x = SPADE(4, 2, 8), torch.randn(1, 4, 16, 16) * 3 + 1
+    a = torch.zeros(1, 2, 16, 16)
+    plain, a[:, 0, :, 8:] = layer(x, a), 1
+    told = layer(x, a)
+    assert torch.equal(plain[..., :6], told[..., :6])  # two convolutions of 3 x 3 reach two pixels
+    assert (plain[..., 8:] - told[..., 8:]).abs().mean() > 0.01
+    gamma, beta = layer.gamma_beta(F.relu(layer.shared(a))).chunk(2, dim=1)
+    normalized = (x - x.mean((2, 3), keepdim=True)) / x.var((2, 3), keepdim=True, unbiased=False).add(1e-5).sqrt()
+    torch.testing.assert_close(told, normalized * (1 + gamma) + beta, rtol=1e-4, atol=1e-4)
+
+
+def test_the_generator_is_figure_2() -> None:
+    config = configure(DefectGAN, "paper", {})
+    assert isinstance(config, DefectGANConfig)
+    network = Generator(config, 3, 5)
+    strides = math.prod(m.stride[0] for m in network.encoder.modules() if isinstance(m, torch.nn.Conv2d))
+    assert strides == 4
+    blocks = [*network.encoder, *network.decoder]
+    assert all(isinstance(block.noise, NoiseInjection) for block in blocks)
+    assert all(isinstance(block.norm, SPADE) for block in network.decoder)
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        f, m = network(x, torch.ones(1, 5, 64, 64), silence)
+    assert (f.shape, m.shape) == ((1, 3, 64, 64), (1, 1, 64, 64))
+    assert f.abs().max() <= 1
+    assert 0 <= m.min() <= m.max() <= 1
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_the_discriminator_judges_and_tells_categories(size: int) -> None:
+    config = CONFIG.model_copy(update={"image_size": size})
+    src, cls = Discriminator(config, 3, 5)(torch.rand(2, 3, size, size))
+    assert (src.shape, cls.shape) == ((2,), (2, 5))
+
+
+# Losses, by hand
+
+
+def test_the_losses_by_hand() -> None:
+    assert adv_d_loss(torch.tensor([3.0, 1.0]), torch.tensor([0.5, 0.5])).item() == pytest.approx(-1.5)
+    logits, c = torch.tensor([[0.0, math.log(3)], [-math.log(3), 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    # -log of 1/2, 3/4, 1/4 and 1/2, over two images
+    assert cls_loss(logits, c).item() == pytest.approx(-math.log(1 / 2 * 3 / 4 * 1 / 4 * 1 / 2) / 2)
+    assert rec_loss(torch.zeros(1, 1, 2, 2), torch.tensor([[[[0.0, 0.2], [0.4, -0.2]]]])).item() == pytest.approx(0.2)
+    m, back = torch.full((1, 1, 2, 2), 0.5), torch.tensor([[[[0.5, 0.1], [0.5, 0.5]]]])
+    assert sd_cyc_loss(m, back).item() == pytest.approx(0.1)
+    assert sd_con_loss(m, back).item() == pytest.approx(0.5 + 0.4)
+    a = torch.zeros(1, 2, 2, 2)
+    a[0, 1, 0] = 1
+    assert where_loss(m, a).item() == pytest.approx(0.25)
+
+
+def test_the_generators_loss_is_the_weighted_sum(method: DefectGAN, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equation 12: a change of a weight changes the gradient by just that term's."""
+
+    def gradient(**weights: float) -> Tensor:
+        method.config = CONFIG.model_copy(update={"critic_steps": 1, **weights})
+        kept: list[Tensor] = []
+        monkeypatch.setattr(method.optimizers["D"], "step", lambda: None)
+        monkeypatch.setattr(
+            method.optimizers["G"],
+            "step",
+            lambda: kept.append(method.G.head.weight.grad.clone()),  # type: ignore[union-attr]
+        )
+        method.training_step(batch(), 0, generator())
+        return kept[0]
+
+    nothing = dict.fromkeys(["lambda_cls_f", "lambda_rec", "lambda_sd_cyc", "lambda_sd_con", "lambda_where"], 0.0)
+    only_adv = gradient(**nothing)
+    for name in nothing:
+        one, five = (gradient(**{**nothing, name: weight}) - only_adv for weight in (1.0, 5.0))
+        assert one.abs().max() > 1e-7, name
+        torch.testing.assert_close(five, 5 * one, rtol=1e-3, atol=1e-6)
+
+
+# The method
+
+
+def test_the_generator_learns_at_every_fifth_step(method: DefectGAN) -> None:
+    method.config = CONFIG.model_copy(update={"critic_steps": 5})
+    for step in range(10):
+        before = [p.clone() for p in method.G.parameters()]
+        losses = method.training_step(batch(step), step, generator(step))
+        moved = any(not torch.equal(a, b) for a, b in zip(before, method.G.parameters(), strict=True))
+        assert moved == ("rec" in losses) == (step % 5 == 4)
+
+
+def test_the_learning_rate_falls_in_a_line(method: DefectGAN) -> None:
+    config = configure(DefectGAN, "paper", {})
+    method.config = config  # type: ignore[assignment]
+    assert [method.lr(step) for step in (0, 250_000, 500_000)] == pytest.approx([2e-4, 1.005e-4, 1e-6])
+
+
+def test_a_step_updates_and_resumes_exactly(method: DefectGAN) -> None:
+    for step in range(2):
+        method.training_step(batch(step), step, generator(step))
+    fresh = DefectGAN(CONFIG, TASK, CPU)
+    fresh.load_state({key: value.clone() for key, value in method.state().items()})
+    for each in (method, fresh):
+        for step in (2, 3):
+            each.training_step(batch(step), step, generator(step))
+    for key, value in method.state().items():
+        assert torch.equal(value, fresh.state()[key]), key
+
+
+def test_without_masks_the_map_is_the_label_everywhere(method: DefectGAN, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 3.1: with image-level labels alone A is constant."""
+    method.config = CONFIG.model_copy(update={"masks": False, "critic_steps": 1})
+    seen: list[Tensor] = []
+    forward = Generator.forward
+
+    def spy(self: Generator, x: Tensor, a: Tensor, noise: object) -> tuple[Tensor, Tensor]:
+        seen.append(a)
+        return forward(self, x, a, noise)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Generator, "forward", spy)
+    losses = method.training_step(batch(), 0, generator())
+    assert "where" not in losses
+    assert all(torch.equal(a, a[..., :1, :1].expand_as(a)) for a in seen)
+    assert {tuple(row[:, 0, 0].tolist()) for row in seen[0]} == {(1, 0), (0, 1), (0, 0)}
+
+
+def test_noise_scalars_learn(trained: DefectGAN) -> None:
+    scalars = [module.strength for module in trained.G.modules() if isinstance(module, NoiseInjection)]
+    assert len(scalars) == 4 + 3
+    assert all(abs(scalar.item() - 0.1) > 1e-3 for scalar in scalars)
+
+
+def test_control_says_where_and_what(trained: DefectGAN) -> None:
+    """Figure 6. Where A is 0 the mean change stays below 4 of 255 gray levels, after 400 steps."""
+    x, a = surfaces(6, 7000), torch.zeros(6, 2, 32, 32)
+    a[:3, 0, 14:21, 2:30] = 1
+    a[3:, 1, 10:21, 10:21] = 1
+    inside = a.amax(dim=1, keepdim=True) > 0
+    made = trained.generate(GenerateBatch(x, torch.ones(6).long(), [generator(i) for i in range(6)], a=a))
+    change = made.x - x
+    assert change[~inside].abs().mean() < 4 * 2 / 255
+    dark, bright = change[:3][inside[:3]], change[3:][inside[3:]]
+    assert dark.mean() < -0.05
+    assert bright.mean() > 0.05
+    assert made.mask is not None
+    assert made.mask[inside].mean() > 4 * made.mask[~inside].mean()
+
+
+def test_restoring_takes_defects_off(trained: DefectGAN) -> None:
+    assert isinstance(trained, Restorer)
+    test = batch(7000, 8)
+    assert test.a_ref is not None
+    restored = trained.restore(test.x_ref, [generator(i) for i in range(8)])
+    inside = test.a_ref.amax(dim=1, keepdim=True) > 0
+    strange = test.x_ref.abs() == 1
+    assert restored[strange].abs().mean() < 0.8
+    assert (restored - test.x_ref)[~inside].abs().mean() < 2 * 2 / 255
+
+
+def test_noise_makes_different_defects_of_one_normal_and_a_seed_the_same(trained: DefectGAN) -> None:
+    x = surfaces(1).expand(2, -1, -1, -1)
+    request = GenerateBatch(x, torch.ones(2).long(), [generator(0), generator(1)])
+    first, second = trained.generate(request).x
+    assert not torch.equal(first, second)
+    again = trained.generate(GenerateBatch(x[:1], torch.ones(1).long(), [generator(1)])).x[0]
+    torch.testing.assert_close(again, second, rtol=0, atol=1e-5)
+
+
+def test_categories_can_be_united(method: DefectGAN) -> None:
+    x, rngs = surfaces(1), [generator()]
+    both = method.generate(GenerateBatch(x, torch.ones(1).long(), rngs, mix=torch.ones(1, 2))).x
+    told = GenerateBatch(x, torch.ones(1).long(), [generator()], a=torch.ones(1, 2, 32, 32))
+    torch.testing.assert_close(both, method.generate(told).x)
+
+
+@pytest.mark.parametrize("preset", ["paper", "compact", "tiny"])
+def test_presets_build(preset: str) -> None:
+    config = configure(get(MethodName.DEFECT_GAN), preset, {})
+    assert isinstance(config, DefectGANConfig)
+    if preset == "paper":
+        given = [
+            config.lambda_cls_r,
+            config.lambda_cls_f,
+            config.lambda_rec,
+            config.lambda_sd_cyc,
+            config.lambda_sd_con,
+        ]
+        assert given == [2, 5, 5, 5, 1]
+        assert (config.image_size, config.batch_size, config.critic_steps, config.masks) == (128, 4, 5, False)
