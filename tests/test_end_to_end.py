@@ -201,6 +201,63 @@ class TestCompose:
             assert not mask[:, 90:].any()
 
 
+class TestInspect:
+    def test_an_isu_gan_model_from_training_to_a_report(self, tmp_path: Path) -> None:
+        settings = [part for setting in ("image_size=32", "blocks=1", "batch_size=2") for part in ("--set", setting)]
+        done = run(
+            "train", "--method", "isu-gan", "--preset", "tiny", SAMPLES / "steel/normals", SAMPLES / "steel/defects",
+            "--name", "i", "--steps", "20", "--device", "cpu", *settings, cwd=tmp_path,
+        )  # fmt: skip
+        assert "calibrated on" in done.stderr
+        done = run("inspect", SAMPLES / "steel/defects/spot", "--model", "i", "--json", cwd=tmp_path)
+        *images, summary = map(json.loads, done.stdout.splitlines())
+        images = [each for each in images if each["message_type"] == "image"]
+        assert len(images) == summary["inspected"] == len(list((SAMPLES / "steel/defects/spot").iterdir()))
+        assert all(0 <= each["score"] <= 2 and each["threshold"] == images[0]["threshold"] for each in images)
+        assert len((tmp_path / "report/report.csv").read_text().splitlines()) == len(images) + 1
+        run("inspect", SAMPLES / "steel/normals", "--model", "i", "--threshold", "0", "--fail-on-defect", "--out", "b",
+            cwd=tmp_path, code=9)  # fmt: skip
+        run("synthesize", "--model", "i", "-n", "1", "--dry-run", cwd=tmp_path)
+
+
+class TestDefectGAN:
+    def test_from_labels_to_regions_and_restored_normals(self, tmp_path: Path) -> None:
+        """Photographs with one category and with two, a few of them with masks."""
+        rng = np.random.default_rng(0)
+        for i in range(9):
+            pixels = rng.integers(100, 120, (80, 96), np.uint8)
+            path = tmp_path / (f"normals/{i}.png" if i < 3 else f"defects/{i}.png")
+            mask = np.zeros(pixels.shape, np.uint8)
+            if i >= 3:
+                mask[30 : 36 + i, 20:60] = 255
+                pixels[mask > 0] = 10
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(encode_png(pixels))
+            if i >= 6:
+                (tmp_path / "masks").mkdir(exist_ok=True)
+                (tmp_path / f"masks/{i}.png").write_bytes(encode_png(mask))
+        labels = "".join(f"{i}.png,{('crack', 'rust', 'crack;rust')[i % 3]}\n" for i in range(3, 9))
+        (tmp_path / "defects/labels.csv").write_text(labels)
+        small = ("width=8", "max_width=16", "blocks=1", "batch_size=2", "critic_steps=2", "lr=2e-3")
+        settings = [part for setting in small for part in ("--set", setting)]
+        done = run(
+            "train", "--method", "defect-gan", "--preset", "tiny", "normals", "defects", "--name", "d",
+            "--steps", "200", "--device", "cpu", *settings, cwd=tmp_path,
+        )  # fmt: skip
+        assert "knows crack, rust" in done.stdout
+        made = ["synthesize", "--model", "d", "-n", "3", "--device", "cpu"]
+        run(*made, "--region", "crack=10,10,24,24", "--region", "rust=50,40,30,30", "--restored", cwd=tmp_path)
+        rows = manifest(tmp_path / "dataset")
+        assert {row["category"] for row in rows} == {"crack+rust"}
+        for row in rows:
+            mask = read_mask(tmp_path / "dataset" / str(row["mask"]))
+            allowed = np.zeros_like(mask)
+            allowed[8:36, 8:36], allowed[38:72, 48:82] = True, True
+            assert not mask[~allowed].any()
+            assert (tmp_path / "dataset" / str(row["restored"])).is_file()
+        run(*made, "-c", "crack+rust", "-c", "rust", "--out", "more", cwd=tmp_path)
+
+
 @pytest.mark.data
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real photographs are not here")
 class TestRealPhotographs:
@@ -222,3 +279,24 @@ class TestRealPhotographs:
             "compose", DATA / "road-crack/defects", DATA / "magnetic-tile/normals", "-n", "12", "--json", cwd=tmp_path
         )
         assert json.loads(done.stdout.splitlines()[-1])["written"] >= 10
+
+    def test_roads_are_inspected(self, tmp_path: Path) -> None:
+        """Three steps teach nothing; but all is read, repaired, compared and reported, at any size."""
+        roads = DATA / "road-crack"
+        train = ["train", "--method", "isu-gan", "--preset", "tiny", roads / "normals", roads / "defects"]
+        run(*train, "--name", "r", "--steps", "3", "--device", "cpu", cwd=tmp_path)
+        (tmp_path / "line").mkdir()
+        for path in [*sorted((roads / "defects").glob("*/*"))[:2], *sorted((roads / "normals").iterdir())[:2]]:
+            shutil.copy(path, tmp_path / "line")
+        (tmp_path / "line/broken.jpg").write_bytes(b"no")
+        done = run("inspect", "line", "--model", "r", "--json", cwd=tmp_path, code=3)
+        summary = json.loads(done.stdout.splitlines()[-1])
+        assert (summary["inspected"], summary["errors"]) == (5, 1)
+
+    def test_defects_are_painted_where_a_region_is(self, tmp_path: Path) -> None:
+        tiles = DATA / "magnetic-tile"
+        train = ["train", "--method", "defect-gan", "--preset", "tiny", tiles / "normals", tiles / "defects"]
+        run(*train, "-c", "blowhole", "--name", "t", "--steps", "2", "--device", "cpu", cwd=tmp_path)
+        made = ["synthesize", "--model", "t", "-n", "2", "--region", "0,0,80,80", "--device", "cpu"]
+        done = run(*made, "--dry-run", "--json", cwd=tmp_path)
+        assert json.loads(done.stdout.splitlines()[-1])["method"] == "defect-gan"
