@@ -33,7 +33,7 @@ _BINS = 256
 UNCALIBRATED = 0.5
 """A threshold for golden images, where none was calibrated."""
 _TRIM = 0.25  # of the largest change in a defect: less is not of it
-_PIXELS = 20  # a score is what so many pixels exceed: a single one is noise
+_PIXELS = WINDOW**2  # a score is what so many pixels exceed: as many as see a single one that differs
 
 
 def ssim_map(x: NDArray[Any], y: NDArray[Any], data_range: float = 255.0, *, threads: int = 1) -> FloatArray:
@@ -150,7 +150,7 @@ def compare(photograph: Photograph, repaired: Pixels, *, threads: int = 1) -> Fl
 
 
 def score_of(unlike: FloatArray) -> float:
-    """The level that 20 pixels exceed: how unlike the worst place is, but not for a single pixel's sake."""
+    """The level that 81 pixels exceed: how unlike the worst place is, of the size of SSIM's window."""
     worst = min(_PIXELS, unlike.size)
     if unlike.size <= 1 << 16:
         return float(np.partition(unlike.ravel(), -worst)[-worst])

@@ -122,11 +122,10 @@ def _tile(image: NDArray[Any], at: tuple[int, int], size: int, tones: tuple[floa
 def _fades(length: int, size: int) -> dict[int, FloatArray]:
     """Where tiles begin along one side of an image, with the weight of each along it.
 
-    They overlap by a quarter of their side or more, and reach an eighth beyond the image: what is at a tile's border
-    was seen with its neighbourhood cut off. The weights of all tiles at a place add to 1.
+    They overlap by a quarter of their side or more, and lie inside: mirrored, an edge is a shape that no image has.
+    An image smaller than a tile lies in its middle. The weights of all tiles at a place add to 1.
     """
-    margin = size // 8
-    whole = max(length + 2 * margin, size)
+    whole = max(length, size)
     count = 1 + -(-(whole - size) // (size - size // _OVERLAP))
     starts = [round(i * (whole - size) / max(count - 1, 1)) for i in range(count)]
     distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5

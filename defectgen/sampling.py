@@ -172,14 +172,26 @@ class Painted(Samples[_WindowDraw, _Made]):
             rim = -(-(_RIM + _FADE) * side // size)
             box = Box(x - rim, y - rim, width + 2 * rim, height + 2 * rim)
         window = place(rng, photograph.height, photograph.width, side, box, beyond=rim)
-        a = None
-        if areas:
-            a = np.zeros((len(task.domains) - 1, size, size), np.float32)
-            for category, area in areas:
-                here = cut(Photograph(area.view(np.uint8) * np.uint8(255)), window, size, 1)[0] > 0
-                for name in [category] if category else names:
-                    a[task.domains.index(name) - 1][here] = 1
+        a = self._control_map(rng, window, areas, tuple(names)) if self._method.learns == "labels" else None
         return _WindowDraw(**vars(drawn), window=window, x=cut(photograph, window, size, task.channels), a=a)
+
+    def _control_map(
+        self,
+        rng: np.random.Generator,
+        window: Window,
+        areas: Sequence[tuple[str | None, NDArray[np.bool_]]],
+        names: Sequence[str],
+    ) -> FloatArray:
+        """1 where each category is wanted, [categories, S, S]: in its areas; without any, in a random box."""
+        size, known = self._method.config.image_size, self._method.task.domains[1:]
+        a = np.zeros((len(known), size, size), np.float32)
+        if not areas:
+            a[[known.index(name) for name in names]] = _random_box(rng, size)
+        for category, area in areas:
+            here = cut(Photograph(area.view(np.uint8) * np.uint8(255)), window, size, 1)[0] > 0
+            for name in [category] if category else names:
+                a[known.index(name)][here] = 1
+        return a
 
     def _generate(self, draws: Sequence[_WindowDraw]) -> list[_Made]:
         keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
@@ -291,6 +303,16 @@ def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     if len(mask) == side:
         return mask
     return cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def _random_box(rng: np.random.Generator, size: int) -> NDArray[np.bool_]:
+    """A box of a window's interior, from a quarter of its side to all of it. [size, size]."""
+    low, high = _RIM, size - _RIM
+    lengths = rng.uniform(0.25, 1, 2) * (high - low)
+    top, left = (int(low + rng.uniform(0, high - low - length)) for length in lengths)
+    box = np.zeros((size, size), np.bool_)
+    box[top : top + int(np.ceil(lengths[0])), left : left + int(np.ceil(lengths[1]))] = True
+    return box
 
 
 def _interior(size: int) -> FloatArray:

@@ -123,6 +123,11 @@ def place(
     return Window(corner(width, b.x, b.width), corner(height, b.y, b.height), side)
 
 
+def _inside(start: int, side: int, length: int) -> int:
+    """The start of a window that reaches no further over the ends of an axis than it must."""
+    return min(max(start, min(0, length - side)), max(0, length - side))
+
+
 def tone(photograph: Photograph) -> tuple[float, float]:
     """The native values that become -1 and 1. A 16-bit photograph seldom uses its range: 0.1 to 99.9 percent.
 
@@ -265,8 +270,8 @@ class TrainingWindows:
     defect in it, and a defect becomes another only if their scales agree.
     """
 
-    beyond: ClassVar[float] = 0.0
-    """Part of a window that may lie outside the photograph."""
+    edges: ClassVar[float] = 0.0
+    """How often windows lie at the photograph's edges: as if drawn from an area that is so much of a side larger."""
     fit: ClassVar[float] = _FIT
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
@@ -334,7 +339,8 @@ class TrainingWindows:
         boxes = self._its_boxes(sample)
         box = boxes[int(rng.integers(len(boxes)))] if boxes else None
         side = round(self.image_size / scale)
-        window = place(rng, sample.height, sample.width, side, box, beyond=round(self.beyond * side))
+        window = place(rng, sample.height, sample.width, side, box, beyond=round(self.edges * side))
+        window = Window(_inside(window.x, side, sample.width), _inside(window.y, side, sample.height), side)
         down, right = (rng.random(2) < 0.5).tolist()
         return _Look(sample, window, down, right)
 
@@ -362,7 +368,7 @@ class TrainingPairs(TrainingWindows):
     """
 
     fit = 0.5
-    beyond = 0.25  # or edges, which are seen only by the windows that end there, would be strange to the network
+    edges = 0.25  # seen only by the windows that end there, they would be strange to the network
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         super().__init__(catalog, image_size, products, domains)
@@ -388,7 +394,7 @@ class TrainingLabels(TrainingPairs):
     """
 
     fit = _FIT
-    beyond = 0.0
+    edges = 0.0
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         super().__init__(catalog, image_size, products, domains)

@@ -68,12 +68,12 @@ def test_a_flat_map_has_a_threshold_too() -> None:
     assert otsu(np.full((20, 20), 0.7, np.float32)) == pytest.approx(0.7)
 
 
-def test_a_score_is_what_twenty_pixels_exceed() -> None:
+def test_a_score_is_what_as_many_pixels_exceed_as_the_window_has() -> None:
     for shape in ((50, 60), (400, 500)):  # sorted, and by way of a histogram
         unlike = np.random.default_rng(0).uniform(0, 0.2, shape).astype(np.float32)
-        unlike[3, 5:24] = 0.9  # nineteen
+        unlike[3:11, 5:15] = 0.9  # eighty
         assert score_of(unlike) < 0.21
-        unlike[4, 5] = 0.8
+        unlike[11, 5] = 0.8
         assert score_of(unlike) == pytest.approx(0.8)
 
 

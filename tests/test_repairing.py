@@ -75,14 +75,15 @@ def test_tiles_fade_into_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert max(steps) < 0.2 * np.ptp(repaired)
 
 
-def test_one_window_is_the_networks_own_repair_with_its_margin_mirrored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", [32, 24])
+def test_one_window_is_the_networks_own_repair(tmp_path: Path, side: int) -> None:
     path = saved(tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 255, (24, 24), np.uint8)  # and an eighth of 32 on either side
+    pixels = np.random.default_rng(0).integers(0, 255, (side, side), np.uint8)
     method, _ = load_method(path, torch.device("cpu"))
     assert isinstance(method, ISUGAN)
-    window = np.pad(pixels, 4, mode="reflect")
-    x = torch.from_numpy(window[None, None].astype(np.float32)) / 127.5 - 1
-    expected = ((method.repair(x)[0, 0, 4:-4, 4:-4] + 1) * 127.5).round().numpy()
+    rim = (32 - side) // 2  # mirrored
+    x = torch.from_numpy(np.pad(pixels, rim, mode="reflect")[None, None].astype(np.float32)) / 127.5 - 1
+    expected = ((method.repair(x)[0, 0, rim : 32 - rim, rim : 32 - rim] + 1) * 127.5).round().numpy()
     repaired = NetworkRepair(path, "cpu")(Path("a"), Photograph(pixels))
     assert np.abs(repaired - expected).max() <= 1
 

@@ -34,7 +34,7 @@ from defectgen.methods.base import (
     optimizer_state,
     unflatten,
 )
-from defectgen.nn.layers import instance_norm, mixed_precision
+from defectgen.nn.layers import he_init, instance_norm, mixed_precision
 from defectgen.nn.penalties import gradient_penalty
 
 Noise = Callable[[Tensor], Tensor]
@@ -60,6 +60,12 @@ class DefectGANConfig(MethodConfig):
     lambda_rec: float = Field(5.0, ge=0, description="weight of equation 8")
     lambda_sd_cyc: float = Field(5.0, ge=0, description="weight of equation 9")
     lambda_sd_con: float = Field(1.0, ge=0, description="weight of equation 10")
+    warmup: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="part of the steps for D alone, and then again for the maps' weights to rise",
+    )
     masks: bool = Field(False, description="teach the control map where, by the masks of defects that have one")
     lambda_where: float = Field(5.0, ge=0, description="weight of what is painted where A is 0, if `masks`")
     relative: bool = Field(False, description="the foreground is made relative to the image")
@@ -245,11 +251,11 @@ class DefectGAN:
         "paper": {},
         "compact": {
             "width": 32, "max_width": 512, "control_channels": 32, "batch_size": 8, "steps": 100_000,
-            "masks": True, "relative": True,
+            "warmup": 0.1, "masks": True, "relative": True,
         },
         "tiny": {
-            "image_size": 64, "width": 16, "max_width": 128, "blocks": 2, "control_channels": 16, "batch_size": 8,
-            "steps": 15_000, "masks": True, "relative": True,
+            "image_size": 64, "width": 16, "max_width": 128, "blocks": 2, "control_channels": 16, "steps": 8_000,
+            "critic_steps": 2, "lr": 1e-3, "warmup": 0.1, "masks": True, "relative": True,
         },
     }  # fmt: skip
 
@@ -259,7 +265,8 @@ class DefectGAN:
         self.device = device
         categories = len(task.domains) - 1
         self.G = Generator(config, task.channels, categories)
-        self.D = Discriminator(config, task.channels, categories)
+        # PyTorch's own initialisation leaves a twentieth of what passes D: it then takes a thousand steps to wake.
+        self.D = Discriminator(config, task.channels, categories).apply(he_init)
         self.modules = {"G": self.G, "D": self.D}
         for module in self.modules.values():
             module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -299,8 +306,10 @@ class DefectGAN:
             for group in optimizer.param_groups:
                 group["lr"] = self.lr(step)
         parts = self._update_d(n, d, a, c, noise, rng)
-        if step % self.config.critic_steps == self.config.critic_steps - 1:
-            parts |= self._update_g(n, d, a, c, noise)
+        # Until D tells categories apart, G learns best to paint nothing, and its empty maps then stay empty.
+        risen = self._risen(step)
+        if step % self.config.critic_steps == self.config.critic_steps - 1 and risen > 0:
+            parts |= self._update_g(n, d, a, c, noise, risen)
         return {name: value.detach() for name, value in parts.items()}
 
     def _update_d(
@@ -325,7 +334,12 @@ class DefectGAN:
         self.optimizers["D"].step()
         return parts
 
-    def _update_g(self, n: Tensor, d: Tensor, a: Tensor, c: Tensor, noise: Noise) -> dict[str, Tensor]:
+    def _risen(self, step: int) -> float:
+        """How much of their weights the losses of maps have: 0, then rising to 1."""
+        warmup = self.config.warmup * self.config.steps
+        return min(1.0, (step + 1) / warmup - 1) if warmup else 1.0
+
+    def _update_g(self, n: Tensor, d: Tensor, a: Tensor, c: Tensor, noise: Noise, risen: float) -> dict[str, Tensor]:
         config = self.config
         self.D.requires_grad_(False)
         # Both cycles at once: n -> d -> n and d -> n -> d.
@@ -345,11 +359,11 @@ class DefectGAN:
         }
         weights = {
             "adv_g": 1.0, "cls_f": config.lambda_cls_f, "rec": config.lambda_rec,
-            "sd_cyc": config.lambda_sd_cyc, "sd_con": config.lambda_sd_con,
+            "sd_cyc": risen * config.lambda_sd_cyc, "sd_con": risen * config.lambda_sd_con,
         }  # fmt: skip
         if config.masks:  # neither is a defect painted elsewhere, nor is what lies beside a real one painted over
             parts["where"] = where_loss(m, torch.cat([a, a]))
-            weights["where"] = config.lambda_where
+            weights["where"] = risen * config.lambda_where
         sum((weights[name] * value for name, value in parts.items()), torch.zeros((), device=self.device)).backward()
         self.optimizers["G"].step()
         self.D.requires_grad_(True)
