@@ -39,6 +39,7 @@ _PURE = -1.0
 _LOWEST = -0.6
 _COMPANDING = 0.6
 _COLOUR = 0.2  # of the difference in brightness: with less, defects are learnt in gray
+_MOST = 0.7  # of a window that a defect may cover
 _MARGIN = 2  # pixels at the window's border that stay background
 _TURN, _SHIFT = 15.0, 0.1  # degrees, and parts of the window: the rest is free when contents are placed
 
@@ -110,6 +111,19 @@ def on_pure_background(content: Content, matrix: NDArray[np.float64], size: int,
     if pixels.shape[2] != channels:
         pixels = np.broadcast_to(pixels.mean(axis=2, keepdims=True), (*shape, channels))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def of_mask(image: FloatArray, mask: BoolArray) -> Content:
+    """The content of an image [C, S, S] that a network made with its mask [S, S]; empty if the mask tells nothing.
+
+    That is a mask of specks, of nearly all, or one that hugs the border of the image.
+    """
+    label = clean(mask)
+    inner = label[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+    if label.mean() > _MOST or inner.sum() < 0.5 * label.sum():
+        label = np.zeros_like(label)
+    support = cv2.dilate(label.astype(np.uint8), _disc(RIM)) > 0
+    return Content(np.ascontiguousarray(image.transpose(1, 2, 0)), support, label)
 
 
 def extract(image: FloatArray) -> Content:

@@ -27,17 +27,23 @@ _ATTEMPTS = 6
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What was drawn for one attempt at a sample."""
+class Attempt:
+    """One attempt at a sample."""
 
     index: int
     attempt: int
     category: str
+
+
+@dataclass(frozen=True)
+class Draw(Attempt):
+    """One on a photograph that was drawn for it."""
+
     sample: Sample
     photograph: Photograph
 
 
-D = TypeVar("D", bound=Draw)
+D = TypeVar("D", bound=Attempt)
 G = TypeVar("G")
 
 
@@ -117,11 +123,13 @@ class Samples(ABC, Generic[D, G]):
         for sample in self._wanted.normals.samples[:count]:
             yield sample.product, self._photographs.read(sample.path).pixels
 
+    def _category(self, index: int) -> str:
+        return self._wanted.categories[index % len(self._wanted.categories)]
+
     def _draw_photograph(self, rng: np.random.Generator, index: int, attempt: int) -> Draw:
-        category = self._wanted.categories[index % len(self._wanted.categories)]
         samples = self._wanted.normals.samples
         sample = samples[int(rng.integers(len(samples)))]
-        return Draw(index, attempt, category, sample, self._photographs.read(sample.path))
+        return Draw(index, attempt, self._category(index), sample, self._photographs.read(sample.path))
 
     def _record(self, draw: Draw) -> dict[str, object]:
         """What every manifest row tells of its source."""

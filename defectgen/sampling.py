@@ -13,14 +13,14 @@ from torch import Tensor
 
 from defectgen import masks
 from defectgen.composing import ComposeDraw, Composition, Placement, Region
-from defectgen.contents import extract, resize
+from defectgen.contents import extract, of_mask, resize
 from defectgen.dataset import Synthesized
 from defectgen.device import resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
-from defectgen.images import Photograph
+from defectgen.images import Photograph, Pixels
 from defectgen.methods.base import GenerateBatch, Method, Restorer
 from defectgen.registry import Entry
-from defectgen.samples import Draw, Samples, Wanted, mixture, mixture_name, visible
+from defectgen.samples import Attempt, Draw, Samples, Wanted, mixture, mixture_name, visible
 from defectgen.seeding import numpy_rng
 from defectgen.trainer import load_method
 from defectgen.windows import Box, FloatArray, Window, cut, laid, place, put_back, scale_of
@@ -45,15 +45,18 @@ class SynthesisRequest:
     placement: Placement | None = None
     regions: tuple[tuple[str | None, Region], ...] = ()
     restored: bool = False
+    whole: bool = False
+    """Whole images as the network makes them, on no photograph; of methods that can."""
 
 
 @dataclass(frozen=True)
 class _Made:
-    """A window made by a network: [C, S, S]; its map [S, S] and its restored self, where there are such."""
+    """A window made by a network: [C, S, S]; its map [S, S] and itself restored or without, where there are such."""
 
     x: FloatArray
     m: FloatArray | None = None
     restored: FloatArray | None = None
+    normal: FloatArray | None = None
 
 
 class _Network:
@@ -118,12 +121,12 @@ class _Network:
                 windows = windows.to(self.device, memory_format=layout)
                 control = None if a is None else torch.from_numpy(a[part]).to(self.device)
                 generated = self.method.generate(GenerateBatch(windows, mix.argmax(dim=1) + 1, rngs, mix, control))
-                columns = [generated.x, generated.mask, self._restore(generated.x, rngs)]
+                columns = [generated.x, generated.mask, self._restore(generated.x, rngs), generated.normal]
                 arrays = [None if each is None else each.float().cpu().numpy() for each in columns]
                 for i in range(len(rngs)):
-                    image, m, restored = (None if each is None else each[i] for each in arrays)
+                    image, m, restored, normal = (None if each is None else each[i] for each in arrays)
                     assert image is not None
-                    made.append(_Made(image, None if m is None else m[0], restored))
+                    made.append(_Made(image, None if m is None else m[0], restored, normal))
         except torch.OutOfMemoryError as error:
             smaller = max(1, self.batch_size // 2)
             raise OutOfMemoryError(
@@ -182,15 +185,18 @@ class Painted(Samples[_WindowDraw, _Made]):
         areas: Sequence[tuple[str | None, NDArray[np.bool_]]],
         names: Sequence[str],
     ) -> FloatArray:
-        """1 where each category is wanted, [categories, S, S]: in its areas; without any, in a random box."""
+        """1 where each category is wanted, [categories, S, S]: in a random box, inside its area if there is one."""
         size, known = self._method.config.image_size, self._method.task.domains[1:]
         a = np.zeros((len(known), size, size), np.float32)
+        interior = np.zeros((size, size), np.bool_)
+        interior[_RIM:-_RIM, _RIM:-_RIM] = True
         if not areas:
-            a[[known.index(name) for name in names]] = _random_box(rng, size)
+            a[[known.index(name) for name in names]] = _part(rng, interior, 0.25)
         for category, area in areas:
             here = cut(Photograph(area.view(np.uint8) * np.uint8(255)), window, size, 1)[0] > 0
+            part = _part(rng, here, 0.6)
             for name in [category] if category else names:
-                a[known.index(name)][here] = 1
+                a[known.index(name)][part] = 1
         return a
 
     def _generate(self, draws: Sequence[_WindowDraw]) -> list[_Made]:
@@ -256,7 +262,7 @@ class Composed(Composition[ComposeDraw, list[_Made]]):
     def _finish(self, draw: ComposeDraw, generated: list[_Made]) -> Synthesized | None:
         weights = self._mixtures[draw.category]
         scale = sum(weight * self._scale(draw.sample.product, name) for name, weight in weights.items())
-        contents = [extract(made.x) for made in generated]
+        contents = [extract(made.x) if made.m is None else of_mask(made.x, made.m > 0) for made in generated]
         contents = [resize(content, 1 / scale) for content in contents if content.support.any()]
         record: dict[str, Any] = dict(self._network.record)
         if len(weights) > 1:
@@ -270,8 +276,44 @@ class Composed(Composition[ComposeDraw, list[_Made]]):
         return scales.get(product, {}).get(category, float(np.mean(known)))
 
 
-def synthesize(request: SynthesisRequest) -> Painted | Composed:
-    """Defects from latent codes onto normals, in the way of the model's method.
+class Whole(Samples[Attempt, _Made]):
+    """Samples that a network makes from nothing: the image, the mask, and the same image without the defect."""
+
+    def __init__(self, request: SynthesisRequest, network: _Network) -> None:
+        super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
+        self._network = network
+
+    def _draw(self, index: int, attempt: int) -> Attempt:
+        return Attempt(index, attempt, self._category(index))
+
+    def _generate(self, draws: Sequence[Attempt]) -> list[_Made]:
+        keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
+        return self._network.generate([draw.category for draw in draws], keys)
+
+    def _finish(self, draw: Attempt, generated: _Made) -> Synthesized | None:
+        assert generated.m is not None
+        assert generated.normal is not None
+        label = of_mask(generated.x, generated.m > 0).label
+        normal, image = _pixels(generated.normal), _pixels(generated.x)
+        if not visible(Photograph(normal), image, label):
+            return None
+        record = {
+            **self._network.record,
+            "seed": self._wanted.seed,
+            "parameters": {"index": draw.index, "attempt": draw.attempt},
+        }
+        product = self._network.method.task.products[0]
+        return Synthesized(draw.index, draw.category, product, image, label, record, normal=normal)
+
+
+def _pixels(x: FloatArray) -> Pixels:
+    """A network's image [C, S, S] as a photograph's pixels."""
+    values = np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+    return values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))
+
+
+def synthesize(request: SynthesisRequest) -> Painted | Composed | Whole:
+    """Defects from latent codes onto normals, or whole images, in the way of the model's method.
 
     Raises:
         UsageError: a category that the model does not know, or a placement where the model decides it.
@@ -281,7 +323,11 @@ def synthesize(request: SynthesisRequest) -> Painted | Composed:
     method, model = network.method, f"{request.entry.name}: {request.entry.method}"
     if request.restored and not isinstance(method, Restorer):
         raise UsageError(f"{model} cannot restore what it painted (--restored); defect-gan can")
-    if method.learns == "contents":
+    if request.whole and method.learns == "masks":
+        if request.regions:
+            raise UsageError(f"{model} makes whole images: --region needs photographs to lay them on (--normals)")
+        return Whole(request, network)
+    if method.learns in ("contents", "masks"):
         if request.regions:
             (category, region), *more = request.regions
             if category is not None or more:
@@ -305,14 +351,15 @@ def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     return cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-def _random_box(rng: np.random.Generator, size: int) -> NDArray[np.bool_]:
-    """A box of a window's interior, from a quarter of its side to all of it. [size, size]."""
-    low, high = _RIM, size - _RIM
-    lengths = rng.uniform(0.25, 1, 2) * (high - low)
-    top, left = (int(low + rng.uniform(0, high - low - length)) for length in lengths)
-    box = np.zeros((size, size), np.bool_)
-    box[top : top + int(np.ceil(lengths[0])), left : left + int(np.ceil(lengths[1]))] = True
-    return box
+def _part(rng: np.random.Generator, area: NDArray[np.bool_], least: float) -> NDArray[np.bool_]:
+    """What of an area [S, S] lies in a random box, from `least` of its sides to all of them: no two are alike."""
+    left, top, *extent = cv2.boundingRect(area.view(np.uint8))
+    width, height = (length * rng.uniform(least, 1) for length in extent)
+    x, y = left + rng.uniform(0, extent[0] - width), top + rng.uniform(0, extent[1] - height)
+    part = np.zeros_like(area)
+    part[int(y) : int(np.ceil(y + height)), int(x) : int(np.ceil(x + width))] = True
+    part &= area
+    return part if part.any() else area
 
 
 def _interior(size: int) -> FloatArray:

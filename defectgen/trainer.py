@@ -5,6 +5,7 @@ checkpoint holds no state of a random generator, and resuming needs none.
 """
 
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,9 +28,9 @@ from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageErro
 from defectgen.folders import NORMAL, Catalog, Source, require_masks, unite
 from defectgen.images import encode_jpeg
 from defectgen.methods import MethodName, get
-from defectgen.methods.base import Batch, GenerateBatch, Learns, Method, MethodConfig, Task, flatten, unflatten
+from defectgen.methods.base import Batch, GenerateBatch, Learns, Method, MethodConfig, Staged, Task, flatten, unflatten
 from defectgen.seeding import numpy_rng
-from defectgen.windows import Row, TrainingLabels, TrainingPairs, TrainingWindows, stack
+from defectgen.windows import Row, TrainingLabels, TrainingMasks, TrainingPairs, TrainingWindows, stack
 
 TrainingData = TrainingWindows | TrainingContents
 
@@ -39,6 +40,7 @@ _LOG_EVERY = 10  # steps
 _CHECKPOINT_SECONDS = 120.0
 _PREVIEW_SECONDS = 180.0
 _RANK = 0
+_SHAPES = ("image_size", "width", "max_width", "z_dim", "w_dim", "mapping_layers")  # of networks that stages share
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class TrainRequest:
     workers: int = 2
     resume: bool = False
     overwrite: bool = False
+    backbone: Path | None = None
+    """A `backbone.safetensors` of an earlier run, in place of the first stage."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,8 @@ class Feeder:
 def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _: None) -> Trained:
     """Train, leaving `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and the model.
 
+    A method with two stages also leaves `backbone.safetensors`. Of a time limit, each stage gets its part of the steps.
+
     Raises:
         UsageError: the run folder is taken, or is resumed with another configuration.
         WeightsError: nothing to resume, or a checkpoint that is damaged.
@@ -175,11 +181,17 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
     """
     config, device = request.config, resolve(request.device)
     windows = training_data(request.method, request.catalog, config.image_size)
+    backbone = _read_backbone(request, windows)
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)
     average = Average(method.averaged(), config.ema)
     run = _Run(request.run, method, average, _identity(request, task))
     start = run.resume() if request.resume else run.begin(overwrite=request.overwrite)
+    first = method.backbone_steps if isinstance(method, Staged) else 0
+    if backbone is not None and start < first:
+        start = run.take_backbone(backbone)
+
+    share = math.inf if request.seconds is None else request.seconds * first / config.steps
 
     feeder = Feeder(windows, config.batch_size, request.seed, device, request.workers)
     began = checkpointed = previewed = time.monotonic()
@@ -191,8 +203,11 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
                 batch = feeder.batch(step)
                 tensors = method.training_step(batch, step, torch_rng(request.seed, _RANK, step))
                 step += 1
-                average.update(step)
+                average.update(step if step <= first else step - first)
                 now = time.monotonic()
+                if start < first and step <= first and (step == first or now - began >= share):
+                    run.finish_backbone()
+                    step = first
                 logged = step % _LOG_EVERY == 0
                 if logged:
                     losses = {name: float(value) for name, value in tensors.items()}
@@ -236,15 +251,47 @@ def training_data(name: MethodName, catalog: Catalog, image_size: int) -> Traini
         require_masks(catalog)
     if method.learns == "pairs" and len(catalog.categories) > 1:
         catalog = _as_one_category(catalog)
-    if method.learns == "labels":
+    if method.learns in ("labels", "masks"):
         catalog = unite(catalog)
     kinds: dict[Learns, type[TrainingData]] = {
         "domains": TrainingWindows,
         "pairs": TrainingPairs,
         "labels": TrainingLabels,
+        "masks": TrainingMasks,
         "contents": TrainingContents,
     }
     return kinds[method.learns](catalog, image_size, catalog.products, (NORMAL, *catalog.categories))
+
+
+def _read_backbone(request: TrainRequest, windows: TrainingData) -> dict[str, Tensor] | None:
+    """The backbone asked for; the windows are then seen at its scale.
+
+    Raises:
+        UsageError: it does not fit the method or the photographs.
+    """
+    if request.backbone is None:
+        return None
+    tensors, saved = checkpoint.load(request.backbone)
+    task, before, now = saved["task"], saved["config"], request.config.model_dump(mode="json")
+    theirs = {
+        "method": saved["method"],
+        "channels": task["channels"],
+        **{key: before[key] for key in _SHAPES if key in before},
+    }
+    ours = {
+        "method": request.method.value,
+        "channels": windows.channels,
+        **{key: now[key] for key in _SHAPES if key in now},
+    }
+    for key, wanted in ours.items():
+        if theirs.get(key) != wanted:
+            raise UsageError(f"{request.backbone}: has {key} {theirs.get(key)}, but {wanted} is wanted")
+    known = {product: next(iter(scales.values())) for product, scales in task["scales"].items()}
+    for product, scales in windows.scales.items():
+        if product not in known and len(known) > 1:
+            raise UsageError(f"{request.backbone}: knows {', '.join(known)}, not {product}; name it with --product")
+        scales.update(dict.fromkeys(scales, known.get(product, next(iter(known.values())))))
+    return tensors
 
 
 def _as_one_category(catalog: Catalog) -> Catalog:
@@ -281,6 +328,7 @@ def estimate(request: TrainRequest) -> dict[str, Any]:
     """What a run would be, for `--dry-run`: its counts and, from two steps on noise, its time and memory."""
     config, device = request.config, resolve(request.device)
     windows = training_data(request.method, request.catalog, config.image_size)
+    _read_backbone(request, windows)
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)
     feeder = Feeder(windows, config.batch_size, request.seed, device, 1)
@@ -382,6 +430,22 @@ class _Run:
         pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
         image = np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         files.write(self.folder / "previews" / f"{step:07d}.jpg", encode_jpeg(image))
+
+    def finish_backbone(self) -> None:
+        """End the first stage: the averaged weights are what the second one begins with."""
+        assert isinstance(self._method, Staged)
+        for name, network in self._method.averaged().items():
+            network.load_state_dict(self._average.copies[name].state_dict())
+        checkpoint.save(self.folder / "backbone.safetensors", self._method.backbone(), self._identity)
+
+    def take_backbone(self, tensors: Mapping[str, Tensor]) -> int:
+        """Begin with another run's backbone; the step to begin with."""
+        assert isinstance(self._method, Staged)
+        self._method.take_backbone(tensors)
+        for name, network in self._method.averaged().items():
+            self._average.copies[name].load_state_dict(network.state_dict())
+        self.finish_backbone()
+        return self._method.backbone_steps
 
     def save_model(self, step: int) -> Path:
         path = self.folder / "model.safetensors"

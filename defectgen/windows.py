@@ -422,6 +422,30 @@ class TrainingLabels(TrainingPairs):
         return a
 
 
+class TrainingMasks(TrainingLabels):
+    """Pairs whose defective window comes with its mask itself, all categories of a product at one scale.
+
+    What makes whole images learns the normals once, for all categories.
+    """
+
+    fit = 0.5
+
+    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
+        super().__init__(catalog, image_size, products, domains)
+        for scales in self.scales.values():
+            scales.update(dict.fromkeys(scales, float(np.median(list(scales.values())))))
+
+    def _map(self, _rng: np.random.Generator, look: _Look) -> FloatArray | None:
+        sample, size = look.sample, self.image_size
+        if sample.category == NORMAL:
+            return None
+        a = np.zeros((len(self.domains) - 1, size, size), np.float32)
+        for category, mask in ((sample.category, sample.mask), *sample.also):
+            if mask is not None:
+                a[self.domains.index(category) - 1] = look.at(self._masks.read(mask), size, 1)[0] > 0
+        return a
+
+
 def stack(windows: Iterable[Drawn]) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
     """Windows as arrays: x [B, C, S, S], y [B], p [B]."""
     rows = list(windows)

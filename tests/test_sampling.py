@@ -383,13 +383,17 @@ def test_regions_say_where_each_category_is_painted(told_for: Callable[..., Synt
         source = read_photograph(Path(sample.record["source"])).pixels.astype(int)
         change = sample.image.astype(int) - source
         change = change.mean(axis=2) if change.ndim == 3 else change
-        assert change[6:18, 6:14].mean() < -1
-        assert change[8:16, 44:50].mean() > 1
-        assert sample.mask[8:16, 6:14].mean() > 0.9
-        assert sample.mask[8:16, 44:50].mean() > 0.9
-        assert sample.mask.sum() <= 1.3 * (16 * 20 + 14 * 16)
+        assert change[:, :22].min() < -1
+        little = 0.12 * source.max()  # at the rim a change may swing over, where it is resized
+        assert change[:, :22].max() < little
+        assert change[:, 36:].max() > 1
+        assert change[:, 36:].min() > -little
+        # A random box of 0.6 to all of each side.
+        assert 0.2 * 16 * 20 < sample.mask[:, :22].sum() < 1.3 * 16 * 20
+        assert 0.2 * 14 * 16 < sample.mask[:, 36:].sum() < 1.3 * 14 * 16
         assert not sample.mask[:, 22:36].any()
         assert sample.record["regions"] == ["dent=l", "spot=r"]
+    assert len({sample.mask.sum() for sample in samples}) > 4
 
 
 def test_a_union_without_regions_and_a_single_category(told_for: Callable[..., SynthesisRequest]) -> None:

@@ -40,7 +40,7 @@ def plan(normals: "Catalog", num: int, out: Path, layout: Format) -> dict[str, A
         "skipped": len(normals.skipped),
         "format": layout.value,
         "out": str(out),
-        "disk_bytes_at_most": round(num * sum(pixels) / len(pixels)),
+        **({"disk_bytes_at_most": round(num * sum(pixels) / len(pixels))} if pixels else {}),
     }
 
 

@@ -81,6 +81,7 @@ def synthesize(
 
     from defectgen import registry, sampling
     from defectgen.device import resolve
+    from defectgen.folders import Catalog
     from defectgen.samples import Wanted, mixture
 
     console = Console(as_json=as_json, quiet=quiet)
@@ -90,7 +91,8 @@ def synthesize(
     entry = registry.find(name=model, categories=names, files=registry.find_registry(weights))
     registry.verify(entry)
     categories = wanted or entry.categories
-    catalog = _read_normals(entry, normals or [], on_bad)
+    whole = entry.method == "dfmgan" and not normals  # it makes photographs of its own
+    catalog = Catalog(samples=(), skipped=()) if whole else _read_normals(entry, normals or [], on_bad)
     console.skipped(catalog.skipped)
 
     if dry_run or verbose:
@@ -116,6 +118,7 @@ def synthesize(
             batch_size=batch_size,
             regions=regions,
             restored=restored,
+            whole=whole,
         )
     )
     console.note(f"{len(samples)} samples of {', '.join(categories)} by {entry.name}, into {out}")

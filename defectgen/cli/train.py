@@ -62,6 +62,10 @@ def train(
             help="A hyperparameter in place of the preset's; repeat for several.",
         ),
     ] = None,
+    backbone: Annotated[
+        str | None,
+        option("--backbone", metavar="NAME", help="A dfmgan model whose backbone to share: its first stage is over."),
+    ] = None,
     steps: Annotated[int | None, option("--steps", min=1, help="Steps to train  [default: the preset's]")] = None,
     time: Annotated[
         str | None,
@@ -130,6 +134,7 @@ def train(
         workers=workers,
         resume=resume,
         overwrite=overwrite,
+        backbone=_backbone(backbone, method, weights),
     )
     if dry_run:
         plan = trainer.estimate(request)
@@ -194,6 +199,22 @@ def train(
         console.warn(f"stopped, everything saved; go on with --resume --name {name}")
         return trained.stopped
     return ExitCode.SKIPPED if catalog.skipped else ExitCode.OK
+
+
+def _backbone(model: str | None, method: MethodName, weights: Path | None) -> Path | None:
+    """The file of a model's backbone."""
+    if model is None:
+        return None
+    if method is not MethodName.DFMGAN:
+        raise UsageError(f"--backbone {model}: {method.value} has no backbone to share; dfmgan has")
+
+    from defectgen import registry
+
+    file = registry.find(name=model, files=registry.find_registry(weights), methods=("dfmgan",)).file
+    path = file.with_name("backbone.safetensors")
+    if not path.is_file():
+        raise UsageError(f"--backbone {model}: {path} is not there; train the model again")
+    return path
 
 
 def _key_value(setting: str) -> tuple[str, str]:

@@ -28,7 +28,8 @@ from defectgen.images import Pixels, encode_jpeg, encode_png
 _MANIFEST = "manifest.jsonl"
 _RECORD = "dataset.json"
 _SHEET = "sheet.jpg"
-_FILES = ("image", "mask", "restored")  # the last one of some
+_BESIDE = ("restored", "normal")  # of some samples
+_FILES = ("image", "mask", *_BESIDE)
 _SAME_RUN = (
     "model_sha256",
     "method",
@@ -63,6 +64,8 @@ class Synthesized:
     record: dict[str, Any]
     restored: Pixels | None = None
     """The image with its defects painted over again, if that was asked for."""
+    normal: Pixels | None = None
+    """The image without its defects, if it was made together with them."""
 
 
 @dataclass(frozen=True)
@@ -181,15 +184,17 @@ class Dataset:
         image, mask = self._paths(sample)
         files.write(self.out / image, encode_png(sample.image))
         files.write(self.out / mask, encode_png(sample.mask.astype(np.uint8) * 255))
-        restored = {}
-        if sample.restored is not None:
-            restored["restored"] = f"restored/{sample.index:06}.png"
-            files.write(self.out / restored["restored"], encode_png(sample.restored))
+        beside = {}
+        for key in _BESIDE:
+            pixels: Pixels | None = getattr(sample, key)
+            if pixels is not None:
+                beside[key] = f"{key}/{sample.index:06}.png"
+                files.write(self.out / beside[key], encode_png(pixels))
         return {
             "index": sample.index,
             "image": str(image),
             "mask": str(mask),
-            **restored,
+            **beside,
             "category": sample.category,
             "product": sample.product,
             "boxes": boxes(sample.mask),
@@ -233,7 +238,7 @@ class Dataset:
             try:
                 row = json.loads(line)
                 for key in _FILES:
-                    path = PurePosixPath(row[key] if key != "restored" else row.get(key, ""))
+                    path = PurePosixPath(row.get(key, "") if key in _BESIDE else row[key])
                     if path.is_absolute() or ".." in path.parts:
                         raise ValueError(f"{path} leads out of the dataset")
                 int(row["index"])

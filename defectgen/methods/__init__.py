@@ -14,6 +14,7 @@ class MethodName(str, Enum):
     DCDGANC = "dcdganc"
     ISU_GAN = "isu-gan"
     DEFECT_GAN = "defect-gan"
+    DFMGAN = "dfmgan"
 
 
 def get(name: MethodName) -> "type[Method]":
@@ -35,3 +36,7 @@ def get(name: MethodName) -> "type[Method]":
             from defectgen.methods.defect_gan import DefectGAN
 
             return DefectGAN
+        case MethodName.DFMGAN:
+            from defectgen.methods.dfmgan import DFMGAN
+
+            return DFMGAN

@@ -49,10 +49,10 @@ class Needs:
     defects: bool
 
 
-Learns = Literal["domains", "pairs", "labels", "contents"]
+Learns = Literal["domains", "pairs", "labels", "masks", "contents"]
 """What a method learns: windows of any domain, each with one of its target domain; a normal window and a defective
 one at the same scale, whatever the category; the same with all the categories of the defective one, and where they
-are; or defect contents on a pure background, which is also what it makes."""
+are; windows with their masks, to make whole images; or defect contents on a pure background, to make such."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,14 @@ class GenerateBatch:
 
 @dataclass(frozen=True)
 class Generated:
-    """Windows [B, C, H, W] in [-1, 1], and soft masks [B, 1, H, W] in [0, 1] where the method draws its own."""
+    """Windows [B, C, H, W] in [-1, 1], and soft masks [B, 1, H, W] in [0, 1] where the method draws its own.
+
+    `normal` are the same windows without their defects, of methods that make whole images.
+    """
 
     x: Tensor
     mask: Tensor | None = None
+    normal: Tensor | None = None
 
 
 class Method(Protocol):
@@ -127,6 +131,28 @@ class Method(Protocol):
         ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A method that trains a backbone first, which other defects can share, and then what makes the defects."""
+
+    @property
+    def backbone_steps(self) -> int:
+        """The step at which the first stage ends."""
+        ...
+
+    def backbone(self) -> dict[str, Tensor]:
+        """What the second stage needs of the first."""
+        ...
+
+    def take_backbone(self, tensors: Mapping[str, Tensor]) -> None:
+        """Begin the second stage with what `backbone` gave, of this model or another.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        ...
 
 
 @runtime_checkable

@@ -1,0 +1,707 @@
+"""DFMGAN: few-shot defects, as changes of the features of a StyleGAN2 that knows the normals.
+
+    Yuxuan Duan, Yan Hong, Li Niu, Liqing Zhang: Few-Shot Defect Image Generation via Defect-Aware Feature
+    Manipulation. AAAI 2023. Sections, equations and figures below are the paper's. Its backbone and losses are those
+    of StyleGAN2 (Karras et al. 2020, "S2") and StyleGAN2-ADA (Karras et al. 2020, "ADA"), written anew in plain
+    PyTorch: nothing to compile.
+
+The symbols: z_object and z_defect random codes, w_object and w_defect what the two mapping networks make of them;
+F the feature maps of the backbone's synthesis blocks S and of the defect-aware residual blocks R; M the mask, a
+defect where it is 0 or more. Stage 1 trains the backbone on normals; stage 2 freezes it and trains R, ToMask and the
+defect mapping network on defects.
+
+One model holds several categories: z_defect comes with the category, and both discriminators judge under it. The
+paper trains a model for each; but what a category lacks in examples, the others can give, and one backbone serves
+all. With one category nothing is left of this.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from defectgen.methods.base import (
+    Batch,
+    GenerateBatch,
+    Generated,
+    Learns,
+    MethodConfig,
+    Needs,
+    Task,
+    flatten,
+    load_optimizer_state,
+    optimizer_state,
+    unflatten,
+)
+from defectgen.nn.penalties import adversarial, r1
+
+_FIR = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+"""The low-pass filter of every change of resolution (S2, as in Karras et al. 2019)."""
+_GAIN = math.sqrt(2)  # keeps the variance through a leaky ReLU
+
+
+class DFMGANConfig(MethodConfig):
+    """StyleGAN2-ADA's settings for 256 pixels, which the paper takes over; its own supplement is not in the text."""
+
+    image_size: int = Field(256, description="side of the window, in pixels: 64, 128 or 256")
+    batch_size: int = Field(32, ge=2)
+    steps: int = Field(40_000, ge=2, description="of both stages together")
+    backbone_steps: int = Field(30_000, ge=1, description="of stage 1, on normals")
+    width: int = Field(64, ge=4, description="channels at the finest resolution; twice as many at each coarser one")
+    max_width: int = Field(512, ge=4, description="channels at most")
+    match_width: int = Field(16, ge=4, description="`width` of D_match; a quarter of its `max_width`, too")
+    z_dim: int = Field(512, ge=1, description="length of z_object and of z_defect")
+    w_dim: int = Field(512, ge=1, description="length of w_object and of w_defect")
+    mapping_layers: int = Field(2, ge=1, description="of both mapping networks (ADA; 8 in S2)")
+    style_mixing: float = Field(0.9, ge=0, le=1, description="part of the images of stage 1 made of two w")
+    lr: float = Field(2.5e-3, gt=0, description="learning rate; falls to 0 over the second half of each stage")
+    r1_gamma: float = Field(1.0, ge=0, description="weight of R1, for both discriminators")
+    r1_every: int = Field(16, ge=1, description="steps from one R1 to the next")
+    pl_weight: float = Field(2.0, ge=0, description="weight of the path length regularisation, in stage 1")
+    pl_every: int = Field(4, ge=1, description="steps from one to the next")
+    ada_target: float = Field(0.6, ge=0, le=1, description="of the sign of D's outputs for real images")
+    ada_images: int = Field(500_000, ge=1, description="images over which the strength of augmentation may reach 1")
+    lambda_ms: float = Field(0.1, ge=0, description="weight of equation 2")
+    lambda_match: float = Field(1.0, ge=0, description="weight of D_match's judgement")
+    lambda_area: float = Field(0.0, ge=0, description="weight of masks larger or smaller than real ones")
+
+    @field_validator("image_size")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value not in (64, 128, 256):
+            raise ValueError("should be 64, 128 or 256")
+        return value
+
+
+# --- Layers of StyleGAN2 ---------------------------------------------------------------------------------------
+
+
+def blur_kernel(channels: int, gain: float, like: Tensor) -> Tensor:
+    """The filter for each of `channels`, [channels, 1, 4, 4], in the type of a tensor and on its device."""
+    fir = _FIR.to(like.device, like.dtype)
+    return (torch.outer(fir, fir) * gain).expand(channels, 1, 4, 4)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Twice the resolution, [B, C, H, W] -> [B, C, 2H, 2W]: zeros in between, then the filter."""
+    return F.conv_transpose2d(x, blur_kernel(x.shape[1], 4.0, x), stride=2, padding=1, groups=x.shape[1])
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Half the resolution, [B, C, H, W] -> [B, C, H/2, W/2]: the filter, then every second pixel."""
+    return F.conv2d(x, blur_kernel(x.shape[1], 1.0, x), stride=2, padding=1, groups=x.shape[1])
+
+
+def modulated_conv(x: Tensor, weight: Tensor, style: Tensor, *, demodulate: bool = True, up: bool = False) -> Tensor:
+    """Convolution with weights scaled for each sample, and normalised to unit output (S2, eqs. 1 and 3).
+
+    The features are scaled in place of the weights, and the outputs in place of the normalisation, which is the
+    same, and one convolution for the whole batch.
+
+    Args:
+        x: [B, C_in, H, W].
+        weight: [C_out, C_in, k, k].
+        style: [B, C_in].
+        up: double the resolution.
+    """
+    y = x * style[:, :, None, None]
+    if up:
+        y = F.conv_transpose2d(y, weight.transpose(0, 1), stride=2)
+        y = F.conv2d(y, blur_kernel(y.shape[1], 4.0, y), padding=1, groups=y.shape[1])
+    else:
+        y = F.conv2d(y, weight, padding=weight.shape[2] // 2)
+    if demodulate:
+        norms = (style.square() @ weight.square().sum(dim=(2, 3)).t() + 1e-8).rsqrt()
+        y = y * norms[:, :, None, None]
+    return y
+
+
+class EqualLinear(nn.Module):
+    """A fully connected layer whose weights are scaled when used (equalised learning rate)."""
+
+    def __init__(self, c_in: int, c_out: int, *, bias: float = 0.0, lr: float = 1.0, activate: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c_out, c_in) / lr)
+        self.bias = nn.Parameter(torch.full((c_out,), bias / lr))
+        self.scale, self.lr, self.activate = lr / math.sqrt(c_in), lr, activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight * self.scale, self.bias * self.lr)
+        return F.leaky_relu(y, 0.2) * _GAIN if self.activate else y
+
+
+class EqualConv(nn.Module):
+    """A convolution whose weights are scaled when used; halves the resolution if asked, after the filter."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, *, down: bool = False, activate: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(c_out)) if activate else None
+        self.scale, self.down, self.activate = 1 / math.sqrt(c_in * kernel**2), down, activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, kernel = self.weight * self.scale, self.weight.shape[2]
+        if self.down and kernel == 1:
+            x = downsample(x)
+        elif self.down:
+            x = F.conv2d(x, blur_kernel(x.shape[1], 1.0, x), padding=2, groups=x.shape[1])
+        stride, padding = (2, 0) if self.down and kernel > 1 else (1, kernel // 2)
+        y = F.conv2d(x, weight, self.bias, stride=stride, padding=padding)
+        return F.leaky_relu(y, 0.2) * _GAIN if self.activate else y
+
+
+class StyledConv(nn.Module):
+    """A modulated convolution with noise and a leaky ReLU (S2, Figure 2)."""
+
+    def __init__(self, c_in: int, c_out: int, w_dim: int, *, up: bool = False) -> None:
+        super().__init__()
+        self.affine = EqualLinear(w_dim, c_in, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(c_out))
+        self.strength = nn.Parameter(torch.zeros(()))
+        self.scale, self.up = 1 / math.sqrt(c_in * 9), up
+
+    def forward(self, x: Tensor, w: Tensor, noise: "Noise") -> Tensor:
+        y = modulated_conv(x, self.weight * self.scale, self.affine(w), up=self.up)
+        y = y + self.strength * noise(y) + self.bias[:, None, None]
+        return F.leaky_relu(y, 0.2) * _GAIN
+
+
+class ToImage(nn.Module):
+    """ToRGB, or ToMask: a modulated 1 x 1 convolution without normalisation."""
+
+    def __init__(self, c_in: int, c_out: int, w_dim: int) -> None:
+        super().__init__()
+        self.affine = EqualLinear(w_dim, c_in, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(c_out))
+        self.scale = 1 / math.sqrt(c_in)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        y = modulated_conv(x, self.weight, self.affine(w) * self.scale, demodulate=False)
+        return y + self.bias[:, None, None]
+
+
+class MappingNetwork(nn.Module):
+    """A mapping network: a random code, and a category if there are any, to w; codes are normalised first."""
+
+    def __init__(self, z_dim: int, w_dim: int, layers: int, categories: int = 0) -> None:
+        super().__init__()
+        self.categories = categories
+        self.embed = EqualLinear(categories, w_dim) if categories else None
+        widths = [z_dim + (w_dim if categories else 0), *([w_dim] * layers)]
+        self.layers = nn.Sequential(*(EqualLinear(a, b, lr=0.01, activate=True) for a, b in pairwise(widths)))
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """z [B, z_dim], c [B, categories] one-hot -> w [B, w_dim]."""
+        x = _normalized(z)
+        if self.embed is not None:
+            assert c is not None
+            x = torch.cat([x, _normalized(self.embed(c))], dim=1)
+        w: Tensor = self.layers(x)
+        return w
+
+
+def _normalized(x: Tensor) -> Tensor:
+    return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+# --- The generator ---------------------------------------------------------------------------------------------
+
+
+class SynthesisBlock(nn.Module):
+    """Doubles the resolution by a modulated convolution, and adds another one."""
+
+    def __init__(self, c_in: int, c_out: int, w_dim: int) -> None:
+        super().__init__()
+        self.conv0 = StyledConv(c_in, c_out, w_dim, up=True)
+        self.conv1 = StyledConv(c_out, c_out, w_dim)
+
+    def forward(self, x: Tensor, w0: Tensor, w1: Tensor, noise: "Noise") -> Tensor:
+        y: Tensor = self.conv1(self.conv0(x, w0, noise), w1, noise)
+        return y
+
+
+class Noise:
+    """Gaussian noise of one channel for a feature map; each row has a generator of its own, or all share one."""
+
+    def __init__(self, rngs: Sequence[torch.Generator]) -> None:
+        self.rngs = rngs
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shape = (1, *x.shape[2:])
+        if len(self.rngs) == 1:
+            rng = self.rngs[0]
+            drawn = torch.randn(len(x), *shape, generator=rng, device=rng.device)
+        else:
+            drawn = torch.stack([torch.randn(shape, generator=rng, device=rng.device) for rng in self.rngs])
+        return drawn.to(x.device, x.dtype)
+
+
+class Backbone(nn.Module):
+    """StyleGAN2's generator with skips: mapping network, constant, synthesis blocks, ToRGB at each resolution."""
+
+    def __init__(self, config: Any, channels: int) -> None:
+        super().__init__()
+        self.mapping = MappingNetwork(config.z_dim, config.w_dim, config.mapping_layers)
+        sides = [2**i for i in range(2, int(math.log2(config.image_size)) + 1)]
+        widths = {side: min(config.width * config.image_size // side, config.max_width) for side in sides}
+        self.const = nn.Parameter(torch.randn(1, widths[4], 4, 4))
+        self.first = StyledConv(widths[4], widths[4], config.w_dim)
+        self.blocks = nn.ModuleDict(
+            {str(b): SynthesisBlock(widths[a], widths[b], config.w_dim) for a, b in pairwise(sides)}
+        )
+        self.to_rgb = nn.ModuleDict({str(side): ToImage(widths[side], channels, config.w_dim) for side in sides})
+        self.sides, self.widths = sides, widths
+
+    @property
+    def styles(self) -> int:
+        """How many w the synthesis takes, one for each convolution and the last ToRGB."""
+        return 2 * len(self.sides)
+
+    def broadcast(self, w: Tensor) -> Tensor:
+        """[B, w_dim] -> [B, styles, w_dim]."""
+        return w[:, None].expand(-1, self.styles, -1)
+
+
+class Generator(nn.Module):
+    """The backbone, and what stage 2 attaches to it: residual blocks, ToMask, the defect mapping network (Figure 2).
+
+    The first residual block lies at a quarter of the side, 64 for the paper's 256.
+    """
+
+    def __init__(self, config: DFMGANConfig, channels: int, categories: int) -> None:
+        super().__init__()
+        self.backbone = Backbone(config, channels)
+        widths, self.start = self.backbone.widths, config.image_size // 4
+        self.mapping = MappingNetwork(config.z_dim, config.w_dim, config.mapping_layers, categories)
+        self.residual = nn.ModuleDict(
+            {
+                str(b): SynthesisBlock(widths[a], widths[b], config.w_dim)
+                for a, b in pairwise(self.backbone.sides)
+                if b >= self.start
+            }
+        )
+        self.to_mask = ToImage(widths[self.start], 1, config.w_dim)
+
+    def forward(
+        self,
+        ws: Tensor,
+        noise: Noise,
+        w_defect: Tensor | None = None,
+        noise_defect: Noise | None = None,
+        *,
+        mask_alone: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The image, [B, channels, S, S], and M at the first residual block's resolution, if there is a w_defect.
+
+        Args:
+            ws: [B, styles, w_dim], w_object for each convolution.
+            w_defect: [B, w_dim].
+            mask_alone: stop once there is a mask; the image is not finished then.
+        """
+        g = self.backbone
+        x = g.first(g.const.expand(len(ws), -1, -1, -1), ws[:, 0], noise)
+        image: Tensor = g.to_rgb["4"](x, ws[:, 1])
+        m: Tensor | None = None
+        for i, side in enumerate(g.sides[1:], start=1):
+            f_object = g.blocks[str(side)](x, ws[:, 2 * i - 1], ws[:, 2 * i], noise)
+            if w_defect is not None and side >= self.start:
+                assert noise_defect is not None
+                f_defect = self.residual[str(side)](x, w_defect, w_defect, noise_defect)
+                if m is None:
+                    m = self.to_mask(f_defect, w_defect)
+                    if mask_alone:
+                        break
+                f_object = manipulated(f_object, f_defect, m)
+            x = f_object
+            image = upsample(image) + g.to_rgb[str(side)](x, ws[:, 2 * i + 1])
+        return image, m
+
+
+def manipulated(f_object: Tensor, f_defect: Tensor, m: Tensor) -> Tensor:
+    """Equation 1: the defect's features are added where the mask, brought to their resolution, is 0 or more."""
+    here = F.interpolate(m, size=f_object.shape[2:], mode="bilinear", align_corners=False)
+    return torch.where(here >= 0, f_object + f_defect, f_object)
+
+
+# --- The discriminators ----------------------------------------------------------------------------------------
+
+
+class DiscriminatorBlock(nn.Module):
+    """A residual block that halves the resolution (S2, Figure 7)."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.conv0 = EqualConv(c_in, c_in, 3)
+        self.conv1 = EqualConv(c_in, c_out, 3, down=True)
+        self.skip = EqualConv(c_in, c_out, 1, down=True, activate=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = (self.conv1(self.conv0(x)) + self.skip(x)) * 0.5**0.5
+        return y
+
+
+class Discriminator(nn.Module):
+    """D, or D_match with fewer channels and the mask beside the image; a score under a domain, [B]."""
+
+    def __init__(self, config: DFMGANConfig, channels: int, domains: int, width: int, max_width: int) -> None:
+        super().__init__()
+        sides = [2**i for i in range(int(math.log2(config.image_size)), 1, -1)]
+        widths = [min(width * config.image_size // side, max_width) for side in sides]
+        last = widths[-1]
+        self.from_rgb = EqualConv(channels, widths[0], 1)
+        self.blocks = nn.Sequential(*(DiscriminatorBlock(a, b) for a, b in pairwise(widths)))
+        self.conv = EqualConv(last + 1, last, 3)
+        self.fc = EqualLinear(last * 16, last, activate=True)
+        self.out = EqualLinear(last, last)
+        self.embed = EqualLinear(domains, last)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x [B, channels, S, S], c [B, domains] one-hot."""
+        h = self.blocks(self.from_rgb(x))
+        h = self.fc(self.conv(minibatch_std(h)).flatten(1))
+        score: Tensor = (self.out(h) * _normalized(self.embed(c))).sum(dim=1) / math.sqrt(h.shape[1])
+        return score
+
+
+def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
+    """A channel more: the mean standard deviation among the images of a group (Karras et al. 2018, section 3)."""
+    count = next(size for size in range(min(group, len(x)), 0, -1) if len(x) % size == 0)
+    y = x.unflatten(0, (count, -1))
+    deviation = (y.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
+    return torch.cat([x, deviation.repeat(count)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
+
+
+# --- Adaptive discriminator augmentation -------------------------------------------------------------------------
+
+
+class Augment:
+    """What was drawn for a batch: ADA's geometry and colours, each of them for a part p of the images.
+
+    Flips, quarter turns, shifts, scales, turns; brightness, contrast and, of colours, saturation. A mask gets the
+    geometry alone. Of ADA's pipeline hue and inverted brightness are left out: defects are told by their tone.
+    """
+
+    def __init__(self, count: int, p: float, rng: torch.Generator, device: torch.device) -> None:
+        def draw(values: Tensor, neutral: float) -> Tensor:
+            chosen = torch.rand(count, generator=rng) < p
+            return torch.where(chosen, values, torch.full_like(values, neutral))
+
+        def uniform() -> Tensor:
+            return torch.rand(count, generator=rng)
+
+        def normal() -> Tensor:
+            return torch.randn(count, generator=rng)
+
+        flip = draw(torch.where(uniform() < 0.5, -1.0, 1.0), 1.0)
+        turn = draw((uniform() * 4).floor() * (math.pi / 2), 0.0) + draw((uniform() * 2 - 1) * math.pi, 0.0)
+        size = draw((normal() * 0.2).exp2(), 1.0)
+        stretch = draw((normal() * 0.2).exp2(), 1.0)
+        shift = torch.stack([draw(normal() * 0.125, 0.0), draw(normal() * 0.125, 0.0)], dim=1)
+        cos, sin = turn.cos(), turn.sin()
+        sx, sy = flip * size * stretch, size / stretch
+        matrix = torch.stack([cos * sx, -sin * sy, sin * sx, cos * sy], dim=1).view(-1, 2, 2)
+        self.theta = torch.cat([matrix, shift[:, :, None]], dim=2).to(device)
+        self.brightness = draw(normal() * 0.2, 0.0).view(-1, 1, 1, 1).to(device)
+        self.contrast = draw((normal() * 0.5).exp2(), 1.0).view(-1, 1, 1, 1).to(device)
+        self.saturation = draw(normal().exp2(), 1.0).view(-1, 1, 1, 1).to(device)
+
+    def geometry(self, x: Tensor) -> Tensor:
+        grid = F.affine_grid(self.theta, list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="reflection", align_corners=False)
+
+    def image(self, x: Tensor) -> Tensor:
+        x = self.geometry(x) * self.contrast + self.brightness
+        gray = x.mean(dim=1, keepdim=True)
+        return gray + (x - gray) * self.saturation if x.shape[1] > 1 else x
+
+
+def adapted(p: float, signs: float, target: float, images: int, of: int) -> float:
+    """The strength of augmentation after `images` more: towards more of it where D is too sure of reals (ADA, 3.1).
+
+    It stays below 0.8, from where on generators learn the augmentations themselves (ADA, Figure 3).
+    """
+    return min(max(p + math.copysign(images / of, signs - target), 0.0), 0.8)
+
+
+# --- The losses ------------------------------------------------------------------------------------------------
+
+
+def path_length(images: Tensor, ws: Tensor, y: Tensor) -> Tensor:
+    """How far images move for a step in w, [B] (S2, eq. 4); y is Gaussian noise like the images."""
+    y = y / math.sqrt(images.shape[2] * images.shape[3])
+    (gradient,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
+    return gradient.square().sum(dim=2).mean(dim=1).sqrt()
+
+
+def mode_seeking_loss(w1: Tensor, w2: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
+    """Equation 2: other codes shall make other masks."""
+    return (w1 - w2).abs().mean() / ((m1 - m2).abs().mean() + 1e-5)
+
+
+def area_loss(m: Tensor, real: Tensor) -> Tensor:
+    """Not the paper's: by how much masks leave the range of areas of real ones, from half to twice; in their mean.
+
+    Masks that have become empty, or cover all, get no other gradient that would bring them back.
+    """
+    areas, real_areas = (m * 4).sigmoid().mean(dim=(1, 2, 3)), (real > 0).float().mean(dim=(1, 2, 3))
+    beyond = F.relu(0.5 * real_areas.min() - areas) + F.relu(areas - 2 * real_areas.max())
+    return (beyond / real_areas.mean().clamp(min=1e-3)).mean()
+
+
+# --- The method ------------------------------------------------------------------------------------------------
+
+
+class DFMGAN:
+    """DFMGAN as a method; see `defectgen.methods.base.Method`. Stage 1 ends at step `backbone_steps`."""
+
+    name: ClassVar[str] = "dfmgan"
+    Config: ClassVar[type[MethodConfig]] = DFMGANConfig
+    needs: ClassVar[Needs] = Needs(masks=True, normals=True, defects=True)
+    learns: ClassVar[Learns] = "masks"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {},
+        "compact": {
+            "image_size": 128, "batch_size": 16, "width": 32, "max_width": 256, "match_width": 8, "z_dim": 256,
+            "w_dim": 256, "steps": 30_000, "backbone_steps": 20_000, "ada_images": 200_000, "pl_every": 8,
+            "lambda_area": 10.0,
+        },
+        "tiny": {
+            "image_size": 64, "batch_size": 8, "width": 16, "max_width": 64, "match_width": 8, "z_dim": 64,
+            "w_dim": 64, "steps": 9_000, "backbone_steps": 6_000, "ada_images": 50_000, "pl_every": 8,
+            "lambda_area": 10.0,
+        },
+    }  # fmt: skip
+
+    def __init__(self, config: DFMGANConfig, task: Task, device: torch.device) -> None:
+        self.config = config
+        self.task = task
+        self.device = device
+        domains = len(task.domains)
+        self.G = Generator(config, task.channels, domains - 1)
+        self.D = Discriminator(config, task.channels, domains, config.width, config.max_width)
+        self.D_match = Discriminator(
+            config, task.channels + 1, domains, config.match_width, max(config.max_width // 4, config.match_width)
+        )
+        self.statistics = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(()), requires_grad=False) for name in ("p", "pl_mean")}
+        )
+        self.modules: dict[str, nn.Module] = {
+            "G": self.G, "D": self.D, "D_match": self.D_match, "statistics": self.statistics,
+        }  # fmt: skip
+        for module in self.modules.values():
+            module.to(device)
+        trained = {"backbone": self.G.backbone, "defects": self._attached(), "D": self.D, "D_match": self.D_match}
+        self.optimizers = {
+            name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.0, 0.99))
+            for name, module in trained.items()
+        }
+
+    def _attached(self) -> nn.ModuleList:
+        return nn.ModuleList([self.G.mapping, self.G.residual, self.G.to_mask])
+
+    def averaged(self) -> Mapping[str, nn.Module]:
+        return {"G": self.G}
+
+    def state(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            tensors |= flatten(name, module)
+        for name, optimizer in self.optimizers.items():
+            tensors |= optimizer_state(f"adam-{name}", optimizer)
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, module in self.modules.items():
+            module.load_state_dict(unflatten(name, state))
+        for name, optimizer in self.optimizers.items():
+            load_optimizer_state(f"adam-{name}", optimizer, state)
+
+    @property
+    def backbone_steps(self) -> int:
+        return self.config.backbone_steps
+
+    def backbone(self) -> dict[str, Tensor]:
+        return {**flatten("G.backbone", self.G.backbone), **flatten("D", self.D), **flatten("s", self.statistics)}
+
+    def take_backbone(self, tensors: Mapping[str, Tensor]) -> None:
+        """Also of a model with other categories: D then knows the normals alone."""
+        own = dict(unflatten("D", tensors))
+        fresh = self.D.state_dict()
+        if (weight := own["embed.weight"]).shape != fresh["embed.weight"].shape:
+            own["embed.weight"] = torch.cat([weight[:, :1], fresh["embed.weight"][:, 1:].to(weight)], dim=1)
+        try:
+            self.G.backbone.load_state_dict(unflatten("G.backbone", tensors))
+            self.D.load_state_dict(own)
+            self.statistics.load_state_dict(unflatten("s", tensors))
+        except RuntimeError as error:
+            raise ValueError(str(error).splitlines()[-1].strip()) from error
+
+    def lr(self, step: int) -> float:
+        """The learning rate at a step: constant, then falling to 0 over the second half of its stage."""
+        first = self.config.backbone_steps
+        done = step / first if step < first else (step - first) / max(self.config.steps - first, 1)
+        return self.config.lr * min(1.0, 2 * (1 - done))
+
+    def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """Stage 1 on `batch.x`, then stage 2 on `batch.x_ref` with their masks, `batch.a_ref`."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr(step)
+        stage = self._stage_1 if step < self.config.backbone_steps else self._stage_2
+        return {name: value.detach() for name, value in stage(batch, step, rng).items()}
+
+    def _only(self, *trained: str) -> None:
+        """Gradients for these networks alone."""
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.requires_grad_(name in trained)
+
+    def _z(self, count: int, rng: torch.Generator) -> Tensor:
+        return torch.randn(count, self.config.z_dim, generator=rng).to(self.device)
+
+    def _noise(self, rng: torch.Generator) -> Noise:
+        """Noise drawn where it is needed: all of it from one number of `rng`."""
+        own = torch.Generator(self.device)
+        own.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+        return Noise([own])
+
+    def _ws(self, count: int, rng: torch.Generator) -> Tensor:
+        """w_object for each convolution; with style mixing the later ones may be another's (S2, from Karras 2019)."""
+        g = self.G.backbone
+        ws = g.broadcast(g.mapping(self._z(count, rng)))
+        other = g.broadcast(g.mapping(self._z(count, rng)))
+        cut = torch.randint(1, g.styles, (count, 1, 1), generator=rng)
+        cut = torch.where(torch.rand(count, 1, 1, generator=rng) < self.config.style_mixing, cut, g.styles)
+        return torch.where(torch.arange(g.styles)[None, :, None].to(self.device) < cut.to(self.device), ws, other)
+
+    def _stage_1(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+        config, x, count = self.config, batch.x, len(batch.x)
+        c = F.one_hot(batch.y, len(self.task.domains)).float()
+        self._only("backbone")
+        made, _ = self.G(self._ws(count, rng), self._noise(rng))
+        parts = {"g": adversarial(self.D(self._augment(count, rng).image(made), c), real=True)}
+        parts["g"].backward()
+        if config.pl_weight and step % config.pl_every == 0:
+            ws = self._ws(max(count // 2, 1), rng)
+            images, _ = self.G(ws, self._noise(rng))
+            lengths = path_length(images, ws, torch.randn(images.shape, generator=rng).to(self.device))
+            mean = self.statistics["pl_mean"]
+            mean.copy_(torch.lerp(mean, lengths.detach().mean(), 0.01))
+            parts["pl"] = (lengths - mean).square().mean()
+            (parts["pl"] * config.pl_weight * config.pl_every).backward()
+        self.optimizers["backbone"].step()
+
+        self._only("D")
+        with torch.no_grad():
+            made, _ = self.G(self._ws(count, rng), self._noise(rng))
+        return parts | self._update_d(x, made, c, step, rng)
+
+    def _augment(self, count: int, rng: torch.Generator) -> Augment:
+        return Augment(count, float(self.statistics["p"]), rng, self.device)
+
+    def _update_d(self, x: Tensor, made: Tensor, c: Tensor, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+        """D on augmented images, real and made; R1 now and then; then the augmentation's strength."""
+        config, count = self.config, len(x)
+        penalized = step % config.r1_every == 0
+        real = self._augment(count, rng).image(x).requires_grad_(penalized)
+        on_real, on_made = self.D(real, c), self.D(self._augment(count, rng).image(made), c)
+        parts = {"d": adversarial(on_real, real=True) + adversarial(on_made, real=False)}
+        total = parts["d"]
+        if penalized:
+            parts["r1"] = r1(on_real, real)
+            total = total + config.r1_gamma * config.r1_every * parts["r1"]
+        total.backward()
+        self.optimizers["D"].step()
+        p = self.statistics["p"]
+        p.fill_(adapted(float(p), float(on_real.detach().sign().mean()), config.ada_target, count, config.ada_images))
+        return parts | {"p": p.clone()}
+
+    def _stage_2(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+        config, x, count = self.config, batch.x_ref, len(batch.x_ref)
+        assert batch.a_ref is not None
+        real_mask = batch.a_ref.amax(dim=1, keepdim=True) * 2 - 1
+        c = F.one_hot(batch.y_ref, len(self.task.domains)).float()
+        self._only("defects")
+        made, m, w_defect, remake = self._defective(c, rng)
+        mask = self._shown(m)
+        augment = self._augment(count, rng)
+        parts = {
+            "g": adversarial(self.D(augment.image(made), c), real=True),
+            "match_g": -self.D_match(torch.cat([augment.image(made), augment.geometry(mask)], dim=1), c).mean(),
+        }
+        w_other, m_other = remake()
+        parts["ms"] = mode_seeking_loss(w_defect, w_other, mask, self._shown(m_other))
+        parts["area"] = area_loss(m, real_mask)
+        total = parts["g"] + config.lambda_match * parts["match_g"]
+        total = total + config.lambda_ms * parts["ms"] + config.lambda_area * parts["area"]
+        total.backward()
+        self.optimizers["defects"].step()
+        parts["masked"] = (m.detach() >= 0).float().mean()
+
+        self._only("D", "D_match")
+        with torch.no_grad():
+            made, m, _, _ = self._defective(c, rng)
+        parts |= self._update_d(x, made, c, step, rng)
+        penalized = step % config.r1_every == 0
+        augments = self._augment(count, rng), self._augment(count, rng)
+        real = torch.cat([augments[0].image(x), augments[0].geometry(real_mask)], dim=1).requires_grad_(penalized)
+        fake = torch.cat([augments[1].image(made), augments[1].geometry(self._shown(m))], dim=1)
+        on_real = self.D_match(real, c)
+        parts["match_d"] = self.D_match(fake, c).mean() - on_real.mean()
+        total = parts["match_d"]
+        if penalized:
+            total = total + config.r1_gamma * config.r1_every * r1(on_real, real)
+        total.backward()
+        self.optimizers["D_match"].step()
+        return parts
+
+    def _defective(
+        self, c: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Callable[[], tuple[Tensor, Tensor]]]:
+        """Images with defects of domains c, their M, their w_defect; and a function that makes another w and M."""
+        with torch.no_grad():
+            ws = self._ws(len(c), rng)
+        seeds = torch.randint(2**62, (2,), generator=rng).tolist()
+
+        def noise(seed: int) -> Noise:
+            return Noise([torch.Generator(self.device).manual_seed(seed)])
+
+        def make(*, mask_alone: bool) -> tuple[Tensor, Tensor, Tensor]:
+            w = self.G.mapping(self._z(len(c), rng), c[:, 1:])
+            image, m = self.G(ws, noise(seeds[0]), w, noise(seeds[1]), mask_alone=mask_alone)
+            assert m is not None
+            return image, m, w
+
+        image, m, w = make(mask_alone=False)
+        return image, m, w, lambda: make(mask_alone=True)[:0:-1]
+
+    def _shown(self, m: Tensor) -> Tensor:
+        """M as D_match sees it: at the image's resolution, and between -1 and 1 as real masks."""
+        size = (self.config.image_size,) * 2
+        return F.interpolate(m.tanh(), size=size, mode="bilinear", align_corners=False)
+
+    @torch.no_grad()
+    def generate(self, request: GenerateBatch) -> Generated:
+        """Whole images with a defect, their masks, and the same images without: triplets (section 4.2, Figure 4)."""
+        c = F.one_hot(request.y, len(self.task.domains)).float()
+        z = torch.stack([torch.randn(2, self.config.z_dim, generator=rng) for rng in request.rngs]).to(self.device)
+        seeds = [torch.randint(2**62, (2,), generator=rng).tolist() for rng in request.rngs]
+
+        def noise(which: int) -> Noise:
+            return Noise([torch.Generator().manual_seed(seed[which]) for seed in seeds])
+
+        ws = self.G.backbone.broadcast(self.G.backbone.mapping(z[:, 0]))
+        normal, _ = self.G(ws, noise(0))
+        defective, m = self.G(ws, noise(0), self.G.mapping(z[:, 1], c[:, 1:]), noise(1))
+        assert m is not None
+        m = F.interpolate(m, size=defective.shape[2:], mode="bilinear", align_corners=False)
+        return Generated(defective.clamp(-1, 1), (m >= 0).float(), normal.clamp(-1, 1))

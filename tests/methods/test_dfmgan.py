@@ -1,0 +1,313 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.signal import upfirdn
+from torch import Tensor
+
+from defectgen.device import torch_rng
+from defectgen.methods.base import Batch, GenerateBatch, Task
+from defectgen.methods.dfmgan import (
+    DFMGAN,
+    Augment,
+    DFMGANConfig,
+    Discriminator,
+    EqualConv,
+    EqualLinear,
+    Generator,
+    MappingNetwork,
+    Noise,
+    StyledConv,
+    adapted,
+    area_loss,
+    downsample,
+    manipulated,
+    minibatch_std,
+    mode_seeking_loss,
+    modulated_conv,
+    path_length,
+    upsample,
+)
+
+CPU = torch.device("cpu")
+CONFIG = DFMGANConfig(
+    image_size=64, batch_size=4, steps=8, backbone_steps=4, width=4, max_width=8, match_width=4, z_dim=8, w_dim=8,
+    lambda_area=1.0, r1_every=2, pl_every=2,
+)  # fmt: skip
+TASK = Task(domains=("normal", "crack", "hole"), products=("a",), channels=1, scales={"a": {"crack": 1.0, "hole": 1.0}})
+FIR = np.array([1, 3, 3, 1]) / 8
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*seeds: int) -> Noise:
+    return Noise([generator(seed) for seed in seeds or (0,)])
+
+
+def batch(seed: int = 0, count: int = 4) -> Batch:
+    """Gray surfaces, and others with a black square and its mask."""
+    n, d = (torch.rand(count, 1, 64, 64, generator=generator(seed + i)) * 0.4 - 0.2 for i in range(2))
+    a = torch.zeros(count, 2, 64, 64)
+    y = torch.tensor([1 + i % 2 for i in range(count)])
+    for i in range(count):
+        d[i, :, 20:36, 16:40] = -1
+        a[i, y[i] - 1, 20:36, 16:40] = 1
+    zeros = torch.zeros(count).long()
+    return Batch(n, zeros, zeros, d, y, zeros, a)
+
+
+@pytest.fixture
+def method() -> DFMGAN:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return DFMGAN(CONFIG, TASK, CPU)
+
+
+# Layers, against independent references
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_modulated_convolution_is_a_loop_over_samples(demodulate: bool, kernel: int) -> None:
+    torch.manual_seed(0)
+    x, weight, style = torch.randn(3, 4, 9, 7), torch.randn(5, 4, kernel, kernel), torch.randn(3, 4)
+    expected = []
+    for i in range(3):
+        own = weight * style[i][None, :, None, None]
+        if demodulate:
+            own = own / (own.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        expected.append(F.conv2d(x[i : i + 1], own, padding=kernel // 2))
+    torch.testing.assert_close(modulated_conv(x, weight, style, demodulate=demodulate), torch.cat(expected))
+
+
+def test_modulated_convolution_that_doubles_is_zeros_between_convolution_and_filter() -> None:
+    """As upsampling first would be: the filter and the convolution commute."""
+    torch.manual_seed(0)
+    x, weight, style = torch.randn(2, 3, 6, 8), torch.randn(4, 3, 3, 3), torch.rand(2, 3) + 0.5
+    doubled = modulated_conv(x, weight, style, up=True, demodulate=False)
+    assert doubled.shape == (2, 4, 12, 16)
+    expected = F.conv2d(upsample(x * style[:, :, None, None]), weight.flip(2, 3), padding=1)
+    torch.testing.assert_close(doubled[..., 3:-3, 3:-3], expected[..., 3:-3, 3:-3], rtol=1e-4, atol=1e-4)
+
+
+def test_up_and_down_are_scipys_filters() -> None:
+    x = torch.randn(1, 2, 10, 12, generator=generator())
+    for channel in range(2):
+        plane = x[0, channel].numpy().astype(np.float64)
+        up = upfirdn(FIR * 2, upfirdn(FIR * 2, plane, up=2, axis=0), up=2, axis=1)[1:21, 1:25]
+        np.testing.assert_allclose(upsample(x)[0, channel].numpy(), up, atol=1e-5)
+        padded = np.pad(plane, 1)
+        down = upfirdn(FIR, upfirdn(FIR, padded, down=1, axis=0)[3:-3:2], down=1, axis=1)[:, 3:-3:2]
+        np.testing.assert_allclose(downsample(x)[0, channel].numpy(), down, atol=1e-5)
+
+
+def test_an_equalised_convolution_that_halves_filters_first() -> None:
+    torch.manual_seed(0)
+    layer, x = EqualConv(3, 5, 3, down=True), torch.randn(2, 3, 16, 16)
+    assert layer(x).shape == (2, 5, 8, 8)
+    flat = torch.ones(1, 3, 16, 16)
+    plain = EqualConv(3, 5, 3)
+    plain.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(flat)[..., 3:5, 3:5], plain(flat)[..., 6:8, 6:8])
+
+
+def test_equalised_layers_have_unit_weights_whatever_their_learning_rate() -> None:
+    torch.manual_seed(0)
+    for lr in (1.0, 0.01):
+        y = EqualLinear(64, 512, lr=lr)(torch.randn(256, 64))
+        assert y.var().item() == pytest.approx(1, rel=0.1)
+    z = torch.randn(256, 16)
+    network = MappingNetwork(16, 32, 2)
+    torch.testing.assert_close(network(z), network(5 * z), rtol=1e-4, atol=1e-4)  # codes are normalised
+
+
+def test_a_styled_convolution_keeps_the_variance() -> None:
+    torch.manual_seed(0)
+    layer = StyledConv(32, 32, 16)
+    y = layer(torch.randn(8, 32, 16, 16), torch.randn(8, 16), noise())
+    assert y.square().mean().item() == pytest.approx(1, rel=0.25)
+
+
+def test_the_standard_deviation_of_a_group() -> None:
+    x = torch.zeros(4, 2, 3, 3)
+    x[1], x[3] = 2.0, 4.0
+    y = minibatch_std(x, group=2)  # images 0 and 2, and 1 and 3
+    assert y.shape == (4, 3, 3, 3)
+    assert y[0, 2, 0, 0].item() == pytest.approx(0, abs=1e-3)
+    assert y[1, 2, 0, 0].item() == pytest.approx(1, abs=1e-3)
+    assert torch.equal(y[:2, 2], y[2:, 2])
+
+
+def test_features_are_manipulated_where_the_mask_is_not_negative() -> None:
+    """Equation 1, on a mask of half the resolution."""
+    f_object, f_defect = torch.rand(1, 2, 4, 4), torch.rand(1, 2, 4, 4)
+    m = torch.full((1, 1, 4, 4), -1.0)
+    m[..., 1, 2], m[..., 3, 0] = 0.0, 2.0
+    result = manipulated(f_object, f_defect, m)
+    here = m.expand(1, 2, 4, 4) >= 0
+    assert torch.equal(result[here], (f_object + f_defect)[here])
+    assert torch.equal(result[~here], f_object[~here])
+    coarse = torch.tensor([[[[1.0, -3.0]]]])
+    assert torch.equal(manipulated(f_object, f_defect, coarse)[..., 2:], f_object[..., 2:])
+
+
+# The generator and the discriminators
+
+
+def test_a_triplet_differs_only_where_features_were_manipulated(method: DFMGAN) -> None:
+    torch.nn.init.constant_(method.G.to_mask.bias, -100.0)
+    request = GenerateBatch(torch.zeros(2, 0), torch.tensor([1, 2]), [torch_rng(0), torch_rng(1)])
+    made = method.generate(request)
+    assert made.normal is not None
+    assert made.mask is not None
+    assert torch.equal(made.x, made.normal)
+    assert made.mask.sum() == 0
+    torch.nn.init.zeros_(method.G.to_mask.bias)
+    made = method.generate(request)
+    assert made.normal is not None
+    assert made.mask is not None
+    assert 0 < made.mask.mean() < 1
+    # A feature at a quarter of the side is seen by convolutions and filters for some twelve pixels around it.
+    far = F.max_pool2d(made.mask, 41, stride=1, padding=20) == 0
+    assert (made.x - made.normal).abs()[made.mask > 0].mean() > 1e-3
+    assert torch.equal(made.x[far], made.normal[far])
+
+
+def test_a_row_depends_on_its_own_generator(method: DFMGAN) -> None:
+    y = torch.tensor([1, 2])
+    both = method.generate(GenerateBatch(torch.zeros(2, 0), y, [torch_rng(5), torch_rng(6)])).x
+    alone = method.generate(GenerateBatch(torch.zeros(1, 0), y[1:], [torch_rng(6)])).x
+    torch.testing.assert_close(both[1:], alone, rtol=0, atol=1e-5)
+
+
+def test_the_first_residual_block_is_at_64_of_256() -> None:
+    network = Generator(CONFIG.model_copy(update={"image_size": 256}), 3, 1)
+    assert list(network.residual) == ["64", "128", "256"]
+    assert network.backbone.styles == 14
+
+
+def test_the_discriminator_judges_under_a_domain() -> None:
+    torch.manual_seed(0)
+    d = Discriminator(CONFIG, 1, 3, 4, 8)
+    x, c = torch.randn(4, 1, 64, 64), F.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
+    assert d(x, c).shape == (4,)
+    assert (d(x, c) - d(x, c.roll(1, dims=1))).abs().max() > 1e-4
+
+
+# Augmentation
+
+
+def test_nothing_is_augmented_at_strength_0() -> None:
+    x = torch.rand(3, 3, 16, 16)
+    augment = Augment(3, 0.0, generator(), CPU)
+    torch.testing.assert_close(augment.image(x), x, rtol=1e-4, atol=1e-4)
+
+
+def test_augmentation_is_one_for_image_and_mask_and_passes_gradients() -> None:
+    x = torch.zeros(8, 1, 32, 32)
+    x[..., 8:14, 10:24] = 1
+    augment = Augment(8, 1.0, generator(3), CPU)
+    mask, image = augment.geometry(x), augment.image(x)
+    assert (mask - x).abs().mean() > 0.01
+    restored = (image - augment.brightness) / augment.contrast
+    torch.testing.assert_close(restored, mask, rtol=1e-3, atol=1e-3)
+    x.requires_grad_(True)
+    augment.image(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+
+
+def test_strength_follows_the_target_and_stays_in_bounds() -> None:
+    assert adapted(0.3, 0.9, 0.6, 50, 1000) == pytest.approx(0.35)
+    assert adapted(0.3, 0.2, 0.6, 50, 1000) == pytest.approx(0.25)
+    assert adapted(0.01, 0.0, 0.6, 50, 1000) == 0
+    assert adapted(0.79, 1.0, 0.6, 50, 1000) == 0.8
+
+
+# Losses, by hand
+
+
+def test_path_length_of_a_linear_generator() -> None:
+    """images = w A: the gradient of <images, y> is A y."""
+    a = torch.randn(6, 8 * 8, generator=generator())
+    ws = torch.randn(2, 3, 6, generator=generator(1)).requires_grad_(True)
+    y = torch.randn(2, 1, 8, 8, generator=generator(2))
+    images = (ws.sum(dim=1) @ a).view(2, 1, 8, 8)
+    expected = [(a @ y[i].flatten() / 8).norm() for i in range(2)]  # each of the three w has the same gradient
+    torch.testing.assert_close(path_length(images, ws, y), torch.stack(expected))
+
+
+def test_mode_seeking_by_hand() -> None:
+    w1, w2 = torch.zeros(1, 4), torch.full((1, 4), 0.5)
+    m1, m2 = torch.zeros(1, 1, 2, 2), torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
+    assert mode_seeking_loss(w1, w2, m1, m2).item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_masks_of_other_areas_than_real_ones_are_pulled_back() -> None:
+    real = torch.full((2, 1, 10, 10), -1.0)
+    real[:, :, :2] = 1  # a fifth
+    m = torch.full((2, 1, 10, 10), -9.0)
+    m[:, :, :2] = 9
+    assert area_loss(m, real).item() == pytest.approx(0, abs=1e-4)
+    empty = torch.full((2, 1, 10, 10), -2.0, requires_grad=True)
+    loss = area_loss(empty, real)
+    assert loss.item() == pytest.approx(0.5, abs=0.01)
+    loss.backward()
+    assert empty.grad is not None
+    assert (empty.grad < 0).all()
+    assert area_loss(-m.detach() * 0 + 9, real).item() == pytest.approx((1 - 0.4) / 0.2, rel=1e-3)
+
+
+# The method
+
+
+def moved(before: dict[str, Tensor], method: DFMGAN) -> set[str]:
+    after = method.state()
+    return {key.split(".")[0] + "." + key.split(".")[1] for key in before if not torch.equal(before[key], after[key])}
+
+
+def test_stage_1_trains_the_backbone_and_stage_2_all_but_the_backbone(method: DFMGAN) -> None:
+    def state() -> dict[str, Tensor]:
+        return {key: value.clone() for key, value in method.state().items() if not key.startswith("adam")}
+
+    before = state()
+    losses = method.training_step(batch(), 0, generator())
+    assert set(losses) == {"g", "pl", "d", "r1", "p"}
+    parts = moved(before, method)
+    assert "G.backbone" in parts
+    assert any(part.startswith("D.") for part in parts)
+    assert not any(part.startswith(("G.residual", "G.to_mask", "G.mapping", "D_match")) for part in parts)
+
+    before = state()
+    losses = method.training_step(batch(), 4, generator())
+    assert set(losses) == {"g", "match_g", "ms", "area", "masked", "d", "r1", "p", "match_d"}
+    parts = moved(before, method)
+    assert "G.backbone" not in parts
+    assert {"G.residual", "G.to_mask", "G.mapping"} <= parts
+    assert any(part.startswith("D_match") for part in parts)
+
+
+def test_the_learning_rate_falls_at_the_end_of_each_stage(method: DFMGAN) -> None:
+    rates = [method.lr(step) / CONFIG.lr for step in (0, 2, 3, 4, 6, 7)]
+    assert rates == pytest.approx([1, 1, 0.5, 1, 1, 0.5])
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_training_resumes_exactly(method: DFMGAN, step: int) -> None:
+    method.training_step(batch(), step, generator())
+    fresh = DFMGAN(CONFIG, TASK, CPU)
+    fresh.load_state({key: value.clone() for key, value in method.state().items()})
+    for each in (method, fresh):
+        each.training_step(batch(1), step + 1, generator(1))
+    for key, value in method.state().items():
+        assert torch.equal(value, fresh.state()[key]), key
+
+
+def test_the_paper_has_the_papers_numbers() -> None:
+    config = DFMGANConfig()
+    assert (config.image_size, config.lambda_ms, config.lambda_match, config.lambda_area) == (256, 0.1, 1, 0)
+    assert math.isclose(config.lr, 2.5e-3)
