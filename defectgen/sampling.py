@@ -23,7 +23,7 @@ from defectgen.registry import Entry
 from defectgen.samples import Attempt, Draw, Samples, Wanted, mixture, mixture_name, visible
 from defectgen.seeding import numpy_rng
 from defectgen.trainer import load_method
-from defectgen.windows import Box, FloatArray, Window, cut, laid, place, put_back, scale_of
+from defectgen.windows import Box, FloatArray, Window, cut, laid, place, put_back, scale_of, window_of
 
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
 _RIM, _FADE = 8, 4  # pixels of the network's window
@@ -193,7 +193,8 @@ class Painted(Samples[_WindowDraw, _Made]):
         if not areas:
             a[[known.index(name) for name in names]] = _part(rng, interior, 0.25)
         for category, area in areas:
-            here = cut(Photograph(area.view(np.uint8) * np.uint8(255)), window, size, 1)[0] > 0
+            inside = window_of(area, (window.x, window.y), (window.side, window.side)).astype(np.float32)
+            here = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA) > 0.5
             part = _part(rng, here, 0.6)
             for name in [category] if category else names:
                 a[known.index(name)][part] = 1
