@@ -161,9 +161,17 @@ def score_of(unlike: FloatArray) -> float:
     return float(np.partition(top, -worst)[-worst])
 
 
-def find(path: Path, photograph: Photograph, repaired: Pixels, threshold: float, *, threads: int = 1) -> Finding:
-    """The verdict on a photograph, and its defects: what Otsu separates, where that holds a place above `threshold`."""
+def find(
+    path: Path, photograph: Photograph, repaired: Pixels, threshold: float, *, border: int = 0, threads: int = 1
+) -> Finding:
+    """The verdict on a photograph, and its defects: what Otsu separates, where that holds a place above `threshold`.
+
+    `border` are pixels along the photograph's edges that are not judged.
+    """
     unlike = compare(photograph, repaired, threads=threads)
+    if border:
+        unlike[:border] = unlike[-border:] = 0
+        unlike[:, :border] = unlike[:, -border:] = 0
     score = score_of(unlike)
     mask = np.zeros(unlike.shape, np.bool_)
     if score > threshold:
@@ -189,7 +197,7 @@ def _defects(unlike: FloatArray, before: Pixels, after: Pixels, threshold: float
 
 
 def inspect(
-    paths: Iterable[Path | None], repair: Repair, threshold: float, *, workers: int = 2
+    paths: Iterable[Path | None], repair: Repair, threshold: float, *, border: int = 0, workers: int = 2
 ) -> Iterator[Finding | Unreadable]:
     """A finding for each image, in their order; several are read, repaired and compared at a time.
 
@@ -200,7 +208,7 @@ def inspect(
         try:
             for path in paths:
                 if path is not None:
-                    queue.append(pool.submit(_inspect, path, repair, threshold))
+                    queue.append(pool.submit(_inspect, path, repair, threshold, border))
                 while queue and (path is None or len(queue) > 2 * workers):
                     yield queue.popleft().result()
             while queue:
@@ -210,10 +218,10 @@ def inspect(
                 future.cancel()
 
 
-def _inspect(path: Path, repair: Repair, threshold: float) -> Finding | Unreadable:
+def _inspect(path: Path, repair: Repair, threshold: float, border: int) -> Finding | Unreadable:
     try:
         photograph = read_photograph(path)
-        return find(path, photograph, repair(path, photograph), threshold)
+        return find(path, photograph, repair(path, photograph), threshold, border=border)
     except ImageError as error:
         return Unreadable(path, error.reason if error.path == path else str(error))
 

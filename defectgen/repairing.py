@@ -45,6 +45,7 @@ class NetworkRepair:
         self._scale = min(scale for of_product in method.task.scales.values() for scale in of_product.values())
         self._channels, self._size = method.task.channels, method.config.image_size
         self.threshold: float | None = saved.get("threshold")
+        self.border: int = saved.get("border", 0)
 
     def __call__(self, _path: Path, photograph: Photograph) -> Pixels:
         """The photograph without its defects: its own size, colours and depth; alpha as it was."""
@@ -94,10 +95,10 @@ def hold_out(catalog: Catalog) -> tuple[Catalog, list[Path]]:
     return catalog.model_copy(update={"samples": samples}), held
 
 
-def keep_threshold(model: Path, threshold: float) -> None:
-    """Write a calibrated threshold into a model's file, whose sha256 changes."""
+def keep_threshold(model: Path, threshold: float, border: int = 0) -> None:
+    """Write a threshold, and the border that it was calibrated with, into a model's file, whose sha256 changes."""
     tensors, saved = checkpoint.load(model)
-    checkpoint.save(model, tensors, {**saved, "threshold": threshold})
+    checkpoint.save(model, tensors, {**saved, "threshold": threshold, "border": border})
 
 
 def _scaled(colours: NDArray[Any], scale: float) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from defectgen.contents import (
     TrainingContents,
     cut_out,
     extract,
+    of_mask,
     on_pure_background,
     relative,
     resize,
@@ -92,6 +93,19 @@ def test_what_lies_on_a_pure_background_is_found_again_by_watershed(channels: in
     middle = found.pixels[30:34, 30:34].mean()
     assert middle == pytest.approx(to_unit(20) - to_unit(120), abs=0.06)
     assert np.abs(found.pixels[found.support & ~inside]).mean() < 0.3  # no dark fringe, as the background is 1 away
+
+
+def test_the_content_of_a_mask_and_masks_that_tell_nothing() -> None:
+    image, mask = np.zeros((3, 32, 32), np.float32), np.zeros((32, 32), np.bool_)
+    mask[10:16, 8:20] = True
+    content = of_mask(image, mask)
+    np.testing.assert_array_equal(content.label, mask)
+    assert content.pixels.shape == (32, 32, 3)
+    assert content.support.sum() > mask.sum()
+    speck, border = np.zeros_like(mask), np.zeros_like(mask)
+    speck[3, 3], border[:2], border[2, :9] = True, True, True
+    for nothing in (speck, border, np.zeros_like(mask), np.ones_like(mask)):
+        assert not of_mask(image, nothing).support.any()
 
 
 def test_an_empty_image_has_an_empty_content() -> None:

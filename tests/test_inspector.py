@@ -93,6 +93,17 @@ def test_a_defect_is_found_where_it_is(depth: int, channels: int) -> None:
     assert finding.mask[41:45, 32:88].mean() > 0.9
 
 
+def test_a_border_is_not_judged() -> None:
+    whole = surface((100, 120))
+    broken = whole.copy()
+    broken[:6, 20:60] //= 3
+    broken[50:60, 114:] //= 3
+    assert find(Path("a.png"), Photograph(broken), whole, 0.4).defective
+    finding = find(Path("a.png"), Photograph(broken), whole, 0.4, border=10)
+    assert not finding.defective
+    assert finding.score == pytest.approx(0, abs=1e-4)
+
+
 def test_a_flawless_image_is_not_split() -> None:
     whole = surface((100, 120))
     noisy = np.clip(whole + np.random.default_rng(5).normal(0, 2, whole.shape), 0, 255).astype(np.uint8)

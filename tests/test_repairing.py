@@ -101,9 +101,9 @@ def test_a_method_that_cannot_repair_is_refused(tmp_path: Path) -> None:
 def test_the_threshold_travels_with_the_model(tmp_path: Path) -> None:
     path = saved(tmp_path)
     assert NetworkRepair(path, "cpu").threshold is None
-    keep_threshold(path, 0.625)
+    keep_threshold(path, 0.625, 7)
     again = NetworkRepair(path, "cpu")
-    assert again.threshold == 0.625
+    assert (again.threshold, again.border) == (0.625, 7)
 
 
 def test_every_tenth_normal_of_each_product_is_held_out() -> None:

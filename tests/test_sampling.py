@@ -18,6 +18,7 @@ from defectgen.images import encode_png, read_photograph
 from defectgen.methods.base import GenerateBatch, Generated, Task, flatten
 from defectgen.methods.dcdganc import DCDGANc, DCDGANcConfig
 from defectgen.methods.defect_gan import DefectGAN, DefectGANConfig
+from defectgen.methods.dfmgan import DFMGAN, DFMGANConfig
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.registry import Entry
 from defectgen.samples import Wanted
@@ -62,7 +63,7 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
 def request_for(entry: Entry) -> Callable[..., SynthesisRequest]:
     def make(num: int = 6, **changes: Any) -> SynthesisRequest:
         normals = read_normals(entry.trained_on["part"], product="part")
-        own = ("batch_size", "placement", "regions", "restored")
+        own = ("batch_size", "placement", "regions", "restored", "whole")
         ours = {name: changes.pop(name) for name in own if name in changes}
         wanted = replace(Wanted(("dent", "spot"), num, normals), **changes)
         return SynthesisRequest(entry, wanted, device="cpu", **ours)
@@ -338,6 +339,69 @@ def test_a_region_is_where_contents_are_laid(contents_for: Callable[..., Synthes
         assert not sample.mask[:, 40:].any()
     with pytest.raises(UsageError, match="c: dcdganc takes one --region"):
         synthesize(contents_for(regions=(("dent", box),)))
+
+
+# Models that make whole images
+
+
+@pytest.fixture
+def whole_for(
+    entry: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., SynthesisRequest]:
+    """Instead of a network: gray images with a dark disc; now and then a mask that hugs the border."""
+    config = DFMGANConfig(image_size=64, width=4, max_width=8, match_width=4, z_dim=8, w_dim=8)
+    task = TASK.model_copy(update={"scales": {"part": {"dent": 0.5, "spot": 0.5}}})
+    torch.manual_seed(0)
+    method = DFMGAN(config, task, torch.device("cpu"))
+    path = entry.file.with_name("whole.safetensors")
+    tensors = {k: v for name, network in method.averaged().items() for k, v in flatten(name, network).items()}
+    saved = {"method": "dfmgan", "config": config.model_dump(), "task": task.model_dump(mode="json")}
+    checkpoint.save(path, tensors, saved)
+    made = entry.model_copy(update={"name": "w", "method": "dfmgan", "file": path, "sha256": files.sha256(path)})
+
+    def generate(_self: DFMGAN, request: GenerateBatch) -> Generated:
+        count = len(request.rngs)
+        normal = torch.stack([torch.rand(1, 64, 64, generator=rng) * 0.1 for rng in request.rngs])
+        mask = torch.zeros(count, 1, 64, 64)
+        for i, rng in enumerate(request.rngs):
+            x, y, hugging = torch.randint(20, 44, (3,), generator=rng).tolist()
+            if hugging < 28:
+                mask[i, :, 0] = 1
+            else:
+                mask[i, 0] = torch.from_numpy(cv2.circle(np.zeros((64, 64), np.float32), (x, y), 8, 1, -1))
+        return Generated(normal - 0.8 * mask, mask, normal)
+
+    monkeypatch.setattr(DFMGAN, "generate", generate)
+
+    def make(num: int = 6, **changes: Any) -> SynthesisRequest:
+        return replace(request_for(num, **changes), entry=made)
+
+    return make
+
+
+def test_triplets_differ_in_the_mask_alone_and_masks_at_the_border_are_drawn_again(
+    whole_for: Callable[..., SynthesisRequest],
+) -> None:
+    samples = synthesize(whole_for(12, whole=True))
+    for sample in samples:
+        assert sample.image.shape == sample.mask.shape == (64, 64)
+        assert sample.normal is not None
+        np.testing.assert_array_equal(sample.image[~sample.mask], sample.normal[~sample.mask])
+        assert (sample.image[sample.mask] < sample.normal[sample.mask]).all()
+        assert sample.mask.sum() == pytest.approx(np.pi * 8**2, rel=0.05)
+        assert sample.record["method"] == "dfmgan"
+    assert samples.redrawn > 0
+    with pytest.raises(UsageError, match="w: dfmgan makes whole images: --region needs photographs"):
+        synthesize(whole_for(whole=True, regions=((None, Region(name="object")),)))
+
+
+def test_made_defects_are_blended_onto_photographs_at_native_scale(whole_for: Callable[..., SynthesisRequest]) -> None:
+    for sample in synthesize(whole_for(6, placement=Placement(scale=(1, 1)))):
+        source = read_photograph(Path(sample.record["source"])).pixels
+        assert sample.image.shape == source.shape
+        assert sample.normal is None
+        if min(source.shape[:2]) >= 64:
+            assert sample.mask.sum() == pytest.approx(4 * np.pi * 8**2, rel=0.3)  # learnt at half the scale
 
 
 # Models that are told where

@@ -20,6 +20,7 @@ from defectgen.images import encode_png
 from defectgen.methods import MethodName
 from defectgen.methods.base import GenerateBatch
 from defectgen.methods.dcdganc import DCDGANcConfig
+from defectgen.methods.dfmgan import DFMGANConfig
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.methods.isu_gan import ISUGANConfig
 from defectgen.trainer import Average, Progress, TrainRequest, estimate, load_method, train
@@ -322,3 +323,77 @@ class TestCommandLine:
         assert "Traceback" not in err
         _, saved = checkpoint.load(tmp_path / "r/checkpoint.safetensors")
         assert saved["step"] > 0
+
+
+class TestTwoStages:
+    CONFIG = DFMGANConfig(
+        image_size=64, batch_size=2, steps=8, backbone_steps=5, width=4, max_width=8, match_width=4, z_dim=8, w_dim=8
+    )
+
+    @pytest.fixture
+    def staged(self, request_for: Callable[..., TrainRequest]) -> Callable[..., TrainRequest]:
+        def make(name: str = "staged", **changes: object) -> TrainRequest:
+            return request_for(name, **{"method": MethodName.DFMGAN, "config": self.CONFIG, **changes})
+
+        return make
+
+    def test_the_backbone_is_kept_and_another_model_begins_with_it(self, staged: Callable[..., TrainRequest]) -> None:
+        first = staged("first")
+        trained = train(first)
+        assert trained.steps == 8
+        kept, saved = checkpoint.load(first.run / "backbone.safetensors")
+        assert saved["method"] == "dfmgan"
+        model, _ = checkpoint.load(trained.model)
+        names = [name for name in kept if name.startswith("G.backbone")]
+        assert names
+        assert all(torch.equal(kept[name], model[name]) for name in names)  # stage 2 left it alone
+
+        seen: list[Progress] = []
+        second = staged("second", backbone=first.run / "backbone.safetensors", seed=1)
+        train(second, seen.append)
+        assert [progress.step for progress in seen] == [6, 7, 8]
+        again, _ = checkpoint.load(second.run / "model.safetensors")
+        assert all(torch.equal(kept[name], again[name]) for name in names)
+        assert not torch.equal(model["G.to_mask.weight"], again["G.to_mask.weight"])
+        assert (second.run / "backbone.safetensors").is_file()
+
+    def test_the_backbone_of_other_categories(self, staged: Callable[..., TrainRequest], catalog: Catalog) -> None:
+        train(staged("first"))
+        two = tuple(
+            sample.model_copy(update={"category": "hole"}) if sample.path.name == "1.png" and sample.mask else sample
+            for sample in catalog.samples
+        )
+        backbone = staged("first").run / "backbone.safetensors"
+        trained = train(staged("second", catalog=catalog.model_copy(update={"samples": two}), backbone=backbone))
+        assert trained.task.domains == ("normal", "hole", "spot")
+        _, saved = checkpoint.load(backbone)
+        assert set(trained.task.scales["part"].values()) == set(saved["task"]["scales"]["part"].values())
+
+    def test_what_does_not_fit_is_told(self, staged: Callable[..., TrainRequest]) -> None:
+        train(staged("first"))
+        backbone = staged("first").run / "backbone.safetensors"
+        wider = self.CONFIG.model_copy(update={"width": 8, "max_width": 16})
+        with pytest.raises(UsageError, match=r"backbone.safetensors: has width 4, but 8 is wanted"):
+            train(staged("second", config=wider, backbone=backbone))
+
+    def test_with_a_limit_of_time_both_stages_get_their_part(
+        self, staged: Callable[..., TrainRequest], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = iter(range(10_000))
+        monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+        long = self.CONFIG.model_copy(update={"steps": 1600, "backbone_steps": 1000})
+        seen: list[Progress] = []
+        train(staged("timed", config=long, seconds=24.0), seen.append)
+        steps = [progress.step for progress in seen]
+        before, after = [step for step in steps if step < 1000], [step for step in steps if step > 1000]
+        assert 1 <= len(before) <= len(steps)
+        assert after
+        assert (staged("timed").run / "backbone.safetensors").is_file()
+
+    @pytest.mark.parametrize("step", [3, 6])
+    def test_stopped_and_resumed_in_either_stage(self, staged: Callable[..., TrainRequest], step: int) -> None:
+        whole = train(staged("whole"))
+        assert train(staged("parts"), stop_after(step)).stopped is ExitCode.SIGTERM
+        resumed = train(staged("parts", resume=True))
+        expected, result = (checkpoint.load(trained.model)[0] for trained in (whole, resumed))
+        assert all(torch.equal(expected[name], result[name]) for name in expected)

@@ -46,6 +46,10 @@ def inspect(
     share: Annotated[
         float, option("--share", min=0.5, max=1, help="Of flawless images that shall pass when calibrating.")
     ] = 0.99,
+    border: Annotated[
+        int | None,
+        option("--border", min=0, help="Pixels along the edges that are not judged  [default: as calibrated, or 0]"),
+    ] = None,
     fail_on_defect: Annotated[bool, option("--fail-on-defect", help="End with code 9 if a defect was found.")] = False,
     watch: Annotated[bool, option("--watch", help="Go on with images that arrive, until stopped.")] = False,
     out: Annotated[Path, option("--out", "-o", metavar="DIR", help="Where the report goes.")] = Path("report"),
@@ -75,13 +79,15 @@ def inspect(
     console = Console(as_json=as_json, quiet=quiet)
     if not images.exists():
         raise BadInputError(f"{images}: no such file or folder")
-    repair, known, maker = _repair(model, weights, reference, device)
+    repair, known, its_border, maker = _repair(model, weights, reference, device)
+    if border is None:
+        border = its_border if calibrate is None else 0
     if calibrate is not None:
-        findings = inspector.inspect(_listed(calibrate), repair, 0.0, workers=workers)
+        findings = inspector.inspect(_listed(calibrate), repair, 0.0, border=border, workers=workers)
         known = inspector.calibrate(findings, share)
         console.note(f"threshold {known:.4f}, which {share:.1%} of the images in {calibrate} stay below")
         if reference is None:
-            _keep(maker, weights, known)
+            _keep(maker, weights, known, border)
     limit = threshold if threshold is not None else known
     if limit is None:
         if reference is None:
@@ -96,7 +102,7 @@ def inspect(
     arrivals = _Arrivals(images, report.done, forever=watch)
     try:
         with console.progress("inspecting") as progress:
-            for finding in inspector.inspect(arrivals, repair, limit, workers=workers):
+            for finding in inspector.inspect(arrivals, repair, limit, border=border, workers=workers):
                 if isinstance(finding, inspector.Unreadable) and arrivals.offer_again(finding.path):
                     continue
                 row = report.add(finding)
@@ -114,7 +120,13 @@ def inspect(
         if report.done:
             report.write_table()
     seconds = time.monotonic() - began
-    values = {"out": str(out), "model": maker, "threshold": limit, "kept": len(report.done) - totals["inspected"]}
+    values = {
+        "out": str(out),
+        "model": maker,
+        "threshold": limit,
+        "border": border,
+        "kept": len(report.done) - totals["inspected"],
+    }
     lines = _table(noted)
     lines += [f"... and {len(noted) - _SHOWN} more, in {out}/report.csv"] if len(noted) > _SHOWN else []
     lines += [
@@ -143,14 +155,14 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 def _repair(
     model: str | None, weights: Path | None, reference: Path | None, device: str
-) -> "tuple[Repair, float | None, str]":
-    """What repairs images, the threshold that it knows, and its name."""
+) -> "tuple[Repair, float | None, int, str]":
+    """What repairs images, the threshold that it knows, with which border, and its name."""
     if reference is not None:
         from defectgen import inspector
 
         if not reference.is_dir():
             raise BadInputError(f"--reference {reference}: no such folder")
-        return inspector.golden(reference), None, str(reference)
+        return inspector.golden(reference), None, 0, str(reference)
 
     from defectgen import registry
     from defectgen.repairing import NetworkRepair
@@ -159,10 +171,10 @@ def _repair(
     entry = registry.find(name=model, files=files, methods=("isu-gan",))
     registry.verify(entry)
     repair = NetworkRepair(entry.file, device)
-    return repair, repair.threshold, entry.name
+    return repair, repair.threshold, repair.border, entry.name
 
 
-def _keep(model: str, weights: Path | None, threshold: float) -> None:
+def _keep(model: str, weights: Path | None, threshold: float, border: int) -> None:
     """Write a calibrated threshold into a model's file, and its new sha256 into the list of models."""
     from defectgen import files, registry
     from defectgen.repairing import keep_threshold
@@ -170,7 +182,7 @@ def _keep(model: str, weights: Path | None, threshold: float) -> None:
     for file in registry.find_registry(weights):
         entry = next((each for each in registry.read(file) if each.name == model), None)
         if entry is not None:
-            keep_threshold(entry.file, threshold)
+            keep_threshold(entry.file, threshold, border)
             registry.add(entry.model_copy(update={"sha256": files.sha256(entry.file)}), file)
             return
 

@@ -24,6 +24,13 @@ def auroc(positives: list[float], negatives: list[float]) -> float:
     return float(((p > n) + 0.5 * (p == n)).mean())
 
 
+def best_f1(positives: list[float], negatives: list[float]) -> float:
+    """What the best threshold would reach, if it were known."""
+    p, n = np.array(positives), np.array(negatives)
+    hits, alarms = ((each[None] > np.r_[p, n, -1][:, None]).sum(axis=1) for each in (p, n))
+    return float((2 * hits / (hits + alarms + len(p))).max())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("normals", type=Path)
@@ -32,6 +39,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--reference", type=Path)
     parser.add_argument("--threshold", type=float)
+    parser.add_argument("--border", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
@@ -52,7 +60,7 @@ def main() -> None:
     by_category: dict[str, list[bool]] = {}
     began = time.perf_counter()
     categories = {sample.path: sample.category for sample in defects.samples}
-    for finding in inspector.inspect(labels, repair, threshold, workers=arguments.workers):
+    for finding in inspector.inspect(labels, repair, threshold, border=arguments.border, workers=arguments.workers):
         if isinstance(finding, inspector.Unreadable):
             print(f"{finding.path}: {finding.reason}")
             continue
@@ -75,7 +83,7 @@ def main() -> None:
     print(f"{len(scores[False])} normals, {len(scores[True])} defects, threshold {threshold:.4f}")
     print(
         f"image level   accuracy {right / count:.3f}   F1 {2 * hits / (2 * hits + false_alarms + missed):.3f}   "
-        f"AUROC {area:.3f}"
+        f"AUROC {area:.3f}   best F1 of any threshold {best_f1(scores[True], scores[False]):.3f}"
     )
     print(f"pixel level   F1 {2 * found / max(marked + detected, 1):.3f}   IoU {found / max(union, 1):.3f}")
     shares = ", ".join(f"{name} {sum(v)}/{len(v)}" for name, v in sorted(by_category.items()))

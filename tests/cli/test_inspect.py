@@ -104,7 +104,8 @@ def isu(line: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
 
     class Golden:
         def __init__(self, model: Path, device: str) -> None:
-            self.threshold = checkpoint.load(model)[1].get("threshold")
+            saved = checkpoint.load(model)[1]
+            self.threshold, self.border = saved.get("threshold"), saved.get("border", 0)
 
         def __call__(self, path: Path, photograph: Photograph) -> Any:
             return cv2.imread(f"golden/{path.name}", cv2.IMREAD_GRAYSCALE)
@@ -133,6 +134,12 @@ def test_a_model_keeps_its_threshold(isu: Entry, capsys: pytest.CaptureFixture[s
     assert main(["inspect", "line", "--out", "b"]) == 0  # the list of models knows the changed file
     assert records("b")[0]["threshold"] == threshold
     assert [row["defective"] for row in records("b")].count(True) == 2
+    calibrated = ["--calibrate", "good", "--share", "1", "--border", "50"]  # nothing is left
+    assert main(["inspect", "line", *calibrated, "--out", "c"]) == 0
+    assert main(["inspect", "line", "--out", "d", "--json"]) == 0  # and so they do later
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["border"] == 50
+    for out in ("c", "d"):
+        assert not any(row["defective"] for row in records(out))
 
 
 @pytest.mark.parametrize(
