@@ -257,6 +257,34 @@ class TestDefectGAN:
         run(*made, "-c", "crack+rust", "-c", "rust", "--out", "more", cwd=tmp_path)
 
 
+class TestDFMGAN:
+    def test_two_stages_in_one_command_and_the_second_alone_with_another_backbone(self, tmp_path: Path) -> None:
+        small = ("width=4", "max_width=8", "match_width=4", "z_dim=8", "w_dim=8", "batch_size=2", "backbone_steps=6")
+        settings = [part for setting in small for part in ("--set", setting)]
+        train = ["train", "--method", "dfmgan", "--preset", "tiny", *settings, "--steps", "10", "--device", "cpu"]
+        folders = SAMPLES / "steel/normals", SAMPLES / "steel/defects"
+        run(*train, *folders, "--name", "all", cwd=tmp_path)
+        assert (tmp_path / "runs/all/backbone.safetensors").is_file()
+        done = run(*train, *folders, "-c", "spot", "--name", "spots", "--backbone", "all", cwd=tmp_path)
+        assert "spots: 10 steps" in done.stdout
+        steps = [json.loads(line)["step"] for line in (tmp_path / "runs/spots/metrics.jsonl").read_text().splitlines()]
+        assert steps == [10]
+        for normals, count in ((), 0), (("--normals", folders[0]), len(list(folders[0].iterdir()))):
+            plan = run("synthesize", "-n", "4", "--model", "spots", *normals, "--dry-run", "--json", cwd=tmp_path)
+            assert json.loads(plan.stdout)["normals"] == count
+        run("synthesize", "-n", "4", "--model", "spots", "--normals", folders[0], cwd=tmp_path)
+        for row in manifest(tmp_path / "dataset"):
+            image = read_photograph(tmp_path / "dataset" / str(row["image"])).pixels
+            assert image.shape == read_photograph(Path(str(row["source"]))).pixels.shape
+        run("synthesize", "-n", "4", "--model", "spots", "--out", "triplets", cwd=tmp_path)
+        for row in manifest(tmp_path / "triplets"):
+            image, normal = (
+                read_photograph(tmp_path / "triplets" / str(row[key])).pixels for key in ("image", "normal")
+            )
+            assert image.shape[:2] == normal.shape[:2] == (64, 64)
+            assert (image != normal).any()
+
+
 @pytest.mark.data
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real photographs are not here")
 class TestRealPhotographs:
