@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   defectgen synthesize -n 5000 --category crack
-  defectgen synthesize -n 200 --normals photos/normal --format coco --out coco
-  defectgen synthesize -n 50 --region crack=40,0,200,120 --region corrosion=rust.png"""
+  defectgen synthesize -n 50 --normals photos/normal --format coco \\
+    --region crack=40,0,200,120 --region rust=r.png"""
 
 
 def synthesize(
