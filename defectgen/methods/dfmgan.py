@@ -68,6 +68,7 @@ class DFMGANConfig(MethodConfig):
     ada_images: int = Field(500_000, ge=1, description="images over which the strength of augmentation may reach 1")
     lambda_ms: float = Field(0.1, ge=0, description="weight of equation 2")
     lambda_match: float = Field(1.0, ge=0, description="weight of D_match's judgement")
+    match_logistic: bool = Field(False, description="train D_match by the logistic loss, not Wasserstein's")
     lambda_area: float = Field(0.0, ge=0, description="weight of masks larger or smaller than real ones")
 
     @field_validator("image_size")
@@ -470,12 +471,12 @@ class DFMGAN:
         "compact": {
             "image_size": 128, "batch_size": 16, "width": 32, "max_width": 256, "match_width": 8, "z_dim": 256,
             "w_dim": 256, "steps": 30_000, "backbone_steps": 20_000, "ada_images": 200_000, "pl_every": 8,
-            "lambda_area": 10.0,
+            "match_logistic": True, "lambda_area": 10.0,
         },
         "tiny": {
             "image_size": 64, "batch_size": 8, "width": 16, "max_width": 64, "match_width": 8, "z_dim": 64,
             "w_dim": 64, "steps": 9_000, "backbone_steps": 6_000, "ada_images": 50_000, "pl_every": 8,
-            "lambda_area": 10.0,
+            "match_logistic": True, "lambda_area": 10.0,
         },
     }  # fmt: skip
 
@@ -636,7 +637,9 @@ class DFMGAN:
         augment = self._augment(count, rng)
         parts = {
             "g": adversarial(self.D(augment.image(made), c), real=True),
-            "match_g": -self.D_match(torch.cat([augment.image(made), augment.geometry(mask)], dim=1), c).mean(),
+            "match_g": self._match(
+                self.D_match(torch.cat([augment.image(made), augment.geometry(mask)], dim=1), c), real=True
+            ),
         }
         w_other, m_other = remake()
         parts["ms"] = mode_seeking_loss(w_defect, w_other, mask, self._shown(m_other))
@@ -656,13 +659,22 @@ class DFMGAN:
         real = torch.cat([augments[0].image(x), augments[0].geometry(real_mask)], dim=1).requires_grad_(penalized)
         fake = torch.cat([augments[1].image(made), augments[1].geometry(self._shown(m))], dim=1)
         on_real = self.D_match(real, c)
-        parts["match_d"] = self.D_match(fake, c).mean() - on_real.mean()
+        parts["match_d"] = self._match(on_real, real=True) + self._match(self.D_match(fake, c), real=False)
         total = parts["match_d"]
         if penalized:
             total = total + config.r1_gamma * config.r1_every * r1(on_real, real)
         total.backward()
         self.optimizers["D_match"].step()
         return parts
+
+    def _match(self, scores: Tensor, *, real: bool) -> Tensor:
+        """The loss of what D_match says of pairs that it, or the generator, wants to be real.
+
+        Wasserstein's has no bound: on few examples D_match ran away with it, and the generator after it.
+        """
+        if self.config.match_logistic:
+            return adversarial(scores, real=real)
+        return -scores.mean() if real else scores.mean()
 
     def _defective(
         self, c: Tensor, rng: torch.Generator
