@@ -27,6 +27,8 @@ from defectgen.windows import Box, FloatArray, Window, cut, laid, place, put_bac
 
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
 _RIM, _FADE = 8, 4  # pixels of the network's window
+_SMALLEST = 6  # pixels of the window, a side of where a defect shall be
+_GROWN = 0.2  # parts of the window by which that may be larger than the defect
 _BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
@@ -185,13 +187,12 @@ class Painted(Samples[_WindowDraw, _Made]):
         areas: Sequence[tuple[str | None, NDArray[np.bool_]]],
         names: Sequence[str],
     ) -> FloatArray:
-        """1 where each category is wanted, [categories, S, S]: in a random box, inside its area if there is one."""
+        """1 where each category is wanted, [categories, S, S]: in a random part of its area; else anywhere, in a box
+        of the shape of a defect that the model was trained on."""
         size, known = self._method.config.image_size, self._method.task.domains[1:]
         a = np.zeros((len(known), size, size), np.float32)
-        interior = np.zeros((size, size), np.bool_)
-        interior[_RIM:-_RIM, _RIM:-_RIM] = True
-        if not areas:
-            a[[known.index(name) for name in names]] = _part(rng, interior, 0.25)
+        for name in names if not areas else ():
+            a[known.index(name)] = _somewhere(rng, self._method.task.shapes.get(name, ()), size)
         for category, area in areas:
             inside = window_of(area, (window.x, window.y), (window.side, window.side)).astype(np.float32)
             here = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA) > 0.5
@@ -361,6 +362,17 @@ def _part(rng: np.random.Generator, area: NDArray[np.bool_], least: float) -> ND
     part[int(y) : int(np.ceil(y + height)), int(x) : int(np.ceil(x + width))] = True
     part &= area
     return part if part.any() else area
+
+
+def _somewhere(rng: np.random.Generator, shapes: Sequence[tuple[float, float]], size: int) -> NDArray[np.bool_]:
+    """A box in a window's interior, of one of these shapes, a little larger; of any shape if there are none. [S, S]."""
+    shape = np.array(shapes[int(rng.integers(len(shapes)))] if shapes else rng.uniform(0.2, 1, 2))
+    room = size - 2 * _RIM
+    width, height = np.clip((shape + rng.uniform(0, _GROWN, 2)) * size, _SMALLEST, room).astype(int)
+    x, y = (_RIM + int(rng.integers(room - length + 1)) for length in (width, height))
+    box = np.zeros((size, size), np.bool_)
+    box[y : y + height, x : x + width] = True
+    return box
 
 
 def _interior(size: int) -> FloatArray:

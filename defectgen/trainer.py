@@ -300,7 +300,11 @@ def _as_one_category(catalog: Catalog) -> Catalog:
 
 
 def make_task(windows: TrainingData) -> Task:
-    return Task(domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales)
+    shapes = windows.shapes if isinstance(windows, TrainingLabels) else {}
+    return Task(
+        domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales,
+        shapes=shapes,
+    )  # fmt: skip
 
 
 def build(name: MethodName, config: MethodConfig, task: Task, device: torch.device, seed: int) -> Method:

@@ -400,6 +400,18 @@ class TrainingLabels(TrainingPairs):
         super().__init__(catalog, image_size, products, domains)
         self._masks = Photographs(read=lambda path: Photograph(read_mask(path).astype(np.uint8) * 255))
 
+    @property
+    def shapes(self) -> dict[str, tuple[tuple[float, float], ...]]:
+        """Of each category's defects that have a mask: width and height, in parts of the window's side."""
+        found: dict[str, list[tuple[float, float]]] = {}
+        for product, of_product in self._samples.items():
+            for category, samples in of_product.items():
+                part = self.scales[product].get(category, 1.0) / self.image_size
+                for box in (box for sample in samples for box in self._its_boxes(sample)):
+                    shape = round(min(box.width * part, 1), 3), round(min(box.height * part, 1), 3)
+                    found.setdefault(category, []).append(shape)
+        return {category: tuple(sorted(shapes)) for category, shapes in found.items()}
+
     def _map(self, rng: np.random.Generator, look: _Look) -> FloatArray | None:
         sample, size = look.sample, self.image_size
         if sample.category == NORMAL:

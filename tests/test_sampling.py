@@ -466,6 +466,18 @@ def test_a_union_without_regions_and_a_single_category(told_for: Callable[..., S
         assert "regions" not in sample.record
 
 
+def test_without_a_region_boxes_have_the_shapes_of_the_training() -> None:
+    rng = np.random.default_rng(0)
+    boxes = [sampling._somewhere(rng, ((0.5, 0.1),), 64) for _ in range(50)]
+    for box in boxes:
+        rows, columns = np.nonzero(box)
+        assert 6 <= np.ptp(rows) + 1 <= 0.3 * 64
+        assert 0.5 * 64 <= np.ptp(columns) + 1 <= 0.7 * 64
+        assert 8 <= min(rows.min(), columns.min()) <= max(rows.max(), columns.max()) < 56
+    assert len({box.tobytes() for box in boxes}) > 40
+    assert all(sampling._somewhere(rng, (), 64).any() for _ in range(20))
+
+
 def test_restored_is_the_photograph_with_the_defect_painted_over(told_for: Callable[..., SynthesisRequest]) -> None:
     for sample in synthesize(told_for(6, restored=True, categories=("dent",))):
         assert sample.restored is not None

@@ -294,6 +294,11 @@ class TestTrainingWindows:
             forms.add("window" if crack.all() else "brush" if crack.sum() == 14**2 else "box")
         assert forms == {"window", "brush", "box"}
 
+    def test_shapes_are_parts_of_the_window(self, catalog: Catalog) -> None:
+        labels = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
+        side = round(100 * labels.scales["p"]["dent"] / 64, 3)
+        assert labels.shapes == {"crack": ((0.156, 0.156),) * 2, "dent": ((side, side),) * 2}
+
     def test_a_row_depends_on_its_seed_alone(self, windows: TrainingWindows) -> None:
         first, again = windows.row(rng(4)), windows.row(rng(4))
         np.testing.assert_array_equal(first.source.x, again.source.x)

@@ -27,6 +27,7 @@ class Task(BaseModel):
     products: tuple[str, ...]
     channels: int
     scales: dict[str, dict[str, float]]
+    shapes: dict[str, tuple[tuple[float, float], ...]] = {}
 
 
 class MethodConfig(BaseModel):
