@@ -22,6 +22,7 @@ Examples:
   defectgen train --method dt-gan --preset tiny --steps 500 --name trial \\
     --product tiles=tiles/good:tiles/bad --product road=road/good:road/bad"""
 
+_FEW = 20  # images, of which no 99th percentile can be told
 _GENERIC = {"good", "images", "normal", "normals", "ok", "train"}
 
 
@@ -164,7 +165,8 @@ def train(
         repair = repairing.NetworkRepair(trained.model, device)
         threshold = inspector.calibrate(inspector.inspect(held, repair, 0.0, workers=workers), 0.99)
         repairing.keep_threshold(trained.model, threshold)
-        console.note(f"threshold {threshold:.4f}, calibrated on {len(held)} normals held out")
+        few = "; that is few: 'defectgen inspect --calibrate DIR' on more" if len(held) < _FEW else ""
+        console.note(f"threshold {threshold:.4f}, calibrated on {len(held)} normals held out{few}")
     entry = registry.Entry(
         name=name,
         method=method.value,
