@@ -69,6 +69,7 @@ class DFMGANConfig(MethodConfig):
     lambda_ms: float = Field(0.1, ge=0, description="weight of equation 2")
     lambda_match: float = Field(1.0, ge=0, description="weight of D_match's judgement")
     match_logistic: bool = Field(False, description="train D_match by the logistic loss, not Wasserstein's")
+    free_rim: int = Field(0, ge=0, description="pixels of M along the border where no mask may be")
     lambda_area: float = Field(0.0, ge=0, description="weight of masks larger or smaller than real ones")
 
     @field_validator("image_size")
@@ -279,7 +280,7 @@ class Generator(nn.Module):
     def __init__(self, config: DFMGANConfig, channels: int, categories: int) -> None:
         super().__init__()
         self.backbone = Backbone(config, channels)
-        widths, self.start = self.backbone.widths, config.image_size // 4
+        widths, self.start, self.rim = self.backbone.widths, config.image_size // 4, config.free_rim
         self.mapping = MappingNetwork(config.z_dim, config.w_dim, config.mapping_layers, categories)
         self.residual = nn.ModuleDict(
             {
@@ -316,13 +317,18 @@ class Generator(nn.Module):
                 assert noise_defect is not None
                 f_defect = self.residual[str(side)](x, w_defect, w_defect, noise_defect)
                 if m is None:
-                    m = self.to_mask(f_defect, w_defect)
+                    m = without_rim(self.to_mask(f_defect, w_defect), self.rim)
                     if mask_alone:
                         break
                 f_object = manipulated(f_object, f_defect, m)
             x = f_object
             image = upsample(image) + g.to_rgb[str(side)](x, ws[:, 2 * i + 1])
         return image, m
+
+
+def without_rim(m: Tensor, width: int) -> Tensor:
+    """M with no mask along the border. Not the paper's: there G hides defects from D, where padding unsettles both."""
+    return F.pad(m[..., width:-width, width:-width], (width,) * 4, value=-3.0) if width else m
 
 
 def manipulated(f_object: Tensor, f_defect: Tensor, m: Tensor) -> Tensor:
@@ -471,12 +477,12 @@ class DFMGAN:
         "compact": {
             "image_size": 128, "batch_size": 16, "width": 32, "max_width": 256, "match_width": 8, "z_dim": 256,
             "w_dim": 256, "steps": 30_000, "backbone_steps": 20_000, "ada_images": 200_000, "pl_every": 8,
-            "match_logistic": True, "lambda_area": 10.0,
+            "match_logistic": True, "free_rim": 1, "lambda_area": 10.0,
         },
         "tiny": {
             "image_size": 64, "batch_size": 8, "width": 16, "max_width": 64, "match_width": 8, "z_dim": 64,
             "w_dim": 64, "steps": 9_000, "backbone_steps": 6_000, "ada_images": 50_000, "pl_every": 8,
-            "match_logistic": True, "lambda_area": 10.0,
+            "match_logistic": True, "free_rim": 1, "lambda_area": 10.0,
         },
     }  # fmt: skip
 

@@ -29,6 +29,7 @@ from defectgen.methods.dfmgan import (
     modulated_conv,
     path_length,
     upsample,
+    without_rim,
 )
 
 CPU = torch.device("cpu")
@@ -153,6 +154,16 @@ def test_features_are_manipulated_where_the_mask_is_not_negative() -> None:
     assert torch.equal(result[~here], f_object[~here])
     coarse = torch.tensor([[[[1.0, -3.0]]]])
     assert torch.equal(manipulated(f_object, f_defect, coarse)[..., 2:], f_object[..., 2:])
+
+
+def test_a_rim_is_kept_free_and_the_rest_is_left_alone() -> None:
+    m = torch.randn(2, 1, 8, 8, generator=generator()) * 3
+    free = without_rim(m, 2)
+    assert torch.equal(free[..., 2:-2, 2:-2], m[..., 2:-2, 2:-2])
+    rim = torch.ones(8, 8, dtype=torch.bool)
+    rim[2:-2, 2:-2] = False
+    assert free[..., rim].max() <= -1
+    assert torch.equal(without_rim(m, 0), m)
 
 
 # The generator and the discriminators
