@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from defectgen.errors import UsageError
@@ -35,10 +35,21 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    sizes: ClassVar[tuple[int, ...]] = (32, 64, 128, 256)
+    """What `image_size` may be."""
+
     image_size: int = Field(128, description="side of the window, in pixels: 32, 64, 128 or 256")
     batch_size: int = Field(8, ge=1)
     steps: int = Field(100_000, ge=1)
     ema: float = Field(0.999, ge=0, lt=1)
+
+    @field_validator("image_size")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value not in cls.sizes:
+            *others, last = cls.sizes
+            raise ValueError(f"should be {', '.join(map(str, others))} or {last}")
+        return value
 
 
 @dataclass(frozen=True)
@@ -148,11 +159,7 @@ class Staged(Protocol):
         ...
 
     def take_backbone(self, tensors: Mapping[str, Tensor]) -> None:
-        """Begin the second stage with what `backbone` gave, of this model or another.
-
-        Raises:
-            ValueError: it does not fit.
-        """
+        """Begin the second stage with what `backbone` gave, of this model or another of the same widths."""
         ...
 
 
@@ -210,3 +217,33 @@ def load_optimizer_state(name: str, optimizer: torch.optim.Optimizer, tensors: M
         index, entry = key.split(".", 1)
         state.setdefault(int(index), {})[entry] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def training_state(
+    modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """`Method.state` of networks and their optimisers, by name."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        tensors |= flatten(name, module)
+    for name, optimizer in optimizers.items():
+        tensors |= optimizer_state(f"adam-{name}", optimizer)
+    return tensors
+
+
+def load_training_state(
+    modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], state: Mapping[str, Tensor]
+) -> None:
+    """The reverse of `training_state`."""
+    for name, module in modules.items():
+        module.load_state_dict(unflatten(name, state))
+    for name, optimizer in optimizers.items():
+        load_optimizer_state(f"adam-{name}", optimizer, state)
+
+
+def begin_step(optimizers: Mapping[str, torch.optim.Optimizer], lr: float) -> None:
+    """Forget the gradients of the step before, and set the learning rate of this one."""
+    for optimizer in optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+        for group in optimizer.param_groups:
+            group["lr"] = lr

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from defectgen.methods.base import (
@@ -33,10 +33,8 @@ from defectgen.methods.base import (
     MethodConfig,
     Needs,
     Task,
-    flatten,
-    load_optimizer_state,
-    optimizer_state,
-    unflatten,
+    load_training_state,
+    training_state,
 )
 from defectgen.nn.layers import ResBlock, he_init, mixed_precision
 from defectgen.nn.penalties import adversarial, gradient_penalty
@@ -62,13 +60,6 @@ class DCDGANcConfig(MethodConfig):
     lambda_l: float = Field(1.0, ge=0, description="weight of equation 5")
     lambda_kl: float = Field(0.01, ge=0, description="weight of equation 2")
     lambda_gp: float = Field(10.0, ge=0, description="weight of WGAN-GP's gradient penalty (section 3.1)")
-
-    @field_validator("image_size")
-    @classmethod
-    def _power_of_two(cls, value: int) -> int:
-        if value not in (32, 64, 128, 256):
-            raise ValueError("should be 32, 64, 128 or 256")
-        return value
 
 
 # --- The networks, in the order in which data meets them -------------------------------------------------------
@@ -300,16 +291,10 @@ class DCDGANc:
         return {"G": self.G}
 
     def state(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for name, module in self.modules.items():
-            tensors |= flatten(name, module)
-            tensors |= optimizer_state(f"adam-{name}", self.optimizers[name])
-        return tensors
+        return training_state(self.modules, self.optimizers)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, module in self.modules.items():
-            module.load_state_dict(unflatten(name, state))
-            load_optimizer_state(f"adam-{name}", self.optimizers[name], state)
+        load_training_state(self.modules, self.optimizers, state)
 
     def class_code(self, y: Tensor) -> Tensor:
         """Domains [B] (from 1: the normals are no class) to one-hot c [B, N]."""

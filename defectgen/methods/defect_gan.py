@@ -13,12 +13,12 @@ convolutions left their grid on photographs. Labels are learnt as StarGAN learns
 other, by a logistic loss for each. Equation 12 calls two weights by other names than the text; the text's are used.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from defectgen.methods.base import (
@@ -29,16 +29,12 @@ from defectgen.methods.base import (
     MethodConfig,
     Needs,
     Task,
-    flatten,
-    load_optimizer_state,
-    optimizer_state,
-    unflatten,
+    begin_step,
+    load_training_state,
+    training_state,
 )
-from defectgen.nn.layers import he_init, instance_norm, mixed_precision
+from defectgen.nn.layers import Noise, draw_seed, he_init, instance_norm, mixed_precision
 from defectgen.nn.penalties import gradient_penalty
-
-Noise = Callable[[Tensor], Tensor]
-"""Gaussian noise of one channel for a feature map [B, C, H, W]: [B, 1, H, W]."""
 
 
 class DefectGANConfig(MethodConfig):
@@ -69,13 +65,6 @@ class DefectGANConfig(MethodConfig):
     masks: bool = Field(False, description="teach the control map where, by the masks of defects that have one")
     lambda_where: float = Field(5.0, ge=0, description="weight of what is painted where A is 0, if `masks`")
     relative: bool = Field(False, description="the foreground is made relative to the image")
-
-    @field_validator("image_size")
-    @classmethod
-    def _power_of_two(cls, value: int) -> int:
-        if value not in (32, 64, 128, 256):
-            raise ValueError("should be 32, 64, 128 or 256")
-        return value
 
 
 # --- The networks, in the order in which data meets them -------------------------------------------------------
@@ -279,16 +268,10 @@ class DefectGAN:
         return {"G": self.G}
 
     def state(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for name, module in self.modules.items():
-            tensors |= flatten(name, module)
-            tensors |= optimizer_state(f"adam-{name}", self.optimizers[name])
-        return tensors
+        return training_state(self.modules, self.optimizers)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, module in self.modules.items():
-            module.load_state_dict(unflatten(name, state))
-            load_optimizer_state(f"adam-{name}", self.optimizers[name], state)
+        load_training_state(self.modules, self.optimizers, state)
 
     def lr(self, step: int) -> float:
         """The learning rate at a step: linear from `lr` to `lr_end`."""
@@ -300,11 +283,8 @@ class DefectGAN:
         assert batch.a_ref is not None
         c = batch.a_ref.amax(dim=(2, 3))
         a = batch.a_ref if self.config.masks else c[:, :, None, None].expand_as(batch.a_ref)
-        noise = self._noise(rng)
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr(step)
+        noise = Noise.seeded(draw_seed(rng), self.device)
+        begin_step(self.optimizers, self.lr(step))
         parts = self._update_d(n, d, a, c, noise, rng)
         # Until D tells categories apart, G learns best to paint nothing, and its empty maps then stay empty.
         risen = self._risen(step)
@@ -369,31 +349,20 @@ class DefectGAN:
         self.D.requires_grad_(True)
         return parts
 
-    def _noise(self, rng: torch.Generator) -> Noise:
-        """Noise drawn where it is needed: all of it from one number of `rng`."""
-        own = torch.Generator(self.device)
-        own.manual_seed(int(torch.randint(2**62, (), generator=rng)))
-        return lambda x: torch.randn(len(x), 1, *x.shape[2:], generator=own, device=x.device, dtype=x.dtype)
-
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
         """Normals with defects, and the maps m_d, [B, 1, H, W]; where and what as `request.a` says, if given."""
-        f, m = self.G(request.x, self._control(request), _noise_of(request.rngs))
+        f, m = self.G(request.x, self._control(request), Noise(request.rngs))
         return Generated(compose(request.x, f, m), m)
 
     @torch.no_grad()
     def restore(self, x: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
         """Defective windows with their defects painted over (eqs. 3 and 4)."""
         a = x.new_zeros(len(x), len(self.task.domains) - 1, *x.shape[2:])
-        return compose(x, *self.G(x, a, _noise_of(rngs)))
+        return compose(x, *self.G(x, a, Noise(rngs)))
 
     def _control(self, request: GenerateBatch) -> Tensor:
         if request.a is not None:
             return request.a
         c = F.one_hot(request.y, len(self.task.domains))[:, 1:].float() if request.mix is None else request.mix
         return c[:, :, None, None].expand(-1, -1, *request.x.shape[2:])
-
-
-def _noise_of(rngs: Sequence[torch.Generator]) -> Noise:
-    """Noise in which each row depends on its own generator alone."""
-    return lambda x: torch.stack([torch.randn(1, *x.shape[2:], generator=rng) for rng in rngs]).to(x.device, x.dtype)

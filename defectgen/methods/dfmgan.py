@@ -16,13 +16,13 @@ all. With one category nothing is left of this.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from defectgen.methods.base import (
@@ -33,11 +33,13 @@ from defectgen.methods.base import (
     MethodConfig,
     Needs,
     Task,
+    begin_step,
     flatten,
-    load_optimizer_state,
-    optimizer_state,
+    load_training_state,
+    training_state,
     unflatten,
 )
+from defectgen.nn.layers import Noise, draw_seed
 from defectgen.nn.penalties import adversarial, r1
 
 _FIR = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
@@ -47,6 +49,8 @@ _GAIN = math.sqrt(2)  # keeps the variance through a leaky ReLU
 
 class DFMGANConfig(MethodConfig):
     """StyleGAN2-ADA's settings for 256 pixels, which the paper takes over; its own supplement is not in the text."""
+
+    sizes: ClassVar[tuple[int, ...]] = (64, 128, 256)
 
     image_size: int = Field(256, description="side of the window, in pixels: 64, 128 or 256")
     batch_size: int = Field(32, ge=2)
@@ -71,13 +75,6 @@ class DFMGANConfig(MethodConfig):
     match_logistic: bool = Field(False, description="train D_match by the logistic loss, not Wasserstein's")
     free_rim: int = Field(0, ge=0, description="pixels of M along the border where no mask may be")
     lambda_area: float = Field(0.0, ge=0, description="weight of masks larger or smaller than real ones")
-
-    @field_validator("image_size")
-    @classmethod
-    def _power_of_two(cls, value: int) -> int:
-        if value not in (64, 128, 256):
-            raise ValueError("should be 64, 128 or 256")
-        return value
 
 
 # --- Layers of StyleGAN2 ---------------------------------------------------------------------------------------
@@ -168,7 +165,7 @@ class StyledConv(nn.Module):
         self.strength = nn.Parameter(torch.zeros(()))
         self.scale, self.up = 1 / math.sqrt(c_in * 9), up
 
-    def forward(self, x: Tensor, w: Tensor, noise: "Noise") -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, noise: Noise) -> Tensor:
         y = modulated_conv(x, self.weight * self.scale, self.affine(w), up=self.up)
         y = y + self.strength * noise(y) + self.bias[:, None, None]
         return F.leaky_relu(y, 0.2) * _GAIN
@@ -224,25 +221,9 @@ class SynthesisBlock(nn.Module):
         self.conv0 = StyledConv(c_in, c_out, w_dim, up=True)
         self.conv1 = StyledConv(c_out, c_out, w_dim)
 
-    def forward(self, x: Tensor, w0: Tensor, w1: Tensor, noise: "Noise") -> Tensor:
+    def forward(self, x: Tensor, w0: Tensor, w1: Tensor, noise: Noise) -> Tensor:
         y: Tensor = self.conv1(self.conv0(x, w0, noise), w1, noise)
         return y
-
-
-class Noise:
-    """Gaussian noise of one channel for a feature map; each row has a generator of its own, or all share one."""
-
-    def __init__(self, rngs: Sequence[torch.Generator]) -> None:
-        self.rngs = rngs
-
-    def __call__(self, x: Tensor) -> Tensor:
-        shape = (1, *x.shape[2:])
-        if len(self.rngs) == 1:
-            rng = self.rngs[0]
-            drawn = torch.randn(len(x), *shape, generator=rng, device=rng.device)
-        else:
-            drawn = torch.stack([torch.randn(shape, generator=rng, device=rng.device) for rng in self.rngs])
-        return drawn.to(x.device, x.dtype)
 
 
 class Backbone(nn.Module):
@@ -517,18 +498,10 @@ class DFMGAN:
         return {"G": self.G}
 
     def state(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for name, module in self.modules.items():
-            tensors |= flatten(name, module)
-        for name, optimizer in self.optimizers.items():
-            tensors |= optimizer_state(f"adam-{name}", optimizer)
-        return tensors
+        return training_state(self.modules, self.optimizers)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, module in self.modules.items():
-            module.load_state_dict(unflatten(name, state))
-        for name, optimizer in self.optimizers.items():
-            load_optimizer_state(f"adam-{name}", optimizer, state)
+        load_training_state(self.modules, self.optimizers, state)
 
     @property
     def backbone_steps(self) -> int:
@@ -543,12 +516,9 @@ class DFMGAN:
         fresh = self.D.state_dict()
         if (weight := own["embed.weight"]).shape != fresh["embed.weight"].shape:
             own["embed.weight"] = torch.cat([weight[:, :1], fresh["embed.weight"][:, 1:].to(weight)], dim=1)
-        try:
-            self.G.backbone.load_state_dict(unflatten("G.backbone", tensors))
-            self.D.load_state_dict(own)
-            self.statistics.load_state_dict(unflatten("s", tensors))
-        except RuntimeError as error:
-            raise ValueError(str(error).splitlines()[-1].strip()) from error
+        self.G.backbone.load_state_dict(unflatten("G.backbone", tensors))
+        self.D.load_state_dict(own)
+        self.statistics.load_state_dict(unflatten("s", tensors))
 
     def lr(self, step: int) -> float:
         """The learning rate at a step: constant, then falling to 0 over the second half of its stage."""
@@ -558,10 +528,7 @@ class DFMGAN:
 
     def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Stage 1 on `batch.x`, then stage 2 on `batch.x_ref` with their masks, `batch.a_ref`."""
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr(step)
+        begin_step(self.optimizers, self.lr(step))
         stage = self._stage_1 if step < self.config.backbone_steps else self._stage_2
         return {name: value.detach() for name, value in stage(batch, step, rng).items()}
 
@@ -576,10 +543,7 @@ class DFMGAN:
         return torch.randn(count, self.config.z_dim, generator=rng).to(self.device)
 
     def _noise(self, rng: torch.Generator) -> Noise:
-        """Noise drawn where it is needed: all of it from one number of `rng`."""
-        own = torch.Generator(self.device)
-        own.manual_seed(int(torch.randint(2**62, (), generator=rng)))
-        return Noise([own])
+        return Noise.seeded(draw_seed(rng), self.device)
 
     def _ws(self, count: int, rng: torch.Generator) -> Tensor:
         """w_object for each convolution; with style mixing the later ones may be another's (S2, from Karras 2019)."""
@@ -690,17 +654,18 @@ class DFMGAN:
             ws = self._ws(len(c), rng)
         seeds = torch.randint(2**62, (2,), generator=rng).tolist()
 
-        def noise(seed: int) -> Noise:
-            return Noise([torch.Generator(self.device).manual_seed(seed)])
-
         def make(*, mask_alone: bool) -> tuple[Tensor, Tensor, Tensor]:
             w = self.G.mapping(self._z(len(c), rng), c[:, 1:])
-            image, m = self.G(ws, noise(seeds[0]), w, noise(seeds[1]), mask_alone=mask_alone)
+            noise, noise_defect = (Noise.seeded(seed, self.device) for seed in seeds)
+            image, m = self.G(ws, noise, w, noise_defect, mask_alone=mask_alone)
             assert m is not None
             return image, m, w
 
-        image, m, w = make(mask_alone=False)
-        return image, m, w, lambda: make(mask_alone=True)[:0:-1]
+        def remake() -> tuple[Tensor, Tensor]:
+            _, m, w = make(mask_alone=True)
+            return w, m
+
+        return *make(mask_alone=False), remake
 
     def _shown(self, m: Tensor) -> Tensor:
         """M as D_match sees it: at the image's resolution, and between -1 and 1 as real masks."""

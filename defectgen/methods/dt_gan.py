@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from defectgen.methods.base import (
@@ -40,10 +40,8 @@ from defectgen.methods.base import (
     MethodConfig,
     Needs,
     Task,
-    flatten,
-    load_optimizer_state,
-    optimizer_state,
-    unflatten,
+    load_training_state,
+    training_state,
 )
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import ResBlock, he_init, instance_norm, mixed_precision
@@ -72,13 +70,6 @@ class DTGANConfig(MethodConfig):
     lambda_r1: float = Field(1.0, ge=0, description="weight of the gradient penalty")
     r1_every: int = Field(1, ge=1, description="steps from one gradient penalty to the next, weighted to match")
     augment: bool = Field(True, description="differentiable augmentation before D, for few-shot data")
-
-    @field_validator("image_size")
-    @classmethod
-    def _power_of_two(cls, value: int) -> int:
-        if value not in (32, 64, 128, 256):
-            raise ValueError("should be 32, 64, 128 or 256")
-        return value
 
     @model_validator(mode="after")
     def _leaves_room_for_the_background(self) -> "DTGANConfig":
@@ -455,16 +446,10 @@ class DTGAN:
         return {"M": self.M, "E": self.E, "G": self.G}
 
     def state(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for name, module in self.modules.items():
-            tensors |= flatten(name, module)
-            tensors |= optimizer_state(f"adam-{name}", self.optimizers[name])
-        return tensors
+        return training_state(self.modules, self.optimizers)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, module in self.modules.items():
-            module.load_state_dict(unflatten(name, state))
-            load_optimizer_state(f"adam-{name}", self.optimizers[name], state)
+        load_training_state(self.modules, self.optimizers, state)
 
     def lambda_ds(self, step: int) -> float:
         """The weight of the diversity loss at a step: linear, to 0 at the last one (StarGAN v2)."""

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from defectgen.methods.base import (
@@ -36,10 +36,9 @@ from defectgen.methods.base import (
     MethodConfig,
     Needs,
     Task,
-    flatten,
-    load_optimizer_state,
-    optimizer_state,
-    unflatten,
+    begin_step,
+    load_training_state,
+    training_state,
 )
 from defectgen.nn.layers import instance_norm, mixed_precision
 
@@ -61,13 +60,6 @@ class ISUGANConfig(MethodConfig):
     residual: bool = Field(False, description="the generators make a change of the image instead of the whole image")
     crosswise: bool = Field(False, description="a discriminator also tells real images of the other kind from its own")
     ssim_part: float = Field(0.1, ge=0, le=1, description="part of the steps with SSIM losses: k = 10 of 100 epochs")
-
-    @field_validator("image_size")
-    @classmethod
-    def _power_of_two(cls, value: int) -> int:
-        if value not in (32, 64, 128, 256):
-            raise ValueError("should be 32, 64, 128 or 256")
-        return value
 
 
 # --- The networks, in the order in which data meets them -------------------------------------------------------
@@ -283,16 +275,10 @@ class ISUGAN:
         return {"G_n2p": self.G_n2p, "G_p2n": self.G_p2n}
 
     def state(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for name, module in self.modules.items():
-            tensors |= flatten(name, module)
-            tensors |= optimizer_state(f"adam-{name}", self.optimizers[name])
-        return tensors
+        return training_state(self.modules, self.optimizers)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        for name, module in self.modules.items():
-            module.load_state_dict(unflatten(name, state))
-            load_optimizer_state(f"adam-{name}", self.optimizers[name], state)
+        load_training_state(self.modules, self.optimizers, state)
 
     def lr(self, step: int) -> float:
         """The learning rate at a step: constant, then falling to 0 over the second half (CycleGAN)."""
@@ -302,10 +288,7 @@ class ISUGAN:
         """Both generators, then both discriminators; `batch.x` are normals p, `batch.x_ref` defective n."""
         config, p, n = self.config, batch.x, batch.x_ref
         by_ssim = step < config.ssim_part * config.steps
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr(step)
+        begin_step(self.optimizers, self.lr(step))
 
         for each in (self.D_p, self.D_n):
             each.requires_grad_(False)

@@ -1,8 +1,39 @@
 """Blocks, initialisation and precision that several methods share."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Noise:
+    """Gaussian noise of one channel for any feature map, [B, C, H, W] -> [B, 1, H, W].
+
+    Each row has a generator of its own, so that it depends on nothing beside it, or all share one.
+    """
+
+    def __init__(self, rngs: Sequence[torch.Generator]) -> None:
+        self._rngs = rngs
+
+    @classmethod
+    def seeded(cls, seed: int, device: torch.device) -> "Noise":
+        """Drawn on the device where it is needed, all of it from one number."""
+        return cls([torch.Generator(device).manual_seed(seed)])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shape = (1, *x.shape[2:])
+        if len(self._rngs) == 1:
+            (rng,) = self._rngs
+            drawn = torch.randn(len(x), *shape, generator=rng, device=rng.device)
+        else:
+            drawn = torch.stack([torch.randn(shape, generator=rng, device=rng.device) for rng in self._rngs])
+        return drawn.to(x.device, x.dtype)
+
+
+def draw_seed(rng: torch.Generator) -> int:
+    """A seed for another generator."""
+    return int(torch.randint(2**62, (), generator=rng))
 
 
 class ResBlock(nn.Module):

@@ -18,7 +18,6 @@ from defectgen.methods.dfmgan import (
     EqualLinear,
     Generator,
     MappingNetwork,
-    Noise,
     StyledConv,
     adapted,
     area_loss,
@@ -31,6 +30,7 @@ from defectgen.methods.dfmgan import (
     upsample,
     without_rim,
 )
+from defectgen.nn.layers import Noise
 
 CPU = torch.device("cpu")
 CONFIG = DFMGANConfig(
