@@ -40,6 +40,7 @@ _LOG_EVERY = 10  # steps
 _CHECKPOINT_SECONDS = 120.0
 _PREVIEW_SECONDS = 180.0
 _RANK = 0
+_BACKBONE = "backbone.safetensors"
 _SHAPES = ("image_size", "width", "max_width", "z_dim", "w_dim", "mapping_layers")  # of networks that stages share
 
 
@@ -188,11 +189,10 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
     run = _Run(request.run, method, average, _identity(request, task))
     start = run.resume() if request.resume else run.begin(overwrite=request.overwrite)
     first = method.backbone_steps if isinstance(method, Staged) else 0
-    if backbone is not None and start < first:
+    if backbone is not None and not request.resume:
         start = run.take_backbone(backbone)
 
-    share = math.inf if request.seconds is None else request.seconds * first / config.steps
-
+    backbone_seconds = math.inf if request.seconds is None else request.seconds * first / config.steps
     feeder = Feeder(windows, config.batch_size, request.seed, device, request.workers)
     began = checkpointed = previewed = time.monotonic()
     step, losses = start, dict[str, float]()
@@ -205,7 +205,7 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
                 step += 1
                 average.update(step if step <= first else step - first)
                 now = time.monotonic()
-                if start < first and step <= first and (step == first or now - began >= share):
+                if start < first and step <= first and (step == first or now - began >= backbone_seconds):
                     run.finish_backbone()
                     step = first
                 logged = step % _LOG_EVERY == 0
@@ -264,32 +264,26 @@ def training_data(name: MethodName, catalog: Catalog, image_size: int) -> Traini
 
 
 def _read_backbone(request: TrainRequest, windows: TrainingData) -> dict[str, Tensor] | None:
-    """The backbone asked for; the windows are then seen at its scale.
+    """The backbone asked for, or the one that a resumed run has; the windows are then seen at its scale.
 
     Raises:
         UsageError: it does not fit the method or the photographs.
     """
-    if request.backbone is None:
+    own = request.run / _BACKBONE
+    path = own if request.resume and own.is_file() else request.backbone
+    if path is None:
         return None
-    tensors, saved = checkpoint.load(request.backbone)
+    tensors, saved = checkpoint.load(path)
     task, before, now = saved["task"], saved["config"], request.config.model_dump(mode="json")
-    theirs = {
-        "method": saved["method"],
-        "channels": task["channels"],
-        **{key: before[key] for key in _SHAPES if key in before},
-    }
-    ours = {
-        "method": request.method.value,
-        "channels": windows.channels,
-        **{key: now[key] for key in _SHAPES if key in now},
-    }
-    for key, wanted in ours.items():
-        if theirs.get(key) != wanted:
-            raise UsageError(f"{request.backbone}: has {key} {theirs.get(key)}, but {wanted} is wanted")
+    wanted = {"method": request.method.value, "channels": windows.channels, **{k: now[k] for k in _SHAPES if k in now}}
+    for key, value in wanted.items():
+        found = {**before, "method": saved["method"], "channels": task["channels"]}.get(key)
+        if found != value:
+            raise UsageError(f"{path}: has {key} {found}, but {value} is wanted")
     known = {product: next(iter(scales.values())) for product, scales in task["scales"].items()}
     for product, scales in windows.scales.items():
         if product not in known and len(known) > 1:
-            raise UsageError(f"{request.backbone}: knows {', '.join(known)}, not {product}; name it with --product")
+            raise UsageError(f"{path}: knows {', '.join(known)}, not {product}; name it with --product")
         scales.update(dict.fromkeys(scales, known.get(product, next(iter(known.values())))))
     return tensors
 
@@ -440,7 +434,7 @@ class _Run:
         assert isinstance(self._method, Staged)
         for name, network in self._method.averaged().items():
             network.load_state_dict(self._average.copies[name].state_dict())
-        checkpoint.save(self.folder / "backbone.safetensors", self._method.backbone(), self._identity)
+        checkpoint.save(self.folder / _BACKBONE, self._method.backbone(), self._identity)
 
     def take_backbone(self, tensors: Mapping[str, Tensor]) -> int:
         """Begin with another run's backbone; the step to begin with."""

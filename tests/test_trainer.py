@@ -369,6 +369,19 @@ class TestTwoStages:
         _, saved = checkpoint.load(backbone)
         assert set(trained.task.scales["part"].values()) == set(saved["task"]["scales"]["part"].values())
 
+    def test_a_run_with_anothers_backbone_is_resumed_at_its_scale(
+        self, staged: Callable[..., TrainRequest], catalog: Catalog
+    ) -> None:
+        """The other was trained on smaller photographs, so that its own scale would be another."""
+        train(staged("first"))
+        kept, saved = checkpoint.load(staged("first").run / "backbone.safetensors")
+        saved["task"]["scales"] = {"part": {"spot": 0.5}}
+        backbone = staged("second").run.with_name("halved.safetensors")
+        checkpoint.save(backbone, kept, saved)
+        assert train(staged("second", backbone=backbone), stop_after(7)).stopped is ExitCode.SIGTERM
+        resumed = train(staged("second", resume=True))
+        assert (resumed.steps, resumed.task.scales) == (8, {"part": {"spot": 0.5}})
+
     def test_what_does_not_fit_is_told(self, staged: Callable[..., TrainRequest]) -> None:
         train(staged("first"))
         backbone = staged("first").run / "backbone.safetensors"
