@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from defectgen import masks
-from defectgen.contents import RIM, BoolArray, Content, cut_out, resize, turn
+from defectgen.contents import RIM, Content, cut_out, resize, turn
 from defectgen.dataset import Synthesized
 from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import Catalog, Sample
@@ -21,7 +21,7 @@ from defectgen.images import Photograph, Pixels, read_mask
 from defectgen.poisson import Mode, blend
 from defectgen.samples import D, Draw, G, Samples, Wanted, visible
 from defectgen.seeding import numpy_rng
-from defectgen.windows import Box, FloatArray, defect_pieces, laid, tone, window_of
+from defectgen.windows import BoolArray, Box, FloatArray, defect_pieces, laid, tone, window_of
 
 _PLACES = 24  # to try for a content, until one lies where it may
 _BATCH_SIZE = 8

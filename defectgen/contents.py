@@ -17,6 +17,7 @@ from defectgen.folders import NORMAL, Catalog, Sample
 from defectgen.images import Photograph, read_mask
 from defectgen.masks import clean
 from defectgen.windows import (
+    BoolArray,
     Box,
     Drawn,
     FloatArray,
@@ -28,8 +29,6 @@ from defectgen.windows import (
     laid,
     tone,
 )
-
-BoolArray = NDArray[np.bool_]
 
 RIM = 5
 """Native pixels of the defect's own background that are cut out around it: the paper expands masks that hold none

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from defectgen import masks
 from defectgen.images import ImageError, Photograph, Pixels, read_photograph
-from defectgen.windows import FloatArray, tone
+from defectgen.windows import BoolArray, FloatArray, tone
 
-BoolArray = NDArray[np.bool_]
 Repair = Callable[[Path, Photograph], Pixels]
 """What an image should look like, as pixels of its own shape; raises ImageError where that cannot be told."""
 

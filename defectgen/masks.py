@@ -6,9 +6,7 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 from skimage.metrics import structural_similarity
 
-from defectgen.windows import FloatArray
-
-BoolArray = NDArray[np.bool_]
+from defectgen.windows import BoolArray, FloatArray
 
 _DISSIMILAR = 0.08  # 1 - SSIM below this is not seen as a defect
 _LEVELS = 10  # gray levels of 255 that can be seen
@@ -41,9 +39,8 @@ def changed(before: FloatArray, after: FloatArray) -> BoolArray:
     soft = difference(before, after)
     if soft.max() < _DISSIMILAR:
         return np.zeros(soft.shape, np.bool_)
-    level = np.abs(after - before).max(axis=0)
     unlike = soft > max(threshold_otsu(soft), _DISSIMILAR)
-    return clean(unlike & (level > max(_VISIBLE, 0.2 * float(level.max()))))
+    return clean(unlike & _shows(before, after))
 
 
 def mapped(before: FloatArray, after: FloatArray, m: FloatArray) -> BoolArray:
@@ -53,8 +50,14 @@ def mapped(before: FloatArray, after: FloatArray, m: FloatArray) -> BoolArray:
         before, after: [C, S, S] in [-1, 1].
         m: [S, S] in [0, 1]; strong is half of its largest value.
     """
+    return clean((m > 0.5 * m.max()) & _shows(before, after))
+
+
+def _shows(before: FloatArray, after: FloatArray) -> BoolArray:
+    """Where a change can be seen, and is not faint beside the strongest."""
     level = np.abs(after - before).max(axis=0)
-    return clean((m > 0.5 * m.max()) & (level > max(_VISIBLE, 0.2 * float(level.max()))))
+    shows: BoolArray = level > max(_VISIBLE, 0.2 * float(level.max()))
+    return shows
 
 
 def seen(before: FloatArray, after: FloatArray, label: BoolArray, unit: float, *, trusted: bool) -> BoolArray:

@@ -15,7 +15,7 @@ from defectgen.errors import WeightsError
 from defectgen.folders import NORMAL, Catalog
 from defectgen.images import Photograph, Pixels
 from defectgen.trainer import load_method
-from defectgen.windows import FloatArray, mirrored, tone
+from defectgen.windows import FloatArray, as_seen, mirrored, tone
 
 _STRIP = 256  # rows
 _OVERLAP = 4  # a tile shares a quarter of its side with the next one
@@ -111,13 +111,8 @@ def _scaled(colours: NDArray[Any], scale: float) -> NDArray[Any]:
 
 def _tile(image: NDArray[Any], at: tuple[int, int], size: int, tones: tuple[float, float], channels: int) -> FloatArray:
     """A window as the network sees it, [channels, size, size] in [-1, 1]; mirrored outside the image."""
-    (top, left), (low, high) = at, tones
-    rows, columns = mirrored(top, size, image.shape[0]), mirrored(left, size, image.shape[1])
-    tile = image[rows[:, None], columns].astype(np.float32)
-    tile = np.clip((tile - low) * (2 / (high - low)) - 1, -1, 1)
-    if channels == 1:
-        tile = tile.mean(axis=2, keepdims=True)
-    return np.ascontiguousarray(np.broadcast_to(tile, (size, size, channels)).transpose(2, 0, 1))
+    rows, columns = (mirrored(start, size, length) for start, length in zip(at, image.shape[:2], strict=True))
+    return as_seen(image[rows[:, None], columns].astype(np.float32), tones, channels)
 
 
 def _fades(length: int, size: int) -> dict[int, FloatArray]:

@@ -325,7 +325,7 @@ def synthesize(request: SynthesisRequest) -> Painted | Composed | Whole:
     method, model = network.method, f"{request.entry.name}: {request.entry.method}"
     if request.restored and not isinstance(method, Restorer):
         raise UsageError(f"{model} cannot restore what it painted (--restored); defect-gan can")
-    if request.whole and method.learns == "masks":
+    if request.whole:
         if request.regions:
             raise UsageError(f"{model} makes whole images: --region needs photographs to lay them on (--normals)")
         return Whole(request, network)

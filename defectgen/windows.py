@@ -7,6 +7,7 @@ are equal unless the defects are larger than the window, then side = image_size 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from defectgen.folders import NORMAL, Catalog, Sample
 from defectgen.images import Photograph, Pixels, read_mask, read_photograph
 
 FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
 
 _MARGIN = 1.15  # a window is this much larger than the defect that decides its scale
 _FIT = 0.9  # the part of a category's defects that fit into a window
@@ -153,7 +155,12 @@ def cut(photograph: Photograph, window: Window, image_size: int, channels: int) 
     if window.side != image_size:
         shape = (image_size, image_size)
         pixels = np.asarray(cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA), np.float32).reshape(*shape, -1)
-    low, high = tone(photograph)
+    return as_seen(pixels, tone(photograph), channels)
+
+
+def as_seen(pixels: FloatArray, tones: tuple[float, float], channels: int) -> FloatArray:
+    """Pixels [H, W, 1 or 3] between two tones, as `tone` tells them: [channels, H, W] in [-1, 1]."""
+    low, high = tones
     pixels = np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1)
     if channels == 1:
         pixels = pixels.mean(axis=2, keepdims=True)
@@ -395,6 +402,8 @@ class TrainingLabels(TrainingPairs):
 
     fit = _FIT
     edges = 0.0
+    covered: ClassVar[float] = -0.5
+    """How bright a pixel of a mask's window is that counts: here one of which a quarter is defect."""
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         super().__init__(catalog, image_size, products, domains)
@@ -416,22 +425,35 @@ class TrainingLabels(TrainingPairs):
         sample, size = look.sample, self.image_size
         if sample.category == NORMAL:
             return None
+        form = self._form(rng)
         a = np.zeros((len(self.domains) - 1, size, size), np.float32)
-        form = rng.integers(3)
-        grown = rng.uniform(0, _GROWN, 4) * size
         for category, mask in ((sample.category, sample.mask), *sample.also):
             here = np.ones((size, size), np.bool_)
             if mask is not None:
-                here = look.at(self._masks.read(mask), size, 1)[0] > -0.5
-            if form == 1 and here.any():
-                left, top, width, height = cv2.boundingRect(here.view(np.uint8))
-                before, after = np.array([top, left]) - grown[:2], np.array([top + height, left + width]) + grown[2:]
-                (top, left), (bottom, right) = np.maximum(before, 0).astype(int), np.ceil(after).astype(int)
-                here[top:bottom, left:right] = True
-            elif form == 2:
-                here = cv2.dilate(here.view(np.uint8), np.ones((_BRUSH, _BRUSH), np.uint8)) > 0
-            a[self.domains.index(category) - 1] = here.any() if form == 0 else here
+                here = look.at(self._masks.read(mask), size, 1)[0] > self.covered
+            a[self.domains.index(category) - 1] = form(here)
         return a
+
+    def _form(self, rng: np.random.Generator) -> Callable[[BoolArray], BoolArray]:
+        """What is made of a mask."""
+        form, grown = rng.integers(3), rng.uniform(0, _GROWN, 4) * self.image_size
+        if form == 0:
+            return lambda here: np.full_like(here, here.any())
+        if form == 1:
+            return partial(_boxed, grown=grown)
+        return lambda here: cv2.dilate(here.view(np.uint8), np.ones((_BRUSH, _BRUSH), np.uint8)) > 0
+
+
+def _boxed(here: BoolArray, grown: NDArray[np.float64]) -> BoolArray:
+    """The box around a mask, larger by `grown` at its top, left, bottom and right; nothing around nothing."""
+    if not here.any():
+        return here
+    left, top, width, height = cv2.boundingRect(here.view(np.uint8))
+    before, after = np.array([top, left]) - grown[:2], np.array([top + height, left + width]) + grown[2:]
+    (top, left), (bottom, right) = np.maximum(before, 0).astype(int), np.ceil(after).astype(int)
+    box = np.zeros_like(here)
+    box[top:bottom, left:right] = True
+    return box
 
 
 class TrainingMasks(TrainingLabels):
@@ -441,21 +463,15 @@ class TrainingMasks(TrainingLabels):
     """
 
     fit = 0.5
+    covered = 0.0
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         super().__init__(catalog, image_size, products, domains)
         for scales in self.scales.values():
             scales.update(dict.fromkeys(scales, float(np.median(list(scales.values())))))
 
-    def _map(self, _rng: np.random.Generator, look: _Look) -> FloatArray | None:
-        sample, size = look.sample, self.image_size
-        if sample.category == NORMAL:
-            return None
-        a = np.zeros((len(self.domains) - 1, size, size), np.float32)
-        for category, mask in ((sample.category, sample.mask), *sample.also):
-            if mask is not None:
-                a[self.domains.index(category) - 1] = look.at(self._masks.read(mask), size, 1)[0] > 0
-        return a
+    def _form(self, rng: np.random.Generator) -> Callable[[BoolArray], BoolArray]:
+        return lambda here: here
 
 
 def stack(windows: Iterable[Drawn]) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:

@@ -15,7 +15,7 @@ from defectgen.dataset import Synthesized
 from defectgen.errors import BadInputError, OutOfMemoryError, UsageError
 from defectgen.folders import read_normals
 from defectgen.images import encode_png, read_photograph
-from defectgen.methods.base import GenerateBatch, Generated, Task, flatten
+from defectgen.methods.base import GenerateBatch, Generated, Method, MethodConfig, Task, flatten
 from defectgen.methods.dcdganc import DCDGANc, DCDGANcConfig
 from defectgen.methods.defect_gan import DefectGAN, DefectGANConfig
 from defectgen.methods.dfmgan import DFMGAN, DFMGANConfig
@@ -34,6 +34,22 @@ TASK = Task(
 )
 
 
+def random_model(path: Path, method: type[Method], config: MethodConfig, task: Task = TASK) -> Path:
+    """A file of a model with random weights."""
+    torch.manual_seed(0)
+    networks = method(config, task, torch.device("cpu")).averaged()
+    tensors = {key: value for name, network in networks.items() for key, value in flatten(name, network).items()}
+    saved = {"method": method.name, "config": config.model_dump(), "task": task.model_dump(mode="json")}
+    checkpoint.save(path, tensors, saved)
+    return path
+
+
+def other(entry: Entry, name: str, method: type[Method], config: MethodConfig, task: Task = TASK) -> Entry:
+    """A model of another method for the same photographs."""
+    path = random_model(entry.file.with_name(f"{name}.safetensors"), method, config, task)
+    return entry.model_copy(update={"name": name, "method": method.name, "file": path, "sha256": files.sha256(path)})
+
+
 @pytest.fixture(scope="module")
 def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
     """A model of random weights and a folder of photographs: gray 8 and 16 bit, colour, one smaller than a window."""
@@ -43,15 +59,7 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
     for i, (shape, dtype) in enumerate([((90, 70), "u1"), ((64, 100), "u2"), ((80, 80, 3), "u1"), ((24, 60), "u1")]):
         low, high = (90, 110) if dtype == "u1" else (20_000, 24_000)
         (folder / f"normals/{i}.png").write_bytes(encode_png(rng.integers(low, high, shape, dtype)))
-    torch.manual_seed(0)
-    method = DTGAN(CONFIG, TASK, torch.device("cpu"))
-    tensors = {k: v for name, network in method.averaged().items() for k, v in flatten(name, network).items()}
-    path = folder / "model.safetensors"
-    checkpoint.save(
-        path,
-        tensors,
-        {"method": "dt-gan", "config": CONFIG.model_dump(), "task": TASK.model_dump(mode="json")},
-    )
+    path = random_model(folder / "model.safetensors", DTGAN, CONFIG)
     return Entry(
         name="m", method="dt-gan", categories=("dent", "spot"), products=("part",), image_size=32, channels=1,
         file=path, sha256=files.sha256(path), created=datetime.now(timezone.utc),
@@ -239,14 +247,8 @@ def test_native_mask_grows_smoothly() -> None:
 @pytest.fixture(scope="module")
 def maker(entry: Entry) -> Entry:
     """A DCDGANc model of random weights for the same photographs."""
-    torch.manual_seed(0)
     config = DCDGANcConfig(image_size=32, width=4, max_width=8, latent_dim=4, hidden_channels=4)
-    method = DCDGANc(config, TASK, torch.device("cpu"))
-    path = entry.file.with_name("contents.safetensors")
-    tensors = {k: v for name, network in method.averaged().items() for k, v in flatten(name, network).items()}
-    saved = {"method": "dcdganc", "config": config.model_dump(), "task": TASK.model_dump(mode="json")}
-    checkpoint.save(path, tensors, saved)
-    return entry.model_copy(update={"name": "c", "method": "dcdganc", "file": path, "sha256": files.sha256(path)})
+    return other(entry, "c", DCDGANc, config)
 
 
 @pytest.fixture
@@ -351,13 +353,7 @@ def whole_for(
     """Instead of a network: gray images with a dark disc; now and then a mask that hugs the border."""
     config = DFMGANConfig(image_size=64, width=4, max_width=8, match_width=4, z_dim=8, w_dim=8)
     task = TASK.model_copy(update={"scales": {"part": {"dent": 0.5, "spot": 0.5}}})
-    torch.manual_seed(0)
-    method = DFMGAN(config, task, torch.device("cpu"))
-    path = entry.file.with_name("whole.safetensors")
-    tensors = {k: v for name, network in method.averaged().items() for k, v in flatten(name, network).items()}
-    saved = {"method": "dfmgan", "config": config.model_dump(), "task": task.model_dump(mode="json")}
-    checkpoint.save(path, tensors, saved)
-    made = entry.model_copy(update={"name": "w", "method": "dfmgan", "file": path, "sha256": files.sha256(path)})
+    made = other(entry, "w", DFMGAN, config, task)
 
     def generate(_self: DFMGAN, request: GenerateBatch) -> Generated:
         count = len(request.rngs)
@@ -413,13 +409,7 @@ def told_for(
 ) -> Callable[..., SynthesisRequest]:
     """Instead of a network: dents are dark, spots bright, where the control map wants them; restored they are gray."""
     config = DefectGANConfig(image_size=64, width=8, max_width=8, blocks=1, control_channels=4)
-    torch.manual_seed(0)
-    method = DefectGAN(config, TASK, torch.device("cpu"))
-    path = entry.file.with_name("told.safetensors")
-    tensors = {k: v for name, network in method.averaged().items() for k, v in flatten(name, network).items()}
-    saved = {"method": "defect-gan", "config": config.model_dump(), "task": TASK.model_dump(mode="json")}
-    checkpoint.save(path, tensors, saved)
-    told = entry.model_copy(update={"name": "t", "method": "defect-gan", "file": path, "sha256": files.sha256(path)})
+    told = other(entry, "t", DefectGAN, config)
 
     def generate(self: DefectGAN, request: GenerateBatch) -> Generated:
         a = self._control(request)
