@@ -8,11 +8,12 @@ import json
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,7 +29,18 @@ from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageErro
 from defectgen.folders import NORMAL, Catalog, Source, require_masks, unite
 from defectgen.images import encode_jpeg
 from defectgen.methods import MethodName, get
-from defectgen.methods.base import Batch, GenerateBatch, Learns, Method, MethodConfig, Staged, Task, flatten, unflatten
+from defectgen.methods.base import (
+    Batch,
+    GenerateBatch,
+    Learns,
+    Method,
+    MethodConfig,
+    Staged,
+    Task,
+    Watched,
+    flatten,
+    unflatten,
+)
 from defectgen.seeding import numpy_rng
 from defectgen.windows import Row, TrainingLabels, TrainingMasks, TrainingPairs, TrainingWindows, stack
 
@@ -37,6 +49,7 @@ TrainingData = TrainingWindows | TrainingContents
 DEFECT = "defect"
 """What the categories become together for a method that tells none apart."""
 _LOG_EVERY = 10  # steps
+_WATCHED = 20  # rows of losses that are looked at together for trouble
 _CHECKPOINT_SECONDS = 120.0
 _PREVIEW_SECONDS = 180.0
 _RANK = 0
@@ -66,13 +79,14 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is after a step. Losses are there on every tenth step."""
+    """Where a run is after a step. Losses are there on every tenth step; `trouble` where the method sees some."""
 
     step: int
     steps: int
     images_per_second: float
     seconds_left: float
     losses: Mapping[str, float] = field(default_factory=dict)
+    trouble: str | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +210,7 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
     feeder = Feeder(windows, config.batch_size, request.seed, device, request.workers)
     began = checkpointed = previewed = time.monotonic()
     step, losses = start, dict[str, float]()
+    watch = _Watch(method)
     try:
         examples = feeder.examples()
         with _stop_signals() as stop:
@@ -213,7 +228,8 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
                     losses = {name: float(value) for name, value in tensors.items()}
                     _check_finite(losses, step)
                     run.log({"step": step, "seconds": round(now - began, 3), **losses})
-                on_step(_progress(step, start, config, request.seconds, now - began, losses if logged else {}))
+                progress = _progress(step, start, config, request.seconds, now - began, losses if logged else {})
+                on_step(replace(progress, trouble=watch.look(losses)) if logged else progress)
                 # Also at the powers of two: the first sign of life, and of trouble, comes early.
                 early = step & (step - 1) == 0
                 if early or now - checkpointed > _CHECKPOINT_SECONDS:
@@ -417,12 +433,19 @@ class _Run:
         checkpoint.save(self._checkpoint, tensors, {"step": step, "identity": self._identity})
 
     def preview(self, batch: Batch, step: int, seed: int) -> None:
-        """A sheet, a row an example, from left to right: a normal, three defects on it, a real one of that kind."""
+        """A sheet, a row an example, from left to right: a normal, three defects on it, a real one of that kind.
+
+        Of methods that make whole images: what they made without the defect, its mask, with it, and a real one.
+        """
         columns = [batch.x]
         with self._average.in_place():
             for i in range(3):
                 rngs = [torch_rng(seed, i, row) for row in range(len(batch.x))]
-                columns.append(self._method.generate(GenerateBatch(batch.x, batch.y_ref, rngs)).x)
+                made = self._method.generate(GenerateBatch(batch.x, batch.y_ref, rngs))
+                if made.normal is not None and made.mask is not None:
+                    columns = [made.normal, made.mask.expand_as(made.x) * 2 - 1, made.x]
+                    break
+                columns.append(made.x)
         columns.append(batch.x_ref)
         sheet = torch.cat([torch.cat(list(column.float()), dim=1) for column in columns], dim=2)
         pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -483,6 +506,23 @@ def _progress(
     if limit is not None:
         left = min(left, max(limit - elapsed, 0.0))
     return Progress(step, config.steps, rate * config.batch_size, left, losses)
+
+
+class _Watch:
+    """Looks at the last rows of losses together, of one stage."""
+
+    def __init__(self, method: Method) -> None:
+        self._method = method if isinstance(method, Watched) else None
+        self._rows: deque[Mapping[str, float]] = deque(maxlen=_WATCHED)
+
+    def look(self, losses: Mapping[str, float]) -> str | None:
+        if self._rows and not losses.keys() & self._rows[-1].keys():
+            self._rows.clear()
+        self._rows.append(losses)
+        if self._method is None or len(self._rows) < _WATCHED:
+            return None
+        names = set.intersection(*(set(row) for row in self._rows))
+        return self._method.trouble({name: float(np.mean([row[name] for row in self._rows])) for name in names})
 
 
 def _check_finite(losses: Mapping[str, float], step: int) -> None:

@@ -147,15 +147,20 @@ def train(
         console.note(f"with\n{table({'seed': seed, 'device': device, **hyperparameters.model_dump(mode='json')})}")
     with console.progress("training") as report:
         losses: dict[str, float] = {}
+        troubles: set[str] = set()
 
         def on_step(progress: trainer.Progress) -> None:
             losses.update(progress.losses)
+            if progress.trouble is not None and progress.trouble not in troubles:
+                troubles.add(progress.trouble)
+                console.warn(f"step {progress.step}: {progress.trouble}")
             terms = " ".join(f"{term} {value:.3g}" for term, value in losses.items())
             detail = f"{progress.images_per_second:.1f} images/s, {duration(progress.seconds_left)} left"
             values = {
                 "images_per_second": progress.images_per_second,
                 "seconds_left": progress.seconds_left,
                 "losses": dict(losses),
+                **({"trouble": progress.trouble} if progress.trouble else {}),
             }
             report(progress.step, progress.steps, f"{detail}, {terms}" if terms else detail, values)
 

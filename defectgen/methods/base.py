@@ -89,7 +89,9 @@ class GenerateBatch:
     """Normal windows x, [B, C, H, W] in [-1, 1], the domains wanted, [B], and a CPU generator for each row.
 
     `mix`, [B, domains - 1], are the weights of the defect categories in place of `y`, where a method can mix or
-    unite them; `a`, [B, domains - 1, H, W], tells the same for each place, where a method can be told.
+    unite them; `a`, [B, domains - 1, H, W], tells the same for each place, where a method can be told. `x_ref` and
+    `x_style`, like x, show the defects to take, and others whose style they shall have, where a method can be guided
+    by references (`Guided`); what is None is drawn.
     """
 
     x: Tensor
@@ -97,6 +99,8 @@ class GenerateBatch:
     rngs: Sequence[torch.Generator]
     mix: Tensor | None = None
     a: Tensor | None = None
+    x_ref: Tensor | None = None
+    x_style: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,22 @@ class Staged(Protocol):
     def take_backbone(self, tensors: Mapping[str, Tensor]) -> None:
         """Begin the second stage with what `backbone` gave, of this model or another of the same widths."""
         ...
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A method whose losses tell when a training goes wrong in a way that it knows."""
+
+    def trouble(self, losses: Mapping[str, float]) -> str | None:
+        """What goes wrong and what to do, of losses averaged over some 200 steps; None if nothing does."""
+        ...
+
+
+@runtime_checkable
+class Guided(Protocol):
+    """A method whose `generate` takes defects, or their styles, from references."""
+
+    guided: ClassVar[Literal[True]]
 
 
 @runtime_checkable

@@ -17,8 +17,9 @@ all. With one category nothing is left of this.
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ from defectgen.methods.base import (
     training_state,
     unflatten,
 )
-from defectgen.nn.layers import Noise, draw_seed
+from defectgen.nn.layers import Noise, draw_seed, mixed_precision
 from defectgen.nn.penalties import adversarial, r1
 
 _FIR = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
@@ -58,7 +59,9 @@ class DFMGANConfig(MethodConfig):
     backbone_steps: int = Field(30_000, ge=1, description="of stage 1, on normals")
     width: int = Field(64, ge=4, description="channels at the finest resolution; twice as many at each coarser one")
     max_width: int = Field(512, ge=4, description="channels at most")
-    match_width: int = Field(16, ge=4, description="`width` of D_match; a quarter of its `max_width`, too")
+    match_width: int = Field(
+        16, ge=4, description="`width` of D_match; its `max_width` is a quarter of D's, 64 at least"
+    )
     z_dim: int = Field(512, ge=1, description="length of z_object and of z_defect")
     w_dim: int = Field(512, ge=1, description="length of w_object and of w_defect")
     mapping_layers: int = Field(2, ge=1, description="of both mapping networks (ADA; 8 in S2)")
@@ -73,8 +76,10 @@ class DFMGANConfig(MethodConfig):
     lambda_ms: float = Field(0.1, ge=0, description="weight of equation 2")
     lambda_match: float = Field(1.0, ge=0, description="weight of D_match's judgement")
     match_logistic: bool = Field(False, description="train D_match by the logistic loss, not Wasserstein's")
-    free_rim: int = Field(0, ge=0, description="pixels of M along the border where no mask may be")
-    lambda_area: float = Field(0.0, ge=0, description="weight of masks larger or smaller than real ones")
+    mismatched: float = Field(0.0, ge=0, description="weight of real images with the masks of others, as fakes")
+    lambda_area: float = Field(
+        0.0, ge=0, description="weight of the areas of masks being other than those of real ones"
+    )
 
 
 # --- Layers of StyleGAN2 ---------------------------------------------------------------------------------------
@@ -261,7 +266,7 @@ class Generator(nn.Module):
     def __init__(self, config: DFMGANConfig, channels: int, categories: int) -> None:
         super().__init__()
         self.backbone = Backbone(config, channels)
-        widths, self.start, self.rim = self.backbone.widths, config.image_size // 4, config.free_rim
+        widths, self.start = self.backbone.widths, config.image_size // 4
         self.mapping = MappingNetwork(config.z_dim, config.w_dim, config.mapping_layers, categories)
         self.residual = nn.ModuleDict(
             {
@@ -271,6 +276,7 @@ class Generator(nn.Module):
             }
         )
         self.to_mask = ToImage(widths[self.start], 1, config.w_dim)
+        nn.init.constant_(self.to_mask.bias, -1.0)  # a defect is the smaller part, from the first step on
 
     def forward(
         self,
@@ -298,18 +304,13 @@ class Generator(nn.Module):
                 assert noise_defect is not None
                 f_defect = self.residual[str(side)](x, w_defect, w_defect, noise_defect)
                 if m is None:
-                    m = without_rim(self.to_mask(f_defect, w_defect), self.rim)
+                    m = self.to_mask(f_defect, w_defect)
                     if mask_alone:
                         break
                 f_object = manipulated(f_object, f_defect, m)
             x = f_object
             image = upsample(image) + g.to_rgb[str(side)](x, ws[:, 2 * i + 1])
         return image, m
-
-
-def without_rim(m: Tensor, width: int) -> Tensor:
-    """M with no mask along the border. Not the paper's: there G hides defects from D, where padding unsettles both."""
-    return F.pad(m[..., width:-width, width:-width], (width,) * 4, value=-3.0) if width else m
 
 
 def manipulated(f_object: Tensor, f_defect: Tensor, m: Tensor) -> Tensor:
@@ -370,10 +371,10 @@ def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
 
 
 class Augment:
-    """What was drawn for a batch: ADA's geometry and colours, each of them for a part p of the images.
+    """What was drawn for a batch: ADA's geometry and colours, for a part p of the images each (ADA, appendix B).
 
-    Flips, quarter turns, shifts, scales, turns; brightness, contrast and, of colours, saturation. A mask gets the
-    geometry alone. Of ADA's pipeline hue and inverted brightness are left out: defects are told by their tone.
+    Flips, quarter turns, shifts, scales, turns; brightness, contrast, inverted luma and, of colours, hue and
+    saturation. A mask gets the geometry alone.
     """
 
     def __init__(self, count: int, p: float, rng: torch.Generator, device: torch.device) -> None:
@@ -396,18 +397,28 @@ class Augment:
         sx, sy = flip * size * stretch, size / stretch
         matrix = torch.stack([cos * sx, -sin * sy, sin * sx, cos * sy], dim=1).view(-1, 2, 2)
         self.theta = torch.cat([matrix, shift[:, :, None]], dim=2).to(device)
-        self.brightness = draw(normal() * 0.2, 0.0).view(-1, 1, 1, 1).to(device)
-        self.contrast = draw((normal() * 0.5).exp2(), 1.0).view(-1, 1, 1, 1).to(device)
-        self.saturation = draw(normal().exp2(), 1.0).view(-1, 1, 1, 1).to(device)
+
+        def colour(values: Tensor, neutral: float) -> Tensor:
+            return draw(values, neutral).view(-1, 1, 1, 1).to(device)
+
+        self.brightness = colour(normal() * 0.2, 0.0)
+        self.contrast = colour((normal() * 0.5).exp2(), 1.0)
+        self.luma = colour(torch.where(uniform() < 0.5, -1.0, 1.0), 1.0)
+        self.hue = colour((uniform() * 2 - 1) * math.pi, 0.0)
+        self.saturation = colour(normal().exp2(), 1.0)
 
     def geometry(self, x: Tensor) -> Tensor:
         grid = F.affine_grid(self.theta, list(x.shape), align_corners=False)
         return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="reflection", align_corners=False)
 
     def image(self, x: Tensor) -> Tensor:
-        x = self.geometry(x) * self.contrast + self.brightness
+        x = (self.geometry(x) + self.brightness) * self.contrast
+        if x.shape[1] == 1:
+            return x * self.luma
         gray = x.mean(dim=1, keepdim=True)
-        return gray + (x - gray) * self.saturation if x.shape[1] > 1 else x
+        colour = x - gray
+        across = (colour.roll(1, dims=1) - colour.roll(-1, dims=1)) / math.sqrt(3)  # a quarter of the circle of hues on
+        return gray * self.luma + (colour * self.hue.cos() + across * self.hue.sin()) * self.saturation
 
 
 def adapted(p: float, signs: float, target: float, images: int, of: int) -> float:
@@ -433,14 +444,27 @@ def mode_seeking_loss(w1: Tensor, w2: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
     return (w1 - w2).abs().mean() / ((m1 - m2).abs().mean() + 1e-5)
 
 
-def area_loss(m: Tensor, real: Tensor) -> Tensor:
-    """Not the paper's: by how much masks leave the range of areas of real ones, from half to twice; in their mean.
+def mask_statistics(here: Tensor) -> dict[str, Tensor]:
+    """Of masks [B, 1, H, W]: the part of them that is defect, how many are empty, and how much lies along the border.
+
+    The last is of the pixels that are defect, in the outer sixteenth on each side: a quarter would be nothing strange.
+    """
+    rim, pixels = max(here.shape[-1] // 16, 1), here.float()
+    inside = pixels[..., rim:-rim, rim:-rim].sum()
+    return {
+        "masked": pixels.mean(),
+        "empty": (~here.flatten(1).any(dim=1)).float().mean(),
+        "rim": 1 - inside / pixels.sum().clamp(min=1),
+    }
+
+
+def area_loss(mask: Tensor, real: Tensor) -> Tensor:
+    """Not the paper's: how far the areas of masks are from those of real ones, both in order, in parts of their mean.
 
     Masks that have become empty, or cover all, get no other gradient that would bring them back.
     """
-    areas, real_areas = (m * 4).sigmoid().mean(dim=(1, 2, 3)), (real > 0).float().mean(dim=(1, 2, 3))
-    beyond = F.relu(0.5 * real_areas.min() - areas) + F.relu(areas - 2 * real_areas.max())
-    return (beyond / real_areas.mean().clamp(min=1e-3)).mean()
+    areas, real_areas = (((each + 1) / 2).mean(dim=(1, 2, 3)).sort().values for each in (mask, real))
+    return (areas - real_areas).abs().mean() / real_areas.mean().clamp(min=1e-3)
 
 
 # --- The method ------------------------------------------------------------------------------------------------
@@ -457,13 +481,13 @@ class DFMGAN:
         "paper": {},
         "compact": {
             "image_size": 128, "batch_size": 16, "width": 32, "max_width": 256, "match_width": 8, "z_dim": 256,
-            "w_dim": 256, "steps": 30_000, "backbone_steps": 20_000, "ada_images": 200_000, "pl_every": 8,
-            "match_logistic": True, "free_rim": 1, "lambda_area": 10.0,
+            "w_dim": 256, "steps": 30_000, "backbone_steps": 20_000, "ada_images": 50_000, "r1_gamma": 0.2,
+            "pl_every": 8, "match_logistic": True, "mismatched": 0.5, "lambda_match": 5.0, "lambda_area": 2.0,
         },
         "tiny": {
             "image_size": 64, "batch_size": 8, "width": 16, "max_width": 64, "match_width": 8, "z_dim": 64,
-            "w_dim": 64, "steps": 9_000, "backbone_steps": 6_000, "ada_images": 50_000, "pl_every": 8,
-            "match_logistic": True, "free_rim": 1, "lambda_area": 10.0,
+            "w_dim": 64, "steps": 9_000, "backbone_steps": 6_000, "ada_images": 10_000, "r1_gamma": 0.1, "pl_every": 8,
+            "match_logistic": True, "mismatched": 0.5, "lambda_match": 5.0, "lambda_area": 2.0,
         },
     }  # fmt: skip
 
@@ -475,7 +499,11 @@ class DFMGAN:
         self.G = Generator(config, task.channels, domains - 1)
         self.D = Discriminator(config, task.channels, domains, config.width, config.max_width)
         self.D_match = Discriminator(
-            config, task.channels + 1, domains, config.match_width, max(config.max_width // 4, config.match_width)
+            config,
+            task.channels + 1,
+            domains,
+            config.match_width,
+            min(max(config.max_width // 4, 64), config.max_width),
         )
         self.statistics = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(()), requires_grad=False) for name in ("p", "pl_mean")}
@@ -484,7 +512,7 @@ class DFMGAN:
             "G": self.G, "D": self.D, "D_match": self.D_match, "statistics": self.statistics,
         }  # fmt: skip
         for module in self.modules.values():
-            module.to(device)
+            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = {"backbone": self.G.backbone, "defects": self._attached(), "D": self.D, "D_match": self.D_match}
         self.optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.0, 0.99))
@@ -558,8 +586,10 @@ class DFMGAN:
         config, x, count = self.config, batch.x, len(batch.x)
         c = F.one_hot(batch.y, len(self.task.domains)).float()
         self._only("backbone")
-        made, _ = self.G(self._ws(count, rng), self._noise(rng))
-        parts = {"g": adversarial(self.D(self._augment(count, rng).image(made), c), real=True)}
+        with mixed_precision(self.device):
+            made, _ = self.G(self._ws(count, rng), self._noise(rng))
+            score = self.D(self._augment(count, rng).image(made.float()), c)
+        parts = {"g": adversarial(score.float(), real=True)}
         parts["g"].backward()
         if config.pl_weight and step % config.pl_every == 0:
             ws = self._ws(max(count // 2, 1), rng)
@@ -572,29 +602,10 @@ class DFMGAN:
         self.optimizers["backbone"].step()
 
         self._only("D")
-        with torch.no_grad():
+        with torch.no_grad(), mixed_precision(self.device):
             made, _ = self.G(self._ws(count, rng), self._noise(rng))
-        return parts | self._update_d(x, made, c, step, rng)
-
-    def _augment(self, count: int, rng: torch.Generator) -> Augment:
-        return Augment(count, float(self.statistics["p"]), rng, self.device)
-
-    def _update_d(self, x: Tensor, made: Tensor, c: Tensor, step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """D on augmented images, real and made; R1 now and then; then the augmentation's strength."""
-        config, count = self.config, len(x)
-        penalized = step % config.r1_every == 0
-        real = self._augment(count, rng).image(x).requires_grad_(penalized)
-        on_real, on_made = self.D(real, c), self.D(self._augment(count, rng).image(made), c)
-        parts = {"d": adversarial(on_real, real=True) + adversarial(on_made, real=False)}
-        total = parts["d"]
-        if penalized:
-            parts["r1"] = r1(on_real, real)
-            total = total + config.r1_gamma * config.r1_every * parts["r1"]
-        total.backward()
-        self.optimizers["D"].step()
-        p = self.statistics["p"]
-        p.fill_(adapted(float(p), float(on_real.detach().sign().mean()), config.ada_target, count, config.ada_images))
-        return parts | {"p": p.clone()}
+        real, fake = self._augment(count, rng).image(x), self._augment(count, rng).image(made.float())
+        return parts | self._update_d(real, fake, c, step)
 
     def _stage_2(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
         config, x, count = self.config, batch.x_ref, len(batch.x_ref)
@@ -602,40 +613,71 @@ class DFMGAN:
         real_mask = batch.a_ref.amax(dim=1, keepdim=True) * 2 - 1
         c = F.one_hot(batch.y_ref, len(self.task.domains)).float()
         self._only("defects")
-        made, m, w_defect, remake = self._defective(c, rng)
-        mask = self._shown(m)
         augment = self._augment(count, rng)
+        with mixed_precision(self.device):
+            made, m, w_defect, remake = self._defective(c, rng)
+            mask, image = self._shown(m.float()), augment.image(made.float())
+            score = self.D(image, c)
+            match = self.D_match(torch.cat([image, augment.geometry(mask)], dim=1), c)
+            w_other, m_other = remake()
         parts = {
-            "g": adversarial(self.D(augment.image(made), c), real=True),
-            "match_g": self._match(
-                self.D_match(torch.cat([augment.image(made), augment.geometry(mask)], dim=1), c), real=True
-            ),
+            "g": adversarial(score.float(), real=True),
+            "match_g": self._match(match.float(), real=True),
+            "ms": mode_seeking_loss(w_defect.float(), w_other.float(), m.float().tanh(), m_other.float().tanh()),
+            "area": area_loss(mask, real_mask),
         }
-        w_other, m_other = remake()
-        parts["ms"] = mode_seeking_loss(w_defect, w_other, mask, self._shown(m_other))
-        parts["area"] = area_loss(m, real_mask)
         total = parts["g"] + config.lambda_match * parts["match_g"]
         total = total + config.lambda_ms * parts["ms"] + config.lambda_area * parts["area"]
         total.backward()
         self.optimizers["defects"].step()
-        parts["masked"] = (m.detach() >= 0).float().mean()
+        parts |= mask_statistics(m.detach() >= 0)
 
         self._only("D", "D_match")
-        with torch.no_grad():
+        with torch.no_grad(), mixed_precision(self.device):
             made, m, _, _ = self._defective(c, rng)
-        parts |= self._update_d(x, made, c, step, rng)
-        penalized = step % config.r1_every == 0
-        augments = self._augment(count, rng), self._augment(count, rng)
-        real = torch.cat([augments[0].image(x), augments[0].geometry(real_mask)], dim=1).requires_grad_(penalized)
-        fake = torch.cat([augments[1].image(made), augments[1].geometry(self._shown(m))], dim=1)
-        on_real = self.D_match(real, c)
-        parts["match_d"] = self._match(on_real, real=True) + self._match(self.D_match(fake, c), real=False)
-        total = parts["match_d"]
+        mask, augments = self._shown(m.float()), (self._augment(count, rng), self._augment(count, rng))
+        real, fake = augments[0].image(x), augments[1].image(made.float())
+        marked, of_real = augments[1].geometry(mask), augments[0].geometry(real_mask)
+        wrong = torch.cat([real, of_real.roll(1, dims=0)], dim=1)
+        parts |= self._update_d(real, fake, c, step)
+        on_pairs = [(torch.cat([fake, marked], dim=1), 1.0), (wrong, config.mismatched)]
+        _, match_d, _ = self._update("D_match", torch.cat([real, of_real], dim=1), on_pairs, c, step)
+        return parts | {"match_d": match_d}
+
+    def _augment(self, count: int, rng: torch.Generator) -> Augment:
+        return Augment(count, float(self.statistics["p"]), rng, self.device)
+
+    def _update_d(self, real: Tensor, fake: Tensor, c: Tensor, step: int) -> dict[str, Tensor]:
+        """A step of D on augmented images; then the augmentation's strength."""
+        config, p = self.config, self.statistics["p"]
+        on_real, d, penalty = self._update("D", real, [(fake, 1.0)], c, step)
+        p.fill_(adapted(float(p), float(on_real.sign().mean()), config.ada_target, len(real), config.ada_images))
+        return {"d": d, "p": p.clone(), **({} if penalty is None else {"r1": penalty})}
+
+    def _update(
+        self, name: Literal["D", "D_match"], real: Tensor, fakes: list[tuple[Tensor, float]], c: Tensor, step: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A step of D or D_match, real ones against fakes with their weights, now and then with R1.
+
+        Returns what it says of the real ones, its loss without R1, and R1.
+        """
+        network, loss = (self.D, adversarial) if name == "D" else (self.D_match, self._match)
+        penalized = step % self.config.r1_every == 0
+        real = real.detach().requires_grad_(penalized)
+        with nullcontext() if penalized else mixed_precision(self.device):
+            on_real = network(real, c).float()
+        with mixed_precision(self.device):
+            on_fakes = [(network(fake, c).float(), weight) for fake, weight in fakes if weight]
+        total = value = loss(on_real, real=True) + sum(
+            weight * loss(on_fake, real=False) for on_fake, weight in on_fakes
+        )
+        penalty = None
         if penalized:
-            total = total + config.r1_gamma * config.r1_every * r1(on_real, real)
+            penalty = r1(on_real, real)
+            total = total + self.config.r1_gamma * self.config.r1_every * penalty
         total.backward()
-        self.optimizers["D_match"].step()
-        return parts
+        self.optimizers[name].step()
+        return on_real.detach(), value, penalty
 
     def _match(self, scores: Tensor, *, real: bool) -> Tensor:
         """The loss of what D_match says of pairs that it, or the generator, wants to be real.
@@ -668,9 +710,25 @@ class DFMGAN:
         return *make(mask_alone=False), remake
 
     def _shown(self, m: Tensor) -> Tensor:
-        """M as D_match sees it: at the image's resolution, and between -1 and 1 as real masks."""
+        """M as D_match sees it: at the image's resolution, -1 or 1 as real masks are, passing gradients as tanh does.
+
+        By soft masks D_match would know the made ones at a glance, and look no further.
+        """
         size = (self.config.image_size,) * 2
-        return F.interpolate(m.tanh(), size=size, mode="bilinear", align_corners=False)
+        m = F.interpolate(m, size=size, mode="bilinear", align_corners=False)
+        soft = m.tanh()
+        return soft + (torch.where(m >= 0, 1.0, -1.0) - soft).detach()
+
+    def trouble(self, losses: Mapping[str, float]) -> str | None:
+        """The troubles that users of the public code report: masks that stay empty, or lie along the border."""
+        if losses.get("empty", 0.0) > 0.5:
+            if losses["match_g"] > 3:
+                weight = self.config.lambda_match / 5
+                return f"most masks are empty: D_match drives the defects away; try --set lambda_match={weight:g}"
+            return f"most masks are empty; try --set lambda_area={max(2 * self.config.lambda_area, 2):g}"
+        if losses.get("rim", 0.0) > 0.6:
+            return "most of what the masks mark lies along the border; try --set mismatched=1, or train longer"
+        return None
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.signal import upfirdn
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from defectgen.device import torch_rng
@@ -23,19 +24,19 @@ from defectgen.methods.dfmgan import (
     area_loss,
     downsample,
     manipulated,
+    mask_statistics,
     minibatch_std,
     mode_seeking_loss,
     modulated_conv,
     path_length,
     upsample,
-    without_rim,
 )
 from defectgen.nn.layers import Noise
 
 CPU = torch.device("cpu")
 CONFIG = DFMGANConfig(
     image_size=64, batch_size=4, steps=8, backbone_steps=4, width=4, max_width=8, match_width=4, z_dim=8, w_dim=8,
-    lambda_area=1.0, r1_every=2, pl_every=2,
+    lambda_area=1.0, mismatched=0.5, r1_every=2, pl_every=2,
 )  # fmt: skip
 TASK = Task(domains=("normal", "crack", "hole"), products=("a",), channels=1, scales={"a": {"crack": 1.0, "hole": 1.0}})
 FIR = np.array([1, 3, 3, 1]) / 8
@@ -156,16 +157,6 @@ def test_features_are_manipulated_where_the_mask_is_not_negative() -> None:
     assert torch.equal(manipulated(f_object, f_defect, coarse)[..., 2:], f_object[..., 2:])
 
 
-def test_a_rim_is_kept_free_and_the_rest_is_left_alone() -> None:
-    m = torch.randn(2, 1, 8, 8, generator=generator()) * 3
-    free = without_rim(m, 2)
-    assert torch.equal(free[..., 2:-2, 2:-2], m[..., 2:-2, 2:-2])
-    rim = torch.ones(8, 8, dtype=torch.bool)
-    rim[2:-2, 2:-2] = False
-    assert free[..., rim].max() <= -1
-    assert torch.equal(without_rim(m, 0), m)
-
-
 # The generator and the discriminators
 
 
@@ -224,12 +215,26 @@ def test_augmentation_is_one_for_image_and_mask_and_passes_gradients() -> None:
     augment = Augment(8, 1.0, generator(3), CPU)
     mask, image = augment.geometry(x), augment.image(x)
     assert (mask - x).abs().mean() > 0.01
-    restored = (image - augment.brightness) / augment.contrast
+    restored = image * augment.luma / augment.contrast - augment.brightness
     torch.testing.assert_close(restored, mask, rtol=1e-3, atol=1e-3)
     x.requires_grad_(True)
     augment.image(x).sum().backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
+
+
+def test_hue_turns_colours_about_gray_and_luma_turns_gray_over() -> None:
+    x = torch.rand(6, 3, 2, 2, generator=generator()) * 2 - 1
+    augment = Augment(6, 1.0, generator(1), CPU)
+    augment.theta = torch.eye(2, 3).expand(6, 2, 3)
+    augment.brightness, augment.contrast = torch.zeros(6, 1, 1, 1), torch.ones(6, 1, 1, 1)
+    assert set(augment.luma.flatten().tolist()) == {-1.0, 1.0}
+    axis = np.ones(3) / math.sqrt(3)
+    for i in range(6):
+        colour = Rotation.from_rotvec(axis * augment.hue[i].item()).apply(x[i].flatten(1).t().numpy())
+        gray = colour.mean(axis=1, keepdims=True)
+        expected = gray * augment.luma[i].item() + (colour - gray) * augment.saturation[i].item()
+        np.testing.assert_allclose(augment.image(x)[i].flatten(1).t().numpy(), expected, atol=1e-4)
 
 
 def test_strength_follows_the_target_and_stays_in_bounds() -> None:
@@ -260,17 +265,24 @@ def test_mode_seeking_by_hand() -> None:
 
 def test_masks_of_other_areas_than_real_ones_are_pulled_back() -> None:
     real = torch.full((2, 1, 10, 10), -1.0)
-    real[:, :, :2] = 1  # a fifth
-    m = torch.full((2, 1, 10, 10), -9.0)
-    m[:, :, :2] = 9
-    assert area_loss(m, real).item() == pytest.approx(0, abs=1e-4)
-    empty = torch.full((2, 1, 10, 10), -2.0, requires_grad=True)
+    real[0, :, :2], real[1, :, :4] = 1, 1  # a fifth, and two
+    assert area_loss(real.flip(0), real).item() == pytest.approx(0, abs=1e-6)  # the order is chance
+    empty = torch.full((2, 1, 10, 10), -1.0, requires_grad=True)
     loss = area_loss(empty, real)
-    assert loss.item() == pytest.approx(0.5, abs=0.01)
+    assert loss.item() == pytest.approx(1)
     loss.backward()
     assert empty.grad is not None
     assert (empty.grad < 0).all()
-    assert area_loss(-m.detach() * 0 + 9, real).item() == pytest.approx((1 - 0.4) / 0.2, rel=1e-3)
+    assert area_loss(torch.ones_like(real), real).item() == pytest.approx((0.8 + 0.6) / 2 / 0.3)
+
+
+def test_statistics_of_masks() -> None:
+    here = torch.zeros(4, 1, 32, 32, dtype=torch.bool)
+    here[0, 0, :2, :16] = True  # along the upper border
+    here[1, 0, 10:14, 10:18] = True
+    statistics = {name: value.item() for name, value in mask_statistics(here).items()}
+    assert statistics == pytest.approx({"masked": 64 / 4096, "empty": 0.5, "rim": 0.5})
+    assert mask_statistics(here & False)["rim"] == 1
 
 
 # The method
@@ -295,7 +307,7 @@ def test_stage_1_trains_the_backbone_and_stage_2_all_but_the_backbone(method: DF
 
     before = state()
     losses = method.training_step(batch(), 4, generator())
-    assert set(losses) == {"g", "match_g", "ms", "area", "masked", "d", "r1", "p", "match_d"}
+    assert set(losses) == {"g", "match_g", "ms", "area", "masked", "empty", "rim", "d", "r1", "p", "match_d"}
     parts = moved(before, method)
     assert "G.backbone" not in parts
     assert {"G.residual", "G.to_mask", "G.mapping"} <= parts
@@ -316,6 +328,49 @@ def test_training_resumes_exactly(method: DFMGAN, step: int) -> None:
         each.training_step(batch(1), step + 1, generator(1))
     for key, value in method.state().items():
         assert torch.equal(value, fresh.state()[key]), key
+
+
+def test_d_match_sees_masks_as_sharp_as_real_ones_and_passes_gradients(method: DFMGAN) -> None:
+    m = torch.randn(2, 1, 16, 16, generator=generator()).requires_grad_(True)
+    shown = method._shown(m)
+    assert shown.shape == (2, 1, 64, 64)
+    up = F.interpolate(m.detach(), size=(64, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(shown.detach(), torch.where(up >= 0, 1.0, -1.0))
+    shown.sum().backward()
+    assert m.grad is not None
+    assert (m.grad > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ({"g": 1.0, "d": 1.0}, None),  # stage 1
+        ({"empty": 0.1, "rim": 0.2, "match_g": 1.0}, None),
+        ({"empty": 0.9, "rim": 0.2, "match_g": 1.0}, "lambda_area"),
+        ({"empty": 0.9, "rim": 0.2, "match_g": 5.0}, "lambda_match"),
+        ({"empty": 0.1, "rim": 0.9, "match_g": 1.0}, "border"),
+    ],
+)
+def test_troubles_of_the_masks_are_told(method: DFMGAN, losses: dict[str, float], told: str | None) -> None:
+    trouble = method.trouble(losses)
+    assert (trouble is None) == (told is None)
+    assert told is None or told in str(trouble)
+
+
+def test_few_examples_do_not_end_in_copies() -> None:
+    """From one example, after some steps, no two defects are one, and none lies exactly where the example does."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        method = DFMGAN(CONFIG.model_copy(update={"backbone_steps": 1, "steps": 1000}), TASK, CPU)
+    one = batch(count=1)
+    rows = Batch(**{name: value.repeat(4, *[1] * (value.ndim - 1)) for name, value in vars(one).items()})
+    for step in range(1, 25):
+        method.training_step(rows, step, generator(step))
+    y = torch.ones(8, dtype=torch.long)
+    made = method.generate(GenerateBatch(torch.zeros(8, 0), y, [torch_rng(i) for i in range(8)]))
+    distances = torch.cdist(made.x.flatten(1), made.x.flatten(1)) / 64
+    assert distances[~torch.eye(8, dtype=torch.bool)].min() > 0.01
+    assert (torch.cdist(made.x.flatten(1), one.x_ref.flatten(1)) / 64).min() > 0.05
 
 
 def test_the_paper_has_the_papers_numbers() -> None:
