@@ -3,11 +3,12 @@
 Contents come from real defects, cut out (`compose` here), or from a model (`sampling`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, Literal
 
 import cv2
 import numpy as np
@@ -25,6 +26,10 @@ from defectgen.windows import BoolArray, Box, FloatArray, defect_pieces, laid, t
 
 _PLACES = 24  # to try for a content, until one lies where it may
 _BATCH_SIZE = 8
+_CONTRAST = 0.5, 2.0  # times the content's own, at most, when it is matched to its new ground
+Colour = Literal["keep", "match", "gray"]
+"""What becomes of a content's colours, beyond being made as bright as its ground: they stay; they get the ground's
+contrast, a channel each; or gray alone is laid on."""
 _COARSE = 1.5  # a content whose pixels are larger than that many of the photograph's lacks its grain
 
 
@@ -67,15 +72,19 @@ class Placement:
     scale: tuple[float, float] = (0.8, 1.25)
     rotation: tuple[float, float] = (0.0, 360.0)
     """Degrees, counter-clockwise."""
+    crop: tuple[float, float] = (1.0, 1.0)
+    """The part of a content's longer side that is used."""
     per_image: tuple[int, int] = (1, 1)
     region: Region | None = None
     mode: Mode = "improved"
+    colour: Colour = "keep"
 
     def summary(self) -> dict[str, Any]:
         """As it stands in manifest rows."""
         return {
-            "scale": list(self.scale), "rotation": list(self.rotation), "per_image": list(self.per_image),
-            "region": self.region and self.region.name, "blend": self.mode,
+            "scale": list(self.scale), "rotation": list(self.rotation), "crop": list(self.crop),
+            "per_image": list(self.per_image), "region": self.region and self.region.name, "blend": self.mode,
+            "colour": self.colour,
         }  # fmt: skip
 
 
@@ -114,6 +123,8 @@ class Composition(Samples[D, G], Generic[D, G]):
         defects: list[dict[str, Any]] = []
         for content in contents:
             scale, degrees = rng.uniform(*placement.scale), rng.uniform(*placement.rotation)
+            if placement.crop != (1.0, 1.0):
+                content = crop(rng, content, rng.uniform(*placement.crop))
             moved = move(content, scale, degrees)
             at = place(rng, moved, size, free)
             if at is None:
@@ -121,7 +132,7 @@ class Composition(Samples[D, G], Generic[D, G]):
             if free is not None:
                 ground = window_of(free, at, moved.support.shape)
                 moved = replace(moved, support=moved.support & ground, label=moved.label & ground)
-            after, seen = lay(photograph, image, moved, at, placement.mode)
+            after, seen = lay(photograph, image, moved, at, placement.mode, placement.colour)
             if not visible(photograph, after, seen):
                 continue
             image, mask = after, mask | seen
@@ -140,11 +151,12 @@ class Composition(Samples[D, G], Generic[D, G]):
 
 @dataclass(frozen=True)
 class ComposeRequest:
-    """Cut-outs of the photographs in `contents`, from `folder`, each with its mask, onto the normals wanted."""
+    """Cut-outs of the photographs in `contents`, each with its mask, onto the normals wanted."""
 
     wanted: Wanted
     contents: Catalog
-    folder: Path
+    name: str
+    """Where they come from, for the manifest."""
     placement: Placement = Placement()
 
 
@@ -153,7 +165,7 @@ class Cutouts(Composition[ComposeDraw, None]):
 
     def __init__(self, request: ComposeRequest) -> None:
         super().__init__(request.wanted, request.placement, _BATCH_SIZE)
-        self._folder = str(request.folder)
+        self._name = request.name
         self._by_category: dict[str, list[Sample]] = {}
         for sample in request.contents.samples:
             self._by_category.setdefault(sample.category, []).append(sample)
@@ -176,7 +188,7 @@ class Cutouts(Composition[ComposeDraw, None]):
 
     def _finish(self, draw: ComposeDraw, generated: None) -> Synthesized | None:
         contents = [self._cut_out(draw.rng, draw.category) for _ in range(draw.count)]
-        return self._compose(draw, contents, {"method": "cut-outs", "contents": self._folder})
+        return self._compose(draw, contents, {"method": "cut-outs", "contents": self._name})
 
 
 def compose(request: ComposeRequest) -> Cutouts:
@@ -186,6 +198,17 @@ def compose(request: ComposeRequest) -> Cutouts:
         UsageError: a category that is not there. BadInputError: while iterating, a region that does not fit.
     """
     return Cutouts(request)
+
+
+def crop(rng: np.random.Generator, content: Content, part: float) -> Content:
+    """A content cut down to `part` of its longer side, somewhere on the defect; its rim stays on the other two."""
+    ground = np.argwhere(content.label if content.label.any() else content.support)
+    axis = int(np.argmax(np.ptp(ground, axis=0)))
+    whole = content.support.shape[axis]
+    length = max(1, math.ceil(whole * part))
+    start = int(np.clip(ground[int(rng.integers(len(ground))), axis] - length // 2, 0, whole - length))
+    here = (slice(start, start + length), slice(None))[:: 1 if axis == 0 else -1]
+    return replace(content, pixels=content.pixels[here], support=content.support[here], label=content.label[here])
 
 
 def move(content: Content, scale: float, degrees: float) -> Content:
@@ -237,7 +260,7 @@ def place(
 
 
 def lay(
-    photograph: Photograph, image: Pixels, content: Content, at: tuple[int, int], mode: Mode
+    photograph: Photograph, image: Pixels, content: Content, at: tuple[int, int], mode: Mode, colour: Colour = "keep"
 ) -> tuple[Pixels, BoolArray]:
     """`image`, of `photograph`, with a content blended in at (x, y); and where the defect can be seen, [H, W].
 
@@ -259,7 +282,13 @@ def lay(
     rim = (content.support & ~content.label)[there]
     before = _colours(image[here], photograph.channels)
     if rim.sum() >= masks.SMALLEST:
-        pixels = pixels + (before[rim].mean(axis=0) - pixels[there][rim].mean(axis=0))
+        own, ground = pixels[there][rim], before[rim]
+        pixels = pixels - own.mean(axis=0)
+        if colour == "match":
+            pixels = pixels * np.clip(ground.std(axis=0) / np.maximum(own.std(axis=0), 1e-3), *_CONTRAST)
+        if colour == "gray":
+            pixels = np.repeat(pixels.mean(axis=2, keepdims=True), photograph.channels, axis=2)
+        pixels = (pixels + ground.mean(axis=0)).astype(np.float32)
     if content.coarseness > _COARSE:
         low_pass = cv2.GaussianBlur(before, (0, 0), content.coarseness / 2).reshape(before.shape)
         pixels = pixels.copy()

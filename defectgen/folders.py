@@ -65,6 +65,15 @@ class Catalog(_Record):
     samples: tuple[Sample, ...]
     skipped: tuple[Skipped, ...]
 
+    @classmethod
+    def of(cls, parts: "Iterable[Catalog]") -> "Catalog":
+        """Several as one."""
+        parts = list(parts)
+        return cls(
+            samples=tuple(sample for part in parts for sample in part.samples),
+            skipped=tuple(each for part in parts for each in part.skipped),
+        )
+
     @property
     def products(self) -> tuple[str, ...]:
         return tuple(sorted({sample.product for sample in self.samples}))
@@ -141,11 +150,18 @@ def read_normals(folder: Path, *, product: str = "product", on_bad: OnBad = "ski
 
 
 def read_defects(
-    folder: Path, *, masks: Path | None = None, categories: Sequence[str] = (), on_bad: OnBad = "skip"
+    folder: Path,
+    *,
+    product: str = "defects",
+    masks: Path | None = None,
+    masked: bool = True,
+    categories: Sequence[str] = (),
+    on_bad: OnBad = "skip",
 ) -> Catalog:
-    """The defects alone, each with its mask, from a folder as `read_catalog` takes it, or that of an MVTec AD category.
+    """The defects alone, from a folder as `read_catalog` takes it, or that of an MVTec AD category.
 
-    `categories` are those to read, or all; a single one names the photographs of a flat folder.
+    `categories` are those to read, or all; a single one names the photographs of a flat folder. Each must have its
+    mask if they are wanted `masked`.
 
     Raises:
         UsageError: a category that is not there.
@@ -153,7 +169,7 @@ def read_defects(
     """
     if (folder / "train" / "good").is_dir() and (folder / "test").is_dir():
         folder = folder / "test"
-    source = Source(product="defects", normals=folder, defects=folder, masks=masks)
+    source = Source(product=product, normals=folder, defects=folder, masks=masks)
     found = _find_defects(source, folder, categories[0] if len(categories) == 1 else None)
     there = {each.category for each in found}
     if unknown := set(categories) - there:
@@ -161,7 +177,8 @@ def read_defects(
     catalog = _read([each for each in found if each.category in (categories or there)], on_bad, None)
     if not catalog.samples:
         raise BadInputError(f"{folder}: no usable defects: {_reasons(catalog.skipped)}")
-    require_masks(catalog)
+    if masked:
+        require_masks(catalog)
     return catalog
 
 

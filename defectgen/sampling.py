@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -17,19 +17,34 @@ from defectgen.contents import extract, of_mask, resize
 from defectgen.dataset import Synthesized
 from defectgen.device import resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
-from defectgen.images import Photograph, Pixels
-from defectgen.methods.base import GenerateBatch, Method, Restorer
+from defectgen.folders import Catalog, Sample
+from defectgen.images import Photograph, Pixels, read_mask
+from defectgen.methods.base import GenerateBatch, Guided, Method, Restorer
 from defectgen.registry import Entry
 from defectgen.samples import Attempt, Draw, Samples, Wanted, mixture, mixture_name, visible
 from defectgen.seeding import numpy_rng
 from defectgen.trainer import load_method
-from defectgen.windows import Box, FloatArray, Window, cut, laid, place, put_back, scale_of, window_of
+from defectgen.windows import (
+    Box,
+    FloatArray,
+    Window,
+    cut,
+    defect_boxes,
+    laid,
+    place,
+    put_back,
+    scale_of,
+    window_of,
+)
 
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
 _RIM, _FADE = 8, 4  # pixels of the network's window
 _SMALLEST = 6  # pixels of the window, a side of where a defect shall be
 _GROWN = 0.2  # parts of the window by which that may be larger than the defect
 _BATCH_SIZE = {"cpu": 8, "cuda": 64}
+
+
+Style = Literal["own", "sampled"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,10 @@ class SynthesisRequest:
     restored: bool = False
     whole: bool = False
     """Whole images as the network makes them, on no photograph; of methods that can."""
+    references: Catalog | None = None
+    """Photographs whose defects are taken, of methods that can be guided; None draws defects."""
+    style: Style | Catalog = "own"
+    """Whose style these get: their own, a random one, or that of other photographs."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +121,11 @@ class _Network:
         categories: Sequence[str],
         keys: Sequence[tuple[int, ...]],
         x: FloatArray | None = None,
-        a: FloatArray | None = None,
+        **guides: FloatArray | None,
     ) -> list[_Made]:
-        """An image for each category and key of a random generator, on windows x and under control maps a, if any.
+        """An image for each category and key of a random generator, on windows x, if any.
+
+        `guides` are what else a `GenerateBatch` takes: control maps `a`, references `x_ref` and `x_style`.
 
         Raises:
             OutOfMemoryError: naming the batch size to try next.
@@ -121,8 +142,12 @@ class _Network:
                 windows = torch.empty(len(rngs), 0) if x is None else torch.from_numpy(x[part])
                 layout = torch.contiguous_format if x is None else torch.channels_last
                 windows = windows.to(self.device, memory_format=layout)
-                control = None if a is None else torch.from_numpy(a[part]).to(self.device)
-                generated = self.method.generate(GenerateBatch(windows, mix.argmax(dim=1) + 1, rngs, mix, control))
+                given = {
+                    name: torch.from_numpy(values[part]).to(self.device)
+                    for name, values in guides.items()
+                    if values is not None
+                }
+                generated = self.method.generate(GenerateBatch(windows, mix.argmax(dim=1) + 1, rngs, mix, **given))
                 columns = [generated.x, generated.mask, self._restore(generated.x, rngs), generated.normal]
                 arrays = [None if each is None else each.float().cpu().numpy() for each in columns]
                 for i in range(len(rngs)):
@@ -144,12 +169,30 @@ class _Network:
 
 
 @dataclass(frozen=True)
+class _Reference:
+    """A window of a photograph that guides: [C, S, S]."""
+
+    sample: Sample
+    window: Window
+    x: FloatArray
+
+    def summary(self) -> dict[str, Any]:
+        """As it stands in manifest rows."""
+        return {"file": str(self.sample.path), "window": vars(self.window)}
+
+
+@dataclass(frozen=True)
 class _WindowDraw(Draw):
-    """A draw with the window of the photograph that is painted, and the control map, if it was told where."""
+    """A draw with the window of the photograph that is painted.
+
+    And the control map, if it was told where, and the references whose defect and style it gets, if there are any.
+    """
 
     window: Window
     x: FloatArray
     a: FloatArray | None
+    x_ref: _Reference | None = None
+    x_style: _Reference | None = None
 
 
 class Painted(Samples[_WindowDraw, _Made]):
@@ -160,6 +203,9 @@ class Painted(Samples[_WindowDraw, _Made]):
         self._network = network
         self._method: Method = network.method
         self._regions = request.regions
+        self._references = request.references
+        self._style = request.style
+        self._boxes = lru_cache(maxsize=1024)(lambda mask: defect_boxes(read_mask(mask)))
         self._area = lru_cache(maxsize=64)(lambda i, path: request.regions[i][1].within(self._photographs.read(path)))
 
     def _draw(self, index: int, attempt: int) -> _WindowDraw:
@@ -178,7 +224,26 @@ class Painted(Samples[_WindowDraw, _Made]):
             box = Box(x - rim, y - rim, width + 2 * rim, height + 2 * rim)
         window = place(rng, photograph.height, photograph.width, side, box, beyond=rim)
         a = self._control_map(rng, window, areas, tuple(names)) if self._method.learns == "labels" else None
-        return _WindowDraw(**vars(drawn), window=window, x=cut(photograph, window, size, task.channels), a=a)
+        x_ref = x_style = None
+        if self._references is not None:
+            x_ref = self._refer(rng, self._references, drawn.category)
+            x_style = x_ref if self._style == "own" else None
+        if isinstance(self._style, Catalog):
+            x_style = self._refer(rng, self._style, drawn.category)
+        seen = cut(photograph, window, size, task.channels)
+        return _WindowDraw(**vars(drawn), window=window, x=seen, a=a, x_ref=x_ref, x_style=x_style)
+
+    def _refer(self, rng: np.random.Generator, catalog: Catalog, category: str) -> _Reference:
+        """A window of a photograph that shows a category, around one of its defects if it has a mask."""
+        samples = [sample for sample in catalog.samples if sample.category == category]
+        sample = samples[int(rng.integers(len(samples)))]
+        boxes = self._boxes(sample.mask) if sample.mask is not None else []
+        box = boxes[int(rng.integers(len(boxes)))] if boxes else None
+        size = self._method.config.image_size
+        side = round(size / scale_of(self._method.task.scales, sample.product, category))
+        window = place(rng, sample.height, sample.width, side, box)
+        photograph = self._photographs.read(sample.path)
+        return _Reference(sample, window, cut(photograph, window, size, self._method.task.channels))
 
     def _control_map(
         self,
@@ -203,9 +268,15 @@ class Painted(Samples[_WindowDraw, _Made]):
 
     def _generate(self, draws: Sequence[_WindowDraw]) -> list[_Made]:
         keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
-        maps = [draw.a for draw in draws if draw.a is not None]
-        x = np.stack([draw.x for draw in draws])
-        return self._network.generate([draw.category for draw in draws], keys, x, np.stack(maps) if maps else None)
+        columns = {
+            "a": [draw.a for draw in draws if draw.a is not None],
+            "x_ref": [draw.x_ref.x for draw in draws if draw.x_ref is not None],
+            "x_style": [draw.x_style.x for draw in draws if draw.x_style is not None],
+        }
+        guides = {name: np.stack(values) for name, values in columns.items() if values}
+        return self._network.generate(
+            [draw.category for draw in draws], keys, np.stack([draw.x for draw in draws]), **guides
+        )
 
     def _finish(self, draw: _WindowDraw, generated: _Made) -> Synthesized | None:
         photograph, window = draw.photograph, draw.window
@@ -234,6 +305,8 @@ class Painted(Samples[_WindowDraw, _Made]):
             "window": vars(window),
             **self._network.record,
             **({"regions": regions} if regions else {}),
+            **({"reference": draw.x_ref.summary()} if draw.x_ref else {}),
+            **({"style": draw.x_style.summary()} if draw.x_style else {}),
             "seed": self._wanted.seed,
             "parameters": {"index": draw.index, "attempt": draw.attempt},
         }
@@ -273,9 +346,8 @@ class Composed(Composition[ComposeDraw, list[_Made]]):
 
     def _scale(self, product: str, category: str) -> float:
         """At which a category was learnt: on this product, or on the others in the mean."""
-        scales = self._network.method.task.scales
-        known = [of_product[category] for of_product in scales.values() if category in of_product]
-        return scales.get(product, {}).get(category, float(np.mean(known)))
+        known = {name: its for name, its in self._network.method.task.scales.items() if category in its}
+        return scale_of(known, product, category)
 
 
 class Whole(Samples[Attempt, _Made]):
@@ -325,6 +397,13 @@ def synthesize(request: SynthesisRequest) -> Painted | Composed | Whole:
     method, model = network.method, f"{request.entry.name}: {request.entry.method}"
     if request.restored and not isinstance(method, Restorer):
         raise UsageError(f"{model} cannot restore what it painted (--restored); defect-gan can")
+    if request.references is not None and not isinstance(method, Guided):
+        raise UsageError(f"{model} makes its defects up, it takes none from references (--from); dt-gan does")
+    if request.style != "own" and not isinstance(method, Guided):
+        raise UsageError(f"{model} takes no style (--style); dt-gan does")
+    for what, catalog in (("--from", request.references), ("--style", request.style)):
+        if isinstance(catalog, Catalog) and (lacking := set(network.categories) - set(catalog.categories)):
+            raise UsageError(f"{what}: shows no {min(lacking)}, it has {', '.join(catalog.categories)}; see --category")
     if request.whole:
         if request.regions:
             raise UsageError(f"{model} makes whole images: --region needs photographs to lay them on (--normals)")

@@ -100,7 +100,12 @@ def _depth(mask: NDArray[np.bool_]) -> float:
 
 
 def scale_of(scales: Mapping[str, Mapping[str, float]], product: str, category: str) -> float:
-    """The scale for a category on a product; where it never occurred there, the product's coarsest one."""
+    """The scale for a category on a product; where it never occurred there, the product's coarsest one.
+
+    On a product that is not known it is that of the products where the category occurred, in the mean.
+    """
+    if product not in scales:
+        return float(np.mean([its[category] for its in scales.values() if category in its] or [1.0]))
     of_product = scales[product]
     return of_product.get(category, min(of_product.values(), default=1.0))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectgen.composing import ComposeRequest, Placement, Region, compose, lay, move, place
+from defectgen.composing import ComposeRequest, Placement, Region, compose, crop, lay, move, place
 from defectgen.contents import Content, resize
 from defectgen.dataset import Synthesized
 from defectgen.errors import BadInputError, UsageError
@@ -54,7 +54,7 @@ def request_for(folder: Path) -> Make:
         normals = folder / changes.pop("normals", "normals")
         wanted = {"categories": ("bar", "disc"), "num": num, "normals": read_normals(normals), **changes}
         defects = read_defects(folder / "defects")
-        return ComposeRequest(Wanted(**wanted), defects, folder / "defects", placement or Placement())
+        return ComposeRequest(Wanted(**wanted), defects, "defects", placement or Placement())
 
     return make
 
@@ -269,3 +269,39 @@ def test_mixtures() -> None:
 def test_cut_outs_need_no_pytorch() -> None:
     program = "import sys, defectgen.composing, defectgen.dataset; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+def line(contrast: float = 40.0, channels: int = 3) -> Content:
+    """A line darker than the noise around it by `contrast` levels, more in red."""
+    rng = np.random.default_rng(0)
+    label = np.zeros((21, 60), np.bool_)
+    label[9:12, 5:55] = True
+    levels = rng.normal(120, 12, (21, 60, channels))
+    levels[label] -= contrast * np.linspace(1.5, 0.5, channels)
+    return Content(
+        (levels / 127.5 - 1).astype(np.float32), cv2.dilate(label.view(np.uint8), np.ones((11, 11))) > 0, label
+    )
+
+
+def test_a_crop_is_a_part_of_the_longer_side_with_the_defect_in_it() -> None:
+    whole = line()
+    for seed in range(5):
+        part = crop(np.random.default_rng(seed), whole, 0.4)
+        assert part.support.shape == part.label.shape == part.pixels.shape[:2] == (21, 24)
+        assert part.label.any()
+        assert (part.support & ~part.label).any()  # its own background is still there to measure it by
+    assert np.array_equal(crop(np.random.default_rng(0), whole, 1.0).label, whole.label)
+
+
+def test_colours_are_kept_matched_or_made_gray() -> None:
+    """The ground has half of the noise of the line's own: matched, the line stands out half as much."""
+    ground = np.clip(np.random.default_rng(1).normal(150, 6, (60, 100, 3)), 0, 255).astype(np.uint8)
+    content, photograph = line(), Photograph(ground)
+    changes = {}
+    for colour in ("keep", "match", "gray"):
+        after, seen = lay(photograph, ground, content, (20, 20), "improved", colour)
+        changes[colour] = (after.astype(float) - ground)[seen].mean(axis=0)
+        assert seen.any()
+    assert changes["keep"] == pytest.approx([-60, -40, -20], abs=4)
+    assert changes["match"] == pytest.approx([-30, -20, -10], abs=4)
+    assert changes["gray"] == pytest.approx([-40, -40, -40], abs=4)

@@ -13,7 +13,7 @@ from defectgen import checkpoint, files, sampling
 from defectgen.composing import Placement, Region
 from defectgen.dataset import Synthesized
 from defectgen.errors import BadInputError, OutOfMemoryError, UsageError
-from defectgen.folders import read_normals
+from defectgen.folders import Catalog, read_defects, read_normals
 from defectgen.images import encode_png, read_photograph
 from defectgen.methods.base import GenerateBatch, Generated, Method, MethodConfig, Task, flatten
 from defectgen.methods.dcdganc import DCDGANc, DCDGANcConfig
@@ -71,7 +71,7 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
 def request_for(entry: Entry) -> Callable[..., SynthesisRequest]:
     def make(num: int = 6, **changes: Any) -> SynthesisRequest:
         normals = read_normals(entry.trained_on["part"], product="part")
-        own = ("batch_size", "placement", "regions", "restored", "whole")
+        own = ("batch_size", "placement", "regions", "restored", "whole", "references", "style")
         ours = {name: changes.pop(name) for name in own if name in changes}
         wanted = replace(Wanted(("dent", "spot"), num, normals), **changes)
         return SynthesisRequest(entry, wanted, device="cpu", **ours)
@@ -233,6 +233,85 @@ def test_out_of_memory_names_the_next_batch_size(
     monkeypatch.setattr(DTGAN, "generate", exhausted)
     with pytest.raises(OutOfMemoryError, match="--batch-size 4; try --batch-size 2"):
         list(synthesize(request_for(batch_size=4)))
+
+
+@pytest.fixture(scope="module")
+def references(entry: Entry) -> Catalog:
+    """Two photographs of each category with a mask, and one without."""
+    folder = entry.file.parent / "other"
+    for category in ("dent", "spot"):
+        (folder / "defects" / category).mkdir(parents=True)
+        (folder / "masks" / category).mkdir(parents=True)
+        for i in range(3):
+            pixels, mask = np.full((150, 150), 100, np.uint8), np.zeros((150, 150), np.uint8)
+            mask[110 + i : 120, 100:110] = 255
+            pixels[mask > 0] = 30
+            (folder / f"defects/{category}/{i}.png").write_bytes(encode_png(pixels))
+            if i < 2:
+                (folder / f"masks/{category}/{i}.png").write_bytes(encode_png(mask))
+    return read_defects(folder / "defects", product="unknown", masked=False)
+
+
+def test_references_are_windows_around_their_defects_and_named_in_the_manifest(
+    request_for: Callable[..., SynthesisRequest], references: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint, seen = DTGAN.generate, list[GenerateBatch]()
+
+    def noting(self: DTGAN, request: GenerateBatch) -> Generated:
+        seen.append(request)
+        return paint(self, request)
+
+    monkeypatch.setattr(DTGAN, "generate", noting)
+    samples = list(synthesize(request_for(6, references=references)))
+    assert len(seen) == 6
+    for request, sample in zip(seen, samples, strict=True):
+        assert request.x_ref is not None
+        assert request.x_ref is request.x_style or torch.equal(request.x_ref, request.x_style)  # type: ignore[arg-type]
+        reference = sample.record["reference"]
+        assert sample.record["style"] == reference
+        path, window = Path(reference["file"]), reference["window"]
+        assert path.parent.name == sample.category
+        assert window["side"] == (32 if sample.category == "dent" else 64)  # as the model saw the category
+        if path.stem != "2":
+            assert request.x_ref.min() < -0.5
+            assert window["x"] <= 100
+            assert window["x"] + window["side"] >= 110
+    assert len({sample.record["reference"]["file"] for sample in samples}) > 2
+
+
+def test_a_style_is_drawn_or_that_of_others(
+    request_for: Callable[..., SynthesisRequest], references: Catalog, entry: Entry
+) -> None:
+    (sampled,) = synthesize(request_for(1, references=references, style="sampled"))
+    assert "style" not in sampled.record
+    (styled,) = synthesize(request_for(1, references=references, style=references, seed=3))
+    assert styled.record["style"] != styled.record["reference"]
+    (latent,) = synthesize(request_for(1, style=references))
+    assert "reference" not in latent.record
+    assert latent.record["style"]["file"].endswith(".png")
+
+
+def test_a_product_that_was_never_seen_is_painted_at_the_scale_of_those_that_were(
+    request_for: Callable[..., SynthesisRequest], entry: Entry
+) -> None:
+    normals = read_normals(entry.trained_on["part"], product="unseen")
+    samples = list(synthesize(request_for(4, normals=normals)))
+    assert [sample.record["window"]["side"] for sample in samples] == [32, 64, 32, 64]
+    assert {sample.product for sample in samples} == {"unseen"}
+
+
+def test_methods_that_take_no_references_name_the_one_that_does(
+    request_for: Callable[..., SynthesisRequest], references: Catalog, entry: Entry
+) -> None:
+    request = request_for(1, references=references)
+    config = DefectGANConfig(image_size=32, width=8, max_width=8, blocks=1, control_channels=4)
+    with pytest.raises(UsageError, match=r"takes none from references \(--from\); dt-gan does"):
+        synthesize(replace(request, entry=other(entry, "unguided", DefectGAN, config)))
+    with pytest.raises(UsageError, match=r"takes no style \(--style\); dt-gan does"):
+        synthesize(replace(request, references=None, style="sampled", entry=other(entry, "plain", DefectGAN, config)))
+    few = Catalog.of([references.model_copy(update={"samples": references.samples[:3]})])
+    with pytest.raises(UsageError, match="--from: shows no spot, it has dent"):
+        synthesize(replace(request, references=few))
 
 
 def test_native_mask_grows_smoothly() -> None:

@@ -20,6 +20,7 @@ from defectgen.windows import (
     laid,
     place,
     put_back,
+    scale_of,
 )
 
 
@@ -303,3 +304,11 @@ class TestTrainingWindows:
         first, again = windows.row(rng(4)), windows.row(rng(4))
         np.testing.assert_array_equal(first.source.x, again.source.x)
         np.testing.assert_array_equal(first.reference.x, again.reference.x)
+
+
+def test_the_scale_on_a_product_is_the_best_that_is_known() -> None:
+    scales = {"tile": {"crack": 0.5, "hole": 1.0}, "road": {"crack": 0.25}}
+    assert scale_of(scales, "tile", "hole") == 1.0
+    assert scale_of(scales, "road", "hole") == 0.25  # never there: the coarsest of the product
+    assert scale_of(scales, "wood", "crack") == pytest.approx(0.375)  # never seen: as on the others
+    assert scale_of(scales, "wood", "knot") == 1.0

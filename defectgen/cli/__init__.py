@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from defectgen import __version__
-from defectgen.cli import compose, inspect, synthesize, train
+from defectgen.cli import compose, inspect, synthesize, train, transfer
 
 app = typer.Typer(
     add_completion=False,
@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("synthesize", epilog=synthesize.EXAMPLES)(synthesize.synthesize)
+app.command("transfer", epilog=transfer.EXAMPLES)(transfer.transfer)
 app.command("compose", epilog=compose.EXAMPLES)(compose.compose)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 

@@ -1,6 +1,5 @@
 """`defectgen compose`: defects from photographs or a model, blended onto normal photographs."""
 
-import math
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,6 @@ from defectgen.cli.options import option
 from defectgen.errors import BadInputError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from defectgen.composing import Placement
     from defectgen.samples import Samples
 
 EXAMPLES = """\b
@@ -51,21 +49,10 @@ def compose(
         list[str] | None,
         option("--category", "-c", metavar="NAME", help="Repeat for several, made in turn  [default: all]"),
     ] = None,
-    per_image: Annotated[
-        str, option("--per-image", metavar="RANGE", help="Defects in an image: 2, or 1:3 for one to three.")
-    ] = "1",
-    scale: Annotated[str, option("--scale", metavar="RANGE", help="Of the defects: 1, or 0.5:2.")] = "0.8:1.25",
-    rotation: Annotated[
-        str, option("--rotation", metavar="RANGE", help="Of the defects, in degrees: 0, or -10:10.")
-    ] = "0:360",
-    region: Annotated[
-        str | None,
-        option(
-            "--region",
-            metavar="WHERE",
-            help="x,y,width,height in pixels; a mask image; or 'object', not its backdrop  [default: anywhere]",
-        ),
-    ] = None,
+    per_image: output.PerImage = "1",
+    scale: output.Scale = "0.8:1.25",
+    rotation: output.Rotation = "0:360",
+    region: output.Where = None,
     blend: Annotated[
         Blend, option("--blend", help="Improved Poisson blending; the others are there to compare.")
     ] = Blend.IMPROVED,
@@ -102,7 +89,7 @@ def compose(
     from defectgen.samples import Wanted, mixture
 
     console = Console(as_json=as_json, quiet=quiet)
-    placement = _placement(scale, rotation, per_image, region, blend)
+    placement = output.placement(scale, rotation, per_image, region, mode=blend.value)
     names = tuple(dict.fromkeys(category or []))
     catalog = read_normals(normals, product=normals.resolve().name, on_bad=on_bad.value)
     cut_outs = entry = None
@@ -138,8 +125,7 @@ def compose(
         from defectgen import composing
 
         assert cut_outs is not None
-        assert contents is not None
-        samples = composing.compose(composing.ComposeRequest(request, cut_outs, contents, placement))
+        samples = composing.compose(composing.ComposeRequest(request, cut_outs, str(contents), placement))
     console.note(f"{len(samples)} samples of {', '.join(names)} from {maker}, into {out}")
     return output.write(
         console,
@@ -154,31 +140,3 @@ def compose(
             "region, or as faint as the photographs' own grain?"
         ),
     )
-
-
-def _placement(scale: str, rotation: str, per_image: str, region: str | None, blend: Blend) -> "Placement":
-    from defectgen.composing import Placement
-
-    counts = _range("--per-image", per_image, low=1)
-    if any(count % 1 for count in counts):
-        raise UsageError(f"--per-image {per_image}: give whole numbers, as 2 or 1:3")
-    return Placement(
-        scale=_range("--scale", scale, low=0.01),
-        rotation=_range("--rotation", rotation),
-        per_image=(round(counts[0]), round(counts[1])),
-        region=None if region is None else output.region(region),
-        mode=blend.value,
-    )
-
-
-def _range(name: str, text: str, low: float = -math.inf) -> tuple[float, float]:
-    """`LOW:HIGH`, or one number for both."""
-    first, _, last = text.partition(":")
-    try:
-        values = float(first), float(last or first)
-    except ValueError:
-        values = math.nan, math.nan
-    if not (low <= values[0] <= values[1] < math.inf and values[0] > -math.inf):
-        least = f" of {low:g} or more" if low > -math.inf else ""
-        raise UsageError(f"{name} {text}: give a number{least}, or a range LOW:HIGH")
-    return values

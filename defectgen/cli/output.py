@@ -1,5 +1,6 @@
 """What `synthesize` and `compose` share: the options of a dataset, and writing it."""
 
+import math
 import re
 from enum import Enum
 from pathlib import Path
@@ -10,7 +11,7 @@ from defectgen.cli.options import Switches, option
 from defectgen.errors import BadInputError, ExitCode, UsageError, UserError
 
 if TYPE_CHECKING:
-    from defectgen.composing import Region
+    from defectgen.composing import Placement, Region
     from defectgen.dataset import Dataset, Synthesized
     from defectgen.folders import Catalog
     from defectgen.samples import Samples
@@ -29,6 +30,19 @@ Num = Annotated[int, option("--num", "-n", min=1, help="How many samples the dat
 Out = Annotated[Path, option("--out", "-o", metavar="DIR", help="Where the dataset goes.")]
 Layout = Annotated[Format, option("--format", help="The layout of the dataset.")]
 Model = Annotated[str | None, option("--model", metavar="NAME", help="[default: the newest that knows the categories]")]
+PerImage = Annotated[
+    str, option("--per-image", metavar="RANGE", help="Defects in an image: 2, or 1:3 for one to three.")
+]
+Scale = Annotated[str, option("--scale", metavar="RANGE", help="Of the defects: 1, or 0.5:2.")]
+Rotation = Annotated[str, option("--rotation", metavar="RANGE", help="Of the defects, in degrees: 0, or -10:10.")]
+Where = Annotated[
+    str | None,
+    option(
+        "--region",
+        metavar="WHERE",
+        help="x,y,width,height in pixels; a mask image; or 'object', not its backdrop  [default: anywhere]",
+    ),
+]
 
 
 def plan(normals: "Catalog", num: int, out: Path, layout: Format) -> dict[str, Any]:
@@ -118,3 +132,36 @@ def region(text: str) -> "Region":
     if not mask.any():
         raise BadInputError(f"--region {text}: marks nothing; write 255 where defects may lie")
     return Region(mask=mask, name=text)
+
+
+def placement(
+    scale: str, rotation: str, per_image: str, where: str | None, crop: str = "1", **settings: Any
+) -> "Placement":
+    """How contents are laid on, of the options' texts; `settings` are the rest of a `Placement`."""
+    from defectgen.composing import Placement
+
+    counts = _range("--per-image", per_image, low=1)
+    if any(count % 1 for count in counts):
+        raise UsageError(f"--per-image {per_image}: give whole numbers, as 2 or 1:3")
+    return Placement(
+        scale=_range("--scale", scale, low=0.01),
+        rotation=_range("--rotation", rotation),
+        crop=_range("--crop", crop, low=0.01, high=1),
+        per_image=(round(counts[0]), round(counts[1])),
+        region=None if where is None else region(where),
+        **settings,
+    )
+
+
+def _range(name: str, text: str, low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
+    """`LOW:HIGH`, or one number for both."""
+    first, _, last = text.partition(":")
+    try:
+        values = float(first), float(last or first)
+    except ValueError:
+        values = math.nan, math.nan
+    if not (low <= values[0] <= values[1] <= high and all(map(math.isfinite, values))):
+        least = f" of {low:g} or more" if low > -math.inf else ""
+        least += f", {high:g} at most" if high < math.inf else ""
+        raise UsageError(f"{name} {text}: give a number{least}, or a range LOW:HIGH")
+    return values

@@ -159,11 +159,7 @@ def _read_normals(entry: "Entry", given: Sequence[str], on_bad: options.OnBad) -
     from defectgen.folders import Catalog, read_normals
 
     folders = _folders(entry, given)
-    read = [read_normals(folder, product=product, on_bad=on_bad.value) for product, folder in folders.items()]
-    return Catalog(
-        samples=tuple(sample for catalog in read for sample in catalog.samples),
-        skipped=tuple(each for catalog in read for each in catalog.skipped),
-    )
+    return Catalog.of(read_normals(folder, product=product, on_bad=on_bad.value) for product, folder in folders.items())
 
 
 def _folders(entry: "Entry", given: Sequence[str]) -> dict[str, Path]:

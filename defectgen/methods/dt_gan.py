@@ -24,7 +24,7 @@ Where we leave the paper, to learn small defects from few photographs in an hour
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -407,6 +407,7 @@ class DTGAN:
     Config: ClassVar[type[MethodConfig]] = DTGANConfig
     needs: ClassVar[Needs] = Needs(masks=False, normals=True, defects=True)
     learns: ClassVar[Learns] = "domains"
+    guided: ClassVar[Literal[True]] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
@@ -541,9 +542,17 @@ class DTGAN:
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
-        x = request.x
+        """Latent-guided, or reference-guided where there is an x_ref: the defect of that, in a style of its own (4.1).
+
+        The style is that of x_style, or a random one. One reference for both, or two: as the caller says.
+        """
+        x, y = request.x, request.y
         latent = torch.stack([torch.randn(self.M.latent_size, generator=rng) for rng in request.rngs])
-        target = self.M(latent.to(self.device), request.y)
-        own = self.E(x, torch.full_like(request.y, ANCHOR))
-        (x_t,) = self.G.translate(x, self.G.encode(x)[0], own, [target])
+        c, s = self.M(latent.to(self.device), y)
+        if request.x_ref is not None:
+            c, _ = self.E(request.x_ref, y)
+        if request.x_style is not None:
+            _, s = self.E(request.x_style, y)
+        own = self.E(x, torch.full_like(y, ANCHOR))
+        (x_t,) = self.G.translate(x, self.G.encode(x)[0], own, [(c, s)])
         return Generated(x_t.clamp(-1, 1))

@@ -67,6 +67,7 @@ def test_options_reach_the_samples(defects: Path) -> None:
     for row in rows():
         assert row["placement"] == {
             "scale": [0.5, 0.5], "rotation": [-5.0, 5.0], "per_image": [2, 2], "region": "roi.png", "blend": "alpha",
+            "crop": [1.0, 1.0], "colour": "keep",
         }  # fmt: skip
         assert not read_mask(Path("dataset", str(row["mask"])))[26:].any()
 

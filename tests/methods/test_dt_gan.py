@@ -301,6 +301,27 @@ class TestGenerate:
         first, second = (method.generate(GenerateBatch(x, y, [generator(i)])).x for i in (1, 2))
         assert (first - second).abs().max() > 1e-3
 
+    def test_references_give_the_defect_and_the_style(self, method: DTGAN) -> None:
+        """What G gets is what E finds in them, or else what M draws."""
+        method.training_step(batch(), 0, generator())
+        x, y, x_ref, x_style = images(1), torch.tensor([1]), images(1, seed=5), images(1, seed=6)
+        with torch.no_grad():
+            drawn = method.M(torch.randn(1, method.M.latent_size, generator=generator(3)), y)
+            own, bg = method.E(x, torch.zeros_like(y)), method.G.encode(x)[0]
+            (c, s), (_, s_style) = method.E(x_ref, y), method.E(x_style, y)
+            wanted = {
+                "sampled": (c, drawn[1]), "own": (c, s), "other": (c, s_style), "latent": (drawn[0], s_style),
+            }  # fmt: skip
+            expected = {name: method.G.translate(x, bg, own, [code])[0] for name, code in wanted.items()}
+        guides: dict[str, dict[str, torch.Tensor]] = {
+            "sampled": {"x_ref": x_ref}, "own": {"x_ref": x_ref, "x_style": x_ref},
+            "other": {"x_ref": x_ref, "x_style": x_style}, "latent": {"x_style": x_style},
+        }  # fmt: skip
+        for name, guide in guides.items():
+            made = method.generate(GenerateBatch(x, y, [generator(3)], **guide)).x
+            torch.testing.assert_close(made, expected[name].clamp(-1, 1), msg=name)
+        assert (expected["own"] - expected["other"]).abs().max() > 1e-5
+
     def test_before_the_first_step_nothing_is_painted(self, method: DTGAN) -> None:
         x = images(2)
         torch.testing.assert_close(method.generate(GenerateBatch(x, torch.tensor([1, 2]), [generator()] * 2)).x, x)
