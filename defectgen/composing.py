@@ -294,10 +294,10 @@ def lay(
         pixels = pixels.copy()
         pixels[there] += before - low_pass
     result = blend(pixels, content.support, image, at=at, mode=mode)
-    # A person drew the label of a cut-out, generously perhaps: only what cannot be seen at all is taken off it.
+    # Who drew a label may have been generous: only what cannot be seen at all is taken off it.
     seen = masks.seen(
         before, _colours(result[here], photograph.channels), content.label[there], (high - low) / 255,
-        trusted=content.source is not None,
+        trusted=content.trusted,
     )  # fmt: skip
     return result, laid(seen, (left, top), (photograph.height, photograph.width))
 

@@ -39,6 +39,7 @@ _LOWEST = -0.6
 _COMPANDING = 0.6
 _COLOUR = 0.2  # of the difference in brightness: with less, defects are learnt in gray
 _MOST = 0.7  # of a window that a defect may cover
+_CUT = 3  # pixels of the border that a piece may touch and still seem whole
 _MARGIN = 2  # pixels at the window's border that stay background
 _TURN, _SHIFT = 15.0, 0.1  # degrees, and parts of the window: the rest is free when contents are placed
 
@@ -48,13 +49,14 @@ class Content:
     """A defect and the rim around it.
 
     `pixels` [H, W, C] in [-1, 1], C 1 or 3; `support` [H, W] is what may be blended, and outside it the pixels go on
-    in some way without an edge; `label` [H, W], part of the support, is the defect. `source` and `box` tell where a
-    cut-out comes from.
+    in some way without an edge; `label` [H, W], part of the support, is the defect, `trusted` if a person or a network
+    drew it. `source` and `box` tell where a cut-out comes from.
     """
 
     pixels: FloatArray
     support: BoolArray
     label: BoolArray
+    trusted: bool = False
     source: Path | None = None
     box: Box | None = None
     coarseness: float = 1.0
@@ -71,7 +73,7 @@ def cut_out(photograph: Photograph, box: Box, piece: BoolArray, rim: int, source
     low, high = tone(photograph)
     pixels = photograph.pixels[top:bottom, left:right].astype(np.float32)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
-    return Content(np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1), support, label, source, box)
+    return Content(np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1), support, label, True, source, box)
 
 
 def relative(content: Content) -> Content:
@@ -112,17 +114,22 @@ def on_pure_background(content: Content, matrix: NDArray[np.float64], size: int,
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def of_mask(image: FloatArray, mask: BoolArray) -> Content:
+def of_mask(image: FloatArray, mask: BoolArray, *, cut: bool = True) -> Content:
     """The content of an image [C, S, S] that a network made with its mask [S, S]; empty if the mask tells nothing.
 
-    That is a mask of specks, of nearly all, or one that hugs the border of the image.
+    That is a mask of specks, of nearly all, or one that hugs the border of the image. Without `cut` pieces that the
+    border cuts off are left out: laid on elsewhere they would end in a straight line.
     """
     label = clean(mask)
     inner = label[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
     if label.mean() > _MOST or inner.sum() < 0.5 * label.sum():
         label = np.zeros_like(label)
+    if not cut:
+        _, pieces = cv2.connectedComponents(label.view(np.uint8))
+        border = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
+        label = label & ~np.isin(pieces, np.flatnonzero(np.bincount(border) > _CUT))
     support = cv2.dilate(label.astype(np.uint8), _disc(RIM)) > 0
-    return Content(np.ascontiguousarray(image.transpose(1, 2, 0)), support, label)
+    return Content(np.ascontiguousarray(image.transpose(1, 2, 0)), support, label, trusted=True)
 
 
 def extract(image: FloatArray) -> Content:

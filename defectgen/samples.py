@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from defectgen.folders import Catalog, Sample
 from defectgen.images import Photograph, Pixels
 from defectgen.windows import Photographs, tone
 
-_ATTEMPTS = 6
+_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class Samples(ABC, Generic[D, G]):
         self._sha256 = cache(files.sha256)
         self.redrawn = 0
         self.failed: list[int] = []
+        self.facts: dict[str, Any] = {}
+        """What the dataset's record tells of them all."""
 
     @abstractmethod
     def _draw(self, index: int, attempt: int) -> D:

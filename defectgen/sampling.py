@@ -85,7 +85,8 @@ class _Network:
 
     def __init__(self, request: SynthesisRequest) -> None:
         self.device = resolve(request.device)
-        self.method, _ = load_method(request.entry.file, self.device)
+        self.method, saved = load_method(request.entry.file, self.device)
+        self.facts = {"trained_on": saved.get("trained_on", [])}
         self.batch_size = request.batch_size or _BATCH_SIZE[self.device.type]
         self.record = {
             "model": request.entry.name,
@@ -201,6 +202,7 @@ class Painted(Samples[_WindowDraw, _Made]):
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
         self._network = network
+        self.facts |= network.facts
         self._method: Method = network.method
         self._regions = request.regions
         self._references = request.references
@@ -320,6 +322,7 @@ class Composed(Composition[ComposeDraw, list[_Made]]):
         wanted = replace(request.wanted, categories=network.categories)
         super().__init__(wanted, request.placement or Placement(), network.batch_size)
         self._network = network
+        self.facts |= network.facts
         self._mixtures = {mixture_name(w): w for w in map(network.weights, request.wanted.categories)}
 
     def _draw(self, index: int, attempt: int) -> ComposeDraw:
@@ -337,7 +340,7 @@ class Composed(Composition[ComposeDraw, list[_Made]]):
     def _finish(self, draw: ComposeDraw, generated: list[_Made]) -> Synthesized | None:
         weights = self._mixtures[draw.category]
         scale = sum(weight * self._scale(draw.sample.product, name) for name, weight in weights.items())
-        contents = [extract(made.x) if made.m is None else of_mask(made.x, made.m > 0) for made in generated]
+        contents = [extract(made.x) if made.m is None else of_mask(made.x, made.m > 0, cut=False) for made in generated]
         contents = [resize(content, 1 / scale) for content in contents if content.support.any()]
         record: dict[str, Any] = dict(self._network.record)
         if len(weights) > 1:
@@ -356,6 +359,7 @@ class Whole(Samples[Attempt, _Made]):
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
         self._network = network
+        self.facts |= network.facts
 
     def _draw(self, index: int, attempt: int) -> Attempt:
         return Attempt(index, attempt, self._category(index))

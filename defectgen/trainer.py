@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -196,11 +196,11 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
     """
     config, device = request.config, resolve(request.device)
     windows = training_data(request.method, request.catalog, config.image_size)
-    backbone = _read_backbone(request, windows)
+    backbone, before = _read_backbone(request, windows)
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)
     average = Average(method.averaged(), config.ema)
-    run = _Run(request.run, method, average, _identity(request, task))
+    run = _Run(request.run, method, average, _identity(request, task, before))
     start = run.resume() if request.resume else run.begin(overwrite=request.overwrite)
     first = method.backbone_steps if isinstance(method, Staged) else 0
     if backbone is not None and not request.resume:
@@ -279,8 +279,10 @@ def training_data(name: MethodName, catalog: Catalog, image_size: int) -> Traini
     return kinds[method.learns](catalog, image_size, catalog.products, (NORMAL, *catalog.categories))
 
 
-def _read_backbone(request: TrainRequest, windows: TrainingData) -> dict[str, Tensor] | None:
-    """The backbone asked for, or the one that a resumed run has; the windows are then seen at its scale.
+def _read_backbone(request: TrainRequest, windows: TrainingData) -> tuple[dict[str, Tensor] | None, list[str]]:
+    """The backbone asked for, or the one that a resumed run has, and the photographs that it saw.
+
+    The windows are then seen at its scale.
 
     Raises:
         UsageError: it does not fit the method or the photographs.
@@ -288,7 +290,7 @@ def _read_backbone(request: TrainRequest, windows: TrainingData) -> dict[str, Te
     own = request.run / _BACKBONE
     path = own if request.resume and own.is_file() else request.backbone
     if path is None:
-        return None
+        return None, []
     tensors, saved = checkpoint.load(path)
     task, before, now = saved["task"], saved["config"], request.config.model_dump(mode="json")
     wanted = {"method": request.method.value, "channels": windows.channels, **{k: now[k] for k in _SHAPES if k in now}}
@@ -301,7 +303,7 @@ def _read_backbone(request: TrainRequest, windows: TrainingData) -> dict[str, Te
         if product not in known and len(known) > 1:
             raise UsageError(f"{path}: knows {', '.join(known)}, not {product}; name it with --product")
         scales.update(dict.fromkeys(scales, known.get(product, next(iter(known.values())))))
-    return tensors
+    return tensors, saved.get("trained_on", [])
 
 
 def _as_one_category(catalog: Catalog) -> Catalog:
@@ -474,14 +476,19 @@ class _Run:
         return path
 
 
-def _identity(request: TrainRequest, task: Task) -> dict[str, Any]:
-    """What a model is, and what a resumed run must share with the one that began."""
+def _identity(request: TrainRequest, task: Task, before: Sequence[str]) -> dict[str, Any]:
+    """What a model is, and what a resumed run must share with the one that began.
+
+    `trained_on` are the SHA-256 of all that it saw, with what its backbone saw `before`: so that an evaluation can
+    tell whether it is tested on that.
+    """
     return {
         "defectgen": __version__,
         "method": request.method.value,
         "config": request.config.model_dump(mode="json"),
         "task": task.model_dump(mode="json"),
         "seed": request.seed,
+        "trained_on": sorted({*before, *(files.sha256(sample.path) for sample in request.catalog.samples)}),
     }
 
 

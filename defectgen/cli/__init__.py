@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from defectgen import __version__
-from defectgen.cli import compose, inspect, synthesize, train, transfer
+from defectgen.cli import compose, evaluate, inspect, synthesize, train, transfer
 
 app = typer.Typer(
     add_completion=False,
@@ -17,6 +17,7 @@ app.command("synthesize", epilog=synthesize.EXAMPLES)(synthesize.synthesize)
 app.command("transfer", epilog=transfer.EXAMPLES)(transfer.transfer)
 app.command("compose", epilog=compose.EXAMPLES)(compose.compose)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 
 
 def _version(wanted: bool) -> None:

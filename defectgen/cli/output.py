@@ -90,7 +90,9 @@ def write(
             written += 1
             report(written, len(samples), f"{samples.redrawn} drawn again", {"redrawn": samples.redrawn})
 
-        summary = target.write(samples, normals=samples.normals(), workers=workers, on_sample=on_sample)
+        summary = target.write(
+            samples, normals=samples.normals(), facts=samples.facts, workers=workers, on_sample=on_sample
+        )
 
     failed = len(samples.failed)
     if failed and failed == len(samples):

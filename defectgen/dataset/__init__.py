@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -128,6 +128,7 @@ class Dataset:
         samples: Iterable[Synthesized],
         *,
         normals: Iterable[tuple[str, Pixels]] = (),
+        facts: Mapping[str, Any] | None = None,
         workers: int = 2,
         on_sample: Callable[[Synthesized], None] = lambda _: None,
     ) -> Summary:
@@ -138,10 +139,11 @@ class Dataset:
         Args:
             samples: in any order; read lazily, a few ahead of the disk.
             normals: photographs without defects, with their products, for the layout that has them (mvtec).
+            facts: what is known of all of them, JSON-able, for the record; read in the end once more.
             on_sample: called for each sample that was recorded.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        self._write_record()
+        self._write_record(facts)
         queue: deque[tuple[Synthesized, Future[dict[str, Any]]]] = deque()
         written = 0
 
@@ -166,7 +168,7 @@ class Dataset:
         finally:
             self._put_in_order()
             self._derive(normals)
-            self._write_record()
+            self._write_record(facts)
         return Summary(written, len(self.done), self.out / _SHEET)
 
     def _check_same_run(self, sample: Synthesized) -> None:
@@ -279,7 +281,7 @@ class Dataset:
             encode_jpeg(sheet.draw(self.out, list(_spread(self._read_manifest, len(self._rows))))),
         )
 
-    def _write_record(self) -> None:
+    def _write_record(self, facts: Mapping[str, Any] | None) -> None:
         counts = Counter(row["category"] for row in self._read_manifest())
         record = {
             "command": self._command,
@@ -292,6 +294,7 @@ class Dataset:
             },
             "samples": counts.total(),
             "categories": dict(sorted(counts.items())),
+            **(facts or {}),
         }
         files.write(self.out / _RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

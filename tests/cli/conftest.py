@@ -85,6 +85,7 @@ class _Samples:
         self.wanted = request.wanted
         self.redrawn = 2
         self.failed = [1]
+        self.facts: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return self.wanted.num - len(self.wanted.skip)
@@ -104,7 +105,13 @@ class _Dataset:
         self.settings = settings
 
     def write(
-        self, samples: _Samples, *, normals: list[Any], workers: int, on_sample: Callable[[Any], None]
+        self,
+        samples: _Samples,
+        *,
+        normals: list[Any],
+        facts: dict[str, Any],
+        workers: int,
+        on_sample: Callable[[Any], None],
     ) -> SimpleNamespace:
         assert not normals
         for sample in samples:

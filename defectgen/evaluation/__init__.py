@@ -1,0 +1,399 @@
+"""Does the synthetic data help? Fidelity, copies, masks, and what networks learn from it, in one report.
+
+Sees files alone: real photographs, a dataset, and what its manifest says of how it was made.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from defectgen import __version__, files
+from defectgen.device import resolve
+from defectgen.errors import UsageError
+from defectgen.evaluation import copies, downstream, fidelity, report
+from defectgen.evaluation.downstream import ARMS, Arm, Example, Plan
+from defectgen.evaluation.photographs import (
+    Picture,
+    Real,
+    Synthetic,
+    check_apart,
+    check_sides,
+    near_duplicates,
+    read_real,
+    read_synthetic,
+    seen,
+    seen_mask,
+    split,
+)
+from defectgen.folders import NORMAL
+from defectgen.windows import FloatArray
+
+DEFECT = "defect"
+"""What all categories become together, where the synthetic ones are not told apart as the real ones are."""
+_DECIDES = {"classification": "accuracy", "segmentation": "f1"}
+_RESULTS, _REPORT = "results.json", "report.json"
+_WORST = 6  # pairs to look at
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is done."""
+
+    steps: int
+    seeds: int
+    samples: int
+    """Synthetic ones of a category, at most."""
+    normals: int
+    """To test on, at most."""
+
+
+QUICK = Extent(steps=200, seeds=3, samples=100, normals=60)
+WHOLE = Extent(steps=600, seeds=5, samples=500, normals=300)
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """What to evaluate. `test` are real photographs kept apart; without them some of `real` are put aside."""
+
+    real: Path
+    synthetic: Path
+    out: Path
+    normals: Path | None = None
+    test: Path | None = None
+    extent: Extent = WHOLE
+    features: Mapping[str, Path] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+    resume: bool = False
+    overwrite: bool = False
+
+
+OnStage = Callable[[str, int, int], None]
+
+
+def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> dict[str, Any]:
+    """The report, also written as `report.json` and `report.html`; what was measured is kept for `resume`.
+
+    Raises:
+        BadInputError: folders without what is needed, or a test photograph that the dataset was made of.
+        UsageError: nothing left to test on, or a report that is there already.
+        WeightsError: a feature network that cannot be used.
+    """
+    out, device = request.out, resolve(request.device)
+    if (out / _RESULTS).exists() and not request.resume and not request.overwrite:
+        raise UsageError(f"{out}: a report is there; go on with --resume, or replace it with --overwrite")
+    # Before anything long begins.
+    networks = {kind: fidelity.extractor(kind, path, device) for kind, path in request.features.items()}
+    real, synthetic, left_out = read(request)
+    categories = _categories(real, synthetic)
+    rng = np.random.default_rng(request.seed)
+    made = _thinned(synthetic.pictures, request.extent.samples, rng)
+    tested = _thinned([each for each in real.test if each.category == NORMAL], request.extent.normals, rng)
+    real = Real(real.train, (*(each for each in real.test if each.category != NORMAL), *tested))
+    if categories == (DEFECT,):
+        real, made = Real(*(_as_one(part) for part in (real.train, real.test))), _as_one(made)
+
+    train, test, synthesized = (
+        downstream.load(pictures, categories, synthetic=pictures is made) for pictures in (real.train, real.test, made)
+    )
+    train, test, synthesized = downstream.alike(train, test, synthesized)
+    plan = Plan(request.extent.steps, request.extent.seeds, device)
+    kept = _Kept(out / _RESULTS, _identity(request, real, made), resume=request.resume)
+    found: dict[str, Any] = {
+        "defectgen": __version__,
+        "device": str(device),
+        "real": str(request.real),
+        "synthetic": str(request.synthetic),
+        "extent": asdict(request.extent),
+        "seed": request.seed,
+        "counts": {
+            "real_train": counts(real.train), "real_test": counts(real.test), "synthetic": counts(made),
+            "left_out_as_near_duplicates": left_out,
+        },
+        "traceable": synthetic.traceable,
+        "made_by_model": synthetic.made_by_model,
+        "trained_on_known": bool(synthetic.trained_on),
+    }  # fmt: skip
+    defects = [each for each in train if each.label]
+    found["fidelity"] = _fidelity(defects, synthesized, categories, networks, request.seed, on_stage)
+    found["memorisation"], pairs = _memorisation(defects, synthesized, real.train, made, on_stage)
+    found["mask_agreement"] = _agreement(made, on_stage)
+    found["downstream"] = _downstream(train, synthesized, test, len(categories) + 1, plan, request.seed, kept, on_stage)
+    files.write(out / _REPORT, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    report.write(out / "report.html", found, _sheets(defects, synthesized, categories, pairs))
+    return found
+
+
+def read(request: EvaluateRequest) -> tuple[Real, Synthetic, int]:
+    """The real photographs in two parts, the dataset, and how many were left out of the training."""
+    pictures = read_real(request.real, request.normals)
+    synthetic = read_synthetic(request.synthetic)
+    if request.test is None:
+        return split(pictures, synthetic, request.seed), synthetic, 0
+    test = read_real(request.test, None)
+    check_apart(test, synthetic)
+    twins = near_duplicates(pictures, test)
+    real = Real(tuple(p for p, twin in zip(pictures, twins, strict=True) if not twin), test)
+    check_sides(real)
+    return real, synthetic, sum(twins)
+
+
+def _categories(real: Real, synthetic: Synthetic) -> tuple[str, ...]:
+    """Those of the real defects; one for all, if the synthetic ones are told apart in another way."""
+    known = sorted({each.category for each in (*real.train, *real.test)} - {NORMAL})
+    strange = {each.category for each in synthetic.pictures} - set(known)
+    return (DEFECT,) if strange else tuple(known)
+
+
+def _as_one(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
+    return tuple(
+        each if each.category == NORMAL else Picture(each.path, DEFECT, each.mask, each.made_of, each.source)
+        for each in pictures
+    )
+
+
+def _thinned(pictures: Sequence[Picture], most: int, rng: np.random.Generator) -> tuple[Picture, ...]:
+    """At most so many of each category."""
+    chosen: set[int] = set()
+    for category in sorted({each.category for each in pictures}):
+        mine = [i for i, each in enumerate(pictures) if each.category == category]
+        chosen.update(rng.permutation(mine)[:most].tolist())
+    return tuple(each for i, each in enumerate(pictures) if i in chosen)
+
+
+def counts(pictures: Sequence[Picture]) -> dict[str, int]:
+    """How many there are of each category."""
+    names = [each.category for each in pictures]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def _identity(request: EvaluateRequest, real: Real, made: Sequence[Picture]) -> str:
+    """What the measurements depend on; those of another are not gone on with."""
+    parts = [each.sha256 + each.category for each in (*real.train, *real.test, *made)]
+    return hashlib.sha256(json.dumps([asdict(request.extent), request.seed, parts]).encode()).hexdigest()
+
+
+class _Kept:
+    """What was measured so far, on disk after each network."""
+
+    def __init__(self, path: Path, identity: str, *, resume: bool) -> None:
+        self._path, self._identity, self._scores = path, identity, dict[str, Any]()
+        if resume and path.is_file():
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            if saved["identity"] != identity:
+                raise UsageError(f"{path}: is of other photographs or options; start anew with --overwrite")
+            self._scores = saved["scores"]
+
+    def get(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if key not in self._scores:
+            self._scores[key] = measure()
+            files.write(self._path, json.dumps({"identity": self._identity, "scores": self._scores}) + "\n")
+        scores: dict[str, Any] = self._scores[key]
+        return scores
+
+
+# --- The parts -------------------------------------------------------------------------------------------------
+
+
+def _windows(examples: Sequence[Example]) -> FloatArray:
+    return np.stack([fidelity.window_around(each.x, each.mask) for each in examples])
+
+
+def _fidelity(
+    defects: Sequence[Example],
+    made: Sequence[Example],
+    categories: Sequence[str],
+    networks: Mapping[str, fidelity.Extractor],
+    seed: int,
+    on_stage: OnStage,
+) -> dict[str, dict[str, float]]:
+    """For each category the distances; beside that of the patches its floor, between the halves of the real ones."""
+    found = {}
+    for done, category in enumerate(categories):
+        on_stage("fidelity", done, len(categories))
+        ours, theirs = ([e for e in each if e.label == done + 1 and e.mask.any()] for each in (defects, made))
+        if len(ours) < 2 or len(theirs) < 2:
+            continue
+        real, synthesized = _windows(ours), _windows(theirs)
+        half = np.random.default_rng(seed).permutation(len(real))
+        found[category] = {
+            "real": len(real),
+            "synthetic": len(synthesized),
+            "swd": fidelity.sliced_wasserstein(real, synthesized, seed),
+            "swd_of_real_halves": fidelity.sliced_wasserstein(real[half[::2]], real[half[1::2]], seed),
+        }
+        if "inception" in networks:
+            a, b = (networks["inception"](windows) for windows in (real, synthesized))
+            precision, recall = fidelity.precision_and_recall(a, b)
+            found[category] |= {
+                "fid": fidelity.fid(a, b), "kid": fidelity.kid(a, b), "precision": precision, "recall": recall,
+            }  # fmt: skip
+        if "lpips" in networks:
+            a, b = (networks["lpips"](windows) for windows in (real, synthesized))
+            found[category]["clustered_lpips"] = fidelity.clustered_lpips(a, b)
+    return found
+
+
+def _memorisation(
+    defects: Sequence[Example],
+    made: Sequence[Example],
+    real: Sequence[Picture],
+    pictures: Sequence[Picture],
+    on_stage: OnStage,
+) -> tuple[dict[str, Any], list[tuple[FloatArray, FloatArray, float]]]:
+    """How many synthetic defects are near-copies; the nearest pairs, by name and to look at."""
+    on_stage("copies", 0, 1)
+    shown = [i for i, each in enumerate(made) if each.mask.any()]
+    ours = [each for each in defects if each.mask.any()]
+    real = [each for each in real if each.category != NORMAL]
+    nearest = copies.nearest(
+        [copies.defects_of(made[i].x, made[i].mask) for i in shown],
+        [copies.defects_of(each.x, each.mask) for each in ours],
+    )
+    worst = np.argsort(-nearest.similarity)[:_WORST].tolist()
+    found = {
+        "threshold": copies.COPY,
+        "share_among_real": nearest.among_real,
+        "near_copies": int(nearest.copies.sum()),
+        "of": len(shown),
+        "median_similarity": float(np.median(nearest.similarity)),
+        "worst": [
+            {
+                "synthetic": str(pictures[shown[i]].path),
+                "real": str(real[int(nearest.index[i])].path),
+                "similarity": float(nearest.similarity[i]),
+            }
+            for i in worst
+        ],
+    }
+    pairs = []
+    for i in worst:
+        a, b = made[shown[i]], ours[int(nearest.index[i])]
+        windows = fidelity.window_around(a.x, a.mask), fidelity.window_around(b.x, b.mask)
+        pairs.append((*windows, float(nearest.similarity[i])))
+    return found, pairs
+
+
+def _agreement(pictures: Sequence[Picture], on_stage: OnStage) -> dict[str, float] | None:
+    """IoU of the masks with what differs from the source, where that is named and still there."""
+    ious = []
+    for done, each in enumerate(pictures):
+        if done % 50 == 0:
+            on_stage("masks", done, len(pictures))
+        if each.source is None or each.mask is None or not each.source.is_file():
+            continue
+        image, source = seen(each.path), seen(each.source)
+        if image.shape[1:] == source.shape[1:]:
+            mask = seen_mask(each.mask, image.shape[1:])
+            ious.append(copies.agreement(image, source, mask))
+    if not ious:
+        return None
+    return {
+        "compared": len(ious),
+        "median_iou": float(np.median(ious)),
+        "below_a_half": float(np.mean(np.array(ious) < 0.5)),
+    }
+
+
+def _downstream(
+    train: Sequence[Example],
+    made: Sequence[Example],
+    test: Sequence[Example],
+    classes: int,
+    plan: Plan,
+    seed: int,
+    kept: _Kept,
+    on_stage: OnStage,
+) -> dict[str, Any]:
+    """For each task the scores of each arm, a seed each, and what they say."""
+    tasks: dict[str, Callable[[Arm, int, Callable[[], None]], dict[str, Any]]] = {}
+    examples: dict[Arm, list[Example]] = {
+        "real": list(train), "traditional": list(train), "synthetic": [*train, *made],
+    }  # fmt: skip
+
+    def classification(arm: Arm, own: int, on_step: Callable[[], None]) -> dict[str, Any]:
+        network = downstream.train_classifier(examples[arm], classes, plan, own, augment=arm != "real", on_step=on_step)
+        return downstream.test_classifier(network, test, plan.device)
+
+    def segmentation(arm: Arm, own: int, on_step: Callable[[], None]) -> dict[str, Any]:
+        network = downstream.train_segmenter(examples[arm], plan, own, augment=arm != "real", on_step=on_step)
+        return downstream.test_segmenter(network, test, plan.device)
+
+    tasks = {"classification": classification, "segmentation": segmentation}
+    total = (downstream.CLASSIFIER_STEPS + 1) * len(ARMS) * plan.seeds * plan.steps
+    done = 0
+
+    def on_step() -> None:
+        nonlocal done
+        done += 1
+        if done % 10 == 0:
+            on_stage("networks", done, total)
+
+    found: dict[str, Any] = {}
+    for task, run in tasks.items():
+        scores: dict[Arm, dict[str, list[float]]] = {arm: {} for arm in ARMS}
+        curves: dict[Arm, list[list[float]]] = {arm: [] for arm in ARMS}
+        for number in range(plan.seeds):
+            own = seed * 1000 + number  # the arms of a seed begin with the same weights: they are a pair
+            for arm in ARMS:
+                before = done
+                row = dict(kept.get(f"{task}/{arm}/{own}", lambda arm=arm, own=own, run=run: run(arm, own, on_step)))  # type: ignore[misc]
+                done = before + plan.steps * (downstream.CLASSIFIER_STEPS if task == "classification" else 1)
+                curves[arm].append(row.pop("curve", []))
+                for name, value in row.items():
+                    scores[arm].setdefault(name, []).append(value)
+        decides = _DECIDES[task]
+        verdict = downstream.judge(scores["synthetic"][decides], scores["traditional"][decides])
+        found[task] = {
+            "scores": {arm: downstream.summary(scores[arm]) for arm in ARMS},
+            "by_seed": scores,
+            "decided_by": decides,
+            "against_traditional": asdict(verdict),
+            "against_real": asdict(downstream.judge(scores["synthetic"][decides], scores["real"][decides])),
+        }
+        if any(curves["real"]):
+            found[task]["curves"] = {arm: np.mean(curves[arm], axis=0).round(4).tolist() for arm in ARMS}
+    return found
+
+
+def _sheets(
+    defects: Sequence[Example],
+    made: Sequence[Example],
+    categories: Sequence[str],
+    pairs: Sequence[tuple[FloatArray, FloatArray, float]],
+) -> dict[str, Any]:
+    """What the report shows: windows of real and of synthetic defects, and the nearest pairs."""
+    rows = []
+    for label, category in enumerate(categories, start=1):
+        for kind, examples in (("real", defects), ("synthetic", made)):
+            mine = [each for each in examples if each.label == label and each.mask.any()][:8]
+            if mine:
+                rows.append((f"{category}, {kind}", _strip(_windows(mine))))
+    return {"windows": rows, "pairs": [(_strip(np.stack([a, b])), similarity) for a, b, similarity in pairs]}
+
+
+def _strip(windows: FloatArray) -> Any:
+    """Windows [N, C, S, S] side by side, as 8-bit pixels at twice their size."""
+    strip = np.concatenate(list(windows), axis=2).transpose(1, 2, 0)
+    pixels = np.clip(np.rint((strip + 1) * 127.5), 0, 255).astype(np.uint8)
+    return cv2.resize(pixels, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+
+
+def verdicts(found: Mapping[str, Any]) -> list[str]:
+    """What the report comes to, a line a task."""
+    lines = []
+    for task, of_task in found["downstream"].items():
+        against, name = of_task["against_traditional"], of_task["decided_by"]
+        p = "" if math.isnan(against["p"]) else f", p = {against['p']:.3f}"
+        lines.append(
+            f"{task}: {against['verdict']} ({name} {of_task['scores']['synthetic'][name]['mean']:.3f} with synthetic "
+            f"images, {of_task['scores']['traditional'][name]['mean']:.3f} without{p}, {against['seeds']} seeds)"
+        )
+    return lines

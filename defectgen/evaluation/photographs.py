@@ -1,0 +1,247 @@
+"""What is evaluated: photographs with their masks and categories, from folders and from datasets; and their split."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectgen import files
+from defectgen.errors import BadInputError, UsageError
+from defectgen.folders import NORMAL, Catalog, read_defects, read_normals
+from defectgen.images import read_mask, read_photograph
+from defectgen.windows import BoolArray, as_seen, tone
+
+_SIDE = 512  # pixels that the longer side of a photograph is evaluated at, at most
+_GRID = 8  # blocks a side of what two photographs are compared by
+_ALIKE = 0.97  # correlation from which on two photographs are near-duplicates
+_MANIFEST, _RECORD = "manifest.jsonl", "dataset.json"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A photograph or a sample: where it lies, its mask if it is known to be one, and what made it, if anything did.
+
+    `made_of` are the SHA-256 of the photographs that went into it, by what is written of it.
+    """
+
+    path: Path
+    category: str
+    mask: Path | None = None
+    made_of: frozenset[str] = frozenset()
+    source: Path | None = None
+
+    @property
+    def sha256(self) -> str:
+        return _sha256(self.path)
+
+
+@dataclass(frozen=True)
+class Real:
+    """The real photographs, in two parts that share no near-duplicate."""
+
+    train: tuple[Picture, ...]
+    test: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """A dataset to evaluate. `trained_on` are the SHA-256 of what its model saw, as far as that is written down."""
+
+    pictures: tuple[Picture, ...]
+    trained_on: frozenset[str] = field(default=frozenset())
+    traceable: bool = False
+    """Whether it is written down what each sample was made of."""
+    made_by_model: bool = False
+
+    @property
+    def used(self) -> frozenset[str]:
+        """Every photograph that went into it, in one way or another."""
+        return self.trained_on.union(*(picture.made_of for picture in self.pictures))
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: Path) -> str:
+    return files.sha256(path)
+
+
+def read_real(folder: Path, normals: Path | None) -> tuple[Picture, ...]:
+    """Defects, all with masks, and normals: an MVTec AD category, folders `defects` and `normals`, or one each.
+
+    Raises:
+        BadInputError: no normals, or no usable defects.
+    """
+    inner = next((folder / name for name in ("defects", "test") if (folder / name).is_dir()), folder)
+    beside = (folder / "train" / "good", *(each / n for each in (folder, folder.parent) for n in ("normals", "good")))
+    found = normals or next((path for path in beside if path.is_dir()), None)
+    if found is None:
+        raise BadInputError(f"{folder}: no normals beside the defects; name their folder with --normals")
+    return (*_pictures(read_defects(inner)), *_pictures(read_normals(found)))
+
+
+def _pictures(catalog: Catalog) -> list[Picture]:
+    return [Picture(sample.path, sample.category, sample.mask) for sample in catalog.samples]
+
+
+def read_synthetic(folder: Path) -> Synthetic:
+    """A dataset of ours, by its manifest, or any folder of defects with masks.
+
+    Raises:
+        BadInputError: neither; or a manifest that is damaged.
+    """
+    manifest = folder / _MANIFEST
+    if not manifest.is_file():
+        return Synthetic(tuple(_pictures(read_defects(folder))))
+    pictures, by_model, here = (
+        [],
+        False,
+        lru_cache(maxsize=None)(lambda text: _sha256(Path(text)) if Path(text).is_file() else None),
+    )
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            used = {row.get("source_sha256"), *(here(each) for each in _references(row))}
+            by_model = by_model or "model" in row
+            source = Path(row["source"]) if "source" in row else folder / row["normal"] if "normal" in row else None
+            pictures.append(
+                Picture(
+                    folder / row["image"], row["category"], folder / row["mask"],
+                    frozenset(each for each in used if each), source,
+                )
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInputError(f"{manifest}: line {number} cannot be read: {error!r}") from error
+    if not pictures:
+        raise BadInputError(f"{manifest}: holds no sample")
+    record = folder / _RECORD
+    saved = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return Synthetic(tuple(pictures), frozenset(saved.get("trained_on", ())), True, by_model)
+
+
+def _references(row: dict[str, Any]) -> list[str]:
+    """The photographs that a manifest row names beside its source."""
+    named = [row[key]["file"] for key in ("reference", "style") if isinstance(row.get(key), dict)]
+    return named + [each["content"] for each in row["parameters"].get("defects", ()) if "content" in each]
+
+
+def split(real: Sequence[Picture], synthetic: Synthetic, seed: int, part: float = 0.4) -> Real:
+    """The real photographs apart: near-duplicates on one side, what synthetic ones were made of in training.
+
+    What was not used is drawn, each category for itself, until `part` of the category is in the test.
+
+    Raises:
+        UsageError: nothing is left to test on.
+    """
+    groups = _groups(real)
+    used, rng = synthetic.used, np.random.default_rng(seed)
+    taken = {group for picture, group in zip(real, groups, strict=True) if picture.sha256 in used}
+    test: set[int] = set()
+    for category in sorted({picture.category for picture in real}):
+        mine = [group for picture, group in zip(real, groups, strict=True) if picture.category == category]
+        wanted, free = part * len(mine), [group for group in dict.fromkeys(mine) if group not in taken]
+        count = sum(group in test for group in mine)
+        for group in rng.permutation(np.array(free, int)).tolist():
+            if count >= wanted:
+                break
+            if group not in test:
+                test.add(group)
+                count += mine.count(group)
+    sides = [
+        tuple(picture for picture, group in zip(real, groups, strict=True) if (group in test) == tested)
+        for tested in (False, True)
+    ]
+    check_sides(Real(*sides))
+    return Real(*sides)
+
+
+def check_sides(real: Real) -> None:
+    """Both sides need normals and defects.
+
+    Raises:
+        UsageError: one has none.
+    """
+    for name, pictures in (("train on", real.train), ("test on", real.test)):
+        for what, there in (
+            ("normals", any(picture.category == NORMAL for picture in pictures)),
+            ("defects", any(picture.category != NORMAL for picture in pictures)),
+        ):
+            if not there:
+                raise UsageError(
+                    f"no real {what} are left to {name}: near-duplicates stay on one side, and the synthetic images "
+                    "were made of the others; name photographs that were kept apart with --test"
+                )
+
+
+def check_apart(test: Sequence[Picture], synthetic: Synthetic) -> None:
+    """No synthetic sample may have been made of a test photograph.
+
+    Raises:
+        BadInputError: one was, by name.
+    """
+    used = synthetic.used
+    seen = [picture.path for picture in test if picture.sha256 in used]
+    if seen:
+        raise BadInputError(
+            f"{seen[0]}: is a test photograph, but the synthetic images were made of it, as of {len(seen)} of "
+            f"{len(test)}; keep the test apart from what defectgen train, synthesize, transfer and compose see"
+        )
+
+
+def near_duplicates(pictures: Sequence[Picture], others: Sequence[Picture]) -> list[bool]:
+    """For each picture whether one of the others is a near-duplicate of it."""
+    ours, theirs = (np.stack([_descriptor(each.path) for each in part]) for part in (pictures, others))
+    return [bool(row.max() > _ALIKE) for row in ours @ theirs.T]
+
+
+def _groups(pictures: Sequence[Picture]) -> list[int]:
+    """For each the number of its group of near-duplicates: the lowest index among them."""
+    descriptors = np.stack([_descriptor(picture.path) for picture in pictures])
+    alike = descriptors @ descriptors.T > _ALIKE
+    group = np.arange(len(pictures))
+    for i in range(len(pictures)):
+        for j in np.flatnonzero(alike[i, :i]):
+            group[group == group[i]] = group[j]
+    return [int(each) for each in group]
+
+
+def _descriptor(path: Path) -> NDArray[np.float32]:
+    """What a photograph looks like from afar, brightness and contrast aside: a vector of length 1."""
+    gray = seen(path).mean(axis=0)
+    small = cv2.resize(gray, (2 * _GRID, 2 * _GRID), interpolation=cv2.INTER_AREA)
+    fine = cv2.resize(gray - cv2.GaussianBlur(gray, (0, 0), 8), (4 * _GRID, 4 * _GRID), interpolation=cv2.INTER_AREA)
+    parts = [(each - each.mean()).ravel() for each in (small, fine)]
+    vector = np.concatenate([part / (np.linalg.norm(part) + 1e-6) for part in parts])
+    return np.asarray(vector / (np.linalg.norm(vector) + 1e-6), np.float32)
+
+
+def seen(path: Path) -> NDArray[np.float32]:
+    """A photograph as the evaluation sees it: [C, H, W] in [-1, 1], at its own resolution or 512 pixels long."""
+    photograph = read_photograph(path)
+    pixels = photograph.pixels.astype(np.float32)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
+    low_high, size = tone(photograph), _size(photograph.height, photograph.width)
+    if size != (photograph.width, photograph.height):
+        smaller = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        pixels = np.asarray(smaller, np.float32).reshape(size[1], size[0], -1)
+    return as_seen(pixels, low_high, photograph.channels)
+
+
+def seen_mask(path: Path | None, size: tuple[int, int]) -> BoolArray:
+    """A mask at the size [H, W] that its photograph is seen at; none marks nothing."""
+    if path is None:
+        return np.zeros(size, np.bool_)
+    mask = read_mask(path)
+    if mask.shape == size:
+        return mask
+    return cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA) > 0.25
+
+
+def _size(height: int, width: int) -> tuple[int, int]:
+    """(width, height) at which a photograph is seen."""
+    scale = min(1.0, _SIDE / max(height, width))
+    return max(1, round(width * scale)), max(1, round(height * scale))

@@ -1,0 +1,78 @@
+"""Whether a network that saw only synthetic defects finds the real ones: the transfer test of DCDGANc, section 3.6.
+
+    python examples/benchmarks/zero_shot.py REAL NORMALS DATASET [DATASET ...]
+
+A U-Net is trained on each dataset (`defectgen transfer`, `synthesize` or `compose`) with the normals of NORMALS, and
+tested on the real photographs of REAL (`defects`, `masks` and `normals`). Beside them, as a floor: the same network
+trained on flat blobs of random shape and brightness on NORMALS. Prints the mean of each score over the seeds, and
+their standard deviation.
+"""
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from defectgen.evaluation import downstream
+from defectgen.evaluation.downstream import Example, Plan
+from defectgen.evaluation.photographs import Picture, read_real, read_synthetic
+from defectgen.folders import NORMAL, read_normals
+
+
+def flat(normals: list[Example], count: int, seed: int = 0) -> list[Example]:
+    """Blobs of one brightness on normals."""
+    rng, made = np.random.default_rng(seed), []
+    for _ in range(count):
+        x = normals[int(rng.integers(len(normals)))].x.copy()
+        noise = cv2.GaussianBlur(rng.normal(size=x.shape[1:]), (0, 0), rng.uniform(3, 10))
+        height, width = noise.shape
+        y, left = rng.integers(0, max(height - 64, 1)), rng.integers(0, max(width - 64, 1))
+        mask = np.zeros(noise.shape, np.bool_)
+        part = noise[y : y + 64, left : left + 64]
+        mask[y : y + 64, left : left + 64] = part > np.quantile(part, rng.uniform(0.7, 0.97))
+        x[:, mask] = np.clip(x[:, mask].mean() + rng.choice([-1, 1]) * rng.uniform(0.15, 0.6), -1, 1)
+        made.append(Example(x, mask, 1, synthetic=True))
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("real", type=Path)
+    parser.add_argument("normals", type=Path)
+    parser.add_argument("datasets", type=Path, nargs="+")
+    parser.add_argument("--category", help="of the real defects; all")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tested", type=int, default=60, help="normals to test on, at most")
+    options = parser.parse_args()
+    plan = Plan(options.steps, options.seeds, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    real = read_real(options.real, None)
+    defects = [each for each in real if each.category != NORMAL and options.category in (None, each.category)]
+    tested = defects + [each for each in real if each.category == NORMAL][: options.tested]
+    normals = downstream.load([Picture(each.path, NORMAL) for each in read_normals(options.normals).samples], [])
+    arms = {"flat blobs": flat(normals, 300)}
+    for folder in options.datasets:
+        pictures = read_synthetic(folder).pictures
+        categories = sorted({each.category for each in pictures})
+        arms[str(folder)] = downstream.load(pictures, categories, synthetic=True)
+    test = downstream.load(tested, sorted({each.category for each in defects}))
+    print(f"{len(defects)} defects and {len(tested) - len(defects)} normals; {plan.steps} steps, {plan.seeds} seeds")
+    for name, examples in arms.items():
+        seen, kept = downstream.alike([*examples, *normals], test)
+        scores: dict[str, list[float]] = {}
+        for seed in range(plan.seeds):
+            network = downstream.train_segmenter(seen, plan, seed, augment=True)
+            found = downstream.test_segmenter(network, kept, plan.device)
+            for key in ("auc", "ap", "f1", "iou"):
+                scores.setdefault(key, []).append(found[key])
+        figures = downstream.summary(scores)
+        print(
+            f"{name:24}", *(f"{key} {of['mean']:.3f} ± {of['spread']:.3f}" for key, of in figures.items()), flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
