@@ -5,13 +5,13 @@ whatever the number of samples, workers or interruptions; on the CPU also for an
 """
 
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +47,17 @@ D = TypeVar("D", bound=Attempt)
 G = TypeVar("G")
 
 
+class Gatekeeper(Protocol):
+    """Tells of a sample, and the photograph that it was made on, why it should be made anew, if it should."""
+
+    name: str
+
+    def __call__(self, sample: Synthesized, source: Pixels | None) -> str | None: ...
+
+
 @dataclass(frozen=True)
 class Wanted:
-    """What to make: samples 0 to num - 1, their categories in turn, without those in `skip`."""
+    """What to make: samples 0 to num - 1, their categories in turn, without those in `skip`; those that pass a gate."""
 
     categories: tuple[str, ...]
     num: int
@@ -57,6 +65,7 @@ class Wanted:
     seed: int = 0
     workers: int = 2
     skip: frozenset[int] = field(default=frozenset())
+    gate: Gatekeeper | None = None
 
 
 class Samples(ABC, Generic[D, G]):
@@ -71,6 +80,7 @@ class Samples(ABC, Generic[D, G]):
         self.failed: list[int] = []
         self.facts: dict[str, Any] = {}
         """What the dataset's record tells of them all."""
+        self._refused: dict[int, list[str]] = {}
 
     @abstractmethod
     def _draw(self, index: int, attempt: int) -> D:
@@ -104,7 +114,7 @@ class Samples(ABC, Generic[D, G]):
             while upcoming:
                 draws = [future.result() for future in upcoming]
                 upcoming = take()  # drawn while the network works on these
-                results = list(pool.map(self._finish, draws, self._generate(draws)))
+                results = list(pool.map(self._checked, draws, self._generate(draws)))
                 for draw, result in zip(draws, results, strict=True):
                     if result is None and draw.attempt + 1 < _ATTEMPTS:
                         self.redrawn += 1
@@ -119,6 +129,19 @@ class Samples(ABC, Generic[D, G]):
                     else:
                         yield result
                 upcoming = upcoming or take()
+
+    def _checked(self, draw: D, generated: G) -> Synthesized | None:
+        """What `_finish` gives, if the gate lets it pass; the record of what takes its place tells why not."""
+        sample, gate = self._finish(draw, generated), self._wanted.gate
+        if sample is None or gate is None:
+            return sample
+        refused = self._refused.setdefault(draw.index, [])
+        reason = gate(sample, draw.photograph.pixels if isinstance(draw, Draw) else sample.normal)
+        if reason is None:
+            return replace(sample, record={**sample.record, "gate": gate.name, "refused": refused})
+        refused.append(reason)
+        self.facts["refused"] = dict(Counter(each for its in list(self._refused.values()) for each in its))
+        return None
 
     def normals(self, count: int = 50) -> Iterator[tuple[str, Pixels]]:
         """The first normals, with their products: what a detector is trained on beside the samples."""

@@ -300,12 +300,16 @@ class TrainingWindows:
         }
         self.scales = {
             product: {
-                category: find_scale(samples, [self._its_boxes(s) for s in samples], image_size, self.fit)
-                for category, samples in sorted(of_product.items())
-                if category != NORMAL
+                category: self._scale(samples) for category, samples in sorted(of_product.items()) if category != NORMAL
             }
             for product, of_product in self._samples.items()
         }
+
+    def _scale(self, samples: Sequence[Sample]) -> float:
+        """At which the samples of a category are seen: their defects fit, and thin ones can be seen."""
+        scale = find_scale(samples, [self._its_boxes(s) for s in samples], self.image_size, self.fit)
+        pieces = [piece for s in samples if s.mask is not None for _, piece in defect_pieces(read_mask(s.mask))]
+        return keep_thick(scale, pieces) if pieces else scale
 
     def row(self, rng: np.random.Generator) -> Row:
         target = str(rng.choice(self.domains))
@@ -375,21 +379,11 @@ class _Look:
 class TrainingPairs(TrainingWindows):
     """Draws a normal and a defective window at the same scale for each row; each category is as frequent as any.
 
-    What is repaired need not be seen whole: half of the defects fit into their windows, and thin ones stay thick
-    enough to be seen at all.
+    What is repaired need not be seen whole: half of the defects fit into their windows.
     """
 
     fit = 0.5
     edges = 0.25  # seen only by the windows that end there, they would be strange to the network
-
-    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
-        super().__init__(catalog, image_size, products, domains)
-        for product, scales in self.scales.items():
-            for category in scales:
-                marked = [s.mask for s in self._samples[product][category] if s.mask is not None]
-                pieces = [piece for mask in marked for _, piece in defect_pieces(read_mask(mask))]
-                if pieces:
-                    scales[category] = keep_thick(scales[category], pieces)
 
     def row(self, rng: np.random.Generator) -> Row:
         product = str(rng.choice(self.products))

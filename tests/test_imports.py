@@ -33,6 +33,9 @@ KNOWS["inspector"] = {"images", "masks", "windows"}
 KNOWS["findings"] = {"errors", "files", "images", "inspector"}
 KNOWS["repairing"] = {"checkpoint", "device", "errors", "folders", "images", "methods", "trainer", "windows"}
 KNOWS["composing"] = {*KNOWS["samples"], "contents", "poisson", "samples", "seeding"}
+KNOWS["evaluation"] = {
+    "dataset", "device", "errors", "files", "folders", "images", "nn", "seeding", "windows",
+}  # fmt: skip
 # Training and generating see the whole engine, but nothing sees them except the command line.
 KNOWS["sampling"] = {*KNOWS}
 KNOWS["cli"] = {*KNOWS}

@@ -314,6 +314,43 @@ def test_methods_that_take_no_references_name_the_one_that_does(
         synthesize(replace(request, references=few))
 
 
+class _Picky:
+    """Refuses every other attempt at a sample, for two reasons in turn."""
+
+    name = "picky"
+
+    def __init__(self) -> None:
+        self.seen: dict[int, int] = {}
+
+    def __call__(self, sample: Synthesized, source: Any) -> str | None:
+        assert source.shape == sample.image.shape
+        assert (source != sample.image).any()
+        attempt = self.seen[sample.index] = self.seen.get(sample.index, 0) + 1
+        return ("copy", "implausible", None)[attempt - 1] if sample.index % 2 else None
+
+
+def test_what_a_gate_refuses_is_made_anew_and_told(request_for: Callable[..., SynthesisRequest]) -> None:
+    samples = synthesize(request_for(6, gate=_Picky()))
+    plain = list(synthesize(request_for(6)))
+    for sample, before in zip(samples, plain, strict=True):
+        assert sample.record["gate"] == "picky"
+        assert sample.record["refused"] == (["copy", "implausible"] if sample.index % 2 else [])
+        assert sample.record["parameters"]["attempt"] == (2 if sample.index % 2 else 0)
+        assert np.array_equal(sample.image, before.image) == (sample.index % 2 == 0)
+    assert samples.redrawn == 6
+    assert samples.facts["refused"] == {"copy": 3, "implausible": 3}
+
+
+def test_what_a_gate_never_lets_pass_is_given_up(request_for: Callable[..., SynthesisRequest]) -> None:
+    class Closed(_Picky):
+        def __call__(self, sample: Synthesized, source: Any) -> str | None:
+            return "unmarked"
+
+    samples = synthesize(request_for(2, gate=Closed()))
+    assert list(samples) == []
+    assert samples.failed == [0, 1]
+
+
 def test_native_mask_grows_smoothly() -> None:
     disc = cv2.circle(np.zeros((32, 32), np.uint8), (16, 16), 8, 1, -1) > 0
     large = sampling.native_mask(disc, 128)

@@ -104,6 +104,7 @@ def write(
         "kept": summary.kept,
         "redrawn": samples.redrawn,
         "failed": failed,
+        **({"refused": samples.facts["refused"]} if "refused" in samples.facts else {}),
         "skipped": skipped,
         "sheet": str(summary.sheet),
     }

@@ -13,6 +13,7 @@ from defectgen.errors import BadInputError, ExitCode, UsageError, WeightsError
 
 if TYPE_CHECKING:
     from defectgen.composing import Region
+    from defectgen.evaluation.gate import Gate
     from defectgen.folders import Catalog
     from defectgen.registry import Entry
 
@@ -46,6 +47,14 @@ def synthesize(
     restored: Annotated[
         bool, option("--restored", help="Also write each image with its defects painted over again.")
     ] = False,
+    gate: Annotated[
+        Path | None,
+        option(
+            "--gate",
+            metavar="DEFECTS",
+            help="Make anew what is unlike these real defects, copies one, or marks what cannot be seen.",
+        ),
+    ] = None,
     model: output.Model = None,
     weights: options.Weights = None,
     normals: Annotated[
@@ -109,11 +118,12 @@ def synthesize(
             return ExitCode.SKIPPED if catalog.skipped else ExitCode.OK
         console.note(f"with\n{table(plan)}")
 
+    gatekeeper = None if gate is None else _gate(gate, on_bad)
     target = output.open_folder(ctx.ensure_object(options.Switches), out, layout, resume=resume, overwrite=overwrite)
     samples = sampling.synthesize(
         sampling.SynthesisRequest(
             entry=entry,
-            wanted=Wanted(categories, num, catalog, seed, workers, frozenset(target.done)),
+            wanted=Wanted(categories, num, catalog, seed, workers, frozenset(target.done), gatekeeper),
             device=device,
             batch_size=batch_size,
             regions=regions,
@@ -131,9 +141,17 @@ def synthesize(
         skipped=len(catalog.skipped),
         values={"model": entry.name},
         none_made=WeightsError(
-            f"{entry.file}: none of {len(samples)} samples shows a change; train the model {entry.name} longer"
+            f"{entry.file}: none of {len(samples)} samples shows a change{' or passes --gate' if gate else ''}; "
+            f"train the model {entry.name} longer"
         ),
     )
+
+
+def _gate(folder: Path, on_bad: options.OnBad) -> "Gate":
+    from defectgen.evaluation.gate import Gate
+    from defectgen.folders import read_defects
+
+    return Gate(folder, read_defects(folder, on_bad=on_bad.value))
 
 
 def _region(text: str) -> "tuple[str | None, Region]":

@@ -37,6 +37,7 @@ _SAME_RUN = (
     "contents",
     "placement",
     "regions",
+    "gate",
 )  # what resumed samples share with those already there
 
 

@@ -23,8 +23,8 @@ from defectgen.evaluation.photographs import (
     Picture,
     Real,
     Synthetic,
-    check_apart,
     check_sides,
+    kept_apart,
     near_duplicates,
     read_real,
     read_synthetic,
@@ -132,17 +132,19 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> d
 
 
 def read(request: EvaluateRequest) -> tuple[Real, Synthetic, int]:
-    """The real photographs in two parts, the dataset, and how many were left out of the training."""
+    """The real photographs in two parts, the dataset, and how many near-duplicates of the test were left out."""
     pictures = read_real(request.real, request.normals)
     synthetic = read_synthetic(request.synthetic)
     if request.test is None:
-        return split(pictures, synthetic, request.seed), synthetic, 0
-    test = read_real(request.test, None)
-    check_apart(test, synthetic)
-    twins = near_duplicates(pictures, test)
-    real = Real(tuple(p for p, twin in zip(pictures, twins, strict=True) if not twin), test)
-    check_sides(real)
-    return real, synthetic, sum(twins)
+        real = split(pictures, synthetic, request.seed)
+    else:
+        test = read_real(request.test, None)
+        twins = near_duplicates(pictures, test)
+        real = Real(tuple(each for each, twin in zip(pictures, twins, strict=True) if not twin), test)
+        check_sides(real)
+    apart = kept_apart(synthetic, real.test)
+    left_out = len(pictures) + len(synthetic.pictures) - len(apart.pictures) - len(real.train)
+    return real, apart, left_out - (0 if request.test else len(real.test))
 
 
 def _categories(real: Real, synthetic: Synthetic) -> tuple[str, ...]:
@@ -253,14 +255,12 @@ def _memorisation(
     shown = [i for i, each in enumerate(made) if each.mask.any()]
     ours = [each for each in defects if each.mask.any()]
     real = [each for each in real if each.category != NORMAL]
-    nearest = copies.nearest(
-        [copies.defects_of(made[i].x, made[i].mask) for i in shown],
-        [copies.defects_of(each.x, each.mask) for each in ours],
-    )
+    of_real = [copies.defects_of(each.x, each.mask) for each in ours]
+    nearest = copies.nearest([copies.defects_of(made[i].x, made[i].mask) for i in shown], of_real)
     worst = np.argsort(-nearest.similarity)[:_WORST].tolist()
     found = {
         "threshold": copies.COPY,
-        "share_among_real": nearest.among_real,
+        "share_among_real": copies.share_of_copies(of_real),
         "near_copies": int(nearest.copies.sum()),
         "of": len(shown),
         "median_similarity": float(np.median(nearest.similarity)),

@@ -4,6 +4,7 @@ The sliced Wasserstein distance needs nothing but the images. FID, KID, precisio
 a network sees, and exist only where the user names that network's file: there is no number from random weights.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -165,7 +166,9 @@ def extractor(kind: str, file: Path, device: torch.device) -> Extractor:
         raise WeightsError(f"--features {kind}={file}: no such file")
     advice = "give the TorchScript file that the StyleGAN metrics use (README.md, evaluate)"
     try:
-        network = torch.jit.load(str(file), map_location=device).eval()
+        with warnings.catch_warnings():  # PyTorch would have torch.export, but these networks are published so
+            warnings.simplefilter("ignore", DeprecationWarning)
+            network = torch.jit.load(str(file), map_location=device).eval()
     except RuntimeError as error:
         raise WeightsError(f"--features {kind}={file}: not a TorchScript network; {advice}") from error
 

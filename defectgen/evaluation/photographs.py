@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from defectgen import files
 from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import NORMAL, Catalog, read_defects, read_normals
-from defectgen.images import read_mask, read_photograph
+from defectgen.images import Photograph, read_mask, read_photograph
 from defectgen.windows import BoolArray, as_seen, tone
 
 _SIDE = 512  # pixels that the longer side of a photograph is evaluated at, at most
@@ -177,19 +177,28 @@ def check_sides(real: Real) -> None:
                 )
 
 
-def check_apart(test: Sequence[Picture], synthetic: Synthetic) -> None:
-    """No synthetic sample may have been made of a test photograph.
+def kept_apart(synthetic: Synthetic, test: Sequence[Picture]) -> Synthetic:
+    """A dataset without the samples that look like a test photograph; they were made of one like it.
 
     Raises:
-        BadInputError: one was, by name.
+        BadInputError: a sample was made of a test photograph, or is one; or most of them look like one.
     """
-    used = synthetic.used
+    used = synthetic.used | {picture.sha256 for picture in synthetic.pictures}
     seen = [picture.path for picture in test if picture.sha256 in used]
     if seen:
         raise BadInputError(
             f"{seen[0]}: is a test photograph, but the synthetic images were made of it, as of {len(seen)} of "
             f"{len(test)}; keep the test apart from what defectgen train, synthesize, transfer and compose see"
         )
+    twins = near_duplicates(synthetic.pictures, test)
+    if sum(twins) > len(twins) / 2:
+        first = next(picture.path for picture, twin in zip(synthetic.pictures, twins, strict=True) if twin)
+        raise BadInputError(
+            f"{first}: looks like a test photograph, as {sum(twins)} of {len(twins)} synthetic images do; what they "
+            "were made of must not be tested on"
+        )
+    pictures = tuple(picture for picture, twin in zip(synthetic.pictures, twins, strict=True) if not twin)
+    return replace(synthetic, pictures=pictures)
 
 
 def near_duplicates(pictures: Sequence[Picture], others: Sequence[Picture]) -> list[bool]:
@@ -220,8 +229,12 @@ def _descriptor(path: Path) -> NDArray[np.float32]:
 
 
 def seen(path: Path) -> NDArray[np.float32]:
+    """As `viewed`, from a file."""
+    return viewed(read_photograph(path))
+
+
+def viewed(photograph: Photograph) -> NDArray[np.float32]:
     """A photograph as the evaluation sees it: [C, H, W] in [-1, 1], at its own resolution or 512 pixels long."""
-    photograph = read_photograph(path)
     pixels = photograph.pixels.astype(np.float32)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
     low_high, size = tone(photograph), _size(photograph.height, photograph.width)
@@ -233,9 +246,11 @@ def seen(path: Path) -> NDArray[np.float32]:
 
 def seen_mask(path: Path | None, size: tuple[int, int]) -> BoolArray:
     """A mask at the size [H, W] that its photograph is seen at; none marks nothing."""
-    if path is None:
-        return np.zeros(size, np.bool_)
-    mask = read_mask(path)
+    return np.zeros(size, np.bool_) if path is None else fitted(read_mask(path), size)
+
+
+def fitted(mask: BoolArray, size: tuple[int, int]) -> BoolArray:
+    """A mask at another size [H, W]."""
     if mask.shape == size:
         return mask
     return cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA) > 0.25

@@ -150,3 +150,13 @@ def test_skipped_normals_are_told_by_the_code(
     (photographs / "good" / "x.png").write_bytes(b"no picture")
     assert main(["synthesize", "-n", "5"]) == 3
     assert capsys.readouterr().err.count("x.png") == 1
+
+
+def test_a_gate_compares_with_real_defects(
+    model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["synthesize", "-n", "5", "--gate", "tiles/defects", "--quiet"]) == 0
+    (request,) = synthesized.requests
+    assert request.wanted.gate.name == "tiles/defects"
+    assert main(["synthesize", "-n", "5", "--gate", "nowhere"]) == 4
+    assert "nowhere: no such folder" in capsys.readouterr().err
