@@ -41,6 +41,7 @@ _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
 _RIM, _FADE = 8, 4  # pixels of the network's window
 _SMALLEST = 6  # pixels of the window, a side of where a defect shall be
 _GROWN = 0.2  # parts of the window by which that may be larger than the defect
+_PATIENCE = 5  # attempts, after which a defect that the window's border cuts off is better than none
 _BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
@@ -340,7 +341,8 @@ class Composed(Composition[ComposeDraw, list[_Made]]):
     def _finish(self, draw: ComposeDraw, generated: list[_Made]) -> Synthesized | None:
         weights = self._mixtures[draw.category]
         scale = sum(weight * self._scale(draw.sample.product, name) for name, weight in weights.items())
-        contents = [extract(made.x) if made.m is None else of_mask(made.x, made.m > 0, cut=False) for made in generated]
+        cut = draw.attempt >= _PATIENCE
+        contents = [extract(made.x) if made.m is None else of_mask(made.x, made.m > 0, cut=cut) for made in generated]
         contents = [resize(content, 1 / scale) for content in contents if content.support.any()]
         record: dict[str, Any] = dict(self._network.record)
         if len(weights) > 1:

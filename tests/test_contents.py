@@ -108,6 +108,17 @@ def test_the_content_of_a_mask_and_masks_that_tell_nothing() -> None:
         assert not of_mask(image, nothing).support.any()
 
 
+def test_pieces_that_the_border_cuts_off_are_left_out_where_that_would_show() -> None:
+    image, mask = np.zeros((1, 32, 32), np.float32), np.zeros((32, 32), np.bool_)
+    mask[10:16, 8:20] = True
+    whole = mask.copy()
+    mask[20:30, 22:] = True  # ten pixels along the right border
+    assert np.array_equal(of_mask(image, mask).label, mask)
+    assert np.array_equal(of_mask(image, mask, cut=False).label, whole)
+    whole[0:6, 15:17] = True  # two pixels only
+    assert np.array_equal(of_mask(image, whole, cut=False).label, whole)
+
+
 def test_an_empty_image_has_an_empty_content() -> None:
     assert not extract(np.full((1, 32, 32), -1, np.float32)).support.any()
 

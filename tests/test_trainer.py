@@ -4,16 +4,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from defectgen import checkpoint, trainer
+from defectgen import checkpoint, files, trainer
 from defectgen.errors import BadInputError, ExitCode, OutOfMemoryError, StoppedError, UsageError, WeightsError
 from defectgen.folders import Catalog, Source, read_catalog
 from defectgen.images import encode_png
@@ -104,6 +105,36 @@ class TestTrain:
         assert method.task == trained.task
         assert method.config == CONFIG
         assert saved["steps"] == 12
+
+    def test_the_model_file_names_all_that_it_saw(self, request_for: Callable[..., TrainRequest]) -> None:
+        request = request_for(config=CONFIG.model_copy(update={"steps": 1}))
+        _, saved = checkpoint.load(train(request).model)
+        assert saved["trained_on"] == sorted(files.sha256(sample.path) for sample in request.catalog.samples)
+
+    def test_trouble_is_told_once_twenty_rows_show_it(
+        self, request_for: Callable[..., TrainRequest], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[Mapping[str, float]] = []
+
+        def trouble(_self: DTGAN, losses: Mapping[str, float]) -> str | None:
+            seen.append(losses)
+            return "the losses are odd"
+
+        step = DTGAN.training_step
+
+        def counting(self: DTGAN, batch: Any, number: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
+            return {**step(self, batch, number, rng), "number": torch.tensor(float(number + 1))}
+
+        monkeypatch.setattr(DTGAN, "trouble", trouble, raising=False)
+        monkeypatch.setattr(DTGAN, "training_step", counting)
+        told: list[tuple[int, str | None]] = []
+        monkeypatch.setattr(trainer, "_LOG_EVERY", 1)
+        train(
+            request_for(config=CONFIG.model_copy(update={"steps": 21})),
+            lambda progress: told.append((progress.step, progress.trouble)),
+        )
+        assert [step for step, trouble in told if trouble] == [20, 21]
+        assert [losses["number"] for losses in seen] == [10.5, 11.5]  # means of the last twenty
 
     def test_same_seed_same_bytes_whatever_the_workers(self, request_for: Callable[..., TrainRequest]) -> None:
         one = train(request_for("one", workers=1, seed=4))
