@@ -62,6 +62,17 @@ class TestTheModelThatShips:
             change = np.abs(image.astype(int) - source)
             assert change[mask].mean() > 10 * max(change[~mask].mean(), 0.01)
 
+    def test_moves_defects_from_one_product_to_another(self, tmp_path: Path) -> None:
+        source, target = SAMPLES / "steel/defects", SAMPLES / "ceramic/normals"
+        given = ["--model", "dt-gan-samples", "--from", f"steel={source}", "--to", f"ceramic={target}", "-c", "spot"]
+        run("transfer", *given, "-n", "4", "--style", "sampled", cwd=tmp_path)
+        for row in manifest(tmp_path / "dataset"):
+            reference = row["reference"]
+            assert isinstance(reference, dict)
+            assert Path(reference["file"]).parent == source / "spot"
+            assert Path(str(row["source"])).parent == target
+            assert row["product"] == "ceramic"
+
     def test_is_small_enough(self) -> None:
         models = list((ROOT / "examples/models").rglob("*.safetensors"))
         assert models
@@ -176,6 +187,21 @@ class TestCompose:
             mask = read_mask(tmp_path / "dataset" / str(row["mask"]))
             change = np.abs(image.astype(int) - source)
             assert change[mask].mean() > 10 * max(change[~mask].mean(), 0.01)
+
+    def test_a_dataset_is_evaluated_on_photographs_that_it_was_not_made_of(self, tmp_path: Path) -> None:
+        steel, ceramic = SAMPLES / "steel", SAMPLES / "ceramic"
+        run("transfer", "--from", steel / "defects", "--to", steel / "normals", "-n", "9", "--quiet", cwd=tmp_path)
+        small = ["--quick", "--steps", "1", "--seeds", "1"]
+        done = run("evaluate", steel, "dataset", "--test", ceramic, *small, "--json", cwd=tmp_path)
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert found["counts"]["synthetic"] == {"crack": 3, "scratch": 3, "spot": 3}
+        assert found["mask_agreement"]["compared"] == 9
+        assert found["mask_agreement"]["median_iou"] > 0.5
+        assert found["memorisation"]["near_copies"] > 0  # cut-outs are copies
+        assert (tmp_path / "report/report.html").stat().st_size > 20_000
+        done = run("evaluate", ceramic, "dataset", "--test", steel, *small, "--out", "other", cwd=tmp_path, code=4)
+        assert "is a test photograph, but the synthetic images were made of it" in done.stderr
+        assert not (tmp_path / "other").exists()
 
     def test_a_dcdganc_model_from_training_to_composed_images(self, tmp_path: Path) -> None:
         settings = [
@@ -306,6 +332,19 @@ class TestRealPhotographs:
             "compose", DATA / "road-crack/defects", DATA / "magnetic-tile/normals", "-n", "12", "--json", cwd=tmp_path
         )
         assert json.loads(done.stdout.splitlines()[-1])["written"] >= 10
+
+    def test_cracks_of_roads_are_transferred_onto_tiles_and_tell_their_reference(self, tmp_path: Path) -> None:
+        road, tile = DATA / "road-crack", DATA / "magnetic-tile"
+        laid_on = ["--scale", "0.4:1", "--crop", "0.4:1"]
+        run("transfer", "--from", road / "defects", "--to", tile / "normals", *laid_on, "-n", "8", cwd=tmp_path)
+        for row in manifest(tmp_path / "dataset"):
+            parameters = row["parameters"]
+            assert isinstance(parameters, dict)
+            assert Path(parameters["defects"][0]["content"]).parent == road / "defects/crack"
+            image = read_photograph(tmp_path / "dataset" / str(row["image"]))
+            source = read_photograph(Path(str(row["source"])))
+            assert image.pixels.shape == source.pixels.shape
+            assert read_mask(tmp_path / "dataset" / str(row["mask"])).any()
 
     def test_roads_are_inspected(self, tmp_path: Path) -> None:
         """Three steps teach nothing; but all is read, repaired, compared and reported, at any size."""

@@ -40,6 +40,9 @@ def evaluate(
     seeds: Annotated[
         int | None, option("--seeds", min=1, help="Networks of each kind  [default: 5, 3 with --quick]")
     ] = None,
+    steps: Annotated[
+        int | None, option("--steps", min=1, help="Steps to train each of them  [default: 600, 200 with --quick]")
+    ] = None,
     features: Annotated[
         list[str] | None,
         option(
@@ -80,7 +83,7 @@ def evaluate(
         out=out,
         normals=normals,
         test=test,
-        extent=replace(extent, seeds=seeds or extent.seeds),
+        extent=replace(extent, seeds=seeds or extent.seeds, steps=steps or extent.steps),
         features=files,
         seed=seed,
         device=device,

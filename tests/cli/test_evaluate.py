@@ -57,11 +57,22 @@ def test_a_verdict_is_printed(requests: list[EvaluateRequest], capsys: pytest.Ca
 
 
 def test_options_reach_the_evaluation(requests: list[EvaluateRequest], capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--features", "inception=i.pt", "--features", "lpips=v.pt", "--seeds", "7", "--seed", "3", "-o", "r"]
-    assert main(["evaluate", "photos", "dataset", *options, "--json"]) == 0
+    options = [
+        "--features",
+        "inception=i.pt",
+        "--features",
+        "lpips=v.pt",
+        "--seeds",
+        "7",
+        "--steps",
+        "9",
+        "--seed",
+        "3",
+    ]
+    assert main(["evaluate", "photos", "dataset", *options, "-o", "r", "--json"]) == 0
     (request,) = requests
     assert request.features == {"inception": Path("i.pt"), "lpips": Path("v.pt")}
-    assert (request.extent.seeds, request.extent.steps, request.seed) == (7, evaluation.WHOLE.steps, 3)
+    assert (request.extent.seeds, request.extent.steps, request.seed) == (7, 9, 3)
     status, summary = map(json.loads, capsys.readouterr().out.splitlines())
     assert (status["message_type"], status["part"]) == ("status", "networks")
     assert (summary["message_type"], summary["report"]) == ("summary", "r/report.html")
