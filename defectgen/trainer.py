@@ -344,22 +344,27 @@ def estimate(request: TrainRequest) -> dict[str, Any]:
     """What a run would be, for `--dry-run`: its counts and, from two steps on noise, its time and memory."""
     config, device = request.config, resolve(request.device)
     windows = training_data(request.method, request.catalog, config.image_size)
-    _read_backbone(request, windows)
+    backbone, _ = _read_backbone(request, windows)
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)
+    first = min(method.backbone_steps if isinstance(method, Staged) else 0, config.steps)
     feeder = Feeder(windows, config.batch_size, request.seed, device, 1)
-    try:
+
+    def of_steps(start: int, count: int) -> float:
+        """The seconds that `count` steps from `start` on take, by those of two, after two to warm up."""
         seconds = []
-        for step in range(4):
+        for step in range(4 if count else 0):
             began = time.perf_counter()
-            method.training_step(feeder.batch(step), step, torch_rng(request.seed, _RANK, step))
+            method.training_step(feeder.batch(step), start + step, torch_rng(request.seed, _RANK, step))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - began)
+        return count * float(np.mean(seconds[2:])) if seconds else 0.0
+
+    try:
+        total = of_steps(0, first if backbone is None else 0) + of_steps(first, config.steps - first)
     finally:
         feeder.close()
-    per_step = float(np.mean(seconds[2:]))
-    total = config.steps * per_step
     state_bytes = sum(tensor.nbytes for tensor in method.state().values())
     return {
         "method": request.method.value,

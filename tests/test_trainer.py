@@ -21,7 +21,7 @@ from defectgen.images import encode_png
 from defectgen.methods import MethodName
 from defectgen.methods.base import GenerateBatch
 from defectgen.methods.dcdganc import DCDGANcConfig
-from defectgen.methods.dfmgan import DFMGANConfig
+from defectgen.methods.dfmgan import DFMGAN, DFMGANConfig
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.methods.isu_gan import ISUGANConfig
 from defectgen.trainer import Average, Progress, TrainRequest, estimate, load_method, train
@@ -412,6 +412,20 @@ class TestTwoStages:
         assert train(staged("second", backbone=backbone), stop_after(7)).stopped is ExitCode.SIGTERM
         resumed = train(staged("second", resume=True))
         assert (resumed.steps, resumed.task.scales) == (8, {"part": {"spot": 0.5}})
+
+    def test_estimate_counts_the_stages_that_are_to_come(
+        self, staged: Callable[..., TrainRequest], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = staged("first")
+        train(first)
+        steps: list[int] = []
+        monkeypatch.setattr(DFMGAN, "training_step", lambda _self, _batch, step, _rng: steps.append(step))
+        estimate(staged("both"))
+        begin = self.CONFIG.backbone_steps
+        assert steps == [*range(4), *range(begin, begin + 4)]
+        steps.clear()
+        estimate(staged("second", backbone=first.run / "backbone.safetensors"))
+        assert steps == list(range(begin, begin + 4))
 
     def test_what_does_not_fit_is_told(self, staged: Callable[..., TrainRequest]) -> None:
         train(staged("first"))
