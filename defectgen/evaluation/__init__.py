@@ -51,11 +51,11 @@ class Extent:
     samples: int
     """Synthetic ones of a category, at most."""
     normals: int
-    """To test on, at most."""
+    """To train on, and to test on, at most."""
 
 
-QUICK = Extent(steps=200, seeds=3, samples=100, normals=60)
-WHOLE = Extent(steps=600, seeds=5, samples=500, normals=300)
+QUICK = Extent(steps=200, seeds=3, samples=100, normals=100)
+WHOLE = Extent(steps=600, seeds=5, samples=300, normals=300)
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> d
     categories = _categories(real, synthetic)
     rng = np.random.default_rng(request.seed)
     made = _thinned(synthetic.pictures, request.extent.samples, rng)
-    tested = _thinned([each for each in real.test if each.category == NORMAL], request.extent.normals, rng)
-    real = Real(real.train, (*(each for each in real.test if each.category != NORMAL), *tested))
+    # All are held in memory: of normals there may be tens of thousands.
+    real = Real(*(_thinned(part, request.extent.normals, rng, only=NORMAL) for part in (real.train, real.test)))
     if categories == (DEFECT,):
         real, made = Real(*(_as_one(part) for part in (real.train, real.test))), _as_one(made)
 
@@ -161,12 +161,14 @@ def _as_one(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
     )
 
 
-def _thinned(pictures: Sequence[Picture], most: int, rng: np.random.Generator) -> tuple[Picture, ...]:
-    """At most so many of each category."""
+def _thinned(
+    pictures: Sequence[Picture], most: int, rng: np.random.Generator, only: str | None = None
+) -> tuple[Picture, ...]:
+    """At most so many of each category, or of one alone."""
     chosen: set[int] = set()
     for category in sorted({each.category for each in pictures}):
         mine = [i for i, each in enumerate(pictures) if each.category == category]
-        chosen.update(rng.permutation(mine)[:most].tolist())
+        chosen.update(rng.permutation(mine)[: most if only in (None, category) else None].tolist())
     return tuple(each for i, each in enumerate(pictures) if i in chosen)
 
 
@@ -253,8 +255,9 @@ def _memorisation(
     """How many synthetic defects are near-copies; the nearest pairs, by name and to look at."""
     on_stage("copies", 0, 1)
     shown = [i for i, each in enumerate(made) if each.mask.any()]
-    ours = [each for each in defects if each.mask.any()]
-    real = [each for each in real if each.category != NORMAL]
+    photographs = [each for each in real if each.category != NORMAL]
+    known = [i for i, each in enumerate(defects) if each.mask.any()]
+    ours = [defects[i] for i in known]
     of_real = [copies.defects_of(each.x, each.mask) for each in ours]
     nearest = copies.nearest([copies.defects_of(made[i].x, made[i].mask) for i in shown], of_real)
     worst = np.argsort(-nearest.similarity)[:_WORST].tolist()
@@ -267,7 +270,7 @@ def _memorisation(
         "worst": [
             {
                 "synthetic": str(pictures[shown[i]].path),
-                "real": str(real[int(nearest.index[i])].path),
+                "real": str(photographs[known[int(nearest.index[i])]].path),
                 "similarity": float(nearest.similarity[i]),
             }
             for i in worst

@@ -126,7 +126,7 @@ def read_synthetic(folder: Path) -> Synthetic:
 def _references(row: dict[str, Any]) -> list[str]:
     """The photographs that a manifest row names beside its source."""
     named = [row[key]["file"] for key in ("reference", "style") if isinstance(row.get(key), dict)]
-    return named + [each["content"] for each in row["parameters"].get("defects", ()) if "content" in each]
+    return named + [each["content"] for each in row.get("parameters", {}).get("defects", ()) if "content" in each]
 
 
 def split(real: Sequence[Picture], synthetic: Synthetic, seed: int, part: float = 0.4) -> Real:

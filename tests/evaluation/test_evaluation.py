@@ -119,7 +119,7 @@ def test_categories_that_are_not_told_apart_become_one(
         (tmp_path / "one" / name / "any").symlink_to(made.parent / name / "bar")
     found = evaluate(replace(request_for, synthetic=tmp_path / "one/defects", extent=replace(SMALL, steps=1, seeds=1)))
     assert set(found["fidelity"]) == {"defect"}
-    assert found["counts"]["real_train"] == {"defect": 20, "normal": 12}
+    assert found["counts"]["real_train"] == {"defect": 20, "normal": 3}
 
 
 def test_large_sets_are_thinned_by_category() -> None:
