@@ -276,7 +276,8 @@ class Generator(nn.Module):
             }
         )
         self.to_mask = ToImage(widths[self.start], 1, config.w_dim)
-        nn.init.constant_(self.to_mask.bias, -1.0)  # a defect is the smaller part, from the first step on
+        if config.lambda_area:  # which brings masks back that have become empty
+            nn.init.constant_(self.to_mask.bias, -1.0)  # a defect is the smaller part, from the first step on
 
     def forward(
         self,

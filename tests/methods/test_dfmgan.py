@@ -386,3 +386,19 @@ def test_the_paper_has_the_papers_numbers() -> None:
     config = DFMGANConfig()
     assert (config.image_size, config.lambda_ms, config.lambda_match, config.lambda_area) == (256, 0.1, 1, 0)
     assert math.isclose(config.lr, 2.5e-3)
+
+
+def test_the_paper_has_the_papers_sizes() -> None:
+    """Section 3.2: 23.2M parameters in the backbone, 3.7M attached to it, 24M in D, 1.5M in D_match."""
+    task = TASK.model_copy(update={"domains": ("normal", "crack"), "channels": 3})
+    with torch.device("meta"):
+        method = DFMGAN(DFMGANConfig(), task, torch.device("meta"))
+        plain = Generator(DFMGANConfig(), 3, 0)  # a model of one category, as the paper's
+
+    def millions(*modules: torch.nn.Module) -> float:
+        return sum(parameter.numel() for module in modules for parameter in module.parameters()) / 1e6
+
+    assert millions(plain.backbone) == pytest.approx(23.2, abs=0.1)
+    assert millions(plain.mapping, plain.residual, plain.to_mask) == pytest.approx(3.7, abs=0.1)
+    assert millions(method.D) == pytest.approx(24, abs=0.5)
+    assert millions(method.D_match) == pytest.approx(1.5, abs=0.1)
