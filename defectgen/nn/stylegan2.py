@@ -1,0 +1,316 @@
+"""StyleGAN2 with adaptive discriminator augmentation, in plain PyTorch: nothing to compile.
+
+    Karras et al.: Analyzing and Improving the Image Quality of StyleGAN, CVPR 2020 ("S2"); Training Generative
+    Adversarial Networks with Limited Data, NeurIPS 2020 ("ADA"). Written from the papers.
+
+w is what the mapping network makes of a random code z; each convolution of the synthesis is modulated by one.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from defectgen.nn.layers import Noise
+
+_FIR = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+"""The low-pass filter of every change of resolution (S2, as in Karras et al. 2019)."""
+_GAIN = math.sqrt(2)  # keeps the variance through a leaky ReLU
+
+
+# --- Layers ---------------------------------------------------------------------------------------
+
+
+def blur_kernel(channels: int, gain: float, like: Tensor) -> Tensor:
+    """The filter for each of `channels`, [channels, 1, 4, 4], in the type of a tensor and on its device."""
+    fir = _FIR.to(like.device, like.dtype)
+    return (torch.outer(fir, fir) * gain).expand(channels, 1, 4, 4)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Twice the resolution, [B, C, H, W] -> [B, C, 2H, 2W]: zeros in between, then the filter."""
+    return F.conv_transpose2d(x, blur_kernel(x.shape[1], 4.0, x), stride=2, padding=1, groups=x.shape[1])
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Half the resolution, [B, C, H, W] -> [B, C, H/2, W/2]: the filter, then every second pixel."""
+    return F.conv2d(x, blur_kernel(x.shape[1], 1.0, x), stride=2, padding=1, groups=x.shape[1])
+
+
+def modulated_conv(x: Tensor, weight: Tensor, style: Tensor, *, demodulate: bool = True, up: bool = False) -> Tensor:
+    """Convolution with weights scaled for each sample, and normalised to unit output (S2, eqs. 1 and 3).
+
+    The features are scaled in place of the weights, and the outputs in place of the normalisation, which is the
+    same, and one convolution for the whole batch.
+
+    Args:
+        x: [B, C_in, H, W].
+        weight: [C_out, C_in, k, k].
+        style: [B, C_in].
+        up: double the resolution.
+    """
+    y = x * style[:, :, None, None]
+    if up:
+        y = F.conv_transpose2d(y, weight.transpose(0, 1), stride=2)
+        y = F.conv2d(y, blur_kernel(y.shape[1], 4.0, y), padding=1, groups=y.shape[1])
+    else:
+        y = F.conv2d(y, weight, padding=weight.shape[2] // 2)
+    if demodulate:
+        norms = (style.square() @ weight.square().sum(dim=(2, 3)).t() + 1e-8).rsqrt()
+        y = y * norms[:, :, None, None]
+    return y
+
+
+class EqualLinear(nn.Module):
+    """A fully connected layer whose weights are scaled when used (equalised learning rate)."""
+
+    def __init__(self, c_in: int, c_out: int, *, bias: float = 0.0, lr: float = 1.0, activate: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c_out, c_in) / lr)
+        self.bias = nn.Parameter(torch.full((c_out,), bias / lr))
+        self.scale, self.lr, self.activate = lr / math.sqrt(c_in), lr, activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight * self.scale, self.bias * self.lr)
+        return F.leaky_relu(y, 0.2) * _GAIN if self.activate else y
+
+
+class EqualConv(nn.Module):
+    """A convolution whose weights are scaled when used; halves the resolution if asked, after the filter."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, *, down: bool = False, activate: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(c_out)) if activate else None
+        self.scale, self.down, self.activate = 1 / math.sqrt(c_in * kernel**2), down, activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, kernel = self.weight * self.scale, self.weight.shape[2]
+        if self.down and kernel == 1:
+            x = downsample(x)
+        elif self.down:
+            x = F.conv2d(x, blur_kernel(x.shape[1], 1.0, x), padding=2, groups=x.shape[1])
+        stride, padding = (2, 0) if self.down and kernel > 1 else (1, kernel // 2)
+        y = F.conv2d(x, weight, self.bias, stride=stride, padding=padding)
+        return F.leaky_relu(y, 0.2) * _GAIN if self.activate else y
+
+
+class StyledConv(nn.Module):
+    """A modulated convolution with noise and a leaky ReLU (S2, Figure 2)."""
+
+    def __init__(self, c_in: int, c_out: int, w_dim: int, *, up: bool = False) -> None:
+        super().__init__()
+        self.affine = EqualLinear(w_dim, c_in, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(c_out))
+        self.strength = nn.Parameter(torch.zeros(()))
+        self.scale, self.up = 1 / math.sqrt(c_in * 9), up
+
+    def forward(self, x: Tensor, w: Tensor, noise: Noise) -> Tensor:
+        y = modulated_conv(x, self.weight * self.scale, self.affine(w), up=self.up)
+        y = y + self.strength * noise(y) + self.bias[:, None, None]
+        return F.leaky_relu(y, 0.2) * _GAIN
+
+
+class ToImage(nn.Module):
+    """ToRGB, or ToMask: a modulated 1 x 1 convolution without normalisation."""
+
+    def __init__(self, c_in: int, c_out: int, w_dim: int) -> None:
+        super().__init__()
+        self.affine = EqualLinear(w_dim, c_in, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(c_out))
+        self.scale = 1 / math.sqrt(c_in)
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        y = modulated_conv(x, self.weight, self.affine(w) * self.scale, demodulate=False)
+        return y + self.bias[:, None, None]
+
+
+class MappingNetwork(nn.Module):
+    """A mapping network: a random code, and a category if there are any, to w; codes are normalised first."""
+
+    def __init__(self, z_dim: int, w_dim: int, layers: int, categories: int = 0) -> None:
+        super().__init__()
+        self.categories = categories
+        self.embed = EqualLinear(categories, w_dim) if categories else None
+        widths = [z_dim + (w_dim if categories else 0), *([w_dim] * layers)]
+        self.layers = nn.Sequential(*(EqualLinear(a, b, lr=0.01, activate=True) for a, b in pairwise(widths)))
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        """z [B, z_dim], c [B, categories] one-hot -> w [B, w_dim]."""
+        x = normalized(z)
+        if self.embed is not None:
+            assert c is not None
+            x = torch.cat([x, normalized(self.embed(c))], dim=1)
+        w: Tensor = self.layers(x)
+        return w
+
+
+def normalized(x: Tensor) -> Tensor:
+    return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+# --- The generator --------------------------------------------------------------------------------------------------
+
+
+class SynthesisBlock(nn.Module):
+    """Doubles the resolution by a modulated convolution, and adds another one."""
+
+    def __init__(self, c_in: int, c_out: int, w_dim: int) -> None:
+        super().__init__()
+        self.conv0 = StyledConv(c_in, c_out, w_dim, up=True)
+        self.conv1 = StyledConv(c_out, c_out, w_dim)
+
+    def forward(self, x: Tensor, w0: Tensor, w1: Tensor, noise: Noise) -> Tensor:
+        y: Tensor = self.conv1(self.conv0(x, w0, noise), w1, noise)
+        return y
+
+
+class Backbone(nn.Module):
+    """StyleGAN2's generator with skips: mapping network, constant, synthesis blocks, ToRGB at each resolution."""
+
+    def __init__(
+        self, size: int, channels: int, width: int, max_width: int, z_dim: int, w_dim: int, mapping_layers: int
+    ) -> None:
+        """Of images of `size` pixels a side; `width` at the finest resolution, twice that at each coarser one."""
+        super().__init__()
+        self.mapping = MappingNetwork(z_dim, w_dim, mapping_layers)
+        sides = [2**i for i in range(2, int(math.log2(size)) + 1)]
+        widths = {side: min(width * size // side, max_width) for side in sides}
+        self.const = nn.Parameter(torch.randn(1, widths[4], 4, 4))
+        self.first = StyledConv(widths[4], widths[4], w_dim)
+        self.blocks = nn.ModuleDict({str(b): SynthesisBlock(widths[a], widths[b], w_dim) for a, b in pairwise(sides)})
+        self.to_rgb = nn.ModuleDict({str(side): ToImage(widths[side], channels, w_dim) for side in sides})
+        self.sides, self.widths = sides, widths
+
+    @property
+    def styles(self) -> int:
+        """How many w the synthesis takes, one for each convolution and the last ToRGB."""
+        return 2 * len(self.sides)
+
+    def broadcast(self, w: Tensor) -> Tensor:
+        """[B, w_dim] -> [B, styles, w_dim]."""
+        return w[:, None].expand(-1, self.styles, -1)
+
+
+# --- The discriminator ----------------------------------------------------------------------------------------
+
+
+class DiscriminatorBlock(nn.Module):
+    """A residual block that halves the resolution (S2, Figure 7)."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.conv0 = EqualConv(c_in, c_in, 3)
+        self.conv1 = EqualConv(c_in, c_out, 3, down=True)
+        self.skip = EqualConv(c_in, c_out, 1, down=True, activate=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = (self.conv1(self.conv0(x)) + self.skip(x)) * 0.5**0.5
+        return y
+
+
+class Discriminator(nn.Module):
+    """S2's residual discriminator; a score under a domain, [B], as ADA's of conditional models."""
+
+    def __init__(self, size: int, channels: int, domains: int, width: int, max_width: int) -> None:
+        super().__init__()
+        sides = [2**i for i in range(int(math.log2(size)), 1, -1)]
+        widths = [min(width * size // side, max_width) for side in sides]
+        last = widths[-1]
+        self.from_rgb = EqualConv(channels, widths[0], 1)
+        self.blocks = nn.Sequential(*(DiscriminatorBlock(a, b) for a, b in pairwise(widths)))
+        self.conv = EqualConv(last + 1, last, 3)
+        self.fc = EqualLinear(last * 16, last, activate=True)
+        self.out = EqualLinear(last, last)
+        self.embed = EqualLinear(domains, last)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x [B, channels, S, S], c [B, domains] one-hot."""
+        h = self.blocks(self.from_rgb(x))
+        h = self.fc(self.conv(minibatch_std(h)).flatten(1))
+        score: Tensor = (self.out(h) * normalized(self.embed(c))).sum(dim=1) / math.sqrt(h.shape[1])
+        return score
+
+
+def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
+    """A channel more: the mean standard deviation among the images of a group (Karras et al. 2018, section 3)."""
+    count = next(size for size in range(min(group, len(x)), 0, -1) if len(x) % size == 0)
+    y = x.unflatten(0, (count, -1))
+    deviation = (y.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
+    return torch.cat([x, deviation.repeat(count)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
+
+
+# --- Adaptive discriminator augmentation -------------------------------------------------------------------------
+
+
+class Augment:
+    """What was drawn for a batch: ADA's geometry and colours, for a part p of the images each (ADA, appendix B).
+
+    Flips, quarter turns, shifts, scales, turns; brightness, contrast, inverted luma and, of colours, hue and
+    saturation. A mask gets the geometry alone.
+    """
+
+    def __init__(self, count: int, p: float, rng: torch.Generator, device: torch.device) -> None:
+        def draw(values: Tensor, neutral: float) -> Tensor:
+            chosen = torch.rand(count, generator=rng) < p
+            return torch.where(chosen, values, torch.full_like(values, neutral))
+
+        def uniform() -> Tensor:
+            return torch.rand(count, generator=rng)
+
+        def normal() -> Tensor:
+            return torch.randn(count, generator=rng)
+
+        flip = draw(torch.where(uniform() < 0.5, -1.0, 1.0), 1.0)
+        turn = draw((uniform() * 4).floor() * (math.pi / 2), 0.0) + draw((uniform() * 2 - 1) * math.pi, 0.0)
+        size = draw((normal() * 0.2).exp2(), 1.0)
+        stretch = draw((normal() * 0.2).exp2(), 1.0)
+        shift = torch.stack([draw(normal() * 0.125, 0.0), draw(normal() * 0.125, 0.0)], dim=1)
+        cos, sin = turn.cos(), turn.sin()
+        sx, sy = flip * size * stretch, size / stretch
+        matrix = torch.stack([cos * sx, -sin * sy, sin * sx, cos * sy], dim=1).view(-1, 2, 2)
+        self.theta = torch.cat([matrix, shift[:, :, None]], dim=2).to(device)
+
+        def colour(values: Tensor, neutral: float) -> Tensor:
+            return draw(values, neutral).view(-1, 1, 1, 1).to(device)
+
+        self.brightness = colour(normal() * 0.2, 0.0)
+        self.contrast = colour((normal() * 0.5).exp2(), 1.0)
+        self.luma = colour(torch.where(uniform() < 0.5, -1.0, 1.0), 1.0)
+        self.hue = colour((uniform() * 2 - 1) * math.pi, 0.0)
+        self.saturation = colour(normal().exp2(), 1.0)
+
+    def geometry(self, x: Tensor) -> Tensor:
+        grid = F.affine_grid(self.theta, list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="reflection", align_corners=False)
+
+    def image(self, x: Tensor) -> Tensor:
+        x = (self.geometry(x) + self.brightness) * self.contrast
+        if x.shape[1] == 1:
+            return x * self.luma
+        gray = x.mean(dim=1, keepdim=True)
+        colour = x - gray
+        across = (colour.roll(1, dims=1) - colour.roll(-1, dims=1)) / math.sqrt(3)  # a quarter of the circle of hues on
+        return gray * self.luma + (colour * self.hue.cos() + across * self.hue.sin()) * self.saturation
+
+
+def adapted(p: float, signs: float, target: float, images: int, of: int) -> float:
+    """The strength of augmentation after `images` more: towards more of it where D is too sure of reals (ADA, 3.1).
+
+    It stays below 0.8, from where on generators learn the augmentations themselves (ADA, Figure 3).
+    """
+    return min(max(p + math.copysign(images / of, signs - target), 0.0), 0.8)
+
+
+# --- Path length regularisation -------------------------------------------------------------------------------------
+
+
+def path_length(images: Tensor, ws: Tensor, y: Tensor) -> Tensor:
+    """How far images move for a step in w, [B] (S2, eq. 4); y is Gaussian noise like the images."""
+    y = y / math.sqrt(images.shape[2] * images.shape[3])
+    (gradient,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
+    return gradient.square().sum(dim=2).mean(dim=1).sqrt()
