@@ -137,7 +137,10 @@ class Composition(Samples[D, G], Generic[D, G]):
                 continue
             image, mask = after, mask | seen
             free = (np.ones(size, np.bool_) if free is None else free) & ~laid(moved.support, at, size)
-            own = {"content": str(content.source), "box": vars(content.box)} if content.box else {}
+            own: dict[str, Any] = {}
+            if content.source is not None and content.box is not None:
+                sha256 = self._sha256(content.source)
+                own = {"content": str(content.source), "content_sha256": sha256, "box": vars(content.box)}
             defects.append({**own, "at": at, "scale": round(scale, 4), "degrees": round(degrees, 2)})
         if not defects:
             return None

@@ -51,6 +51,8 @@ class Gatekeeper(Protocol):
     """Tells of a sample, and the photograph that it was made on, why it should be made anew, if it should."""
 
     name: str
+    photographs: Sequence[str]
+    """The SHA-256 of what it compares with."""
 
     def __call__(self, sample: Synthesized, source: Pixels | None) -> str | None: ...
 
@@ -80,6 +82,9 @@ class Samples(ABC, Generic[D, G]):
         self.failed: list[int] = []
         self.facts: dict[str, Any] = {}
         """What the dataset's record tells of them all."""
+        if wanted.gate is not None:
+            self.facts["gated_by"] = list(wanted.gate.photographs)
+        self.refused: Counter[str] = Counter()
         self._refused: dict[int, list[str]] = {}
 
     @abstractmethod
@@ -115,6 +120,7 @@ class Samples(ABC, Generic[D, G]):
                 draws = [future.result() for future in upcoming]
                 upcoming = take()  # drawn while the network works on these
                 results = list(pool.map(self._checked, draws, self._generate(draws)))
+                self.refused = Counter(each for its in self._refused.values() for each in its)
                 for draw, result in zip(draws, results, strict=True):
                     if result is None and draw.attempt + 1 < _ATTEMPTS:
                         self.redrawn += 1
@@ -140,7 +146,6 @@ class Samples(ABC, Generic[D, G]):
         if reason is None:
             return replace(sample, record={**sample.record, "gate": gate.name, "refused": refused})
         refused.append(reason)
-        self.facts["refused"] = dict(Counter(each for its in list(self._refused.values()) for each in its))
         return None
 
     def normals(self, count: int = 50) -> Iterator[tuple[str, Pixels]]:

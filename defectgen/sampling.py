@@ -69,6 +69,8 @@ class SynthesisRequest:
     """Photographs whose defects are taken, of methods that can be guided; None draws defects."""
     style: Style | Catalog = "own"
     """Whose style these get: their own, a random one, or that of other photographs."""
+    guides: str = ""
+    """What references and styles are, as they were named; a dataset that is resumed has the same."""
 
 
 @dataclass(frozen=True)
@@ -175,12 +177,13 @@ class _Reference:
     """A window of a photograph that guides: [C, S, S]."""
 
     sample: Sample
+    sha256: str
     window: Window
     x: FloatArray
 
     def summary(self) -> dict[str, Any]:
         """As it stands in manifest rows."""
-        return {"file": str(self.sample.path), "window": vars(self.window)}
+        return {"file": str(self.sample.path), "sha256": self.sha256, "window": vars(self.window)}
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,7 @@ class Painted(Samples[_WindowDraw, _Made]):
         self._regions = request.regions
         self._references = request.references
         self._style = request.style
+        self._guides = {"guides": request.guides} if request.guides else {}
         self._boxes = lru_cache(maxsize=1024)(lambda mask: defect_boxes(read_mask(mask)))
         self._area = lru_cache(maxsize=64)(lambda i, path: request.regions[i][1].within(self._photographs.read(path)))
 
@@ -246,7 +250,8 @@ class Painted(Samples[_WindowDraw, _Made]):
         side = round(size / scale_of(self._method.task.scales, sample.product, category))
         window = place(rng, sample.height, sample.width, side, box)
         photograph = self._photographs.read(sample.path)
-        return _Reference(sample, window, cut(photograph, window, size, self._method.task.channels))
+        x = cut(photograph, window, size, self._method.task.channels)
+        return _Reference(sample, self._sha256(sample.path), window, x)
 
     def _control_map(
         self,
@@ -308,6 +313,7 @@ class Painted(Samples[_WindowDraw, _Made]):
             "window": vars(window),
             **self._network.record,
             **({"regions": regions} if regions else {}),
+            **self._guides,
             **({"reference": draw.x_ref.summary()} if draw.x_ref else {}),
             **({"style": draw.x_style.summary()} if draw.x_style else {}),
             "seed": self._wanted.seed,

@@ -270,6 +270,7 @@ def test_references_are_windows_around_their_defects_and_named_in_the_manifest(
         reference = sample.record["reference"]
         assert sample.record["style"] == reference
         path, window = Path(reference["file"]), reference["window"]
+        assert reference["sha256"] == files.sha256(path)
         assert path.parent.name == sample.category
         assert window["side"] == (32 if sample.category == "dent" else 64)  # as the model saw the category
         if path.stem != "2":
@@ -318,6 +319,7 @@ class _Picky:
     """Refuses every other attempt at a sample, for two reasons in turn."""
 
     name = "picky"
+    photographs = ("0" * 64,)
 
     def __init__(self) -> None:
         self.seen: dict[int, int] = {}
@@ -338,7 +340,8 @@ def test_what_a_gate_refuses_is_made_anew_and_told(request_for: Callable[..., Sy
         assert sample.record["parameters"]["attempt"] == (2 if sample.index % 2 else 0)
         assert np.array_equal(sample.image, before.image) == (sample.index % 2 == 0)
     assert samples.redrawn == 6
-    assert samples.facts["refused"] == {"copy": 3, "implausible": 3}
+    assert samples.refused == {"copy": 3, "implausible": 3}
+    assert samples.facts["gated_by"] == ["0" * 64]
 
 
 def test_what_a_gate_never_lets_pass_is_given_up(request_for: Callable[..., SynthesisRequest]) -> None:

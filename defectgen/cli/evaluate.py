@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   defectgen evaluate photos dataset --quick
-  defectgen evaluate photos/train dataset --test photos/kept-apart --out report"""
+  defectgen evaluate photos dataset --test kept-apart --out report"""
 
 _KINDS = ("inception", "lpips")
 
@@ -63,7 +63,7 @@ def evaluate(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> int:
-    """Tell whether a dataset helps: how real it looks, what it copies, what networks learn from it.
+    """Tell whether a dataset helps, and how real it looks.
 
     The same networks are trained without and with it, and tested on real photographs that nothing was made of.
     """
@@ -103,8 +103,10 @@ def evaluate(
             report(done, total, stage, {"part": stage})
 
         found = evaluation.evaluate(request, on_stage)
+    for each in found["skipped"]:
+        console.warn(f"skipped {each}")
     if not found["traceable"]:
-        console.warn(f"{synthetic}: has no manifest: that no test photograph went into it could not be checked")
+        console.warn(f"{synthetic}: does not say what it was made of: that no test photograph is in it is unchecked")
     elif not found["trained_on_known"] and found["made_by_model"]:
         console.warn(f"{synthetic}: does not say what its model was trained on; was it the test photographs?")
     lines = evaluation.verdicts(found)
@@ -112,7 +114,7 @@ def evaluate(
     lines.append(f"{copies['near_copies']} of {copies['of']} synthetic defects are near-copies of real ones")
     lines.append(f"look at {out / 'report.html'}")
     console.result({**found, "report": str(out / "report.html")}, "\n".join(lines))
-    return ExitCode.OK
+    return ExitCode.SKIPPED if found["skipped"] else ExitCode.OK
 
 
 def _feature(text: str) -> tuple[str, Path]:
@@ -126,12 +128,13 @@ def _plan(request: "EvaluateRequest") -> dict[str, object]:
     from defectgen import evaluation
     from defectgen.evaluation.downstream import ARMS
 
-    real, synthetic, left_out = evaluation.read(request)
+    real, synthetic, left_out, skipped = evaluation.read(request)
     return {
         "real_train": evaluation.counts(real.train),
         "real_test": evaluation.counts(real.test),
         "synthetic": evaluation.counts(synthetic.pictures),
         "left_out_as_near_duplicates": left_out,
+        "skipped": len(skipped),
         "networks": 2 * len(ARMS) * request.extent.seeds,
         "steps_of_each": request.extent.steps,
         "out": str(request.out),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   defectgen inspect line/images --model tiles --fail-on-defect
-  defectgen inspect line/images --reference golden --calibrate line/good --watch"""
+  defectgen inspect line/images --reference golden --calibrate good --watch"""
 
 _POLL = 0.5  # seconds
 _PATIENCE = 5.0  # seconds that an image which cannot be read may still be being written

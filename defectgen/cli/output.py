@@ -104,7 +104,7 @@ def write(
         "kept": summary.kept,
         "redrawn": samples.redrawn,
         "failed": failed,
-        **({"refused": samples.facts["refused"]} if "refused" in samples.facts else {}),
+        **({"refused": dict(samples.refused)} if samples.refused else {}),
         "skipped": skipped,
         "sheet": str(summary.sheet),
     }

@@ -118,7 +118,7 @@ def synthesize(
             return ExitCode.SKIPPED if catalog.skipped else ExitCode.OK
         console.note(f"with\n{table(plan)}")
 
-    gatekeeper = None if gate is None else _gate(gate, on_bad)
+    gatekeeper = None if gate is None else _gate(console, gate, on_bad)
     target = output.open_folder(ctx.ensure_object(options.Switches), out, layout, resume=resume, overwrite=overwrite)
     samples = sampling.synthesize(
         sampling.SynthesisRequest(
@@ -147,11 +147,13 @@ def synthesize(
     )
 
 
-def _gate(folder: Path, on_bad: options.OnBad) -> "Gate":
+def _gate(console: Console, folder: Path, on_bad: options.OnBad) -> "Gate":
     from defectgen.evaluation.gate import Gate
     from defectgen.folders import read_defects
 
-    return Gate(folder, read_defects(folder, on_bad=on_bad.value))
+    real = read_defects(folder, on_bad=on_bad.value)
+    console.skipped(real.skipped)
+    return Gate(folder, real)
 
 
 def _region(text: str) -> "tuple[str | None, Region]":

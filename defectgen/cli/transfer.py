@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   defectgen transfer --from road/defects --to tiles/good -n 500
-  defectgen transfer --model both --from road=road/defects --to tile=tiles/good -n 500"""
+  defectgen transfer -n 500 --model both --from road=road/bad \\
+    --to tile=tiles/good"""
 
 _CONTENTS = ("dcdganc", "dfmgan")  # methods whose defects are laid on as contents
 
@@ -95,7 +96,7 @@ def transfer(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> int:
-    """Make a dataset of one product's defects on photographs of another.
+    """Put the defects of one product onto photographs of another.
 
     Real defects, cut out by their masks; or by a model: dt-gan moves those of --from, the others make theirs up.
     """
@@ -114,12 +115,11 @@ def transfer(
     names = tuple(dict.fromkeys(category or []))
     entry = _entry(model, names, weights)
 
-    def read(texts: Sequence[str], categories: Sequence[str] = ()) -> Catalog:
-        """The defects of folders, those of a model's categories where there is one."""
+    def read(texts: Sequence[str], masks: Path | None = None) -> Catalog:
         folders = [_named(text, entry) for text in texts]
         return Catalog.of(
             read_defects(
-                folder, product=product, masks=masks, masked=entry is None, categories=categories, on_bad=on_bad.value
+                folder, product=product, masks=masks, masked=entry is None, categories=names, on_bad=on_bad.value
             )
             for product, folder in folders
         )
@@ -127,8 +127,8 @@ def transfer(
     normals = Catalog.of(
         read_normals(folder, product=product, on_bad=on_bad.value) for product, folder in (_named(t, entry) for t in to)
     )
-    references = read(source, names) if source else None
-    styles: Style | Catalog = "own" if style == "own" else "sampled" if style == "sampled" else read([style], names)
+    references = read(source, masks) if source else None
+    styles: Style | Catalog = "own" if style == "own" else "sampled" if style == "sampled" else read([style])
     read_all = [catalog for catalog in (normals, references, styles) if isinstance(catalog, Catalog)]
     skipped = Catalog.of(read_all).skipped
     console.skipped(skipped)
@@ -155,6 +155,7 @@ def transfer(
         from defectgen import sampling
 
         how: dict[str, Any] = {"placement": placement}
+        guides = f"from {', '.join(source)}, style {style}" if source else ""
         if entry.method not in _CONTENTS:
             how = {"regions": ((None, placement.region),)} if placement.region is not None else {}
             if (scale, rotation, per_image, crop, colour) != ("0.8:1.25", "0:360", "1", "1", Colour.MATCH):
@@ -163,7 +164,9 @@ def transfer(
                     f"--crop and --colour are for real defects, and for {' and '.join(_CONTENTS)}"
                 )
         samples = sampling.synthesize(
-            sampling.SynthesisRequest(entry, wanted, device, batch_size, references=references, style=styles, **how)
+            sampling.SynthesisRequest(
+                entry, wanted, device, batch_size, references=references, style=styles, guides=guides, **how
+            )
         )
     else:
         from defectgen import composing

@@ -38,6 +38,7 @@ _SAME_RUN = (
     "placement",
     "regions",
     "gate",
+    "guides",
 )  # what resumed samples share with those already there
 
 
@@ -98,7 +99,7 @@ def open_folder(out: Path, *, layout: Layout, command: str, resume: bool, overwr
             leftover.unlink()
         dataset = Dataset(out, layout, command)
         if overwrite:
-            dataset._clear()
+            dataset.replace()
         else:
             before = json.loads((out / _RECORD).read_text(encoding="utf-8")).get("layout")
             if before != layout.value:
@@ -117,12 +118,17 @@ class Dataset:
         self._layout = layout
         self._command = command
         self._manifest = out / _MANIFEST
+        self._replaced = False
         self._rows = {row["index"]: row for row in self._read_manifest()}
         self.done = frozenset(
             index
             for index, row in self._rows.items()
             if all((out / row[key]).is_file() for key in _FILES if key in row)
         )
+
+    def replace(self) -> None:
+        """Begin anew: what is there goes once the first sample is to be written."""
+        self._replaced, self.done = True, frozenset()
 
     def write(
         self,
@@ -143,6 +149,8 @@ class Dataset:
             facts: what is known of all of them, JSON-able, for the record; read in the end once more.
             on_sample: called for each sample that was recorded.
         """
+        if self._replaced:
+            self._clear()
         self.out.mkdir(parents=True, exist_ok=True)
         self._write_record(facts)
         queue: deque[tuple[Synthesized, Future[dict[str, Any]]]] = deque()
@@ -283,7 +291,10 @@ class Dataset:
         )
 
     def _write_record(self, facts: Mapping[str, Any] | None) -> None:
-        counts = Counter(row["category"] for row in self._read_manifest())
+        counts, refused = Counter[str](), Counter[str]()
+        for row in self._read_manifest():
+            counts[row["category"]] += 1
+            refused.update(row.get("refused", ()))
         record = {
             "command": self._command,
             "layout": self._layout.value,
@@ -296,6 +307,7 @@ class Dataset:
             "samples": counts.total(),
             "categories": dict(sorted(counts.items())),
             **(facts or {}),
+            **({"refused": dict(refused)} if refused else {}),
         }
         files.write(self.out / _RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
@@ -311,7 +323,7 @@ class Dataset:
         for folder in sorted((path for path in self.out.rglob("*") if path.is_dir()), reverse=True):
             if not any(folder.iterdir()):
                 folder.rmdir()
-        self._rows, self.done = {}, frozenset()
+        self._rows, self.done, self._replaced = {}, frozenset(), False
 
 
 def boxes(mask: NDArray[np.bool_]) -> list[list[int]]:

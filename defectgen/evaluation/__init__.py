@@ -5,7 +5,6 @@ Sees files alone: real photographs, a dataset, and what its manifest says of how
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,12 +27,13 @@ from defectgen.evaluation.photographs import (
     near_duplicates,
     read_real,
     read_synthetic,
-    seen,
     seen_mask,
     split,
+    viewed,
 )
 from defectgen.folders import NORMAL
-from defectgen.windows import FloatArray
+from defectgen.images import read_photograph
+from defectgen.windows import FloatArray, tone
 
 DEFECT = "defect"
 """What all categories become together, where the synthetic ones are not told apart as the real ones are."""
@@ -49,13 +49,13 @@ class Extent:
     steps: int
     seeds: int
     samples: int
-    """Synthetic ones of a category, at most."""
+    """With defects, real or synthetic, in all, at most."""
     normals: int
     """To train on, and to test on, at most."""
 
 
-QUICK = Extent(steps=200, seeds=3, samples=100, normals=100)
-WHOLE = Extent(steps=600, seeds=5, samples=300, normals=300)
+QUICK = Extent(steps=200, seeds=3, samples=200, normals=100)
+WHOLE = Extent(steps=600, seeds=5, samples=1000, normals=300)
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> d
         raise UsageError(f"{out}: a report is there; go on with --resume, or replace it with --overwrite")
     # Before anything long begins.
     networks = {kind: fidelity.extractor(kind, path, device) for kind, path in request.features.items()}
-    real, synthetic, left_out = read(request)
+    real, synthetic, left_out, skipped = read(request)
     categories = _categories(real, synthetic)
     rng = np.random.default_rng(request.seed)
-    made = _thinned(synthetic.pictures, request.extent.samples, rng)
     # All are held in memory: of normals there may be tens of thousands.
-    real = Real(*(_thinned(part, request.extent.normals, rng, only=NORMAL) for part in (real.train, real.test)))
+    real = Real(*(_thinned(part, request.extent, rng) for part in (real.train, real.test)))
+    made = _thinned(synthetic.pictures, request.extent, rng)
     if categories == (DEFECT,):
         real, made = Real(*(_as_one(part) for part in (real.train, real.test))), _as_one(made)
 
@@ -104,6 +104,8 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> d
         downstream.load(pictures, categories, synthetic=pictures is made) for pictures in (real.train, real.test, made)
     )
     train, test, synthesized = downstream.alike(train, test, synthesized)
+    if all(each.mask.all() for each in test if each.label):
+        raise UsageError(f"{request.test or request.real}: the masks of the test mark everything; nothing can be found")
     plan = Plan(request.extent.steps, request.extent.seeds, device)
     kept = _Kept(out / _RESULTS, _identity(request, real, made), resume=request.resume)
     found: dict[str, Any] = {
@@ -119,7 +121,8 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> d
         },
         "traceable": synthetic.traceable,
         "made_by_model": synthetic.made_by_model,
-        "trained_on_known": bool(synthetic.trained_on),
+        "trained_on_known": synthetic.trained_on_known,
+        "skipped": skipped,
     }  # fmt: skip
     defects = [each for each in train if each.label]
     found["fidelity"] = _fidelity(defects, synthesized, categories, networks, request.seed, on_stage)
@@ -131,26 +134,31 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> d
     return found
 
 
-def read(request: EvaluateRequest) -> tuple[Real, Synthetic, int]:
-    """The real photographs in two parts, the dataset, and how many near-duplicates of the test were left out."""
-    pictures = read_real(request.real, request.normals)
-    synthetic = read_synthetic(request.synthetic)
+def read(request: EvaluateRequest) -> tuple[Real, Synthetic, int, list[str]]:
+    """The real photographs in two parts, and the dataset.
+
+    And how many were left out as near-duplicates of the test, and what cannot be used.
+    """
+    found, synthetic = read_real(request.real, request.normals), read_synthetic(request.synthetic)
+    pictures, skipped = found.pictures, [*found.skipped, *synthetic.skipped]
     if request.test is None:
         real = split(pictures, synthetic, request.seed)
     else:
-        test = read_real(request.test, None)
+        apart_found = read_real(request.test, apart=True)
+        test = apart_found.pictures
+        skipped += apart_found.skipped
         twins = near_duplicates(pictures, test)
         real = Real(tuple(each for each, twin in zip(pictures, twins, strict=True) if not twin), test)
         check_sides(real)
     apart = kept_apart(synthetic, real.test)
     left_out = len(pictures) + len(synthetic.pictures) - len(apart.pictures) - len(real.train)
-    return real, apart, left_out - (0 if request.test else len(real.test))
+    return real, apart, left_out - (0 if request.test else len(real.test)), skipped
 
 
 def _categories(real: Real, synthetic: Synthetic) -> tuple[str, ...]:
-    """Those of the real defects; one for all, if the synthetic ones are told apart in another way."""
-    known = sorted({each.category for each in (*real.train, *real.test)} - {NORMAL})
-    strange = {each.category for each in synthetic.pictures} - set(known)
+    """Those of the real defects to train on; one for all, if other defects are told apart in another way."""
+    known = sorted({each.category for each in real.train} - {NORMAL})
+    strange = {each.category for each in (*real.test, *synthetic.pictures)} - {NORMAL, *known}
     return (DEFECT,) if strange else tuple(known)
 
 
@@ -161,14 +169,14 @@ def _as_one(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
     )
 
 
-def _thinned(
-    pictures: Sequence[Picture], most: int, rng: np.random.Generator, only: str | None = None
-) -> tuple[Picture, ...]:
-    """At most so many of each category, or of one alone."""
+def _thinned(pictures: Sequence[Picture], extent: Extent, rng: np.random.Generator) -> tuple[Picture, ...]:
+    """As many as the extent allows, of each category of defects alike."""
+    categories = sorted({each.category for each in pictures})
+    of_each = max(extent.samples // max(len(set(categories) - {NORMAL}), 1), 1)
     chosen: set[int] = set()
-    for category in sorted({each.category for each in pictures}):
+    for category in categories:
         mine = [i for i, each in enumerate(pictures) if each.category == category]
-        chosen.update(rng.permutation(mine)[: most if only in (None, category) else None].tolist())
+        chosen.update(rng.permutation(mine)[: extent.normals if category == NORMAL else of_each].tolist())
     return tuple(each for i, each in enumerate(pictures) if i in chosen)
 
 
@@ -180,7 +188,9 @@ def counts(pictures: Sequence[Picture]) -> dict[str, int]:
 
 def _identity(request: EvaluateRequest, real: Real, made: Sequence[Picture]) -> str:
     """What the measurements depend on; those of another are not gone on with."""
-    parts = [each.sha256 + each.category for each in (*real.train, *real.test, *made)]
+    pictures = (*real.train, *real.test, *made)
+    masks = [None if each.mask is None else files.sha256(each.mask) for each in pictures]
+    parts = [(each.sha256, mask, each.category) for each, mask in zip(pictures, masks, strict=True)]
     return hashlib.sha256(json.dumps([asdict(request.extent), request.seed, parts]).encode()).hexdigest()
 
 
@@ -292,7 +302,8 @@ def _agreement(pictures: Sequence[Picture], on_stage: OnStage) -> dict[str, floa
             on_stage("masks", done, len(pictures))
         if each.source is None or each.mask is None or not each.source.is_file():
             continue
-        image, source = seen(each.path), seen(each.source)
+        ground = read_photograph(each.source)
+        image, source = viewed(read_photograph(each.path), tone(ground)), viewed(ground)
         if image.shape[1:] == source.shape[1:]:
             mask = seen_mask(each.mask, image.shape[1:])
             ious.append(copies.agreement(image, source, mask))
@@ -316,7 +327,6 @@ def _downstream(
     on_stage: OnStage,
 ) -> dict[str, Any]:
     """For each task the scores of each arm, a seed each, and what they say."""
-    tasks: dict[str, Callable[[Arm, int, Callable[[], None]], dict[str, Any]]] = {}
     examples: dict[Arm, list[Example]] = {
         "real": list(train), "traditional": list(train), "synthetic": [*train, *made],
     }  # fmt: skip
@@ -329,7 +339,10 @@ def _downstream(
         network = downstream.train_segmenter(examples[arm], plan, own, augment=arm != "real", on_step=on_step)
         return downstream.test_segmenter(network, test, plan.device)
 
-    tasks = {"classification": classification, "segmentation": segmentation}
+    tasks: dict[str, Callable[[Arm, int, Callable[[], None]], dict[str, Any]]] = {
+        "classification": classification,
+        "segmentation": segmentation,
+    }
     total = (downstream.CLASSIFIER_STEPS + 1) * len(ARMS) * plan.seeds * plan.steps
     done = 0
 
@@ -394,7 +407,7 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
     lines = []
     for task, of_task in found["downstream"].items():
         against, name = of_task["against_traditional"], of_task["decided_by"]
-        p = "" if math.isnan(against["p"]) else f", p = {against['p']:.3f}"
+        p = "" if against["p"] is None else f", p = {against['p']:.3f}"
         lines.append(
             f"{task}: {against['verdict']} ({name} {of_task['scores']['synthetic'][name]['mean']:.3f} with synthetic "
             f"images, {of_task['scores']['traditional'][name]['mean']:.3f} without{p}, {against['seeds']} seeds)"

@@ -40,7 +40,7 @@ def poses(x: FloatArray, mask: BoolArray) -> list[Pose]:
     """
     points = np.argwhere(mask)[:, ::-1].astype(np.float64)
     middle = points.mean(axis=0)
-    variance, axes = np.linalg.eigh(np.cov((points - middle).T) + np.eye(2) / 12)
+    variance, axes = np.linalg.eigh(np.cov((points - middle).T, bias=True) + np.eye(2) / 12)
     major, spread = axes[:, 1], np.sqrt(variance)
     step = 2 * _REACH * spread[1] / (_GRID - 1)
     across = np.array([-major[1], major[0]])

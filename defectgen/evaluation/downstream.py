@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.stats import rankdata, ttest_rel
+from scipy.stats import ttest_rel
 from torch import Tensor, nn
 
 from defectgen.device import torch_rng
@@ -33,6 +33,7 @@ CLASSIFIER_STEPS = 2
 """A classifier takes so many steps for each of a U-Net, and is still the faster."""
 _LAMBDA_SRC = 0.1
 _LEVEL = 0.05  # of the test
+_BINS, _REACH = 1 << 14, 16.0  # of a U-Net's logits
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Example:
 
 
 def load(pictures: Sequence[Picture], categories: Sequence[str], *, synthetic: bool = False) -> list[Example]:
-    """Photographs with their classes: 0 the normals, then the categories in order; gray ones if any is."""
+    """Photographs with their classes: 0 the normals, then the categories in order."""
     examples = []
     for picture in pictures:
         x = seen(picture.path)
@@ -292,14 +293,17 @@ def test_segmenter(network: UNet, examples: Sequence[Example], device: torch.dev
 
     And `curve`, the precision at recalls of 0, 0.05, ..., 1.
     """
-    scores, truths = [], []
+    # Counted, not kept: a hundred million pixels would take gigabytes.
+    counts = np.zeros((2, _BINS), np.int64)
     for example in examples:
         height, width = example.mask.shape
         pad = [(0, -height % 16), (0, -width % 16)]
         x = torch.from_numpy(np.pad(example.x, [(0, 0), *pad], mode="symmetric"))[None].to(device)
-        scores.append(network(x)[0, 0, :height, :width].float().cpu().numpy().ravel())
-        truths.append(example.mask.ravel())
-    return pixel_scores(np.concatenate(scores), np.concatenate(truths))
+        logits = network(x)[0, 0, :height, :width].float().cpu().numpy()
+        bins = np.clip((logits + _REACH) * (_BINS / (2 * _REACH)), 0, _BINS - 1).astype(np.int64)
+        for kind in (0, 1):
+            counts[kind] += np.bincount(bins[example.mask == kind], minlength=_BINS)
+    return scores_of(counts[1], counts[0])
 
 
 @torch.no_grad()
@@ -321,30 +325,33 @@ def test_classifier(network: Classifier, examples: Sequence[Example], device: to
     return {"accuracy": float(np.mean(recalls)), "f1": float(np.mean(f1s))}
 
 
-def pixel_scores(scores: NDArray[np.floating[Any]], truth: BoolArray) -> dict[str, Any]:
+def scores_of(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> dict[str, Any]:
     """AUC of the ROC, average precision, F1 and IoU at the threshold of the best F1, and `curve`.
 
+    Args:
+        positive, negative: how many of either kind have each score, from the lowest on.
+
     Raises:
-        ValueError: all pixels are of one kind.
+        ValueError: all are of one kind.
     """
-    positive, count = int(truth.sum()), len(truth)
-    if positive in (0, count):
-        raise ValueError("scores need pixels of both kinds")
-    auc = (rankdata(scores)[truth].sum() - positive * (positive + 1) / 2) / (positive * (count - positive))
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(truth[order])
-    last = np.append(np.diff(scores[order]) != 0, True)  # equal scores pass a threshold together
-    hits, passed = hits[last].astype(float), (np.flatnonzero(last) + 1).astype(float)
-    precision, recall = hits / passed, hits / positive
-    f1 = 2 * hits / (passed + positive)
+    hits, passed = (np.cumsum(each[::-1].astype(float)) for each in (positive, positive + negative))
+    if hits[-1] in (0, passed[-1]):
+        raise ValueError("scores need both kinds")
+    total, others = hits[-1], passed[-1] - hits[-1]
+    # A pair of equal scores counts a half.
+    below = np.cumsum(negative.astype(float)) - negative / 2
+    auc = float((positive * below).sum() / (total * others))
+    reached = passed > 0
+    precision, recall = hits[reached] / passed[reached], hits[reached] / total
+    f1 = 2 * hits / (passed + total)
     best = int(np.argmax(f1))
     ap = float((np.diff(recall, prepend=0.0) * precision).sum())
-    iou = hits[best] / (passed[best] + positive - hits[best])
+    iou = float(hits[best] / (passed[best] + total - hits[best]))
     # The best precision that is had at a recall or beyond it, as is usual for curves.
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     at = np.searchsorted(recall, np.linspace(0, 1, 21) - 1e-9)
     curve = envelope[np.minimum(at, len(envelope) - 1)].round(4).tolist()
-    return {"auc": float(auc), "ap": ap, "f1": float(f1[best]), "iou": float(iou), "curve": curve}
+    return {"auc": auc, "ap": ap, "f1": float(f1[best]), "iou": iou, "curve": curve}
 
 
 # --- The verdict -----------------------------------------------------------------------------------------------
@@ -356,20 +363,23 @@ class Verdict:
 
     verdict: Literal["helps", "no difference", "hurts"]
     difference: float
-    p: float
+    p: float | None
     seeds: int
 
 
 def judge(with_it: Sequence[float], without: Sequence[float]) -> Verdict:
     """Whether scores, one a seed, are better with than without: two-sided, at the level of 0.05."""
-    a, b = np.asarray(with_it, float), np.asarray(without, float)
-    difference = float((a - b).mean())
-    if len(a) < 2 or np.isnan(difference):
-        return Verdict("no difference", difference, math.nan, len(a))
-    p = float(ttest_rel(a, b).pvalue) if np.ptp(a - b) > 1e-12 else float(abs(difference) < 1e-12)
+    differences = np.asarray(with_it, float) - np.asarray(without, float)
+    difference, count = float(differences.mean()), len(differences)
+    if count < 2:
+        return Verdict("no difference", difference, None, count)
+    if np.ptp(differences) < 1e-12:  # no spread to judge by: the sign test
+        p = 1.0 if abs(difference) < 1e-12 else 2 * 0.5**count
+    else:
+        p = float(ttest_rel(with_it, without).pvalue)
     if p >= _LEVEL:
-        return Verdict("no difference", difference, p, len(a))
-    return Verdict("helps" if difference > 0 else "hurts", difference, p, len(a))
+        return Verdict("no difference", difference, p, count)
+    return Verdict("helps" if difference > 0 else "hurts", difference, p, count)
 
 
 def summary(scores: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:

@@ -9,13 +9,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from defectgen import files
 from defectgen.dataset import Synthesized
 from defectgen.evaluation import copies, downstream
 from defectgen.evaluation.downstream import Example
 from defectgen.evaluation.photographs import Picture, fitted, viewed
 from defectgen.folders import Catalog
 from defectgen.images import Photograph, Pixels
-from defectgen.windows import BoolArray, FloatArray
+from defectgen.windows import BoolArray, FloatArray, tone
 
 Reason = Literal["implausible", "copy", "unmarked"]
 _NEIGHBOUR = 3  # k of the distance among real ones
@@ -65,8 +66,9 @@ class _Category:
         mean, spread = found.mean(axis=0), found.std(axis=0) + 0.1
         points = (found - mean) / spread
         distances = np.linalg.norm(points[:, None] - points[None], axis=2)
-        # Of few, each is as far as the farthest two are: there is nothing to tell by.
+        # Of few, each is as far as the farthest two are; of one or two there is nothing to tell by.
         radii = np.sort(distances, axis=1)[:, _NEIGHBOUR] if len(points) > 2 * _NEIGHBOUR else distances.max(axis=1)
+        radii = radii if len(points) > 2 else np.full(len(points), np.inf)
         return cls(mean, spread, points, radii, [copies.defects_of(each.x, each.mask) for each in examples])
 
     def plausible(self, own: NDArray[np.float64]) -> bool:
@@ -81,6 +83,7 @@ class Gate:
     def __init__(self, folder: Path, real: Catalog) -> None:
         """`real` are the defects, with masks, that samples shall be like."""
         self.name = str(folder)
+        self.photographs: Sequence[str] = [files.sha256(each.path) for each in real.samples]
         self._categories = {}
         for category in real.categories:
             mine = [Picture(each.path, category, each.mask) for each in real.samples if each.category == category]
@@ -93,9 +96,10 @@ class Gate:
 
         One whose category no real defect shows is compared with all there are.
         """
-        x = viewed(Photograph(sample.image))
+        ground = Photograph(sample.image if source is None else source)
+        x = viewed(Photograph(sample.image), tone(ground))
         mask = fitted(sample.mask, x.shape[1:])
-        before = None if source is None else viewed(Photograph(source))
+        before = None if source is None else viewed(ground)
         if not mask.any() or (before is not None and copies.agreement(x, before, mask) < _AGREES):
             return "unmarked"
         own, name = traits(x, mask), sample.category

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from defectgen.windows import BoolArray, as_seen, tone
 
 _SIDE = 512  # pixels that the longer side of a photograph is evaluated at, at most
 _GRID = 8  # blocks a side of what two photographs are compared by
+_ENOUGH = 8  # photographs, to know what all of a kind look like
 _ALIKE = 0.97  # correlation from which on two photographs are near-duplicates
 _MANIFEST, _RECORD = "manifest.jsonl", "dataset.json"
 
@@ -42,6 +43,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What a folder holds, and which files cannot be used, with the reason."""
+
+    pictures: tuple[Picture, ...]
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Real:
     """The real photographs, in two parts that share no near-duplicate."""
 
@@ -51,18 +60,20 @@ class Real:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """A dataset to evaluate. `trained_on` are the SHA-256 of what its model saw, as far as that is written down."""
+    """A dataset to evaluate. `seen` are the SHA-256 of what its model was trained on, and its gate compared with."""
 
     pictures: tuple[Picture, ...]
-    trained_on: frozenset[str] = field(default=frozenset())
+    seen: frozenset[str] = frozenset()
+    trained_on_known: bool = False
     traceable: bool = False
     """Whether it is written down what each sample was made of."""
     made_by_model: bool = False
+    skipped: tuple[str, ...] = ()
 
     @property
     def used(self) -> frozenset[str]:
         """Every photograph that went into it, in one way or another."""
-        return self.trained_on.union(*(picture.made_of for picture in self.pictures))
+        return self.seen.union(*(picture.made_of for picture in self.pictures))
 
 
 @lru_cache(maxsize=4096)
@@ -70,22 +81,28 @@ def _sha256(path: Path) -> str:
     return files.sha256(path)
 
 
-def read_real(folder: Path, normals: Path | None) -> tuple[Picture, ...]:
+def read_real(folder: Path, normals: Path | None = None, *, apart: bool = False) -> Found:
     """Defects, all with masks, and normals: an MVTec AD category, folders `defects` and `normals`, or one each.
+
+    Those of a test, kept `apart`, lie in one folder: what lies beside it is another's.
 
     Raises:
         BadInputError: no normals, or no usable defects.
     """
     inner = next((folder / name for name in ("defects", "test") if (folder / name).is_dir()), folder)
-    beside = (folder / "train" / "good", *(each / n for each in (folder, folder.parent) for n in ("normals", "good")))
+    around = (folder,) if apart else (folder, folder.parent)
+    beside = (folder / "train" / "good", *(each / name for each in around for name in ("normals", "good")))
     found = normals or next((path for path in beside if path.is_dir()), None)
     if found is None:
+        if apart:
+            raise BadInputError(f"{folder}: no normals in it; put defects, masks and normals there to test on")
         raise BadInputError(f"{folder}: no normals beside the defects; name their folder with --normals")
-    return (*_pictures(read_defects(inner)), *_pictures(read_normals(found)))
+    return _found(Catalog.of([read_defects(inner), read_normals(found)]))
 
 
-def _pictures(catalog: Catalog) -> list[Picture]:
-    return [Picture(sample.path, sample.category, sample.mask) for sample in catalog.samples]
+def _found(catalog: Catalog) -> Found:
+    pictures = tuple(Picture(sample.path, sample.category, sample.mask) for sample in catalog.samples)
+    return Found(pictures, tuple(f"{each.path}: {each.reason}" for each in catalog.skipped))
 
 
 def read_synthetic(folder: Path) -> Synthetic:
@@ -96,37 +113,38 @@ def read_synthetic(folder: Path) -> Synthetic:
     """
     manifest = folder / _MANIFEST
     if not manifest.is_file():
-        return Synthetic(tuple(_pictures(read_defects(folder))))
-    pictures, by_model, here = (
-        [],
-        False,
-        lru_cache(maxsize=None)(lambda text: _sha256(Path(text)) if Path(text).is_file() else None),
-    )
+        found = _found(read_defects(folder))
+        return Synthetic(found.pictures, skipped=found.skipped)
+    pictures, by_model, traceable, gone = [], False, True, 0
     for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
-            used = {row.get("source_sha256"), *(here(each) for each in _references(row))}
-            by_model = by_model or "model" in row
+            image, mask = folder / row["image"], folder / row["mask"]
+            used = {row.get("source_sha256"), *_references(row)}
             source = Path(row["source"]) if "source" in row else folder / row["normal"] if "normal" in row else None
-            pictures.append(
-                Picture(
-                    folder / row["image"], row["category"], folder / row["mask"],
-                    frozenset(each for each in used if each), source,
-                )
-            )  # fmt: skip
+            by_model = by_model or "model" in row
+            traceable = traceable and "" not in used
+            if image.is_file() and mask.is_file():
+                made_of = frozenset(each for each in used if each)
+                pictures.append(Picture(image, row["category"], mask, made_of, source))
+            else:
+                gone += 1
         except (ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{manifest}: line {number} cannot be read: {error!r}") from error
     if not pictures:
         raise BadInputError(f"{manifest}: holds no sample")
     record = folder / _RECORD
     saved = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    return Synthetic(tuple(pictures), frozenset(saved.get("trained_on", ())), True, by_model)
+    seen_before = frozenset((*saved.get("trained_on", ()), *saved.get("gated_by", ())))
+    skipped = (f"{folder}: {gone} samples of its manifest are gone",) if gone else ()
+    return Synthetic(tuple(pictures), seen_before, bool(saved.get("trained_on")), traceable, by_model, skipped)
 
 
 def _references(row: dict[str, Any]) -> list[str]:
-    """The photographs that a manifest row names beside its source."""
-    named = [row[key]["file"] for key in ("reference", "style") if isinstance(row.get(key), dict)]
-    return named + [each["content"] for each in row.get("parameters", {}).get("defects", ()) if "content" in each]
+    """The SHA-256 of the photographs that a manifest row names beside its source; "" where one is not written."""
+    named = [row[key] for key in ("reference", "style") if isinstance(row.get(key), dict)]
+    contents = [each for each in row.get("parameters", {}).get("defects", ()) if "content" in each]
+    return [*(each.get("sha256", "") for each in named), *(each.get("content_sha256", "") for each in contents)]
 
 
 def split(real: Sequence[Picture], synthetic: Synthetic, seed: int, part: float = 0.4) -> Real:
@@ -148,7 +166,7 @@ def split(real: Sequence[Picture], synthetic: Synthetic, seed: int, part: float 
         for group in rng.permutation(np.array(free, int)).tolist():
             if count >= wanted:
                 break
-            if group not in test:
+            if group not in test and len(set(mine) - test) > 1:  # one is left to train on
                 test.add(group)
                 count += mine.count(group)
     sides = [
@@ -203,29 +221,39 @@ def kept_apart(synthetic: Synthetic, test: Sequence[Picture]) -> Synthetic:
 
 def near_duplicates(pictures: Sequence[Picture], others: Sequence[Picture]) -> list[bool]:
     """For each picture whether one of the others is a near-duplicate of it."""
-    ours, theirs = (np.stack([_descriptor(each.path) for each in part]) for part in (pictures, others))
-    return [bool(row.max() > _ALIKE) for row in ours @ theirs.T]
+    found = _descriptors([*pictures, *others])
+    ours, theirs = found[: len(pictures)], found[len(pictures) :]
+    return [bool((theirs @ row).max(initial=-1) > _ALIKE) for row in ours]
 
 
 def _groups(pictures: Sequence[Picture]) -> list[int]:
     """For each the number of its group of near-duplicates: the lowest index among them."""
-    descriptors = np.stack([_descriptor(picture.path) for picture in pictures])
-    alike = descriptors @ descriptors.T > _ALIKE
+    descriptors = _descriptors(pictures)
     group = np.arange(len(pictures))
-    for i in range(len(pictures)):
-        for j in np.flatnonzero(alike[i, :i]):
+    for i in range(1, len(pictures)):
+        for j in np.flatnonzero(descriptors[:i] @ descriptors[i] > _ALIKE):
             group[group == group[i]] = group[j]
     return [int(each) for each in group]
 
 
+def _descriptors(pictures: Sequence[Picture]) -> NDArray[np.float32]:
+    """What each looks like from afar, apart from what all look like: photographs of one part in one place are no
+    duplicates. Vectors of length 1."""
+    if not pictures:
+        return np.zeros((0, 1), np.float32)
+    found = np.stack([_descriptor(picture.path) for picture in pictures])
+    if len(found) >= _ENOUGH:
+        found = found - found.mean(axis=0)
+    return np.asarray(found / (np.linalg.norm(found, axis=1, keepdims=True) + 1e-6), np.float32)
+
+
 def _descriptor(path: Path) -> NDArray[np.float32]:
-    """What a photograph looks like from afar, brightness and contrast aside: a vector of length 1."""
+    """What a photograph looks like from afar, brightness and contrast aside."""
     gray = seen(path).mean(axis=0)
     small = cv2.resize(gray, (2 * _GRID, 2 * _GRID), interpolation=cv2.INTER_AREA)
     fine = cv2.resize(gray - cv2.GaussianBlur(gray, (0, 0), 8), (4 * _GRID, 4 * _GRID), interpolation=cv2.INTER_AREA)
     parts = [(each - each.mean()).ravel() for each in (small, fine)]
-    vector = np.concatenate([part / (np.linalg.norm(part) + 1e-6) for part in parts])
-    return np.asarray(vector / (np.linalg.norm(vector) + 1e-6), np.float32)
+    return np.concatenate([part / (np.linalg.norm(part) + 1e-6) for part in parts]).astype(np.float32)
 
 
 def seen(path: Path) -> NDArray[np.float32]:
@@ -233,11 +261,14 @@ def seen(path: Path) -> NDArray[np.float32]:
     return viewed(read_photograph(path))
 
 
-def viewed(photograph: Photograph) -> NDArray[np.float32]:
-    """A photograph as the evaluation sees it: [C, H, W] in [-1, 1], at its own resolution or 512 pixels long."""
+def viewed(photograph: Photograph, tones: tuple[float, float] | None = None) -> NDArray[np.float32]:
+    """A photograph as the evaluation sees it: [C, H, W] in [-1, 1], at its own resolution or 512 pixels long.
+
+    `tones` become -1 and 1: its own, or those of another that it is compared with.
+    """
     pixels = photograph.pixels.astype(np.float32)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
-    low_high, size = tone(photograph), _size(photograph.height, photograph.width)
+    low_high, size = tones or tone(photograph), _size(photograph.height, photograph.width)
     if size != (photograph.width, photograph.height):
         smaller = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
         pixels = np.asarray(smaller, np.float32).reshape(size[1], size[0], -1)
@@ -253,7 +284,8 @@ def fitted(mask: BoolArray, size: tuple[int, int]) -> BoolArray:
     """A mask at another size [H, W]."""
     if mask.shape == size:
         return mask
-    return cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA) > 0.25
+    small = np.asarray(cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA))
+    return small > min(0.25, float(small.max()) / 2)  # the smallest defect leaves a trace
 
 
 def _size(height: int, width: int) -> tuple[int, int]:

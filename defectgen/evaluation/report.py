@@ -1,7 +1,6 @@
 """The report for people: one HTML file with its pictures, curves and tables inside."""
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectgen import files
+from defectgen.folders import NORMAL
 from defectgen.images import encode_jpeg
 
 Pixels = NDArray[np.uint8]
@@ -54,15 +54,16 @@ def write(path: Path, found: Mapping[str, Any], sheets: Mapping[str, Any]) -> No
 
 def _verdicts(found: Mapping[str, Any]) -> list[str]:
     lines = []
+    tested = sum(count for name, count in found["counts"]["real_test"].items() if name != NORMAL)
     for task, of_task in found["downstream"].items():
         against = of_task["against_traditional"]
         kind = against["verdict"].split()[0]
-        p = "no test" if math.isnan(against["p"]) else f"p = {against['p']:.3f}"
+        p = "no test" if against["p"] is None else f"p = {against['p']:.3f}"
         lines.append(
             f'<p class="verdict {kind}">{escape(task.capitalize())}: {escape(against["verdict"])}</p>'
             f'<p class="small">{escape(of_task["decided_by"])} {against["difference"]:+.3f} against traditional '
             f"augmentation; paired t-test over {against['seeds']} seeds, {p}. With few seeds only large differences "
-            "can be told from chance.</p>"
+            f"can be told from chance; and it is the chance of training alone: the test has {tested} defects.</p>"
         )
     return lines
 
@@ -91,7 +92,7 @@ def _fidelity(found: Mapping[str, Mapping[str, float]]) -> list[str]:
     ]
     note = (
         "The sliced Wasserstein distance of the patches (× 1000) needs no trained network; that between two halves of "
-        "the real photographs is what chance alone makes of it."
+        "the real photographs, which are fewer, is what chance alone makes of it."
     )
     if "fid" not in names:
         note += " FID and KID need a feature network: --features inception=FILE."
@@ -114,7 +115,7 @@ def _memorisation(found: Mapping[str, Any], pairs: Sequence[tuple[Pixels, float]
 
 def _masks(found: Mapping[str, float] | None) -> list[str]:
     if found is None:
-        return []
+        return ["<h2>Masks</h2>", "<p>Not compared: the photographs that the samples were made on were not found.</p>"]
     return [
         "<h2>Masks</h2>",
         f"<p>IoU of the mask with what differs from the source photograph: {found['median_iou']:.2f} in the median of "
@@ -133,9 +134,9 @@ def _what(found: Mapping[str, Any]) -> list[str]:
     if counts["left_out_as_near_duplicates"]:
         notes.append(f"{counts['left_out_as_near_duplicates']} near-duplicates of test photographs were left out.")
     if not found["traceable"]:
-        notes.append("The dataset has no manifest: that no test photograph went into it could not be checked.")
+        notes.append("The dataset does not say what it was made of: that no test photograph is in it is unchecked.")
     elif found["made_by_model"] and not found["trained_on_known"]:
-        notes.append("What a model was trained on is not written in the dataset, and could not be checked.")
+        notes.append("What its model was trained on is not written in the dataset, and unchecked.")
     extent = ", ".join(f"{name} {value}" for name, value in found["extent"].items())
     how = f"{extent}, seed {found['seed']}, on {found['device']}, defectgen {found['defectgen']}."
     return [

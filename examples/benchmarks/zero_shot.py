@@ -49,7 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     plan = Plan(options.steps, options.seeds, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
-    real = read_real(options.real, None)
+    real = read_real(options.real).pictures
     defects = [each for each in real if each.category != NORMAL and options.category in (None, each.category)]
     tested = defects + [each for each in real if each.category == NORMAL][: options.tested]
     normals = downstream.load([Picture(each.path, NORMAL) for each in read_normals(options.normals).samples], [])

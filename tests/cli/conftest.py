@@ -86,6 +86,7 @@ class _Samples:
         self.redrawn = 2
         self.failed = [1]
         self.facts: dict[str, Any] = {}
+        self.refused: dict[str, int] = {}
 
     def __len__(self) -> int:
         return self.wanted.num - len(self.wanted.skip)

@@ -14,6 +14,7 @@ FOUND: dict[str, Any] = {
     "traceable": True,
     "made_by_model": True,
     "trained_on_known": False,
+    "skipped": [],
     "memorisation": {"near_copies": 2, "of": 10},
     "downstream": {
         task: {

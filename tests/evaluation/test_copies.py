@@ -58,6 +58,14 @@ def test_others_are_not_copies(real: list[Any]) -> None:
     assert copies.share_of_copies(real[:1]) == 0
 
 
+def test_a_defect_of_a_pixel_harms_nothing(real: list[Any]) -> None:
+    x, mask = np.zeros((1, 40, 40), np.float32), np.zeros((40, 40), np.bool_)
+    mask[20, 20] = True
+    speck = copies.defects_of(x, mask)
+    assert copies.nearest([copies.defects_of(*blot(3))], [speck, *real]).copies[0]
+    assert np.isfinite(copies.nearest([speck], real).similarity).all()
+
+
 def test_one_of_several_defects_is_enough(real: list[Any]) -> None:
     """A cut-out is one piece of a photograph's defects."""
     x, mask = blot(3)

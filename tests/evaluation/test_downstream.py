@@ -1,4 +1,3 @@
-import math
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from defectgen.evaluation import downstream
-from defectgen.evaluation.downstream import Classifier, Example, Plan, UNet, judge, pixel_scores
+from defectgen.evaluation.downstream import Classifier, Example, Plan, UNet, judge, scores_of
 
 CPU = torch.device("cpu")
 LABELS = {"normal": 0, "bar": 1, "disc": 2}
@@ -28,9 +27,16 @@ def examples(draw: Callable[[int, str], Any]) -> Callable[..., list[Example]]:
     return make
 
 
-def test_pixel_scores_by_hand() -> None:
+def of(scores: "np.ndarray[Any, Any]", truth: "np.ndarray[Any, Any]") -> dict[str, Any]:
+    """The scores of single pixels, counted."""
+    levels, index = np.unique(scores, return_inverse=True)
+    positive, negative = (np.bincount(index[truth == kind], minlength=len(levels)) for kind in (True, False))
+    return scores_of(positive, negative)
+
+
+def test_scores_by_hand() -> None:
     scores, truth = np.array([0.9, 0.8, 0.7, 0.6, 0.5]), np.array([True, False, True, False, False])
-    found = pixel_scores(scores, truth)
+    found = of(scores, truth)
     assert found["auc"] == pytest.approx(5 / 6)
     assert found["ap"] == pytest.approx((1 + 2 / 3) / 2)
     assert (found["f1"], found["iou"]) == pytest.approx((0.8, 2 / 3))  # the first three
@@ -39,17 +45,17 @@ def test_pixel_scores_by_hand() -> None:
 
 
 def test_equal_scores_tell_nothing() -> None:
-    found = pixel_scores(np.zeros(10), np.arange(10) < 3)
+    found = of(np.zeros(10), np.arange(10) < 3)
     assert (found["auc"], found["ap"]) == pytest.approx((0.5, 0.3))
     with pytest.raises(ValueError, match="both kinds"):
-        pixel_scores(np.zeros(4), np.ones(4, np.bool_))
+        of(np.zeros(4), np.ones(4, np.bool_))
 
 
 def test_scores_are_those_of_every_pair() -> None:
     rng = np.random.default_rng(0)
     scores, truth = rng.integers(0, 20, 300).astype(float), rng.random(300) < 0.2
     above = scores[truth][:, None] - scores[~truth][None]
-    assert pixel_scores(scores, truth)["auc"] == pytest.approx(float(np.mean((above > 0) + 0.5 * (above == 0))))
+    assert of(scores, truth)["auc"] == pytest.approx(float(np.mean((above > 0) + 0.5 * (above == 0))))
 
 
 def test_verdicts() -> None:
@@ -58,8 +64,9 @@ def test_verdicts() -> None:
     assert judge([each - 0.1 - i / 100 for i, each in enumerate(base)], base).verdict == "hurts"
     assert judge([0.6, 0.4, 0.55, 0.45, 0.52], base).verdict == "no difference"
     assert judge(base, base) == downstream.Verdict("no difference", 0.0, 1.0, 5)
-    assert math.isnan(judge([0.9], [0.1]).p)  # one seed proves nothing
-    assert judge([0.9], [0.1]).verdict == "no difference"
+    assert judge([0.75], [0.25]) == downstream.Verdict("no difference", 0.5, None, 1)  # one seed proves nothing
+    assert judge([0.9] * 3, [0.8] * 3).p == pytest.approx(0.25)  # no spread: a coin that fell thrice on one side
+    assert judge([0.9] * 6, [0.8] * 6).verdict == "helps"
 
 
 def test_the_gradient_is_reversed_for_the_features_alone() -> None:

@@ -14,7 +14,7 @@ from defectgen.evaluation import EvaluateRequest, Extent, downstream, evaluate, 
 from defectgen.evaluation.photographs import Picture
 from defectgen.images import encode_png
 
-SMALL = Extent(steps=2, seeds=2, samples=12, normals=3)
+SMALL = Extent(steps=2, seeds=2, samples=24, normals=3)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_report_holds_every_part_in_both_forms(request_for: EvaluateRequest)
     assert "http" not in html.replace("http-equiv", "")  # nothing is fetched
     assert html.count("data:image/jpeg;base64,") >= 4 + len(found["memorisation"]["worst"])
     assert "<svg" in html
-    assert "could not be checked" in html
+    assert "is unchecked" in html
     assert [line.split(":")[0] for line in verdicts(found)] == ["classification", "segmentation"]
 
 
@@ -105,7 +105,7 @@ def test_copies_of_the_training_are_counted(request_for: EvaluateRequest, real: 
 
 
 def test_without_a_test_set_some_are_put_aside(request_for: EvaluateRequest) -> None:
-    real, _, left_out = evaluation.read(replace(request_for, test=None))
+    real, _, left_out, _ = evaluation.read(replace(request_for, test=None))
     assert evaluation.counts(real.train) == {"bar": 6, "disc": 6, "normal": 7}
     assert evaluation.counts(real.test) == {"bar": 4, "disc": 4, "normal": 5}
     assert left_out == 0
@@ -122,7 +122,17 @@ def test_categories_that_are_not_told_apart_become_one(
     assert found["counts"]["real_train"] == {"defect": 20, "normal": 3}
 
 
+def test_categories_of_the_test_alone_make_one_of_all(request_for: EvaluateRequest, held: Path, tmp_path: Path) -> None:
+    for name in ("defects", "masks"):
+        (tmp_path / "apart" / name).mkdir(parents=True)
+        (tmp_path / "apart" / name / "scrape").symlink_to(held / name / "bar")
+    (tmp_path / "apart/normals").symlink_to(held / "normals")
+    real, synthetic, _, _ = evaluation.read(replace(request_for, test=tmp_path / "apart"))
+    assert evaluation._categories(real, synthetic) == ("defect",)
+
+
 def test_large_sets_are_thinned_by_category() -> None:
-    pictures = [Picture(Path(str(i)), "a" if i < 10 else "b") for i in range(13)]
-    thinned = evaluation._thinned(pictures, 5, np.random.default_rng(0))
-    assert evaluation.counts(thinned) == {"a": 5, "b": 3}
+    categories = ["a"] * 10 + ["b"] * 3 + ["normal"] * 9
+    pictures = [Picture(Path(str(i)), category) for i, category in enumerate(categories)]
+    thinned = evaluation._thinned(pictures, replace(SMALL, samples=10, normals=4), np.random.default_rng(0))
+    assert evaluation.counts(thinned) == {"a": 5, "b": 3, "normal": 4}

@@ -38,6 +38,16 @@ def test_others_of_the_kind_pass(gate: Gate, draw: Callable[[int, str], Pair]) -
     assert "unmarked" not in reasons
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_or_two_real_defects_tell_nothing_of_what_is_plausible(
+    real: Path, draw: Callable[[int, str], Pair], count: int
+) -> None:
+    found = read_defects(real / "defects", categories=["bar"])
+    few = Gate(real, found.model_copy(update={"samples": found.samples[:count]}))
+    assert {few(*on(draw, seed, "bar")) for seed in range(100, 110)} <= {None, "copy"}
+    assert len(few.photographs) == count
+
+
 def test_copies_are_told(gate: Gate, real: Path, draw: Callable[[int, str], Pair]) -> None:
     found = []
     for seed in range(6):

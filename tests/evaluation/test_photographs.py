@@ -12,6 +12,7 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.evaluation.photographs import (
     Picture,
     Synthetic,
+    fitted,
     kept_apart,
     near_duplicates,
     read_real,
@@ -19,8 +20,10 @@ from defectgen.evaluation.photographs import (
     seen,
     seen_mask,
     split,
+    viewed,
 )
-from defectgen.images import encode_png, read_photograph
+from defectgen.images import Photograph, encode_png, read_photograph
+from defectgen.windows import tone
 
 
 def copy_of(path: Path, to: Path, brighter: int = 0) -> Picture:
@@ -33,20 +36,25 @@ def copy_of(path: Path, to: Path, brighter: int = 0) -> Picture:
 
 
 def test_real_photographs_are_found_in_the_usual_folders(real: Path, tmp_path: Path) -> None:
-    pictures = read_real(real, None)
+    pictures = read_real(real).pictures
     assert {each.category for each in pictures} == {"bar", "disc", "normal"}
     assert len(pictures) == 32
-    assert read_real(real / "defects", None) == pictures
+    assert read_real(real / "defects").pictures == pictures
     shutil.copytree(real / "defects", tmp_path / "only")
     shutil.copytree(real / "masks", tmp_path / "masks")
     with pytest.raises(BadInputError, match="--normals"):
-        read_real(tmp_path / "only", None)
-    assert len(read_real(tmp_path / "only", real / "normals")) == 32
+        read_real(tmp_path / "only")
+    assert len(read_real(tmp_path / "only", real / "normals").pictures) == 32
+    with pytest.raises(BadInputError, match="no normals in it; put defects, masks and normals there"):
+        read_real(real / "defects", apart=True)  # those beside it are another's
+    (tmp_path / "only/disc/0.png").write_bytes(b"damaged")
+    (skipped,) = read_real(tmp_path / "only", real / "normals").skipped
+    assert skipped.startswith(str(tmp_path / "only/disc/0.png"))
 
 
 def test_near_duplicates_stay_on_one_side(real: Path, tmp_path: Path) -> None:
     twins = [copy_of(real / f"defects/disc/{i}.png", tmp_path / f"{i}.png", 15) for i in range(8)]
-    pictures = [*read_real(real, None), *twins]
+    pictures = [*read_real(real).pictures, *twins]
     for seed in range(4):
         parts = split(pictures, Synthetic(()), seed)
         sides = {each.path: side for side, part in enumerate((parts.train, parts.test)) for each in part}
@@ -55,12 +63,34 @@ def test_near_duplicates_stay_on_one_side(real: Path, tmp_path: Path) -> None:
             assert sides[twin.path] == sides[real / f"defects/disc/{i}.png"]
         for category in ("bar", "normal"):
             assert 0.3 < np.mean([each.category == category for each in parts.test]) * len(parts.test) / 11 < 0.6
-    assert near_duplicates(twins, read_real(real, None)) == [True] * 8
+    assert near_duplicates(twins, read_real(real).pictures) == [True] * 8
     assert not any(near_duplicates(twins, [Picture(real / "defects/disc/9.png", "disc")]))
 
 
+def test_photographs_of_parts_in_one_place_are_no_duplicates(tmp_path: Path) -> None:
+    """All show the same disc; what differs is the surface."""
+    yy, xx = np.indices((120, 120)) - 60
+    pictures = []
+    for i in range(12):
+        grain = cv2.GaussianBlur(np.random.default_rng(i).normal(size=(120, 120)), (0, 0), 3) * 30
+        pixels = np.where(np.hypot(yy, xx) < 40, 180, 30) + grain
+        (tmp_path / f"{i}.png").write_bytes(encode_png(np.clip(pixels, 0, 255).astype(np.uint8)))
+        pictures.append(Picture(tmp_path / f"{i}.png", "normal" if i < 6 else "disc"))
+    assert near_duplicates(pictures[:6], pictures[6:]) == [False] * 6
+    twin = copy_of(tmp_path / "3.png", tmp_path / "twin.png", 10)
+    assert near_duplicates([*pictures[4:], twin], pictures[:4]) == [False] * 8 + [True]
+
+
+def test_a_category_keeps_one_photograph_to_train_on(real: Path) -> None:
+    pictures = read_real(real).pictures
+    used = frozenset(each.sha256 for each in pictures if each.category == "bar" and each.path.stem != "0")
+    lone = [each for each in pictures if each.sha256 not in used]
+    parts = split(lone, Synthetic(()), seed=0)
+    assert [each.category for each in parts.train].count("bar") == 1
+
+
 def test_what_went_into_the_dataset_is_trained_on(real: Path) -> None:
-    pictures = read_real(real, None)
+    pictures = read_real(real).pictures
     used = [each for each in pictures if int(each.path.stem) < 5]
     parts = split(pictures, Synthetic((), frozenset(each.sha256 for each in used)), seed=0)
     assert set(used) <= set(parts.train)
@@ -75,7 +105,7 @@ def dataset(real: Path, tmp_path: Path) -> Path:
     rows = []
     extras: list[dict[str, Any]] = [
         {"model": "m"},
-        {"parameters": {"defects": [{"content": str(real / "defects/bar/1.png")}]}},
+        {"parameters": {"defects": [{"content": "x", "content_sha256": files.sha256(real / "defects/bar/1.png")}]}},
     ]
     for i, extra in enumerate(extras):
         for name in ("images", "masks"):
@@ -102,6 +132,13 @@ def test_a_manifest_tells_what_samples_were_made_of(dataset: Path, real: Path) -
     assert [len(each.made_of) for each in synthetic.pictures] == [1, 2]
     wanted = ("normals/0.png", "normals/1.png", "defects/bar/1.png", "defects/disc/3.png")
     assert synthetic.used == {files.sha256(real / name) for name in wanted}
+    assert synthetic.trained_on_known
+    manifest = dataset / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("content_sha256", "old"))
+    assert not read_synthetic(dataset).traceable  # of an older version: a name alone says nothing elsewhere
+    (dataset / "images/0.png").unlink()
+    fewer = read_synthetic(dataset)
+    assert (len(fewer.pictures), fewer.skipped) == (1, (f"{dataset}: 1 samples of its manifest are gone",))
     (dataset / "manifest.jsonl").write_text('{"image": 3}\n')
     with pytest.raises(BadInputError, match="line 1 cannot be read"):
         read_synthetic(dataset)
@@ -119,7 +156,7 @@ def test_a_test_photograph_that_went_into_the_dataset_is_refused(dataset: Path, 
 def test_the_test_sets_own_twin_is_refused_and_single_twins_are_left_out(
     real: Path, held: Path, tmp_path: Path
 ) -> None:
-    test = read_real(held, None)
+    test = read_real(held).pictures
     same = Synthetic(tuple(each for each in test if each.category != "normal"))
     with pytest.raises(BadInputError, match="is a test photograph"):
         kept_apart(same, test)
@@ -140,3 +177,17 @@ def test_large_photographs_are_seen_smaller_with_their_masks(tmp_path: Path) -> 
     assert small.shape == (150, 512)
     assert small[:, 60:440].any(axis=0).all()  # a thin line does not break
     assert not seen_mask(None, (150, 512)).any()
+    pinhole = np.zeros((300, 1024), np.bool_)
+    pinhole[101, 301] = True
+    assert fitted(pinhole, (75, 256)).sum() >= 1
+    assert not fitted(np.zeros_like(pinhole), (75, 256)).any()
+
+
+def test_two_of_16_bit_are_seen_by_one_tone() -> None:
+    ground = np.random.default_rng(0).integers(20_000, 22_000, (64, 64), np.uint16)
+    after = ground.copy()
+    after[10:30, 10:30] = 60_000
+    tones = tone(Photograph(ground))
+    a, b = viewed(Photograph(after), tones), viewed(Photograph(ground))
+    assert np.array_equal(a[:, 40:], b[:, 40:])
+    assert (a[:, 12:28, 12:28] == 1).all()
