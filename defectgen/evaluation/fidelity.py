@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.linalg import sqrtm
 
 from defectgen.errors import WeightsError
-from defectgen.windows import BoolArray, FloatArray
+from defectgen.windows import BoolArray, FloatArray, defect_pieces
 
 Features = NDArray[np.float64]
 WINDOW = 64  # pixels of a window around a defect
@@ -28,12 +28,11 @@ _NEIGHBOUR = 3  # k of precision and recall
 
 
 def window_around(x: FloatArray, mask: BoolArray) -> FloatArray:
-    """The square around the middle of a defect, [C, 64, 64], mirrored beyond the edges; larger defects are shrunk."""
-    rows, columns = np.nonzero(mask)
-    extent = max(np.ptp(rows), np.ptp(columns)) + 1
-    side = max(WINDOW, round(1.2 * extent))
+    """The square around the largest defect of a mask, [C, 64, 64], mirrored beyond the edges; large ones are shrunk."""
+    box, _ = max(defect_pieces(mask), key=lambda piece: int(piece[1].sum()))
+    side = max(WINDOW, round(1.2 * max(box.width, box.height)))
     pad = [(0, 0), (side // 2, side - side // 2), (side // 2, side - side // 2)]
-    y, x0 = (round((each.min() + each.max()) / 2) for each in (rows, columns))
+    y, x0 = round(box.y + (box.height - 1) / 2), round(box.x + (box.width - 1) / 2)
     window = np.pad(x, pad, mode="symmetric")[:, y : y + side, x0 : x0 + side]
     if side == WINDOW:
         return window

@@ -36,6 +36,8 @@ def test_a_window_has_the_defect_in_its_middle_and_shrinks_large_ones() -> None:
     window = window_around(x, mask)
     assert window.shape == (2, 64, 64)
     assert window[:, 30:34, 28:36].min() == 1
+    mask[60:62, 5:7] = True  # a smaller one elsewhere
+    assert np.array_equal(window_around(x, mask), window)
     mask[:, 20] = True
     assert window_around(x, mask).shape == (2, 64, 64)
 
