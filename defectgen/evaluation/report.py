@@ -56,15 +56,16 @@ def _verdicts(found: Mapping[str, Any]) -> list[str]:
     lines = []
     tested = sum(count for name, count in found["counts"]["real_test"].items() if name != NORMAL)
     for task, of_task in found["downstream"].items():
-        against = of_task["against_traditional"]
+        against = of_task["against_baseline"]
         kind = against["verdict"].split()[0]
         p = "no test" if against["p"] is None else f"p = {against['p']:.3f}"
-        lines.append(
-            f'<p class="verdict {kind}">{escape(task.capitalize())}: {escape(against["verdict"])}</p>'
-            f'<p class="small">{escape(of_task["decided_by"])} {against["difference"]:+.3f} against traditional '
-            f"augmentation; paired t-test over {against['seeds']} seeds, {p}. With few seeds only large differences "
-            f"can be told from chance; and it is the chance of training alone: the test has {tested} defects.</p>"
+        told = (
+            f"{of_task['decided_by']} {against['difference']:+.3f} against {_NAMES[of_task['baseline']]}, the better of "
+            f"the two; paired t-test over {against['seeds']} seeds, {p}. With few seeds only large differences can be "
+            f"told from chance; and it is the chance of training alone: the test has {tested} defects."
         )
+        verdict = f"{task.capitalize()}: {against['verdict']}"
+        lines.append(f'<p class="verdict {kind}">{escape(verdict)}</p><p class="small">{escape(told)}</p>')
     return lines
 
 

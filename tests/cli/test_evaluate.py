@@ -22,7 +22,8 @@ FOUND: dict[str, Any] = {
             "scores": {
                 arm: {name: {"mean": mean, "spread": 0.01}} for arm, mean in (("synthetic", 0.8), ("traditional", 0.7))
             },
-            "against_traditional": {"verdict": "helps", "difference": 0.1, "p": 0.01, "seeds": 5},
+            "baseline": "traditional",
+            "against_baseline": {"verdict": "helps", "difference": 0.1, "p": 0.01, "seeds": 5},
         }
         for task, name in (("classification", "accuracy"), ("segmentation", "f1"))
     },

@@ -49,7 +49,11 @@ def test_the_report_holds_every_part_in_both_forms(request_for: EvaluateRequest)
         scores = found["downstream"][task]["scores"]
         assert set(scores) == set(downstream.ARMS)
         assert all(0 <= value["mean"] <= 1 for arm in scores.values() for value in arm.values())
-        assert found["downstream"][task]["against_traditional"]["seeds"] == 2
+        assert found["downstream"][task]["against_baseline"]["seeds"] == 2
+        better = max(
+            "traditional", "real", key=lambda arm: scores[arm][found["downstream"][task]["decided_by"]]["mean"]
+        )
+        assert found["downstream"][task]["baseline"] == better
     assert json.loads((request_for.out / "report.json").read_text()) == json.loads(json.dumps(found))
     html = (request_for.out / "report.html").read_text()
     assert "http" not in html.replace("http-equiv", "")  # nothing is fetched
