@@ -60,9 +60,9 @@ def _verdicts(found: Mapping[str, Any]) -> list[str]:
         kind = against["verdict"].split()[0]
         p = "no test" if against["p"] is None else f"p = {against['p']:.3f}"
         told = (
-            f"{of_task['decided_by']} {against['difference']:+.3f} against {_NAMES[of_task['baseline']]}, the better of "
-            f"the two; paired t-test over {against['seeds']} seeds, {p}. With few seeds only large differences can be "
-            f"told from chance; and it is the chance of training alone: the test has {tested} defects."
+            f"{of_task['decided_by']} {against['difference']:+.3f} against {_NAMES[of_task['baseline']]}, the better "
+            f"of the two; paired t-test over {against['seeds']} seeds, {p}. With few seeds only large differences can "
+            f"be told from chance; and it is the chance of training alone: the test has {tested} defects."
         )
         verdict = f"{task.capitalize()}: {against['verdict']}"
         lines.append(f'<p class="verdict {kind}">{escape(verdict)}</p><p class="small">{escape(told)}</p>')
