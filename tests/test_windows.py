@@ -244,6 +244,17 @@ class TestTrainingWindows:
     def test_each_category_has_its_own_scale(self, windows: TrainingWindows) -> None:
         assert windows.scales == {"p": {"crack": 1.0, "dent": pytest.approx(64 / 115)}}
 
+    def test_a_long_thin_defect_stays_thick_enough_to_be_seen(self, catalog: Catalog) -> None:
+        """A line of 280 by 5 pixels, whole in the window, would be one pixel thick: it is seen in pieces instead."""
+        mask = np.zeros((200, 300), np.uint8)
+        mask[90:95, 10:290] = 255
+        for sample in catalog.samples:
+            if sample.category == "crack" and sample.mask is not None:
+                sample.mask.write_bytes(encode_png(mask))
+        scale = TrainingWindows(catalog, 64, ["p"], [NORMAL, "crack", "dent"]).scales["p"]["crack"]
+        assert scale == pytest.approx(4 / 6, abs=0.02)  # four pixels, of six as its depth counts them
+        assert scale > 64 / 280
+
     def test_the_defect_lies_inside_its_window_at_its_scale(self, windows: TrainingWindows) -> None:
         shown = {"crack": 10.0**2, "dent": (100 * 64 / 115) ** 2}
         for seed in range(60):
