@@ -125,7 +125,7 @@ class _Network:
         categories: Sequence[str],
         keys: Sequence[tuple[int, ...]],
         x: FloatArray | None = None,
-        **guides: FloatArray | None,
+        **guides: FloatArray,
     ) -> list[_Made]:
         """An image for each category and key of a random generator, on windows x, if any.
 
@@ -146,11 +146,7 @@ class _Network:
                 windows = torch.empty(len(rngs), 0) if x is None else torch.from_numpy(x[part])
                 layout = torch.contiguous_format if x is None else torch.channels_last
                 windows = windows.to(self.device, memory_format=layout)
-                given = {
-                    name: torch.from_numpy(values[part]).to(self.device)
-                    for name, values in guides.items()
-                    if values is not None
-                }
+                given = {name: torch.from_numpy(values[part]).to(self.device) for name, values in guides.items()}
                 generated = self.method.generate(GenerateBatch(windows, mix.argmax(dim=1) + 1, rngs, mix, **given))
                 columns = [generated.x, generated.mask, self._restore(generated.x, rngs), generated.normal]
                 arrays = [None if each is None else each.float().cpu().numpy() for each in columns]

@@ -86,7 +86,7 @@ def compose(
         )
 
     from defectgen.folders import read_defects, read_normals
-    from defectgen.samples import Wanted, mixture
+    from defectgen.samples import Wanted
 
     console = Console(as_json=as_json, quiet=quiet)
     placement = output.placement(scale, rotation, per_image, region, mode=blend.value)
@@ -97,11 +97,7 @@ def compose(
         cut_outs = read_defects(contents, masks=masks, categories=names, on_bad=on_bad.value)
         names = names or cut_outs.categories
     else:
-        from defectgen import registry
-
-        known = {name for text in names for name in mixture(text)}
-        entry = registry.find(name=model, categories=known, files=registry.find_registry(weights))
-        registry.verify(entry)
+        entry = output.find_model(model, names, weights)
         names = names or entry.categories
     skipped = (*catalog.skipped, *(cut_outs.skipped if cut_outs else ()))
     console.skipped(skipped)

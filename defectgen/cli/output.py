@@ -1,7 +1,8 @@
-"""What `synthesize` and `compose` share: the options of a dataset, and writing it."""
+"""What `synthesize`, `transfer` and `compose` share: the options of a dataset, and writing it."""
 
 import math
 import re
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from defectgen.composing import Placement, Region
     from defectgen.dataset import Dataset, Synthesized
     from defectgen.folders import Catalog
+    from defectgen.registry import Entry
     from defectgen.samples import Samples
 
 
@@ -43,6 +45,21 @@ Where = Annotated[
         help="x,y,width,height in pixels; a mask image; or 'object', not its backdrop  [default: anywhere]",
     ),
 ]
+
+
+def find_model(model: str | None, categories: Sequence[str], weights: Path | None) -> "Entry":
+    """The model of that name, or the newest that knows the categories (or mixtures, unions); its file is whole.
+
+    Raises:
+        WeightsError: there is none, or its file is another.
+    """
+    from defectgen import registry
+    from defectgen.samples import mixture
+
+    known = {name for text in categories for name in mixture(text)}
+    entry = registry.find(name=model, categories=known, files=registry.find_registry(weights))
+    registry.verify(entry)
+    return entry
 
 
 def plan(normals: "Catalog", num: int, out: Path, layout: Format) -> dict[str, Any]:

@@ -88,17 +88,15 @@ def synthesize(
     if resume and overwrite:
         raise UsageError("--resume goes on with a dataset and --overwrite replaces it: give one of them")
 
-    from defectgen import registry, sampling
+    from defectgen import sampling
     from defectgen.device import resolve
     from defectgen.folders import Catalog
-    from defectgen.samples import Wanted, mixture
+    from defectgen.samples import Wanted
 
     console = Console(as_json=as_json, quiet=quiet)
     regions = tuple(_region(text) for text in region or [])
     wanted = _wanted(category or [], [name for name, _ in regions])
-    names = {name for text in wanted for name in mixture(text)}
-    entry = registry.find(name=model, categories=names, files=registry.find_registry(weights))
-    registry.verify(entry)
+    entry = output.find_model(model, wanted, weights)
     categories = wanted or entry.categories
     whole = entry.method == "dfmgan" and not normals  # it makes photographs of its own
     catalog = Catalog(samples=(), skipped=()) if whole else _read_normals(entry, normals or [], on_bad)

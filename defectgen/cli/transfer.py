@@ -113,7 +113,7 @@ def transfer(
     console = Console(as_json=as_json, quiet=quiet)
     placement = output.placement(scale, rotation, per_image, region, crop, colour=colour.value)
     names = tuple(dict.fromkeys(category or []))
-    entry = _entry(model, names, weights)
+    entry = output.find_model(model, names, weights) if model else None
 
     def read(texts: Sequence[str], masks: Path | None = None) -> Catalog:
         folders = [_named(text, entry) for text in texts]
@@ -187,19 +187,6 @@ def transfer(
             + (", or train the model longer" if entry else ", or --colour keep")
         ),
     )
-
-
-def _entry(model: str | None, names: Sequence[str], weights: Path | None) -> "Entry | None":
-    if model is None:
-        return None
-
-    from defectgen import registry
-    from defectgen.samples import mixture
-
-    known = {name for text in names for name in mixture(text)}
-    entry = registry.find(name=model, categories=known, files=registry.find_registry(weights))
-    registry.verify(entry)
-    return entry
 
 
 def _named(text: str, entry: "Entry | None") -> tuple[str, Path]:
