@@ -5,6 +5,9 @@ import torch
 
 from defectgen.errors import NoDeviceError, UsageError
 
+RANK = 0
+"""Which of the processes of one run this is."""
+
 
 def resolve(name: str) -> torch.device:
     """The device for `auto`, `cpu`, `cuda` or `cuda:N`.

@@ -32,7 +32,7 @@ class UsageError(UserError):
 
 
 class BadInputError(UserError):
-    """Photographs, masks or folders that cannot be used."""
+    """Images, masks or folders that cannot be used."""
 
     code = ExitCode.BAD_INPUT
 

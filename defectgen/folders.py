@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from defectgen import files
 from defectgen.errors import BadInputError, UsageError
-from defectgen.images import ImageError, is_photograph, read_mask, read_photograph
+from defectgen.imaging.images import ImageError, is_image_file, read_image, read_mask
 
 NORMAL: Final = "normal"
 OnBad = Literal["skip", "fail"]
@@ -26,10 +26,10 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Sample(_Record):
+class SourceImage(_Record):
     """A photograph that was read once and found good. Sizes in pixels, `channels` 1 or 3, `depth` 8 or 16 bits.
 
-    One that shows several categories is a sample of each; `also` are then the others, with their masks.
+    One that shows several categories is a image of each; `also` are then the others, with their masks.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Skipped(_Record):
     reason: str
 
 
-class Source(_Record):
+class ProductFolders(_Record):
     """The folders of one product, as they were given."""
 
     product: str
@@ -62,7 +62,7 @@ class Source(_Record):
 class Catalog(_Record):
     """All photographs of a run."""
 
-    samples: tuple[Sample, ...]
+    images: tuple[SourceImage, ...]
     skipped: tuple[Skipped, ...]
 
     @classmethod
@@ -70,18 +70,18 @@ class Catalog(_Record):
         """Several as one."""
         parts = list(parts)
         return cls(
-            samples=tuple(sample for part in parts for sample in part.samples),
+            images=tuple(image for part in parts for image in part.images),
             skipped=tuple(each for part in parts for each in part.skipped),
         )
 
     @property
     def products(self) -> tuple[str, ...]:
-        return tuple(sorted({sample.product for sample in self.samples}))
+        return tuple(sorted({image.product for image in self.images}))
 
     @property
     def categories(self) -> tuple[str, ...]:
         """Of the defects, sorted."""
-        return tuple(sorted({sample.category for sample in self.samples} - {NORMAL}))
+        return tuple(sorted({image.category for image in self.images} - {NORMAL}))
 
 
 class _Found(_Record):
@@ -93,7 +93,7 @@ class _Found(_Record):
     product: str
 
 
-def parse_product(text: str) -> Source:
+def parse_product(text: str) -> ProductFolders:
     """The source of `NAME=NORMALS:DEFECTS`; a colon within a path is told from the one between by what exists."""
     name, equals, folders = text.partition("=")
     pairs = [
@@ -106,17 +106,24 @@ def parse_product(text: str) -> Source:
         raise UsageError(f"--product {text}: give NAME=NORMALS:DEFECTS")
     if not there:
         raise BadInputError(f"--product {text}: no two folders there, NORMALS and DEFECTS with a colon between them")
-    return Source(product=name.strip(), normals=there[0][0], defects=there[0][1])
+    return ProductFolders(product=name.strip(), normals=there[0][0], defects=there[0][1])
 
 
 def read_catalog(
-    sources: Sequence[Source],
+    sources: Sequence[ProductFolders],
     *,
     category: str | None = None,
     on_bad: OnBad = "skip",
     progress: OnFile | None = None,
 ) -> Catalog:
-    """Find and read every photograph of `sources` once.
+    """Find and read every image of `sources` once.
+
+    >>> import defectgen
+    >>> from pathlib import Path
+    >>> part = defectgen.ProductFolders(product="part", normals=Path("photos/normals"), defects=Path("photos/defects"))
+    >>> catalog = defectgen.read_catalog([part])
+    >>> catalog.categories, len(catalog.images), len(catalog.skipped)
+    (('crack', 'scratch', 'spot'), 38, 0)
 
     `category` names the photographs of a flat folder, or chooses one of several category folders.
 
@@ -134,17 +141,17 @@ def read_catalog(
     catalog = _read(found, on_bad, progress)
     for product in {source.product for source in sources}:
         for what in ("normals", "defects"):
-            if not any(s.product == product and (s.category == NORMAL) == (what == "normals") for s in catalog.samples):
+            if not any(s.product == product and (s.category == NORMAL) == (what == "normals") for s in catalog.images):
                 raise BadInputError(f"{product}: no usable {what} are left: {_reasons(catalog.skipped)}")
     return catalog
 
 
 def read_normals(folder: Path, *, product: str = "product", on_bad: OnBad = "skip") -> Catalog:
     """The normals alone, from a folder of photographs or that of an MVTec AD category; errors as `read_catalog`."""
-    normals, _ = _mvtec(Source(product=product, normals=folder, defects=None))
+    normals, _ = _mvtec(ProductFolders(product=product, normals=folder, defects=None))
     found = [_Found(path=path, mask=None, category=NORMAL, product=product) for path in _pictures(normals)]
     catalog = _read(found, on_bad, None)
-    if not catalog.samples:
+    if not catalog.images:
         raise BadInputError(f"{folder}: no usable normals: {_reasons(catalog.skipped)}")
     return catalog
 
@@ -169,13 +176,13 @@ def read_defects(
     """
     if (folder / "train" / "good").is_dir() and (folder / "test").is_dir():
         folder = folder / "test"
-    source = Source(product=product, normals=folder, defects=folder, masks=masks)
+    source = ProductFolders(product=product, normals=folder, defects=folder, masks=masks)
     found = _find_defects(source, folder, categories[0] if len(categories) == 1 else None)
     there = {each.category for each in found}
     if unknown := set(categories) - there:
         raise UsageError(f"--category {min(unknown)}: {folder} has {', '.join(sorted(there))}")
     catalog = _read([each for each in found if each.category in (categories or there)], on_bad, None)
-    if not catalog.samples:
+    if not catalog.images:
         raise BadInputError(f"{folder}: no usable defects: {_reasons(catalog.skipped)}")
     if masked:
         require_masks(catalog)
@@ -183,25 +190,25 @@ def read_defects(
 
 
 def unite(catalog: Catalog) -> Catalog:
-    """A catalog whose samples know what else their photographs show (`Sample.also`).
+    """A catalog whose images know what else their photographs show (`SourceImage.also`).
 
     The same photograph is one that has the same name and the same bytes in several category folders, or several
     categories in `labels.csv`. A name alone says nothing: many folders number their photographs alike.
     """
-    by_name: dict[tuple[str, str], list[Sample]] = {}
-    for sample in catalog.samples:
-        if sample.category != NORMAL:
-            by_name.setdefault((sample.product, sample.path.name), []).append(sample)
+    by_name: dict[tuple[str, str], list[SourceImage]] = {}
+    for image in catalog.images:
+        if image.category != NORMAL:
+            by_name.setdefault((image.product, image.path.name), []).append(image)
     also: dict[tuple[Path, str], tuple[tuple[str, Path | None], ...]] = {}
     for alike in by_name.values():
-        if len({sample.category for sample in alike}) == 1:
+        if len({image.category for image in alike}) == 1:
             continue
-        content = [files.sha256(sample.path) for sample in alike]
-        for sample, own in zip(alike, content, strict=True):
-            others = [o for o, its in zip(alike, content, strict=True) if its == own and o.category != sample.category]
-            also[sample.path, sample.category] = tuple((other.category, other.mask) for other in others)
-    samples = (s.model_copy(update={"also": also.get((s.path, s.category), ())}) for s in catalog.samples)
-    return catalog.model_copy(update={"samples": tuple(samples)})
+        content = [files.sha256(image.path) for image in alike]
+        for image, own in zip(alike, content, strict=True):
+            others = [o for o, its in zip(alike, content, strict=True) if its == own and o.category != image.category]
+            also[image.path, image.category] = tuple((other.category, other.mask) for other in others)
+    images = (s.model_copy(update={"also": also.get((s.path, s.category), ())}) for s in catalog.images)
+    return catalog.model_copy(update={"images": tuple(images)})
 
 
 def require_masks(catalog: Catalog) -> None:
@@ -210,7 +217,7 @@ def require_masks(catalog: Catalog) -> None:
     Raises:
         BadInputError: one has none, with where to put it.
     """
-    bare = [sample.path for sample in catalog.samples if sample.category != NORMAL and sample.mask is None]
+    bare = [image.path for image in catalog.images if image.category != NORMAL and image.mask is None]
     if bare:
         raise BadInputError(
             f"{bare[0]}: has no mask, as {len(bare)} of the defects have none, but defects are cut out by their "
@@ -218,7 +225,7 @@ def require_masks(catalog: Catalog) -> None:
         )
 
 
-def _mvtec(source: Source) -> tuple[Path, Path | None]:
+def _mvtec(source: ProductFolders) -> tuple[Path, Path | None]:
     """The folders of normals and defects; MVTec AD's `train/good` and `test` where its root, or `train`, is given."""
     if not source.normals.is_dir():
         raise BadInputError(f"{source.normals}: no such folder")
@@ -231,7 +238,7 @@ def _mvtec(source: Source) -> tuple[Path, Path | None]:
 
 def _pictures(folder: Path) -> list[Path]:
     """The photographs right inside a folder, by name; none is an error that tells what is there."""
-    pictures = _listed(folder, lambda path: not path.is_dir() and is_photograph(path))
+    pictures = _listed(folder, lambda path: not path.is_dir() and is_image_file(path))
     if not pictures:
         there = ", ".join(path.name for path in islice(sorted(folder.iterdir()), 5)) or "nothing"
         raise BadInputError(f"{folder}: no photographs; found {there}; {_LAYOUTS}")
@@ -245,11 +252,11 @@ def _listed(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
         raise BadInputError(f"{folder}: {error.strerror}") from error
 
 
-def _find_defects(source: Source, defects: Path, category: str | None) -> list[_Found]:
+def _find_defects(source: ProductFolders, defects: Path, category: str | None) -> list[_Found]:
     if not defects.is_dir():
         raise BadInputError(f"{defects}: no such folder")
     # A link that leads nowhere is a file to be named as bad, so anything but a folder counts.
-    flat = _listed(defects, lambda path: not path.is_dir() and is_photograph(path))
+    flat = _listed(defects, lambda path: not path.is_dir() and is_image_file(path))
     if flat:
         folders = {category or defects.resolve().name: defects}
     else:
@@ -280,7 +287,7 @@ def _find_defects(source: Source, defects: Path, category: str | None) -> list[_
     return found
 
 
-def _labelled(source: Source, defects: Path, pictures: Sequence[Path], wanted: str | None) -> list[_Found]:
+def _labelled(source: ProductFolders, defects: Path, pictures: Sequence[Path], wanted: str | None) -> list[_Found]:
     """The photographs of a flat folder, each with the categories that `labels.csv` gives it."""
     table = defects / _LABELS
     try:
@@ -322,7 +329,7 @@ def _unmatched(masks: Path, picture: Path) -> BadInputError:
     )
 
 
-def _mask_index(source: Source, defects: Path, folder: Path) -> dict[str, Path]:
+def _mask_index(source: ProductFolders, defects: Path, folder: Path) -> dict[str, Path]:
     """The masks of a category's folder, by the stem of their photograph."""
     if source.masks is not None and not source.masks.is_dir():
         raise BadInputError(f"--masks {source.masks}: no such folder")
@@ -334,7 +341,7 @@ def _mask_index(source: Source, defects: Path, folder: Path) -> dict[str, Path]:
         for place in (root / folder.name, root):
             if not place.is_dir():
                 continue
-            for path in _listed(place, lambda path: not path.is_dir() and is_photograph(path)):
+            for path in _listed(place, lambda path: not path.is_dir() and is_image_file(path)):
                 index.setdefault(path.stem.removesuffix("_mask"), path)
             if index:
                 return index
@@ -342,26 +349,26 @@ def _mask_index(source: Source, defects: Path, folder: Path) -> dict[str, Path]:
 
 
 def _read(found: Sequence[_Found], on_bad: OnBad, progress: OnFile | None) -> Catalog:
-    """Decode every file; the good ones as samples, the bad ones with their reasons, both in order."""
-    samples: list[Sample] = []
+    """Decode every file; the good ones as images, the bad ones with their reasons, both in order."""
+    images: list[SourceImage] = []
     skipped: list[Skipped] = []
     with ThreadPoolExecutor(4, thread_name_prefix="reading") as pool:
         for done, result in enumerate(pool.map(_read_one, found), start=1):
-            if isinstance(result, Sample):
-                samples.append(result)
+            if isinstance(result, SourceImage):
+                images.append(result)
             else:
                 skipped.append(result)
             if progress is not None:
                 progress(done, len(found))
-    catalog = Catalog(samples=tuple(samples), skipped=tuple(skipped))
+    catalog = Catalog(images=tuple(images), skipped=tuple(skipped))
     if skipped and on_bad == "fail":
         raise BadInputError(f"{len(skipped)} of {len(found)} files cannot be used: {_reasons(catalog.skipped)}")
     return catalog
 
 
-def _read_one(found: _Found) -> Sample | Skipped:
+def _read_one(found: _Found) -> SourceImage | Skipped:
     try:
-        photograph = read_photograph(found.path)
+        photograph = read_image(found.path)
         if found.mask is not None:
             mask = read_mask(found.mask)
             if mask.shape != (photograph.height, photograph.width):
@@ -374,7 +381,7 @@ def _read_one(found: _Found) -> Sample | Skipped:
     except ImageError as error:
         which = f"its mask {error.path}: " if error.path == found.mask else ""
         return Skipped(path=found.path, reason=f"{which}{error.reason}")
-    return Sample(
+    return SourceImage(
         path=found.path, mask=found.mask, category=found.category, product=found.product,
         height=photograph.height, width=photograph.width, channels=photograph.channels, depth=photograph.depth,
     )  # fmt: skip

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from defectgen.folders import NORMAL, Catalog, Source, read_catalog
-from defectgen.images import read_mask, read_photograph
-from defectgen.windows import defect_boxes
+from defectgen.folders import NORMAL, Catalog, ProductFolders, read_catalog
+from defectgen.imaging.images import read_image, read_mask
+from defectgen.imaging.windows import defect_boxes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -21,7 +21,10 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def catalog(root: Path) -> Catalog:
     return read_catalog(
-        [Source(product=p, normals=root / p / "normals", defects=root / p / "defects") for p in ("ceramic", "steel")]
+        [
+            ProductFolders(product=p, normals=root / p / "normals", defects=root / p / "defects")
+            for p in ("ceramic", "steel")
+        ]
     )
 
 
@@ -30,7 +33,7 @@ def test_the_script_draws_what_ships(drawn: Path) -> None:
     shipped = {path.relative_to(EXAMPLES / "samples"): path for path in (EXAMPLES / "samples").rglob("*.*")}
     assert ours.keys() == shipped.keys()
     for name, path in ours.items():
-        one, other = read_photograph(path).pixels.astype(int), read_photograph(shipped[name]).pixels
+        one, other = read_image(path).pixels.astype(int), read_image(shipped[name]).pixels
         assert np.abs(one - other).max() <= (0 if path.suffix == ".png" else 8)  # another JPEG encoder
 
 
@@ -38,19 +41,19 @@ def test_two_products_with_three_categories_each(drawn: Path) -> None:
     found = catalog(drawn)
     assert found.skipped == ()
     assert found.categories == ("crack", "scratch", "spot")
-    assert {sample.channels for sample in found.samples if sample.product == "steel"} == {1}
-    assert {sample.channels for sample in found.samples if sample.product == "ceramic"} == {3}
-    assert len({(sample.width, sample.height) for sample in found.samples}) > 1
+    assert {sample.channels for sample in found.images if sample.product == "steel"} == {1}
+    assert {sample.channels for sample in found.images if sample.product == "ceramic"} == {3}
+    assert len({(sample.width, sample.height) for sample in found.images}) > 1
 
 
 def test_masks_mark_what_differs_and_fit_into_a_window(drawn: Path) -> None:
-    for sample in catalog(drawn).samples:
+    for sample in catalog(drawn).images:
         if sample.category == NORMAL:
             continue
         assert sample.mask is not None
         mask = read_mask(sample.mask)
         assert all(max(box.width, box.height) < 64 for box in defect_boxes(mask))
-        gray = read_photograph(sample.path).pixels.astype(float)
+        gray = read_image(sample.path).pixels.astype(float)
         gray = gray if gray.ndim == 2 else gray.mean(axis=2)
         ys, xs = np.nonzero(mask)
         around = np.zeros_like(mask)

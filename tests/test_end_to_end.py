@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import defectgen
-from defectgen.images import encode_png, read_mask, read_photograph
+from defectgen.imaging.images import encode_png, read_image, read_mask
 
 ROOT = Path(defectgen.__file__).parents[1]
 SAMPLES = ROOT / "examples/samples"
@@ -53,8 +53,8 @@ class TestTheModelThatShips:
         rows = manifest(tmp_path / "dataset")
         assert [row["category"] for row in rows] == ["crack"] * 6
         for row in rows:
-            image = read_photograph(tmp_path / "dataset" / str(row["image"])).pixels
-            source = read_photograph(Path(str(row["source"]))).pixels
+            image = read_image(tmp_path / "dataset" / str(row["image"])).pixels
+            source = read_image(Path(str(row["source"]))).pixels
             mask = read_mask(tmp_path / "dataset" / str(row["mask"]))
             assert image.shape == source.shape
             assert mask.any()
@@ -120,7 +120,7 @@ class TestTheModelThatShips:
         (tmp_path / "mine/Prüfling 1.png").write_bytes(encode_png(pixels))
         run("synthesize", "-n", "2", "-c", "spot", "--normals", "steel=mine", cwd=tmp_path)
         for row in manifest(tmp_path / "dataset"):
-            image = read_photograph(tmp_path / "dataset" / str(row["image"]))
+            image = read_image(tmp_path / "dataset" / str(row["image"]))
             assert image.pixels.shape == (50, 400)
             assert image.depth == 16
 
@@ -182,8 +182,8 @@ class TestCompose:
         rows = manifest(tmp_path / "dataset")
         assert {row["category"] for row in rows} == {"crack", "scratch", "spot"}
         for row in rows:
-            image = read_photograph(tmp_path / "dataset" / str(row["image"])).pixels
-            source = read_photograph(Path(str(row["source"]))).pixels
+            image = read_image(tmp_path / "dataset" / str(row["image"])).pixels
+            source = read_image(Path(str(row["source"]))).pixels
             mask = read_mask(tmp_path / "dataset" / str(row["mask"]))
             change = np.abs(image.astype(int) - source)
             assert change[mask].mean() > 10 * max(change[~mask].mean(), 0.01)
@@ -248,7 +248,7 @@ class TestInspect:
 
 class TestDefectGAN:
     def test_from_labels_to_regions_and_restored_normals(self, tmp_path: Path) -> None:
-        """Photographs with one category and with two, a few of them with masks."""
+        """Images with one category and with two, a few of them with masks."""
         rng = np.random.default_rng(0)
         for i in range(9):
             pixels = rng.integers(100, 120, (80, 96), np.uint8)
@@ -300,13 +300,11 @@ class TestDFMGAN:
             assert json.loads(plan.stdout)["normals"] == count
         run("synthesize", "-n", "4", "--model", "spots", "--normals", folders[0], cwd=tmp_path)
         for row in manifest(tmp_path / "dataset"):
-            image = read_photograph(tmp_path / "dataset" / str(row["image"])).pixels
-            assert image.shape == read_photograph(Path(str(row["source"]))).pixels.shape
+            image = read_image(tmp_path / "dataset" / str(row["image"])).pixels
+            assert image.shape == read_image(Path(str(row["source"]))).pixels.shape
         run("synthesize", "-n", "4", "--model", "spots", "--out", "triplets", cwd=tmp_path)
         for row in manifest(tmp_path / "triplets"):
-            image, normal = (
-                read_photograph(tmp_path / "triplets" / str(row[key])).pixels for key in ("image", "normal")
-            )
+            image, normal = (read_image(tmp_path / "triplets" / str(row[key])).pixels for key in ("image", "normal"))
             assert image.shape[:2] == normal.shape[:2] == (64, 64)
             assert (image != normal).any()
 
@@ -323,7 +321,7 @@ class TestRealPhotographs:
             "--product", f"road={roads}/normals:{roads}/defects",
             cwd=tmp_path, code=3,
         )  # fmt: skip
-        assert "on 797 photographs" in done.stderr
+        assert "on 797 images" in done.stderr
         assert done.stderr.count("marks no defect") == 2
         assert "knows blowhole, break, crack, fray, uneven" in done.stdout
 
@@ -341,8 +339,8 @@ class TestRealPhotographs:
             parameters = row["parameters"]
             assert isinstance(parameters, dict)
             assert Path(parameters["defects"][0]["content"]).parent == road / "defects/crack"
-            image = read_photograph(tmp_path / "dataset" / str(row["image"]))
-            source = read_photograph(Path(str(row["source"])))
+            image = read_image(tmp_path / "dataset" / str(row["image"]))
+            source = read_image(Path(str(row["source"])))
             assert image.pixels.shape == source.pixels.shape
             assert read_mask(tmp_path / "dataset" / str(row["mask"])).any()
 

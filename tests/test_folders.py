@@ -10,7 +10,7 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import (
     NORMAL,
     Catalog,
-    Source,
+    ProductFolders,
     parse_product,
     read_catalog,
     read_defects,
@@ -40,7 +40,7 @@ def put(tmp_path: Path) -> Put:
 
 def catalog(root: Path, normals: str = "normals", defects: str | None = "defects", **options: object) -> Catalog:
     masks = options.pop("masks", None)
-    source = Source(
+    source = ProductFolders(
         product="part",
         normals=root / normals,
         defects=root / defects if defects else None,
@@ -53,7 +53,7 @@ def described(found: Catalog, root: Path) -> set[tuple[str, str, str | None]]:
     """Category, photograph and mask of each defect."""
     return {
         (s.category, str(s.path.relative_to(root)), str(s.mask.relative_to(root)) if s.mask else None)
-        for s in found.samples
+        for s in found.images
         if s.category != NORMAL
     }
 
@@ -66,12 +66,12 @@ class TestLayouts:
         found = catalog(tmp_path)
         assert found.categories == ("Löcher groß", "crack")
         assert found.products == ("part",)
-        assert len(found.samples) == 4
+        assert len(found.images) == 4
         assert described(found, tmp_path) == {
             ("crack", "defects/crack/1.png", "masks/crack/1.png"),
             ("Löcher groß", "defects/Löcher groß/2.png", None),
         }
-        sample = found.samples[0]
+        sample = found.images[0]
         assert (sample.width, sample.height, sample.channels, sample.depth) == (24, 16, 1, 8)
 
     def test_one_flat_folder_is_named_by_itself_or_by_the_option(self, put: Put, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ class TestLayouts:
         assert described(found, tmp_path) == {
             ("broken", "bottle/test/broken/000.png", "bottle/ground_truth/broken/000_mask.png")
         }
-        assert [str(s.path.relative_to(tmp_path)) for s in found.samples if s.category == NORMAL] == [
+        assert [str(s.path.relative_to(tmp_path)) for s in found.images if s.category == NORMAL] == [
             "bottle/train/good/000.png"
         ]
 
@@ -125,7 +125,7 @@ class TestLayouts:
         for name in ("normals/Thumbs.db", "normals/.hidden.png", "defects/crack/notes.txt", "defects/readme.md"):
             (tmp_path / name).write_bytes(b"x")
         found = catalog(tmp_path)
-        assert len(found.samples) == 2
+        assert len(found.images) == 2
         assert found.skipped == ()
 
     def test_several_products(self, put: Put, tmp_path: Path) -> None:
@@ -133,10 +133,10 @@ class TestLayouts:
             put(f"{product}/good/1.png")
             put(f"{product}/bad/crack/1.png")
         found = read_catalog(
-            [Source(product=p, normals=tmp_path / p / "good", defects=tmp_path / p / "bad") for p in ("b", "a")]
+            [ProductFolders(product=p, normals=tmp_path / p / "good", defects=tmp_path / p / "bad") for p in ("b", "a")]
         )
         assert found.products == ("a", "b")
-        assert [sample.product for sample in found.samples] == ["b", "b", "a", "a"]
+        assert [sample.product for sample in found.images] == ["b", "b", "a", "a"]
 
 
 class TestBadInput:
@@ -157,7 +157,7 @@ class TestBadInput:
         assert "not an image" in skipped["bad.png"]
         assert "No such file" in skipped["gone.png"]
         assert "masks/crack/3.png" in skipped["3.png"]
-        assert len(found.samples) == 3
+        assert len(found.images) == 3
         assert seen[-1] == (6, 6)
 
     def test_on_bad_fail_stops(self, tmp_path: Path) -> None:
@@ -242,8 +242,8 @@ class TestReadNormals:
     def test_of_a_folder_and_of_mvtec(self, put: Put, tmp_path: Path) -> None:
         put("plain/a.png")
         put("bottle/train/good/b.png")
-        assert read_normals(tmp_path / "plain").samples[0].path.name == "a.png"
-        assert read_normals(tmp_path / "bottle", product="x").samples[0].product == "x"
+        assert read_normals(tmp_path / "plain").images[0].path.name == "a.png"
+        assert read_normals(tmp_path / "bottle", product="x").images[0].product == "x"
 
     def test_none_left(self, tmp_path: Path) -> None:
         (tmp_path / "a.png").write_bytes(b"no")
@@ -293,7 +293,7 @@ def test_mvtec_defects_are_found_from_the_root(put: Put, tmp_path: Path) -> None
         put(f"{name}.png")
     catalog = read_defects(tmp_path)
     assert catalog.categories == ("dent",)
-    assert catalog.samples[0].mask == tmp_path / "ground_truth/dent/000_mask.png"
+    assert catalog.images[0].mask == tmp_path / "ground_truth/dent/000_mask.png"
 
 
 class TestSeveralCategoriesOnOnePhotograph:
@@ -307,7 +307,7 @@ class TestSeveralCategoriesOnOnePhotograph:
             ("rust", "defects/1.png", "masks/rust/1.png"),
             ("rust", "defects/2.png", None),
         }
-        also = {(s.category, s.path.name): s.also for s in unite(found).samples if s.category != NORMAL}
+        also = {(s.category, s.path.name): s.also for s in unite(found).images if s.category != NORMAL}
         assert also == {
             ("crack", "1.png"): (("rust", tmp_path / "masks/rust/1.png"),),
             ("rust", "1.png"): (("crack", tmp_path / "masks/crack/1.png"),),
@@ -349,7 +349,7 @@ class TestSeveralCategoriesOnOnePhotograph:
             put(f"defects/{name}.png", value=value)
         put("normals/a.png")
         put("masks/rust/1.png")
-        also = {(s.category, s.path.name): s.also for s in unite(catalog(tmp_path)).samples if s.category != NORMAL}
+        also = {(s.category, s.path.name): s.also for s in unite(catalog(tmp_path)).images if s.category != NORMAL}
         assert also == {
             ("crack", "1.png"): (("rust", tmp_path / "masks/rust/1.png"),),
             ("rust", "1.png"): (("crack", None),),

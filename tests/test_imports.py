@@ -1,6 +1,8 @@
-"""Imports go one way: what a part of the package may know of the others."""
+"""Imports go one way: each part of the package knows only those below it."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,38 +10,28 @@ import pytest
 import defectgen
 
 PACKAGE = Path(defectgen.__file__).parent
-KNOWS: dict[str, set[str]] = {
-    "errors": set(),
-    "files": {"errors"},
-    "images": {"errors"},
-    "folders": {"errors", "files", "images"},
-    "windows": {"folders", "images"},
-    "device": {"errors"},
-    "seeding": set(),
-    "poisson": {"errors"},
-    "checkpoint": {"errors", "files"},
-    "registry": {"errors", "files"},
-    "nn": set(),
-    "methods": {"errors", "nn"},  # no file, no window: tensors alone
-    "masks": {"windows"},
-    "contents": {"folders", "images", "masks", "windows"},
-    "dataset": {"errors", "files", "images"},  # any iterator of samples; no sampler
-    "trainer": {
-        "checkpoint", "contents", "device", "errors", "files", "folders", "images", "methods", "seeding", "windows",
-    },
-    "samples": {"dataset", "errors", "files", "folders", "images", "masks", "windows"},
-}  # fmt: skip
-KNOWS["inspector"] = {"images", "masks", "windows"}
-KNOWS["findings"] = {"errors", "files", "images", "inspector"}
-KNOWS["repairing"] = {"checkpoint", "device", "errors", "folders", "images", "methods", "trainer", "windows"}
-KNOWS["composing"] = {*KNOWS["samples"], "contents", "poisson", "samples", "seeding"}
-KNOWS["evaluation"] = {
-    "dataset", "device", "errors", "files", "folders", "images", "nn", "seeding", "windows",
-}  # fmt: skip
-# Training and generating see the whole engine, but nothing sees them except the command line.
-KNOWS["sampling"] = {*KNOWS}
-KNOWS["cli"] = {*KNOWS}
-KNOWS["__main__"] = {*KNOWS}
+LAYERS: tuple[set[str], ...] = (
+    {"errors", "seeding"},
+    {"files"},
+    {"imaging"},  # images, masks, windows, patches as arrays; no catalog, no network
+    {"folders", "poisson", "device"},
+    {"nn"},  # what networks share: tensors alone
+    {"methods"},
+    {"models"},
+    {"training", "dataset"},
+    {"inspection", "evaluation"},  # evaluation sees files alone
+    {"synthesis"},
+    {"pipelines"},
+    {"cli"},
+    {"__main__"},
+)
+FORBIDDEN = {  # below it, and still none of its business
+    "nn": {"files", "folders", "imaging"},
+    "methods": {"files", "folders", "imaging"},  # no file, no image: tensors alone
+    "dataset": {"training", "models", "methods", "nn", "folders"},  # any iterator of samples; no sampler
+    "evaluation": {"training", "inspection", "models", "methods"},
+    "cli": {"training", "models", "evaluation", "inspection", "nn"},  # it parses, calls and prints
+}
 
 
 def part_of(path: Path) -> str:
@@ -47,23 +39,79 @@ def part_of(path: Path) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
-def imported(path: Path) -> set[str]:
-    """The parts of the package that a file imports, anywhere in it."""
-    parts = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "defectgen":
-            parts |= {alias.name for alias in node.names if alias.name != "__version__"}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("defectgen."):
-            parts.add((node.module or "").split(".")[1])
+def imported(path: Path, *, types: bool = True) -> set[tuple[str, ...]]:
+    """The modules of the package that a file imports, anywhere in it, as their parts; or without those for types."""
+    found = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if not types:
+        tree.body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "defectgen":
+            module = (node.module or "").split(".")[1:]
+            for alias in node.names:
+                inner = PACKAGE.joinpath(*module, alias.name)
+                is_module = inner.is_dir() or inner.with_suffix(".py").is_file()
+                if is_module or (module and alias.name != "__version__"):
+                    found.add((*module, alias.name) if is_module else tuple(module))
         elif isinstance(node, ast.Import):
-            parts |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("defectgen.")}
-    return parts
+            found |= {tuple(a.name.split(".")[1:]) for a in node.names if a.name.startswith("defectgen.")}
+    return found
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_part_imports_only_what_it_may_know(path: Path) -> None:
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_a_part_imports_only_what_lies_below_it(path: Path) -> None:
     part = part_of(path)
-    if part == "__init__":
-        assert imported(path) == set()
-    else:
-        assert imported(path) - {part} <= KNOWS[part]
+    others = {module[0] for module in imported(path, types=part != "__init__")} - {part}
+    if part == "__init__":  # the Python API, each name imported when it is asked for
+        assert others == set()
+        return
+    level = next(i for i, layer in enumerate(LAYERS) if part in layer)
+    assert others <= set().union(*LAYERS[:level])
+    assert not others & FORBIDDEN.get(part, set())
+
+
+def test_every_part_has_its_layer() -> None:
+    parts = {part_of(path) for path in FILES} - {"__init__"}
+    assert parts == set().union(*LAYERS)
+
+
+def test_no_two_modules_import_each_other() -> None:
+    """Also within a part, and by way of others."""
+    graph: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for path in FILES:
+        module = path.relative_to(PACKAGE).with_suffix("").parts
+        module = module[:-1] if module[-1] == "__init__" else module
+        graph[module] = imported(path, types=False) - {module}
+    done: set[tuple[str, ...]] = set()
+
+    def visit(module: tuple[str, ...], way: tuple[tuple[str, ...], ...]) -> None:
+        assert module not in way, " -> ".join(".".join(each) for each in (*way, module))
+        if module not in done:
+            for each in graph.get(module, ()):
+                visit(each, (*way, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_windows_are_geometry_alone() -> None:
+    assert imported(PACKAGE / "imaging/windows.py") <= {("imaging", "images")}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import defectgen", "import defectgen.methods", "import defectgen.cli", "from defectgen import poisson"],
+)
+def test_what_must_be_light_never_loads_torch(statement: str) -> None:
+    code = f"import sys; {statement}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,18 +1,15 @@
-"""`defectgen compose`: defects from photographs or a model, blended onto normal photographs."""
+"""`defectgen compose`: defects of images or of a model, blended onto normal images."""
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from defectgen.cli import options, output
-from defectgen.cli.console import Console, table
+from defectgen.cli.console import Console
 from defectgen.cli.options import option
-from defectgen.errors import BadInputError, ExitCode, UsageError
-
-if TYPE_CHECKING:
-    from defectgen.samples import Samples
+from defectgen.errors import UsageError
 
 EXAMPLES = """\b
 Examples:
@@ -31,23 +28,21 @@ class Blend(str, Enum):
 def compose(
     ctx: typer.Context,
     num: output.Num,
-    contents: Annotated[
+    defects: Annotated[
         Path | None,
-        typer.Argument(metavar="CONTENTS", help="Folder of defects with masks, as for train; none with --model."),
+        typer.Argument(metavar="DEFECTS", help="Folder of defects with masks, as for train; none with --model."),
     ] = None,
     normals: Annotated[
-        Path | None, typer.Argument(metavar="NORMALS", help="Folder of photographs to lay them on.")
+        Path | None, typer.Argument(metavar="NORMALS", help="Folder of normal images to blend them onto.")
     ] = None,
-    model: Annotated[
-        str | None, option("--model", metavar="NAME", help="A dcdganc model that makes the contents.")
-    ] = None,
+    model: Annotated[str | None, option("--model", metavar="NAME", help="A model that makes the defects.")] = None,
     weights: options.Weights = None,
     masks: Annotated[
         Path | None, option("--masks", metavar="DIR", help="Masks that do not lie beside the defects.")
     ] = None,
     category: Annotated[
         list[str] | None,
-        option("--category", "-c", metavar="NAME", help="Repeat for several, made in turn  [default: all]"),
+        option("--category", "-c", metavar="NAME", help="Repeat for several, in turn  [default: all]"),
     ] = None,
     per_image: output.PerImage = "1",
     scale: output.Scale = "0.8:1.25",
@@ -72,67 +67,36 @@ def compose(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> int:
-    """Blend real or generated defects onto normal photographs.
+    """Blend real or generated defects onto normal images.
 
     Real ones are cut out by their masks; they need no training and no network.
     """
-    if resume and overwrite:
-        raise UsageError("--resume goes on with a dataset and --overwrite replaces it: give one of them")
+    options.exclusive(resume, overwrite, "dataset")
     if model is not None and normals is None:
-        contents, normals = None, contents
-    if normals is None or (contents is None) == (model is None):
-        raise UsageError(
-            "give the folders CONTENTS and NORMALS, or --model NAME and NORMALS (defectgen compose --help)"
+        defects, normals = None, defects
+    if normals is None or (defects is None) == (model is None):
+        raise UsageError("give the folders DEFECTS and NORMALS, or --model NAME and NORMALS (defectgen compose --help)")
+
+    from defectgen.pipelines.synthesize import ComposeRequest, prepare_composition
+
+    job = prepare_composition(
+        ComposeRequest(
+            num=num,
+            normals=normals,
+            defects=defects,
+            model=model,
+            weights=weights,
+            masks=masks,
+            categories=tuple(dict.fromkeys(category or ())),
+            placement=output.placement(scale, rotation, per_image, region, mode=blend.value),
+            on_bad=on_bad.value,
+            seed=seed,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
         )
-
-    from defectgen.folders import read_defects, read_normals
-    from defectgen.samples import Wanted
-
-    console = Console(as_json=as_json, quiet=quiet)
-    placement = output.placement(scale, rotation, per_image, region, mode=blend.value)
-    names = tuple(dict.fromkeys(category or []))
-    catalog = read_normals(normals, product=normals.resolve().name, on_bad=on_bad.value)
-    cut_outs = entry = None
-    if contents is not None:
-        cut_outs = read_defects(contents, masks=masks, categories=names, on_bad=on_bad.value)
-        names = names or cut_outs.categories
-    else:
-        entry = output.find_model(model, names, weights)
-        names = names or entry.categories
-    skipped = (*catalog.skipped, *(cut_outs.skipped if cut_outs else ()))
-    console.skipped(skipped)
-    maker = entry.name if entry else str(contents)
-
-    if dry_run or verbose:
-        plan = {"contents": maker, "categories": names, **output.plan(catalog, num, out, layout), **placement.summary()}
-        if dry_run:
-            console.result(plan, table(plan), kind="plan")
-            return ExitCode.SKIPPED if skipped else ExitCode.OK
-        console.note(f"with\n{table(plan)}")
-
-    target = output.open_folder(ctx.ensure_object(options.Switches), out, layout, resume=resume, overwrite=overwrite)
-    request = Wanted(names, num, catalog, seed, workers, frozenset(target.done))
-    samples: Samples[Any, Any]
-    if entry is not None:
-        from defectgen import sampling
-
-        samples = sampling.synthesize(sampling.SynthesisRequest(entry, request, device, batch_size, placement))
-    else:
-        from defectgen import composing
-
-        assert cut_outs is not None
-        samples = composing.compose(composing.ComposeRequest(request, cut_outs, str(contents), placement))
-    console.note(f"{len(samples)} samples of {', '.join(names)} from {maker}, into {out}")
-    return output.write(
-        console,
-        samples,
-        target,
-        title="composing",
-        workers=workers,
-        skipped=len(skipped),
-        values={"contents": maker},
-        none_made=BadInputError(
-            f"{normals}: none of {len(samples)} samples shows a defect; are the defects of {maker} larger than the "
-            "region, or as faint as the photographs' own grain?"
-        ),
     )
+    return output.run(
+        Console(as_json=as_json, quiet=quiet), job, ctx.ensure_object(options.Switches), title="composing",
+        maker="contents", out=out, layout=layout, resume=resume, overwrite=overwrite, dry_run=dry_run, verbose=verbose,
+    )  # fmt: skip

@@ -1,7 +1,7 @@
-"""`defectgen evaluate`: real photographs and a dataset in, a report of whether it helps out."""
+"""`defectgen evaluate`: real images and a dataset in, a report of whether it helps out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -10,13 +10,10 @@ from defectgen.cli.console import Console, table
 from defectgen.cli.options import option
 from defectgen.errors import ExitCode, UsageError
 
-if TYPE_CHECKING:
-    from defectgen.evaluation import EvaluateRequest
-
 EXAMPLES = """\b
 Examples:
   defectgen evaluate photos dataset --quick
-  defectgen evaluate photos dataset --test kept-apart --out report"""
+  defectgen evaluate photos dataset --test held-out --out report"""
 
 _KINDS = ("inception", "lpips")
 
@@ -24,14 +21,14 @@ _KINDS = ("inception", "lpips")
 def evaluate(
     real: Annotated[
         Path,
-        typer.Argument(metavar="REAL", help="Real photographs: an MVTec AD category, or defects, masks and normals."),
+        typer.Argument(metavar="REAL", help="Real images: an MVTec AD category, or defects, masks and normals."),
     ],
     synthetic: Annotated[
         Path, typer.Argument(metavar="SYNTHETIC", help="A dataset of defectgen, or a folder of defects with masks.")
     ],
     test: Annotated[
         Path | None,
-        option("--test", metavar="DIR", help="Real ones kept apart to test on  [default: those not used, 40 percent]"),
+        option("--test", metavar="DIR", help="Held-out real images to test on  [default: those not used, 40 percent]"),
     ] = None,
     normals: Annotated[
         Path | None, option("--normals", metavar="DIR", help="Normals that do not lie beside the real defects.")
@@ -63,27 +60,23 @@ def evaluate(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> int:
-    """Tell whether a dataset helps, and how real it looks.
+    """Measure whether a dataset helps, and how real it looks.
 
-    The same networks are trained without and with it, and tested on real photographs that nothing was made of.
+    The same networks are trained without and with it, and tested on real images that nothing was made of.
     """
-    if resume and overwrite:
-        raise UsageError("--resume goes on with a report and --overwrite replaces it: give one of them")
+    options.exclusive(resume, overwrite, "report")
     files = dict(_feature(text) for text in features or [])
 
-    from dataclasses import replace
-
-    from defectgen import evaluation
+    from defectgen.pipelines import evaluate as pipeline
 
     console = Console(as_json=as_json, quiet=quiet)
-    extent = evaluation.QUICK if quick else evaluation.WHOLE
-    request = evaluation.EvaluateRequest(
+    request = pipeline.EvaluateRequest(
         real=real,
         synthetic=synthetic,
         out=out,
         normals=normals,
         test=test,
-        extent=replace(extent, seeds=seeds or extent.seeds, steps=steps or extent.steps),
+        extent=(pipeline.QUICK if quick else pipeline.WHOLE).of(seeds, steps),
         features=files,
         seed=seed,
         device=device,
@@ -91,30 +84,21 @@ def evaluate(
         overwrite=overwrite,
     )
     if dry_run or verbose:
-        plan = _plan(request)
+        plan = pipeline.plan(request)
         if dry_run:
             console.result(plan, table(plan), kind="plan")
             return ExitCode.OK
         console.note(f"with\n{table(plan)}")
 
     with console.progress("evaluating") as report:
-
-        def on_stage(stage: str, done: int, total: int) -> None:
-            report(done, total, stage, {"part": stage})
-
-        found = evaluation.evaluate(request, on_stage)
-    for each in found["skipped"]:
+        result = pipeline.evaluate(request, lambda stage, done, total: report(done, total, stage, {"part": stage}))
+    for each in result.skipped:
         console.warn(f"skipped {each}")
-    if not found["traceable"]:
-        console.warn(f"{synthetic}: does not say what it was made of: that no test photograph is in it is unchecked")
-    elif not found["trained_on_known"] and found["made_by_model"]:
-        console.warn(f"{synthetic}: does not say what its model was trained on; was it the test photographs?")
-    lines = evaluation.verdicts(found)
-    copies = found["memorisation"]
-    lines.append(f"{copies['near_copies']} of {copies['of']} synthetic defects are near-copies of real ones")
-    lines.append(f"look at {out / 'report.html'}")
-    console.result({**found, "report": str(out / "report.html")}, "\n".join(lines))
-    return ExitCode.SKIPPED if found["skipped"] else ExitCode.OK
+    for warning in result.warnings:
+        console.warn(warning)
+    lines = [*result.verdicts, f"look at {result.report}"]
+    console.result({**result.found, "report": str(result.report)}, "\n".join(lines))
+    return ExitCode.SKIPPED if result.skipped else ExitCode.OK
 
 
 def _feature(text: str) -> tuple[str, Path]:
@@ -122,20 +106,3 @@ def _feature(text: str) -> tuple[str, Path]:
     if kind not in _KINDS or not file:
         raise UsageError(f"--features {text}: give KIND=FILE, with {' or '.join(_KINDS)} as the kind")
     return kind, Path(file)
-
-
-def _plan(request: "EvaluateRequest") -> dict[str, object]:
-    from defectgen import evaluation
-    from defectgen.evaluation.downstream import ARMS
-
-    real, synthetic, left_out, skipped = evaluation.read(request)
-    return {
-        "real_train": evaluation.counts(real.train),
-        "real_test": evaluation.counts(real.test),
-        "synthetic": evaluation.counts(synthetic.pictures),
-        "left_out_as_near_duplicates": left_out,
-        "skipped": len(skipped),
-        "networks": 2 * len(ARMS) * request.extent.seeds,
-        "steps_of_each": request.extent.steps,
-        "out": str(request.out),
-    }

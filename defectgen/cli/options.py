@@ -86,6 +86,12 @@ def _note_debug(ctx: typer.Context, wanted: bool) -> bool:
     return wanted
 
 
+def exclusive(resume: bool, overwrite: bool, what: str) -> None:
+    """Refuse --resume and --overwrite together."""
+    if resume and overwrite:
+        raise UsageError(f"--resume continues a {what} and --overwrite replaces it: give one of them")
+
+
 def seconds(text: str) -> float:
     """The seconds of `90s`, `30m`, `2h` or `1h30m`.
 
@@ -117,21 +123,19 @@ Json = Annotated[
 ]
 Debug = Annotated[bool, option("--debug", is_eager=True, callback=_note_debug, help="Show the traceback of a failure.")]
 Quiet = Annotated[bool, option("--quiet", "-q", help="No progress, only results, warnings and errors.")]
-Verbose = Annotated[bool, option("--verbose", "-v", help="Tell the resolved plan before starting.")]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Print the resolved configuration first.")]
 Weights = Annotated[
     Path | None,
     option("--weights", metavar="FILE", help="The list of models  [default: weights.toml, here or above]"),
 ]
-Seed = Annotated[int, option("--seed", min=0, help="All chance comes from it.")]
+Seed = Annotated[int, option("--seed", min=0, help="Random seed.")]
 Device = Annotated[str, option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 BatchSize = Annotated[
     int | None,
-    option("--batch-size", min=1, help="Windows at a time  [default: what suits the preset or device]"),
+    option("--batch-size", min=1, help="Batch size  [default: from preset or device]"),
 ]
-Workers = Annotated[int, option("--workers", min=1, help="Threads that read, cut and encode photographs.")]
-Resume = Annotated[bool, option("--resume", help="Go on where an earlier run stopped.")]
+Workers = Annotated[int, option("--workers", min=1, help="Threads that read, crop and encode images.")]
+Resume = Annotated[bool, option("--resume", help="Continue where an earlier run stopped.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace what an earlier run left.")]
 DryRun = Annotated[bool, option("--dry-run", help="Print what would be done, and stop.")]
-Skip = Annotated[
-    OnBad, option("--on-bad", help="Photographs that cannot be used: name and skip them, or fail at once.")
-]
+Skip = Annotated[OnBad, option("--on-bad", help="Images that cannot be used: name and skip them, or fail at once.")]

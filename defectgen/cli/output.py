@@ -2,21 +2,19 @@
 
 import math
 import re
-from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from defectgen.cli.console import Console
+from defectgen.cli.console import Console, table
 from defectgen.cli.options import Switches, option
-from defectgen.errors import BadInputError, ExitCode, UsageError, UserError
+from defectgen.errors import BadInputError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from defectgen.composing import Placement, Region
-    from defectgen.dataset import Dataset, Synthesized
-    from defectgen.folders import Catalog
-    from defectgen.registry import Entry
-    from defectgen.samples import Samples
+    from defectgen.dataset import Sample
+    from defectgen.pipelines.synthesize import Folder, SynthesisJob
+    from defectgen.synthesis.pasted import Placement, Region
+    from defectgen.synthesis.stream import AnyStream
 
 
 class Format(str, Enum):
@@ -28,7 +26,7 @@ class Format(str, Enum):
     YOLO = "yolo"
 
 
-Num = Annotated[int, option("--num", "-n", min=1, help="How many samples the dataset shall have.")]
+Num = Annotated[int, option("--num", "-n", min=1, help="Number of samples to generate.")]
 Out = Annotated[Path, option("--out", "-o", metavar="DIR", help="Where the dataset goes.")]
 Layout = Annotated[Format, option("--format", help="The layout of the dataset.")]
 Model = Annotated[str | None, option("--model", metavar="NAME", help="[default: the newest that knows the categories]")]
@@ -47,97 +45,82 @@ Where = Annotated[
 ]
 
 
-def find_model(model: str | None, categories: Sequence[str], weights: Path | None) -> "Entry":
-    """The model of that name, or the newest that knows the categories (or mixtures, unions); its file is whole.
-
-    Raises:
-        WeightsError: there is none, or its file is another.
-    """
-    from defectgen import registry
-    from defectgen.samples import mixture
-
-    known = {name for text in categories for name in mixture(text)}
-    entry = registry.find(name=model, categories=known, files=registry.find_registry(weights))
-    registry.verify(entry)
-    return entry
-
-
-def plan(normals: "Catalog", num: int, out: Path, layout: Format) -> dict[str, Any]:
-    """What `--dry-run` tells of a dataset."""
-    pixels = [sample.height * sample.width * sample.channels * sample.depth // 8 for sample in normals.samples]
-    return {
-        "num": num,
-        "normals": len(pixels),
-        "skipped": len(normals.skipped),
-        "format": layout.value,
-        "out": str(out),
-        **({"disk_bytes_at_most": round(num * sum(pixels) / len(pixels))} if pixels else {}),
-    }
-
-
-def open_folder(switches: Switches, out: Path, layout: Format, *, resume: bool, overwrite: bool) -> "Dataset":
-    from defectgen import dataset
-
-    return dataset.open_folder(
-        out, layout=dataset.Layout(layout.value), command=switches.command, resume=resume, overwrite=overwrite
-    )
-
-
-def write(
+def run(
     console: Console,
-    samples: "Samples[Any, Any]",
-    target: "Dataset",
+    job: "SynthesisJob",
+    switches: Switches,
     *,
     title: str,
-    workers: int,
-    skipped: int,
-    values: dict[str, Any],
-    none_made: UserError,
+    maker: str,
+    out: Path,
+    layout: Format,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+    verbose: bool,
 ) -> ExitCode:
-    """Write the samples, with progress and a summary that begins with `values`.
+    """Make and write the samples of a job, with progress, and print a summary that names the `maker`."""
+    from defectgen.dataset import Layout as DatasetLayout
+    from defectgen.pipelines.synthesize import DatasetRequest, write
 
-    Raises:
-        UserError: `none_made`, if every sample was given up.
-    """
+    console.skipped(job.skipped)
+    if dry_run or verbose:
+        plan = {**job.plan, "format": layout.value, "out": str(out)}
+        if dry_run:
+            console.result(plan, table(plan), kind="plan")
+            return ExitCode.SKIPPED if job.skipped else ExitCode.OK
+        console.note(f"with\n{table(plan)}")
+    request = DatasetRequest(
+        out=out, layout=DatasetLayout(layout.value), command=switches.command, resume=resume, overwrite=overwrite
+    )
     with console.progress(title) as report:
+        stream: AnyStream | None = None
         written = 0
 
-        def on_sample(_sample: "Synthesized") -> None:
+        def on_start(samples: "AnyStream") -> None:
+            nonlocal stream
+            stream = samples
+            console.note(f"{len(samples)} samples of {', '.join(job.categories)} from {job.maker}, into {out}")
+
+        def on_sample(_sample: "Sample") -> None:
             nonlocal written
             written += 1
-            report(written, len(samples), f"{samples.redrawn} drawn again", {"redrawn": samples.redrawn})
+            assert stream is not None
+            report(written, len(stream), f"{stream.redrawn} regenerated", {"redrawn": stream.redrawn})
 
-        summary = target.write(
-            samples, normals=samples.normals(), facts=samples.facts, workers=workers, on_sample=on_sample
-        )
-
-    failed = len(samples.failed)
-    if failed and failed == len(samples):
-        raise none_made
+        result = write(job, request, on_start, on_sample)
     values = {
-        "out": str(target.out),
-        **values,
-        "written": summary.written,
-        "kept": summary.kept,
-        "redrawn": samples.redrawn,
-        "failed": failed,
-        **({"refused": dict(samples.refused)} if samples.refused else {}),
-        "skipped": skipped,
-        "sheet": str(summary.sheet),
+        "out": str(out),
+        maker: job.maker,
+        "written": result.written,
+        "kept": result.kept,
+        "redrawn": result.redrawn,
+        "failed": result.failed,
+        **({"refused": result.refused} if result.refused else {}),
+        "skipped": len(job.skipped),
+        "sheet": str(result.sheet),
     }
     console.result(
         values,
-        f"{target.out}: {summary.written} samples written, {summary.kept} kept, {samples.redrawn} drawn again, "
-        f"{failed} given up; look at {summary.sheet}",
+        f"{out}: {result.written} samples written, {result.kept} kept, {result.redrawn} regenerated, "
+        f"{result.failed} failed; look at {result.sheet}",
     )
-    return ExitCode.SKIPPED if skipped else ExitCode.OK
+    return ExitCode.SKIPPED if job.skipped else ExitCode.OK
+
+
+def folder(text: str) -> "Folder":
+    """`PRODUCT=DIR`, or a folder alone."""
+    product, equals, path = text.partition("=")
+    if not equals or Path(text).is_dir():
+        return None, Path(text)
+    return product, Path(path)
 
 
 def region(text: str) -> "Region":
     """Where defects may lie: `x,y,width,height`, a mask image, or `object`."""
-    from defectgen.composing import Region
-    from defectgen.images import read_mask
-    from defectgen.windows import Box
+    from defectgen.imaging.images import read_mask
+    from defectgen.imaging.windows import Box
+    from defectgen.synthesis.pasted import Region
 
     if text == "object":
         return Region(name=text)
@@ -158,7 +141,7 @@ def placement(
     scale: str, rotation: str, per_image: str, where: str | None, crop: str = "1", **settings: Any
 ) -> "Placement":
     """How contents are laid on, of the options' texts; `settings` are the rest of a `Placement`."""
-    from defectgen.composing import Placement
+    from defectgen.synthesis.pasted import Placement
 
     counts = _range("--per-image", per_image, low=1)
     if any(count % 1 for count in counts):

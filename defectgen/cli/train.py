@@ -1,7 +1,5 @@
-"""`defectgen train`: photographs in, a run folder and an entry in weights.toml out."""
+"""`defectgen train`: images in, a run folder and an entry in weights.toml out."""
 
-import re
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,23 +9,22 @@ from defectgen.cli import options
 from defectgen.cli.console import Console, duration, table
 from defectgen.cli.options import option
 from defectgen.errors import ExitCode, UsageError
-from defectgen.methods import MethodName
+from defectgen.methods import info, names
 
 if TYPE_CHECKING:
-    from defectgen.folders import Source
+    from defectgen.folders import ProductFolders
 
-EXAMPLES = """\b
+EXAMPLES = f"""\b
 Examples:
-  defectgen train --method dt-gan photos/normal photos/defects --time 30m
-  defectgen train --method dt-gan --preset tiny --steps 500 --name trial \\
+  defectgen train --method {names()[0]} photos/normal photos/defects --time 30m
+  defectgen train --method {names()[0]} --preset tiny --steps 500 --name trial \\
     --product tiles=tiles/good:tiles/bad --product road=road/good:road/bad"""
 
-_FEW = 20  # images, of which no 99th percentile can be told
 _GENERIC = {"good", "images", "normal", "normals", "ok", "train"}
 
 
 def train(
-    method: Annotated[MethodName, option("--method", help="The generator.")],
+    method: Annotated[str | None, option("--method", metavar="|".join(names()), help="The generator.")] = None,
     normals: Annotated[
         Path | None,
         typer.Argument(metavar="NORMALS", help="Folder of defect-free photographs, or of an MVTec AD category."),
@@ -91,137 +88,92 @@ def train(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> int:
-    """Train a model on photographs without and with defects."""
-    if resume and overwrite:
-        raise UsageError("--resume goes on with a run and --overwrite replaces it: give one of them")
-    seconds = options.seconds(time) if time else None
-    given = dict(_key_value(setting) for setting in settings or [])
-    given |= {key: str(value) for key, value in (("steps", steps), ("batch_size", batch_size)) if value is not None}
+    """Train a model on images without and with defects."""
+    options.exclusive(resume, overwrite, "run")
+    if method is None:
+        raise UsageError(f"--method: choose one of {', '.join(names())} (defectgen train --help)")
+    info(method)  # before anything slow
 
-    from defectgen import files, inspector, registry, repairing, trainer
-    from defectgen.folders import read_catalog
-    from defectgen.methods import get
-    from defectgen.methods.base import configure
+    from defectgen.pipelines.train import FEW, Progress, TrainJob, TrainRequest
 
     console = Console(as_json=as_json, quiet=quiet)
-    hyperparameters = configure(get(method), preset, given)
-    sources = _sources(normals, defects, product or [], masks)
-    registry_file = registry.find_writable(weights)
-    if name is None:
-        taken = {entry.name for entry in registry.read(registry_file)} if registry_file.exists() else set()
-        base = "-".join([method.value, *(_slug(source.product) for source in sources)])
-        name = _unused(base, out, taken, resume=resume, overwrite=overwrite)
-    elif name != _slug(name):
-        raise UsageError(f"--name {name}: use letters, digits, '-', '_' and '.'; {_slug(name)} would do")
-    run = out / name
-    registry.check_name(name, run / "model.safetensors", registry_file)
-
-    with console.progress("reading") as report:
-        catalog = read_catalog(sources, category=category, on_bad=on_bad.value, progress=report)
-    console.skipped(catalog.skipped)
-    held: list[Path] = []
-    if get(method).learns == "pairs":
-        catalog, held = repairing.hold_out(catalog)
-    request = trainer.TrainRequest(
+    request = TrainRequest(
         method=method,
-        name=name,
-        run=run,
-        catalog=catalog,
-        sources=sources,
-        config=hyperparameters,
-        seconds=seconds,
+        sources=_sources(normals, defects, product or [], masks),
+        category=category,
+        on_bad=on_bad.value,
+        preset=preset,
+        settings=dict(_key_value(setting) for setting in settings or []),
+        backbone=backbone,
+        steps=steps,
+        seconds=options.seconds(time) if time else None,
+        batch_size=batch_size,
         seed=seed,
         device=device,
         workers=workers,
+        name=name,
+        out=out,
+        weights=weights,
         resume=resume,
         overwrite=overwrite,
-        backbone=_backbone(backbone, method, weights),
     )
+    with console.progress("reading") as report:
+        job = TrainJob(request, report)
+    console.skipped(job.skipped)
     if dry_run:
-        plan = trainer.estimate(request)
+        plan = job.plan()
         console.result(plan, table(plan), kind="plan")
-        return ExitCode.SKIPPED if catalog.skipped else ExitCode.OK
+        return ExitCode.SKIPPED if job.skipped else ExitCode.OK
 
-    console.note(f"training {name} in {run}, on {len(catalog.samples)} photographs")
+    console.note(f"training {job.name} in {job.run_folder}, on {job.images} images")
     if verbose:
-        console.note(f"with\n{table({'seed': seed, 'device': device, **hyperparameters.model_dump(mode='json')})}")
+        console.note(f"with\n{table(job.settings)}")
     with console.progress("training") as report:
         losses: dict[str, float] = {}
-        troubles: set[str] = set()
+        diagnoses: set[str] = set()
 
-        def on_step(progress: trainer.Progress) -> None:
+        def on_step(progress: Progress) -> None:
             losses.update(progress.losses)
-            if progress.trouble is not None and progress.trouble not in troubles:
-                troubles.add(progress.trouble)
-                console.warn(f"step {progress.step}: {progress.trouble}")
+            if progress.diagnosis is not None and progress.diagnosis not in diagnoses:
+                diagnoses.add(progress.diagnosis)
+                console.warn(f"step {progress.step}: {progress.diagnosis}")
             terms = " ".join(f"{term} {value:.3g}" for term, value in losses.items())
             detail = f"{progress.images_per_second:.1f} images/s, {duration(progress.seconds_left)} left"
             values = {
                 "images_per_second": progress.images_per_second,
                 "seconds_left": progress.seconds_left,
                 "losses": dict(losses),
-                **({"trouble": progress.trouble} if progress.trouble else {}),
+                **({"trouble": progress.diagnosis} if progress.diagnosis else {}),
             }
             report(progress.step, progress.steps, f"{detail}, {terms}" if terms else detail, values)
 
-        trained = trainer.train(request, on_step)
+        result = job.run(on_step)
 
-    if held:
-        repair = repairing.NetworkRepair(trained.model, device)
-        threshold = inspector.calibrate(inspector.inspect(held, repair, 0.0, workers=workers), 0.99)
-        repairing.keep_threshold(trained.model, threshold)
-        few = "; that is few: 'defectgen inspect --calibrate DIR' on more" if len(held) < _FEW else ""
-        console.note(f"threshold {threshold:.4f}, calibrated on {len(held)} normals held out{few}")
-    entry = registry.Entry(
-        name=name,
-        method=method.value,
-        categories=trained.task.domains[1:],
-        products=trained.task.products,
-        image_size=hyperparameters.image_size,
-        channels=trained.task.channels,
-        file=trained.model,
-        sha256=files.sha256(trained.model),
-        created=datetime.now(timezone.utc).replace(microsecond=0),
-        trained_on={source.product: source.normals.absolute() for source in sources},
-    )
-    registry.add(entry, registry_file)
+    if result.threshold is not None:
+        count = result.calibrated_on
+        few = "; that is few: 'defectgen inspect --calibrate DIR' on more" if count < FEW else ""
+        console.note(f"threshold {result.threshold:.4f}, calibrated on {count} normals held out{few}")
     summary = {
-        "name": name,
-        "model": str(trained.model),
-        "weights": str(registry_file),
-        "categories": entry.categories,
-        "products": entry.products,
-        "steps": trained.steps,
-        "seconds": round(trained.seconds, 1),
-        "losses": dict(trained.losses),
-        "skipped": len(catalog.skipped),
-        "stopped": trained.stopped is not None,
+        "name": result.name,
+        "model": str(result.model),
+        "weights": str(result.weights),
+        "categories": result.categories,
+        "products": result.products,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "losses": dict(result.losses),
+        "skipped": len(result.skipped),
+        "stopped": result.stopped is not None,
     }
     console.result(
         summary,
-        f"{name}: {trained.steps} steps in {duration(trained.seconds)}, knows {', '.join(entry.categories)}; "
-        f"{trained.model}, entered in {registry_file}",
+        f"{result.name}: {result.steps} steps in {duration(result.seconds)}, knows {', '.join(result.categories)}; "
+        f"{result.model}, entered in {result.weights}",
     )
-    if trained.stopped is not None:
-        console.warn(f"stopped, everything saved; go on with --resume --name {name}")
-        return trained.stopped
-    return ExitCode.SKIPPED if catalog.skipped else ExitCode.OK
-
-
-def _backbone(model: str | None, method: MethodName, weights: Path | None) -> Path | None:
-    """The file of a model's backbone."""
-    if model is None:
-        return None
-    if method is not MethodName.DFMGAN:
-        raise UsageError(f"--backbone {model}: {method.value} has no backbone to share; dfmgan has")
-
-    from defectgen import registry
-
-    file = registry.find(name=model, files=registry.find_registry(weights), methods=("dfmgan",)).file
-    path = file.with_name("backbone.safetensors")
-    if not path.is_file():
-        raise UsageError(f"--backbone {model}: {path} is not there; train the model again")
-    return path
+    if result.stopped is not None:
+        console.warn(f"stopped, everything saved; continue with --resume --name {result.name}")
+        return result.stopped
+    return ExitCode.SKIPPED if result.skipped else ExitCode.OK
 
 
 def _key_value(setting: str) -> tuple[str, str]:
@@ -233,39 +185,25 @@ def _key_value(setting: str) -> tuple[str, str]:
 
 def _sources(
     normals: Path | None, defects: Path | None, products: list[str], masks: Path | None
-) -> "tuple[Source, ...]":
-    from defectgen.folders import Source, parse_product
+) -> "tuple[ProductFolders, ...]":
+    from defectgen.folders import ProductFolders, parse_product
 
     if products:
         if normals or masks:
             raise UsageError("--product takes the place of NORMALS, DEFECTS and --masks: give one or the other")
         sources = tuple(parse_product(text) for text in products)
-        names = [source.product for source in sources]
-        if twice := next((each for each in names if names.count(each) > 1), None):
+        given = [source.product for source in sources]
+        if twice := next((each for each in given if given.count(each) > 1), None):
             raise UsageError(f"--product {twice}: given twice")
         return sources
     if normals is None:
         raise UsageError(
             "give the folders NORMALS and DEFECTS, or --product NAME=NORMALS:DEFECTS (defectgen train --help)"
         )
-    return (Source(product=_product(normals), normals=normals, defects=defects, masks=masks),)
+    return (ProductFolders(product=_product(normals), normals=normals, defects=defects, masks=masks),)
 
 
 def _product(normals: Path) -> str:
     """What a folder of normals is called after: itself, or the first folder above with a telling name."""
     folder = normals.absolute()
     return next((each.name for each in (folder, *folder.parents) if each.name.lower() not in _GENERIC), "") or "product"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "product"
-
-
-def _unused(base: str, out: Path, taken: set[str], *, resume: bool, overwrite: bool) -> str:
-    """`base`, with a number if it is not new; to resume or overwrite, the last of those that there are."""
-    last, number = base, 1
-    while (out / (name := base if number == 1 else f"{base}-{number}")).exists() or (
-        name in taken and not (resume or overwrite)
-    ):
-        last, number = name, number + 1
-    return last if resume or overwrite else name

@@ -1,22 +1,14 @@
-"""`defectgen transfer`: the defects of one product onto photographs of another."""
+"""`defectgen transfer`: the defects of one product on images of another."""
 
-from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from defectgen.cli import options, output
-from defectgen.cli.console import Console, table
+from defectgen.cli.console import Console
 from defectgen.cli.options import option
-from defectgen.errors import BadInputError, ExitCode, UsageError
-
-if TYPE_CHECKING:
-    from defectgen.folders import Catalog
-    from defectgen.registry import Entry
-    from defectgen.samples import Samples
-    from defectgen.sampling import Style
 
 EXAMPLES = """\b
 Examples:
@@ -24,11 +16,9 @@ Examples:
   defectgen transfer -n 500 --model both --from road=road/bad \\
     --to tile=tiles/good"""
 
-_CONTENTS = ("dcdganc", "dfmgan")  # methods whose defects are laid on as contents
-
 
 class Colour(str, Enum):
-    """As `defectgen.composing.Colour`."""
+    """As `defectgen.synthesis.pasted.Colour`."""
 
     MATCH = "match"
     KEEP = "keep"
@@ -40,14 +30,14 @@ def transfer(
     num: output.Num,
     to: Annotated[
         list[str],
-        option("--to", metavar="[PRODUCT=]NORMALS", help="Photographs that get the defects; repeat for several."),
+        option("--to", metavar="[PRODUCT=]NORMALS", help="Normal images that get the defects; repeat for several."),
     ],
     source: Annotated[
         list[str] | None,
         option(
             "--from",
             metavar="[PRODUCT=]DEFECTS",
-            help="Photographs whose defects they get, as for train; repeat for several.",
+            help="Images whose defects they get, as for train; repeat for several.",
         ),
     ] = None,
     model: Annotated[
@@ -63,12 +53,12 @@ def transfer(
         option(
             "--style",
             metavar="own|sampled|DEFECTS",
-            help="With dt-gan: the defect's own style, a random one, or that of others.",
+            help="Of a model that takes references: the defect's own style, a random one, or that of other images.",
         ),
     ] = "own",
     category: Annotated[
         list[str] | None,
-        option("--category", "-c", metavar="NAME", help="Repeat for several, made in turn  [default: all]"),
+        option("--category", "-c", metavar="NAME", help="Repeat for several, in turn  [default: all]"),
     ] = None,
     per_image: output.PerImage = "1",
     scale: output.Scale = "0.8:1.25",
@@ -77,7 +67,8 @@ def transfer(
         str, option("--crop", metavar="RANGE", help="The part of a defect's longer side to use: 0.3:1.")
     ] = "1",
     colour: Annotated[
-        Colour, option("--colour", help="Give defects the contrast of their new ground, keep it, or make them gray.")
+        Colour,
+        option("--colour", help="Match the contrast of the new background, keep the defect's, or make it gray."),
     ] = Colour.MATCH,
     region: output.Where = None,
     on_bad: options.Skip = options.OnBad.SKIP,
@@ -96,118 +87,36 @@ def transfer(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> int:
-    """Put the defects of one product onto photographs of another.
+    """Put the defects of one product onto images of another.
 
-    Real defects, cut out by their masks; or by a model: dt-gan moves those of --from, the others make theirs up.
+    Real defects, cut out by their masks; or by a model, which moves those of --from or makes its own.
     """
-    if resume and overwrite:
-        raise UsageError("--resume goes on with a dataset and --overwrite replaces it: give one of them")
-    if model is None and not source:
-        raise UsageError("give --from DEFECTS to cut out, or --model NAME of a model that knows some")
-    if model is None and style != "own":
-        raise UsageError(f"--style {style}: real defects keep their own; give a dt-gan model with --model")
+    options.exclusive(resume, overwrite, "dataset")
 
-    from defectgen.folders import Catalog, read_defects, read_normals
-    from defectgen.samples import Wanted
+    from defectgen.pipelines.synthesize import TransferRequest, prepare_transfer
 
-    console = Console(as_json=as_json, quiet=quiet)
     placement = output.placement(scale, rotation, per_image, region, crop, colour=colour.value)
-    names = tuple(dict.fromkeys(category or []))
-    entry = output.find_model(model, names, weights) if model else None
-
-    def read(texts: Sequence[str], masks: Path | None = None) -> Catalog:
-        folders = [_named(text, entry) for text in texts]
-        return Catalog.of(
-            read_defects(
-                folder, product=product, masks=masks, masked=entry is None, categories=names, on_bad=on_bad.value
-            )
-            for product, folder in folders
+    as_default = (scale, rotation, per_image, crop, colour) == ("0.8:1.25", "0:360", "1", "1", Colour.MATCH)
+    job = prepare_transfer(
+        TransferRequest(
+            num=num,
+            to=tuple(output.folder(text) for text in to),
+            source=tuple(output.folder(text) for text in source or ()),
+            model=model,
+            weights=weights,
+            masks=masks,
+            style="own" if style == "own" else "sampled" if style == "sampled" else Path(style),
+            categories=tuple(dict.fromkeys(category or ())),
+            placement=None if as_default else placement,
+            region=placement.region,
+            on_bad=on_bad.value,
+            seed=seed,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
         )
-
-    normals = Catalog.of(
-        read_normals(folder, product=product, on_bad=on_bad.value) for product, folder in (_named(t, entry) for t in to)
     )
-    references = read(source, masks) if source else None
-    styles: Style | Catalog = "own" if style == "own" else "sampled" if style == "sampled" else read([style])
-    read_all = [catalog for catalog in (normals, references, styles) if isinstance(catalog, Catalog)]
-    skipped = Catalog.of(read_all).skipped
-    console.skipped(skipped)
-    names = names or _common(entry, references)
-    maker = entry.name if entry else ", ".join(source or [])
-
-    if dry_run or verbose:
-        plan = {
-            "model": entry and entry.name,
-            "from": source,
-            "categories": names,
-            **output.plan(normals, num, out, layout),
-            **({} if entry and entry.method not in _CONTENTS else placement.summary()),
-        }
-        if dry_run:
-            console.result(plan, table(plan), kind="plan")
-            return ExitCode.SKIPPED if skipped else ExitCode.OK
-        console.note(f"with\n{table(plan)}")
-
-    target = output.open_folder(ctx.ensure_object(options.Switches), out, layout, resume=resume, overwrite=overwrite)
-    wanted = Wanted(names, num, normals, seed, workers, frozenset(target.done))
-    samples: Samples[Any, Any]
-    if entry is not None:
-        from defectgen import sampling
-
-        how: dict[str, Any] = {"placement": placement}
-        guides = f"from {', '.join(source)}, style {style}" if source else ""
-        if entry.method not in _CONTENTS:
-            how = {"regions": ((None, placement.region),)} if placement.region is not None else {}
-            if (scale, rotation, per_image, crop, colour) != ("0.8:1.25", "0:360", "1", "1", Colour.MATCH):
-                raise UsageError(
-                    f"{entry.name}: {entry.method} paints defects where they lie; --scale, --rotation, --per-image, "
-                    f"--crop and --colour are for real defects, and for {' and '.join(_CONTENTS)}"
-                )
-        samples = sampling.synthesize(
-            sampling.SynthesisRequest(
-                entry, wanted, device, batch_size, references=references, style=styles, guides=guides, **how
-            )
-        )
-    else:
-        from defectgen import composing
-
-        assert references is not None
-        samples = composing.compose(composing.ComposeRequest(wanted, references, maker, placement))
-    console.note(f"{len(samples)} samples of {', '.join(names)} from {maker}, into {out}")
-    return output.write(
-        console,
-        samples,
-        target,
-        title="transferring",
-        workers=workers,
-        skipped=len(skipped),
-        values={"from": maker},
-        none_made=BadInputError(
-            f"{', '.join(to)}: none of {len(samples)} samples shows a defect of {maker}; try other normals"
-            + (", or train the model longer" if entry else ", or --colour keep")
-        ),
-    )
-
-
-def _named(text: str, entry: "Entry | None") -> tuple[str, Path]:
-    """`PRODUCT=DIR`, or a folder alone: of the product that it is called after."""
-    product, equals, folder = text.partition("=")
-    if not equals or Path(text).is_dir():
-        return Path(text).resolve().name, Path(text)
-    if entry is not None and product not in entry.products:
-        raise UsageError(
-            f"{text}: {entry.name} knows {', '.join(entry.products)}; leave out the name of a product that it has "
-            "not seen"
-        )
-    return product, Path(folder)
-
-
-def _common(entry: "Entry | None", references: "Catalog | None") -> tuple[str, ...]:
-    """The categories to make, where none were named: those of the references and of the model, or both's."""
-    shown = references.categories if references is not None else ()
-    if entry is None:
-        return shown
-    both = tuple(name for name in entry.categories if references is None or name in shown)
-    if not both:
-        raise UsageError(f"{entry.name} knows {', '.join(entry.categories)}, but --from shows {', '.join(shown)}")
-    return both
+    return output.run(
+        Console(as_json=as_json, quiet=quiet), job, ctx.ensure_object(options.Switches), title="transferring",
+        maker="from", out=out, layout=layout, resume=resume, overwrite=overwrite, dry_run=dry_run, verbose=verbose,
+    )  # fmt: skip

@@ -21,25 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectgen import __version__, files
-from defectgen.dataset import coco, sheet, yolo
+from defectgen.dataset import coco, manifest, sheet, yolo
+from defectgen.dataset.manifest import Provenance, Row
 from defectgen.errors import BadInputError, UsageError
-from defectgen.images import Pixels, encode_jpeg, encode_png
+from defectgen.imaging.images import Pixels, encode_jpeg, encode_png
 
-_MANIFEST = "manifest.jsonl"
 _RECORD = "dataset.json"
 _SHEET = "sheet.jpg"
 _BESIDE = ("restored", "normal")  # of some samples
-_FILES = ("image", "mask", *_BESIDE)
-_SAME_RUN = (
-    "model_sha256",
-    "method",
-    "seed",
-    "contents",
-    "placement",
-    "regions",
-    "gate",
-    "guides",
-)  # what resumed samples share with those already there
 
 
 class Layout(str, Enum):
@@ -52,18 +41,18 @@ class Layout(str, Enum):
 
 
 @dataclass(frozen=True)
-class Synthesized:
-    """A sample. `record` is JSON-able and goes into its manifest row as it is."""
+class Sample:
+    """An image with a defect, its mask, and how it came about."""
 
     index: int
     """Its position in the run, and its file's name."""
     category: str
     product: str
     image: Pixels
-    """At the source's size and depth, as `Photograph.pixels`."""
+    """At the source's size and depth, as `DecodedImage.pixels`."""
     mask: NDArray[np.bool_]
     """[H, W], never empty."""
-    record: dict[str, Any]
+    provenance: Provenance
     restored: Pixels | None = None
     """The image with its defects painted over again, if that was asked for."""
     normal: Pixels | None = None
@@ -117,13 +106,14 @@ class Dataset:
         self.out = out
         self._layout = layout
         self._command = command
-        self._manifest = out / _MANIFEST
+        self._manifest = out / manifest.NAME
         self._replaced = False
-        self._rows = {row["index"]: row for row in self._read_manifest()}
+        self._files: dict[int, tuple[str, ...]] = {}
+        self._run: dict[str, Any] | None = None
+        for row in self._rows():
+            self._note(row)
         self.done = frozenset(
-            index
-            for index, row in self._rows.items()
-            if all((out / row[key]).is_file() for key in _FILES if key in row)
+            index for index, names in self._files.items() if all((out / name).is_file() for name in names)
         )
 
     def replace(self) -> None:
@@ -132,12 +122,12 @@ class Dataset:
 
     def write(
         self,
-        samples: Iterable[Synthesized],
+        samples: Iterable[Sample],
         *,
         normals: Iterable[tuple[str, Pixels]] = (),
         facts: Mapping[str, Any] | None = None,
         workers: int = 2,
-        on_sample: Callable[[Synthesized], None] = lambda _: None,
+        on_sample: Callable[[Sample], None] = lambda _: None,
     ) -> Summary:
         """Write what `samples` yields, then all that is derived. The images are encoded beside the iteration.
 
@@ -153,7 +143,7 @@ class Dataset:
             self._clear()
         self.out.mkdir(parents=True, exist_ok=True)
         self._write_record(facts)
-        queue: deque[tuple[Synthesized, Future[dict[str, Any]]]] = deque()
+        queue: deque[tuple[Sample, Future[Row]]] = deque()
         written = 0
 
         def record() -> None:
@@ -180,18 +170,15 @@ class Dataset:
             self._write_record(facts)
         return Summary(written, len(self.done), self.out / _SHEET)
 
-    def _check_same_run(self, sample: Synthesized) -> None:
-        if not self._rows:
-            return
-        before = next(iter(self._rows.values()))
-        for key in _SAME_RUN:
-            if before.get(key) != sample.record.get(key):
+    def _check_same_run(self, sample: Sample) -> None:
+        for key, value in sample.provenance.run.items():
+            if self._run is not None and self._run[key] != value:
                 raise UsageError(
-                    f"{self.out}: cannot resume, {key} was {before.get(key)} and is {sample.record.get(key)}; "
+                    f"{self.out}: cannot resume, {key} was {self._run[key]} and is {value}; "
                     "give the command that began it, or another --out"
                 )
 
-    def _write_sample(self, sample: Synthesized) -> dict[str, Any]:
+    def _write_sample(self, sample: Sample) -> Row:
         image, mask = self._paths(sample)
         files.write(self.out / image, encode_png(sample.image))
         files.write(self.out / mask, encode_png(sample.mask.astype(np.uint8) * 255))
@@ -201,19 +188,19 @@ class Dataset:
             if pixels is not None:
                 beside[key] = f"{key}/{sample.index:06}.png"
                 files.write(self.out / beside[key], encode_png(pixels))
-        return {
-            "index": sample.index,
-            "image": str(image),
-            "mask": str(mask),
+        return Row(
+            index=sample.index,
+            image=str(image),
+            mask=str(mask),
             **beside,
-            "category": sample.category,
-            "product": sample.product,
-            "boxes": boxes(sample.mask),
-            "area": int(sample.mask.sum()),
-            **sample.record,
-        }
+            category=sample.category,
+            product=sample.product,
+            boxes=boxes(sample.mask),
+            area=int(sample.mask.sum()),
+            **sample.provenance.model_dump(exclude_unset=True),
+        )
 
-    def _paths(self, sample: Synthesized) -> tuple[PurePosixPath, PurePosixPath]:
+    def _paths(self, sample: Sample) -> tuple[PurePosixPath, PurePosixPath]:
         name = f"{sample.index:06}"
         category = folder_name(sample.category)
         match self._layout:
@@ -232,12 +219,16 @@ class Dataset:
                 split = yolo.split(sample.index)
                 return PurePosixPath(f"images/{split}/{name}.png"), PurePosixPath(f"masks/{split}/{name}.png")
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def _append(self, row: Row) -> None:
         with files.disk_errors(self._manifest), self._manifest.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._rows[row["index"]] = {key: row[key] for key in ("index", *_FILES, *_SAME_RUN) if key in row}
+            file.write(row.line())
+        self._note(row)
 
-    def _read_manifest(self) -> Iterator[dict[str, Any]]:
+    def _note(self, row: Row) -> None:
+        self._files[row.index] = row.files
+        self._run = self._run or row.run
+
+    def _rows(self) -> Iterator[Row]:
         """The rows, without a last one that was cut short."""
         if not self._manifest.is_file():
             return
@@ -245,38 +236,26 @@ class Dataset:
         whole = text[: text.rfind(b"\n") + 1]
         if whole != text:
             files.write(self._manifest, whole)
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                row = json.loads(line)
-                for key in _FILES:
-                    path = PurePosixPath(row.get(key, "") if key in _BESIDE else row[key])
-                    if path.is_absolute() or ".." in path.parts:
-                        raise ValueError(f"{path} leads out of the dataset")
-                int(row["index"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise BadInputError(
-                    f"{self._manifest}, line {number}: damaged ({error}); use --overwrite to start anew"
-                ) from error
-            yield row
+        yield from manifest.parse(self._manifest, whole)
 
     def _put_in_order(self) -> None:
         """Sort the manifest by index, each sample once, if a resumed run filled holes."""
-        indices = [row["index"] for row in self._read_manifest()]
+        indices = [row.index for row in self._rows()]
         if indices == sorted(set(indices)):
             return
-        rows = {row["index"]: row for row in self._read_manifest()}
-        files.write(self._manifest, "".join(json.dumps(rows[i], ensure_ascii=False) + "\n" for i in sorted(rows)))
+        rows = {row.index: row for row in self._rows()}
+        files.write(self._manifest, "".join(rows[index].line() for index in sorted(rows)))
 
     def _derive(self, normals: Iterable[tuple[str, Pixels]]) -> None:
-        if not self._rows:
+        if not self._files:
             return
         match self._layout:
             case Layout.COCO:
-                coco.write(self.out, self._read_manifest)
+                coco.write(self.out, self._rows)
             case Layout.YOLO:
-                yolo.write(self.out, self._read_manifest)
+                yolo.write(self.out, self._rows)
             case Layout.MVTEC:
-                products = {row["product"] for row in self._read_manifest()}
+                products = {row.product for row in self._rows()}
                 numbers: Counter[str] = Counter()
                 for product, pixels in normals:
                     if product in products:  # a product without a defect would not load
@@ -287,14 +266,14 @@ class Dataset:
                 pass
         files.write(
             self.out / _SHEET,
-            encode_jpeg(sheet.draw(self.out, list(_spread(self._read_manifest, len(self._rows))))),
+            encode_jpeg(sheet.draw(self.out, list(_spread(self._rows, len(self._files))))),
         )
 
     def _write_record(self, facts: Mapping[str, Any] | None) -> None:
         counts, refused = Counter[str](), Counter[str]()
-        for row in self._read_manifest():
-            counts[row["category"]] += 1
-            refused.update(row.get("refused", ()))
+        for row in self._rows():
+            counts[row.category] += 1
+            refused.update(row.refused)
         record = {
             "command": self._command,
             "layout": self._layout.value,
@@ -313,8 +292,8 @@ class Dataset:
 
     def _clear(self) -> None:
         """Remove what an earlier run of ours wrote, and the folders that are empty then; nothing else."""
-        ours = [row[key] for row in self._rows.values() for key in _FILES if key in row]
-        ours += [_MANIFEST, _RECORD, _SHEET, coco.ANNOTATIONS, yolo.DATA]
+        ours = [name for names in self._files.values() for name in names]
+        ours += [manifest.NAME, _RECORD, _SHEET, coco.ANNOTATIONS, yolo.DATA]
         for path in [self.out / name for name in ours] + [
             *self.out.glob("labels/*/*.txt"),
             *self.out.glob("*/train/good/*.png"),
@@ -323,7 +302,7 @@ class Dataset:
         for folder in sorted((path for path in self.out.rglob("*") if path.is_dir()), reverse=True):
             if not any(folder.iterdir()):
                 folder.rmdir()
-        self._rows, self.done, self._replaced = {}, frozenset(), False
+        self._files, self._run, self.done, self._replaced = {}, None, frozenset(), False
 
 
 def boxes(mask: NDArray[np.bool_]) -> list[list[int]]:
@@ -345,7 +324,7 @@ def ascii_name(text: str) -> str:
     return name if name == text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def _spread(rows: Callable[[], Iterable[dict[str, Any]]], count: int, most: int = 24) -> Iterator[dict[str, Any]]:
+def _spread(rows: Callable[[], Iterable[Row]], count: int, most: int = 24) -> Iterator[Row]:
     """At most `most` rows from all over the manifest."""
     chosen = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
     return (row for position, row in enumerate(rows()) if position in chosen)

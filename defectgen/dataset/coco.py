@@ -14,17 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectgen import __version__, files
+from defectgen.dataset.manifest import Row
 from defectgen.dataset.polygons import pieces
-from defectgen.images import read_mask
+from defectgen.imaging.images import read_mask
 
 ANNOTATIONS: Final = "annotations.json"
 
-Rows = Callable[[], Iterable[dict[str, Any]]]
+Rows = Callable[[], Iterable[Row]]
 
 
 def write(out: Path, rows: Rows) -> None:
     """Write the annotations of all rows of a manifest, a row at a time."""
-    names = sorted({row["category"] for row in rows()})
+    names = sorted({row.category for row in rows()})
     now = datetime.now(timezone.utc).date().isoformat()
     info = {
         "description": "made by defectgen",
@@ -49,23 +50,23 @@ def write(out: Path, rows: Rows) -> None:
 
 def _images(out: Path, rows: Rows) -> Iterator[dict[str, Any]]:
     for row in rows():
-        height, width = read_mask(out / row["mask"]).shape
-        name = row["image"].removeprefix("images/")
-        yield {"id": row["index"] + 1, "file_name": name, "width": width, "height": height}
+        height, width = read_mask(out / row.mask).shape
+        name = row.image.removeprefix("images/")
+        yield {"id": row.index + 1, "file_name": name, "width": width, "height": height}
 
 
 def _annotations(out: Path, rows: Rows, names: list[str]) -> Iterator[dict[str, Any]]:
     number = 0
     for row in rows():
-        for piece in pieces(read_mask(out / row["mask"])):
+        for piece in pieces(read_mask(out / row.mask)):
             number += 1
             yrange, xrange = np.nonzero(piece.mask)
             x, y = int(xrange.min()), int(yrange.min())
             polygon = [piece.outline.ravel().tolist()]
             yield {
                 "id": number,
-                "image_id": row["index"] + 1,
-                "category_id": names.index(row["category"]) + 1,
+                "image_id": row.index + 1,
+                "category_id": names.index(row.category) + 1,
                 "iscrowd": 0,
                 "bbox": [x, y, int(xrange.max()) - x + 1, int(yrange.max()) - y + 1],
                 "area": int(piece.mask.sum()),

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectgen.images import read_mask, read_photograph
+from defectgen.dataset.manifest import Row
+from defectgen.imaging.images import read_image, read_mask
 
 _TILE = 160  # pixels, the side of a picture on the sheet
 _LABEL = 18
@@ -16,17 +16,17 @@ _COLUMNS = 4  # pairs
 _RED = (230, 40, 40)
 
 
-def draw(out: Path, rows: Sequence[dict[str, Any]]) -> NDArray[np.uint8]:
+def draw(out: Path, rows: Sequence[Row]) -> NDArray[np.uint8]:
     """A sheet of the samples in `rows` of a manifest, [H, W, 3]: crops around the defects, so that small ones show."""
     lines = -(-len(rows) // _COLUMNS)
     sheet = np.full((lines * (_TILE + _LABEL), _COLUMNS * (2 * _TILE + 6), 3), 255, np.uint8)
     for number, row in enumerate(rows):
         y, x = number // _COLUMNS * (_TILE + _LABEL), number % _COLUMNS * (2 * _TILE + 6)
-        mask = read_mask(out / row["mask"])
-        plain, marked = _crops(read_photograph(out / row["image"]).as_rgb(), mask)
+        mask = read_mask(out / row.mask)
+        plain, marked = _crops(read_image(out / row.image).as_rgb(), mask)
         sheet[y : y + _TILE, x : x + _TILE] = plain
         sheet[y : y + _TILE, x + _TILE : x + 2 * _TILE] = marked
-        label = f"{row['index']:06} {row['category']}".encode("ascii", "replace").decode()
+        label = f"{row.index:06} {row.category}".encode("ascii", "replace").decode()
         cv2.putText(sheet, label, (x + 3, y + _TILE + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return sheet
 

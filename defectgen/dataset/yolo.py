@@ -7,11 +7,12 @@ masks and holes.
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from defectgen import files
+from defectgen.dataset.manifest import Row
 from defectgen.dataset.polygons import bridged, pieces
-from defectgen.images import read_mask
+from defectgen.imaging.images import read_mask
 
 DATA: Final = "data.yaml"
 
@@ -21,17 +22,17 @@ def split(index: int) -> str:
     return "val" if index % 5 == 4 else "train"
 
 
-def write(out: Path, rows: Callable[[], Iterable[dict[str, Any]]]) -> None:
+def write(out: Path, rows: Callable[[], Iterable[Row]]) -> None:
     """Write the labels of all rows of a manifest and `data.yaml`."""
-    names = sorted({row["category"] for row in rows()})
+    names = sorted({row.category for row in rows()})
     for row in rows():
-        mask = read_mask(out / row["mask"])
+        mask = read_mask(out / row.mask)
         height, width = mask.shape
         lines = []
         for piece in pieces(mask):
             points = bridged(piece) / [width, height]
-            lines.append(" ".join([str(names.index(row["category"])), *(f"{value:.6f}" for value in points.ravel())]))
-        label = PurePosixPath("labels", *PurePosixPath(row["image"]).parts[1:]).with_suffix(".txt")
+            lines.append(" ".join([str(names.index(row.category)), *(f"{value:.6f}" for value in points.ravel())]))
+        label = PurePosixPath("labels", *PurePosixPath(row.image).parts[1:]).with_suffix(".txt")
         files.write(out / label, "\n".join(lines) + "\n")
     # A folder that is named and missing is an error there; a small dataset may have nothing for validation.
     val = "val" if (out / "images/val").is_dir() else "train"

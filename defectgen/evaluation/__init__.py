@@ -6,7 +6,7 @@ Sees files alone: real photographs, a dataset, and what its manifest says of how
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,27 @@ from defectgen import __version__, files
 from defectgen.device import resolve
 from defectgen.errors import UsageError
 from defectgen.evaluation import copies, downstream, fidelity, report
-from defectgen.evaluation.downstream import ARMS, Arm, Example, Plan
-from defectgen.evaluation.photographs import (
-    Picture,
+from defectgen.evaluation.data import (
+    Example,
+    LabeledImage,
     Real,
     Synthetic,
     check_sides,
-    kept_apart,
+    load_examples,
+    load_mask,
     near_duplicates,
     read_real,
     read_synthetic,
-    seen_mask,
+    remove_test_leakage,
     split,
-    viewed,
+    to_common_channels,
+    to_model_range,
 )
+from defectgen.evaluation.downstream import TRAINING_SETS, Plan, TrainingSet
 from defectgen.folders import NORMAL
-from defectgen.images import read_photograph
-from defectgen.windows import FloatArray, tone
+from defectgen.imaging.images import read_image
+from defectgen.imaging.windows import FloatArray, value_range
+from defectgen.nn.features import Extractor, extractor
 
 DEFECT = "defect"
 """What all categories become together, where the synthetic ones are not told apart as the real ones are."""
@@ -53,6 +57,10 @@ class Extent:
     normals: int
     """To train on, and to test on, at most."""
 
+    def of(self, seeds: int | None = None, steps: int | None = None) -> "Extent":
+        """The same with another number of networks of each kind, or of steps to train them."""
+        return replace(self, seeds=seeds or self.seeds, steps=steps or self.steps)
+
 
 QUICK = Extent(steps=200, seeds=3, samples=200, normals=100)
 WHOLE = Extent(steps=600, seeds=5, samples=1000, normals=300)
@@ -64,7 +72,7 @@ class EvaluateRequest:
 
     real: Path
     synthetic: Path
-    out: Path
+    out: Path = Path("report")
     normals: Path | None = None
     test: Path | None = None
     extent: Extent = WHOLE
@@ -90,7 +98,7 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> d
     if (out / _RESULTS).exists() and not request.resume and not request.overwrite:
         raise UsageError(f"{out}: a report is there; go on with --resume, or replace it with --overwrite")
     # Before anything long begins.
-    networks = {kind: fidelity.extractor(kind, path, device) for kind, path in request.features.items()}
+    networks = {kind: extractor(kind, path, device) for kind, path in request.features.items()}
     real, synthetic, left_out, skipped = read(request)
     categories = _categories(real, synthetic)
     rng = np.random.default_rng(request.seed)
@@ -101,13 +109,13 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> d
         real, made = Real(*(_as_one(part) for part in (real.train, real.test))), _as_one(made)
 
     train, test, synthesized = (
-        downstream.load(pictures, categories, synthetic=pictures is made) for pictures in (real.train, real.test, made)
+        load_examples(pictures, categories, synthetic=pictures is made) for pictures in (real.train, real.test, made)
     )
-    train, test, synthesized = downstream.alike(train, test, synthesized)
+    train, test, synthesized = to_common_channels(train, test, synthesized)
     if all(each.mask.all() for each in test if each.label):
         raise UsageError(f"{request.test or request.real}: the masks of the test mark everything; nothing can be found")
     plan = Plan(request.extent.steps, request.extent.seeds, device)
-    kept = _Kept(out / _RESULTS, _identity(request, real, made), resume=request.resume)
+    kept = _ScoreCache(out / _RESULTS, _identity(request, real, made), resume=request.resume)
     found: dict[str, Any] = {
         "defectgen": __version__,
         "device": str(device),
@@ -150,7 +158,7 @@ def read(request: EvaluateRequest) -> tuple[Real, Synthetic, int, list[str]]:
         twins = near_duplicates(pictures, test)
         real = Real(tuple(each for each, twin in zip(pictures, twins, strict=True) if not twin), test)
         check_sides(real)
-    apart = kept_apart(synthetic, real.test)
+    apart = remove_test_leakage(synthetic, real.test)
     left_out = len(pictures) + len(synthetic.pictures) - len(apart.pictures) - len(real.train)
     return real, apart, left_out - (0 if request.test else len(real.test)), skipped
 
@@ -162,14 +170,14 @@ def _categories(real: Real, synthetic: Synthetic) -> tuple[str, ...]:
     return (DEFECT,) if strange else tuple(known)
 
 
-def _as_one(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
+def _as_one(pictures: Sequence[LabeledImage]) -> tuple[LabeledImage, ...]:
     return tuple(
-        each if each.category == NORMAL else Picture(each.path, DEFECT, each.mask, each.made_of, each.source)
+        each if each.category == NORMAL else LabeledImage(each.path, DEFECT, each.mask, each.made_of, each.source)
         for each in pictures
     )
 
 
-def _thinned(pictures: Sequence[Picture], extent: Extent, rng: np.random.Generator) -> tuple[Picture, ...]:
+def _thinned(pictures: Sequence[LabeledImage], extent: Extent, rng: np.random.Generator) -> tuple[LabeledImage, ...]:
     """As many as the extent allows, of each category of defects alike."""
     categories = sorted({each.category for each in pictures})
     of_each = max(extent.samples // max(len(set(categories) - {NORMAL}), 1), 1)
@@ -180,13 +188,13 @@ def _thinned(pictures: Sequence[Picture], extent: Extent, rng: np.random.Generat
     return tuple(each for i, each in enumerate(pictures) if i in chosen)
 
 
-def counts(pictures: Sequence[Picture]) -> dict[str, int]:
+def counts(pictures: Sequence[LabeledImage]) -> dict[str, int]:
     """How many there are of each category."""
     names = [each.category for each in pictures]
     return {name: names.count(name) for name in sorted(set(names))}
 
 
-def _identity(request: EvaluateRequest, real: Real, made: Sequence[Picture]) -> str:
+def _identity(request: EvaluateRequest, real: Real, made: Sequence[LabeledImage]) -> str:
     """What the measurements depend on; those of another are not gone on with."""
     pictures = (*real.train, *real.test, *made)
     masks = [None if each.mask is None else files.sha256(each.mask) for each in pictures]
@@ -194,7 +202,7 @@ def _identity(request: EvaluateRequest, real: Real, made: Sequence[Picture]) -> 
     return hashlib.sha256(json.dumps([asdict(request.extent), request.seed, parts]).encode()).hexdigest()
 
 
-class _Kept:
+class _ScoreCache:
     """What was measured so far, on disk after each network."""
 
     def __init__(self, path: Path, identity: str, *, resume: bool) -> None:
@@ -224,7 +232,7 @@ def _fidelity(
     defects: Sequence[Example],
     made: Sequence[Example],
     categories: Sequence[str],
-    networks: Mapping[str, fidelity.Extractor],
+    networks: Mapping[str, Extractor],
     seed: int,
     on_stage: OnStage,
 ) -> dict[str, dict[str, float]]:
@@ -258,8 +266,8 @@ def _fidelity(
 def _memorisation(
     defects: Sequence[Example],
     made: Sequence[Example],
-    real: Sequence[Picture],
-    pictures: Sequence[Picture],
+    real: Sequence[LabeledImage],
+    pictures: Sequence[LabeledImage],
     on_stage: OnStage,
 ) -> tuple[dict[str, Any], list[tuple[FloatArray, FloatArray, float]]]:
     """How many synthetic defects are near-copies; the nearest pairs, by name and to look at."""
@@ -294,7 +302,7 @@ def _memorisation(
     return found, pairs
 
 
-def _agreement(pictures: Sequence[Picture], on_stage: OnStage) -> dict[str, float] | None:
+def _agreement(pictures: Sequence[LabeledImage], on_stage: OnStage) -> dict[str, float] | None:
     """IoU of the masks with what differs from the source, where that is named and still there."""
     ious = []
     for done, each in enumerate(pictures):
@@ -302,10 +310,10 @@ def _agreement(pictures: Sequence[Picture], on_stage: OnStage) -> dict[str, floa
             on_stage("masks", done, len(pictures))
         if each.source is None or each.mask is None or not each.source.is_file():
             continue
-        ground = read_photograph(each.source)
-        image, source = viewed(read_photograph(each.path), tone(ground)), viewed(ground)
+        ground = read_image(each.source)
+        image, source = to_model_range(read_image(each.path), value_range(ground)), to_model_range(ground)
         if image.shape[1:] == source.shape[1:]:
-            mask = seen_mask(each.mask, image.shape[1:])
+            mask = load_mask(each.mask, image.shape[1:])
             ious.append(copies.agreement(image, source, mask))
     if not ious:
         return None
@@ -323,27 +331,27 @@ def _downstream(
     classes: int,
     plan: Plan,
     seed: int,
-    kept: _Kept,
+    kept: _ScoreCache,
     on_stage: OnStage,
 ) -> dict[str, Any]:
     """For each task the scores of each arm, a seed each, and what they say."""
-    examples: dict[Arm, list[Example]] = {
+    examples: dict[TrainingSet, list[Example]] = {
         "real": list(train), "traditional": list(train), "synthetic": [*train, *made],
     }  # fmt: skip
 
-    def classification(arm: Arm, own: int, on_step: Callable[[], None]) -> dict[str, Any]:
+    def classification(arm: TrainingSet, own: int, on_step: Callable[[], None]) -> dict[str, Any]:
         network = downstream.train_classifier(examples[arm], classes, plan, own, augment=arm != "real", on_step=on_step)
         return downstream.test_classifier(network, test, plan.device)
 
-    def segmentation(arm: Arm, own: int, on_step: Callable[[], None]) -> dict[str, Any]:
+    def segmentation(arm: TrainingSet, own: int, on_step: Callable[[], None]) -> dict[str, Any]:
         network = downstream.train_segmenter(examples[arm], plan, own, augment=arm != "real", on_step=on_step)
         return downstream.test_segmenter(network, test, plan.device)
 
-    tasks: dict[str, Callable[[Arm, int, Callable[[], None]], dict[str, Any]]] = {
+    tasks: dict[str, Callable[[TrainingSet, int, Callable[[], None]], dict[str, Any]]] = {
         "classification": classification,
         "segmentation": segmentation,
     }
-    total = (downstream.CLASSIFIER_STEPS + 1) * len(ARMS) * plan.seeds * plan.steps
+    total = (downstream.CLASSIFIER_STEPS + 1) * len(TRAINING_SETS) * plan.seeds * plan.steps
     done = 0
 
     def on_step() -> None:
@@ -354,11 +362,11 @@ def _downstream(
 
     found: dict[str, Any] = {}
     for task, run in tasks.items():
-        scores: dict[Arm, dict[str, list[float]]] = {arm: {} for arm in ARMS}
-        curves: dict[Arm, list[list[float]]] = {arm: [] for arm in ARMS}
+        scores: dict[TrainingSet, dict[str, list[float]]] = {arm: {} for arm in TRAINING_SETS}
+        curves: dict[TrainingSet, list[list[float]]] = {arm: [] for arm in TRAINING_SETS}
         for number in range(plan.seeds):
             own = seed * 1000 + number  # the arms of a seed begin with the same weights: they are a pair
-            for arm in ARMS:
+            for arm in TRAINING_SETS:
                 before = done
                 row = dict(kept.get(f"{task}/{arm}/{own}", lambda arm=arm, own=own, run=run: run(arm, own, on_step)))  # type: ignore[misc]
                 done = before + plan.steps * (downstream.CLASSIFIER_STEPS if task == "classification" else 1)
@@ -367,18 +375,18 @@ def _downstream(
                     scores[arm].setdefault(name, []).append(value)
         decides = _DECIDES[task]
         # Against the better of the two: what only makes up for an augmentation that harms does not help.
-        baselines: tuple[Arm, ...] = ("traditional", "real")
+        baselines: tuple[TrainingSet, ...] = ("traditional", "real")
         baseline = max(baselines, key=lambda arm: float(np.mean(scores[arm][decides])))
         verdict = downstream.judge(scores["synthetic"][decides], scores[baseline][decides])
         found[task] = {
-            "scores": {arm: downstream.summary(scores[arm]) for arm in ARMS},
+            "scores": {arm: downstream.summary(scores[arm]) for arm in TRAINING_SETS},
             "by_seed": scores,
             "decided_by": decides,
             "baseline": baseline,
             "against_baseline": asdict(verdict),
         }
         if any(curves["real"]):
-            found[task]["curves"] = {arm: np.mean(curves[arm], axis=0).round(4).tolist() for arm in ARMS}
+            found[task]["curves"] = {arm: np.mean(curves[arm], axis=0).round(4).tolist() for arm in TRAINING_SETS}
     return found
 
 

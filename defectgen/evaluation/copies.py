@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectgen.windows import BoolArray, FloatArray, defect_pieces
+from defectgen.imaging.windows import BoolArray, FloatArray, defect_pieces
 
 _GRID = 32  # samples a side of a defect in its own frame
 _REACH = 2.5  # standard deviations of the mask, along its longer axis, to each side

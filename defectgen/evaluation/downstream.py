@@ -18,14 +18,13 @@ from scipy.stats import ttest_rel
 from torch import Tensor, nn
 
 from defectgen.device import torch_rng
-from defectgen.evaluation.photographs import Picture, seen, seen_mask
-from defectgen.folders import NORMAL
+from defectgen.evaluation.data import Example
+from defectgen.imaging.windows import BoolArray, FloatArray
 from defectgen.nn.layers import mixed_precision
 from defectgen.seeding import numpy_rng
-from defectgen.windows import BoolArray, FloatArray
 
-Arm = Literal["real", "traditional", "synthetic"]
-ARMS: tuple[Arm, ...] = ("real", "traditional", "synthetic")
+TrainingSet = Literal["real", "traditional", "synthetic"]
+TRAINING_SETS: tuple[TrainingSet, ...] = ("real", "traditional", "synthetic")
 """Real photographs as they are; with traditional augmentation; with that and the synthetic ones."""
 _WINDOW = 96  # pixels
 _BATCH = 8
@@ -34,36 +33,6 @@ CLASSIFIER_STEPS = 2
 _LAMBDA_SRC = 0.1
 _LEVEL = 0.05  # of the test
 _BINS, _REACH = 1 << 14, 16.0  # of a U-Net's logits
-
-
-@dataclass(frozen=True)
-class Example:
-    """A photograph as networks see it: x [C, H, W] in [-1, 1], its mask [H, W], its class, whether it is synthetic."""
-
-    x: FloatArray
-    mask: BoolArray
-    label: int
-    synthetic: bool
-
-
-def load(pictures: Sequence[Picture], categories: Sequence[str], *, synthetic: bool = False) -> list[Example]:
-    """Photographs with their classes: 0 the normals, then the categories in order."""
-    examples = []
-    for picture in pictures:
-        x = seen(picture.path)
-        label = 0 if picture.category == NORMAL else 1 + categories.index(picture.category)
-        examples.append(Example(x, seen_mask(picture.mask, x.shape[1:]), label, synthetic))
-    return examples
-
-
-def alike(*sets: Sequence[Example]) -> list[list[Example]]:
-    """All in gray, if any of them is: so that no network can tell where an image comes from by its colour."""
-    if len({example.x.shape[0] for examples in sets for example in examples}) == 1:
-        return [list(examples) for examples in sets]
-    return [
-        [Example(each.x.mean(axis=0, keepdims=True), each.mask, each.label, each.synthetic) for each in examples]
-        for examples in sets
-    ]
 
 
 # --- Networks --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from defectgen import files
 from defectgen.folders import NORMAL
-from defectgen.images import encode_jpeg
+from defectgen.imaging.images import encode_jpeg
 
 Pixels = NDArray[np.uint8]
 _STYLE = """

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import Tensor
 
-from defectgen.errors import UsageError
+from defectgen.methods.networks import Networks
 
 ANCHOR = 0
 """The index of the domain of the normals."""
@@ -50,21 +50,6 @@ class MethodConfig(BaseModel):
             *others, last = cls.sizes
             raise ValueError(f"should be {', '.join(map(str, others))} or {last}")
         return value
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a method cannot do without in its training data."""
-
-    masks: bool
-    normals: bool
-    defects: bool
-
-
-Learns = Literal["domains", "pairs", "labels", "masks", "contents"]
-"""What a method learns: windows of any domain, each with one of its target domain; a normal window and a defective
-one at the same scale, whatever the category; the same with all the categories of the defective one, and where they
-are; windows with their masks, to make whole images; or defect contents on a pure background, to make such."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +101,14 @@ class Generated:
 
 
 class Method(Protocol):
-    """A generator of defects. Tensors come and go on the device that it was built on."""
+    """A generator of defects. Tensors come and go on the device that it was built on.
 
-    name: ClassVar[str]
+    What it learns, makes and can be told stands in its row of `defectgen.methods.BUILT_IN`.
+    """
+
     Config: ClassVar[type[MethodConfig]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
-    needs: ClassVar[Needs]
-    learns: ClassVar[Learns]
+    networks: Networks
 
     def __init__(self, config: Any, task: Task, device: torch.device) -> None: ...
 
@@ -133,20 +119,12 @@ class Method(Protocol):
     def task(self) -> Task: ...
 
     def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Update every network once; returns the losses by name, detached. All chance comes from `rng` (CPU)."""
+        """Update every network once; returns the losses by name, detached. Random numbers come from `rng` (CPU)."""
         ...
 
-    def generate(self, request: GenerateBatch) -> Generated: ...
-
-    def averaged(self) -> Mapping[str, nn.Module]:
-        """The networks that generating needs: the trainer averages them over the steps, and saves the average."""
+    def generate(self, request: GenerateBatch) -> Generated:
+        """Defects of the domains wanted."""
         ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything needed to go on training exactly as if it had never stopped."""
-        ...
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @runtime_checkable
@@ -168,19 +146,12 @@ class Staged(Protocol):
 
 
 @runtime_checkable
-class Watched(Protocol):
-    """A method whose losses tell when a training goes wrong in a way that it knows."""
+class Monitored(Protocol):
+    """A method whose losses show when a training goes wrong in a way that it knows."""
 
-    def trouble(self, losses: Mapping[str, float]) -> str | None:
+    def diagnose(self, losses: Mapping[str, float]) -> str | None:
         """What goes wrong and what to do, of losses averaged over some 200 steps; None if nothing does."""
         ...
-
-
-@runtime_checkable
-class Guided(Protocol):
-    """A method whose `generate` takes defects, or their styles, from references."""
-
-    guided: ClassVar[Literal[True]]
 
 
 @runtime_checkable
@@ -192,78 +163,10 @@ class Restorer(Protocol):
         ...
 
 
-def configure(method: type[Method], preset: str, settings: Mapping[str, str]) -> MethodConfig:
-    """The configuration of a preset with `--set key=value` laid over it.
+@runtime_checkable
+class Repairer(Protocol):
+    """A method that takes the defects out of any window."""
 
-    Raises:
-        UsageError: an unknown preset or key, or a bad value, with those allowed.
-    """
-    if preset not in method.presets:
-        raise UsageError(f"--preset {preset}: {method.name} has {', '.join(method.presets)}")
-    fields = method.Config.model_fields
-    for key in settings:
-        if key not in fields:
-            raise UsageError(f"--set {key}: not a setting of {method.name}; it has {', '.join(sorted(fields))}")
-    try:
-        return method.Config.model_validate({**method.presets[preset], **settings})
-    except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:  # no one setting is to blame
-            raise UsageError(f"--set: {first['msg']}") from error
-        key = str(first["loc"][0])
-        raise UsageError(f"--set {key}: {first['msg']} ({fields[key].description})") from error
-
-
-def flatten(name: str, module: nn.Module) -> dict[str, Tensor]:
-    """A module's tensors under `name.`."""
-    return {f"{name}.{key}": value for key, value in module.state_dict().items()}
-
-
-def unflatten(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under `name.`, without it."""
-    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
-
-
-def optimizer_state(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's tensors under `name.`: what it remembers of each parameter, by the parameter's number."""
-    state = optimizer.state_dict()["state"]
-    return {f"{name}.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
-
-
-def load_optimizer_state(name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The reverse of `optimizer_state`; the learning rates stay as they were built."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in unflatten(name, tensors).items():
-        index, entry = key.split(".", 1)
-        state.setdefault(int(index), {})[entry] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def training_state(
-    modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
-) -> dict[str, Tensor]:
-    """`Method.state` of networks and their optimisers, by name."""
-    tensors: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        tensors |= flatten(name, module)
-    for name, optimizer in optimizers.items():
-        tensors |= optimizer_state(f"adam-{name}", optimizer)
-    return tensors
-
-
-def load_training_state(
-    modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], state: Mapping[str, Tensor]
-) -> None:
-    """The reverse of `training_state`."""
-    for name, module in modules.items():
-        module.load_state_dict(unflatten(name, state))
-    for name, optimizer in optimizers.items():
-        load_optimizer_state(f"adam-{name}", optimizer, state)
-
-
-def begin_step(optimizers: Mapping[str, torch.optim.Optimizer], lr: float) -> None:
-    """Forget the gradients of the step before, and set the learning rate of this one."""
-    for optimizer in optimizers.values():
-        optimizer.zero_grad(set_to_none=True)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+    def repair(self, x: Tensor) -> Tensor:
+        """Windows, [B, C, S, S] in [-1, 1], without their defects."""
+        ...

@@ -25,17 +25,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from defectgen.methods.base import (
-    Batch,
-    GenerateBatch,
-    Generated,
-    Learns,
-    MethodConfig,
-    Needs,
-    Task,
-    load_training_state,
-    training_state,
-)
+from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
+from defectgen.methods.networks import Networks
 from defectgen.nn.layers import ResBlock, he_init, mixed_precision
 from defectgen.nn.penalties import adversarial, gradient_penalty
 
@@ -253,10 +244,7 @@ def g_loss(fake_r: Tensor, fake_s: Tensor) -> Tensor:
 class DCDGANc:
     """DCDGANc as a method; see `defectgen.methods.base.Method`. Its images are contents on a pure background."""
 
-    name: ClassVar[str] = "dcdganc"
     Config: ClassVar[type[MethodConfig]] = DCDGANcConfig
-    needs: ClassVar[Needs] = Needs(masks=True, normals=False, defects=True)
-    learns: ClassVar[Learns] = "contents"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         # D's gradient at an image does not shrink with the number of pixels, the mean of equation 4 does: in few
@@ -279,22 +267,12 @@ class DCDGANc:
         self.E = Encoder(config, task.channels).apply(he_init)
         self.G = Generator(config, self.classes, task.channels)
         self.D = Discriminator(config, self.classes, task.channels).apply(he_init)
-        self.modules = {"E": self.E, "G": self.G, "D": self.D}
-        for module in self.modules.values():
-            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizers = {
+        modules = {"E": self.E, "G": self.G, "D": self.D}
+        optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.5, 0.999))
-            for name, module in self.modules.items()
+            for name, module in modules.items()
         }
-
-    def averaged(self) -> Mapping[str, nn.Module]:
-        return {"G": self.G}
-
-    def state(self) -> dict[str, Tensor]:
-        return training_state(self.modules, self.optimizers)
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        load_training_state(self.modules, self.optimizers, state)
+        self.networks = Networks(modules, optimizers, averaged=("G",), device=device)
 
     def class_code(self, y: Tensor) -> Tensor:
         """Domains [B] (from 1: the normals are no class) to one-hot c [B, N]."""
@@ -306,8 +284,7 @@ class DCDGANc:
         c = self.class_code(batch.y)
         z_r, z_s = torch.randn(2, len(image), config.latent_dim, generator=rng).to(self.device)
         t = torch.rand(len(image), 1, 1, 1, generator=rng).to(self.device)
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+        self.networks.begin()
 
         self.D.requires_grad_(False)
         with mixed_precision(self.device):
@@ -319,7 +296,7 @@ class DCDGANc:
         parts = {"adv": g_loss(fake_r, fake_s), "p": p_loss(image, image_r), "kl": kl_loss(mu, log_var)}
         total = parts["adv"] + config.lambda_p * parts["p"] + config.lambda_kl * parts["kl"]
         total.backward(retain_graph=True)  # I_s is needed once more
-        self.optimizers["E"].step()
+        self.networks.step("E")
 
         # G alone learns from the second loop: E would otherwise help it to hide the code in the image.
         self.E.requires_grad_(False)
@@ -327,7 +304,7 @@ class DCDGANc:
             mu_s, _ = self.E(image_s)
         parts["l"] = l_loss(z_s, mu_s.float())
         (config.lambda_l * parts["l"]).backward()
-        self.optimizers["G"].step()
+        self.networks.step("G")
         self.E.requires_grad_(True)
         self.D.requires_grad_(True)
 
@@ -338,12 +315,12 @@ class DCDGANc:
         between = torch.lerp(image, image_s, t).requires_grad_()
         parts["D_gp"] = gradient_penalty(self.D(between, c), between)
         (parts["D"] + config.lambda_gp * parts["D_gp"]).backward()
-        self.optimizers["D"].step()
+        self.networks.step("D")
         return {name: value.detach() for name, value in parts.items()}
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
-        """Content images of the classes or mixtures wanted; the windows in `request` are not looked at."""
+        """DefectPatch images of the classes or mixtures wanted; the windows in `request` are not looked at."""
         c = self.class_code(request.y) if request.mix is None else request.mix
         z = torch.stack([torch.randn(self.config.latent_dim, generator=rng) for rng in request.rngs])
         return Generated(self.G(z.to(self.device), c.to(self.device)).clamp(-1, 1))

@@ -21,18 +21,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from defectgen.methods.base import (
-    Batch,
-    GenerateBatch,
-    Generated,
-    Learns,
-    MethodConfig,
-    Needs,
-    Task,
-    begin_step,
-    load_training_state,
-    training_state,
-)
+from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
+from defectgen.methods.networks import Networks
 from defectgen.nn.layers import Noise, draw_seed, he_init, instance_norm, mixed_precision
 from defectgen.nn.penalties import gradient_penalty
 
@@ -232,10 +222,7 @@ def where_loss(m: Tensor, a: Tensor) -> Tensor:
 class DefectGAN:
     """Defect-GAN as a method; see `defectgen.methods.base.Method`."""
 
-    name: ClassVar[str] = "defect-gan"
     Config: ClassVar[type[MethodConfig]] = DefectGANConfig
-    needs: ClassVar[Needs] = Needs(masks=False, normals=True, defects=True)
-    learns: ClassVar[Learns] = "labels"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
@@ -256,22 +243,12 @@ class DefectGAN:
         self.G = Generator(config, task.channels, categories)
         # PyTorch's own initialisation leaves a twentieth of what passes D: it then takes a thousand steps to wake.
         self.D = Discriminator(config, task.channels, categories).apply(he_init)
-        self.modules = {"G": self.G, "D": self.D}
-        for module in self.modules.values():
-            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizers = {
+        modules = {"G": self.G, "D": self.D}
+        optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.5, 0.999))
-            for name, module in self.modules.items()
+            for name, module in modules.items()
         }
-
-    def averaged(self) -> Mapping[str, nn.Module]:
-        return {"G": self.G}
-
-    def state(self) -> dict[str, Tensor]:
-        return training_state(self.modules, self.optimizers)
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        load_training_state(self.modules, self.optimizers, state)
+        self.networks = Networks(modules, optimizers, averaged=("G",), device=device)
 
     def lr(self, step: int) -> float:
         """The learning rate at a step: linear from `lr` to `lr_end`."""
@@ -284,7 +261,7 @@ class DefectGAN:
         c = batch.a_ref.amax(dim=(2, 3))
         a = batch.a_ref if self.config.masks else c[:, :, None, None].expand_as(batch.a_ref)
         noise = Noise.seeded(draw_seed(rng), self.device)
-        begin_step(self.optimizers, self.lr(step))
+        self.networks.begin(self.lr(step))
         parts = self._update_d(n, d, a, c, noise, rng)
         # Until D tells categories apart, G learns best to paint nothing, and its empty maps then stay empty.
         risen = self._risen(step)
@@ -311,7 +288,7 @@ class DefectGAN:
         parts["gp"] = gradient_penalty(self.D(between)[0], between)
         total = parts["adv_d"] + config.lambda_gp * parts["gp"] + config.lambda_cls_r * parts["cls_r"]
         total.backward()
-        self.optimizers["D"].step()
+        self.networks.step("D")
         return parts
 
     def _risen(self, step: int) -> float:
@@ -345,7 +322,7 @@ class DefectGAN:
             parts["where"] = where_loss(m, torch.cat([a, a]))
             weights["where"] = risen * config.lambda_where
         sum((weights[name] * value for name, value in parts.items()), torch.zeros((), device=self.device)).backward()
-        self.optimizers["G"].step()
+        self.networks.step("G")
         self.D.requires_grad_(True)
         return parts
 

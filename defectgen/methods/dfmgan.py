@@ -24,20 +24,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from defectgen.methods.base import (
-    Batch,
-    GenerateBatch,
-    Generated,
-    Learns,
-    MethodConfig,
-    Needs,
-    Task,
-    begin_step,
-    flatten,
-    load_training_state,
-    training_state,
-    unflatten,
-)
+from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
+from defectgen.methods.networks import Networks, flatten, unflatten
 from defectgen.nn.layers import Noise, draw_seed, mixed_precision
 from defectgen.nn.penalties import adversarial, r1
 from defectgen.nn.stylegan2 import (
@@ -193,10 +181,7 @@ def area_loss(mask: Tensor, real: Tensor) -> Tensor:
 class DFMGAN:
     """DFMGAN as a method; see `defectgen.methods.base.Method`. Stage 1 ends at step `backbone_steps`."""
 
-    name: ClassVar[str] = "dfmgan"
     Config: ClassVar[type[MethodConfig]] = DFMGANConfig
-    needs: ClassVar[Needs] = Needs(masks=True, normals=True, defects=True)
-    learns: ClassVar[Learns] = "masks"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
@@ -226,28 +211,18 @@ class DFMGAN:
         self.statistics = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(()), requires_grad=False) for name in ("p", "pl_mean")}
         )
-        self.modules: dict[str, nn.Module] = {
+        modules: dict[str, nn.Module] = {
             "G": self.G, "D": self.D, "D_match": self.D_match, "statistics": self.statistics,
         }  # fmt: skip
-        for module in self.modules.values():
-            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         trained = {"backbone": self.G.backbone, "defects": self._attached(), "D": self.D, "D_match": self.D_match}
-        self.optimizers = {
+        optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.0, 0.99))
             for name, module in trained.items()
         }
+        self.networks = Networks(modules, optimizers, averaged=("G",), device=device)
 
     def _attached(self) -> nn.ModuleList:
         return nn.ModuleList([self.G.mapping, self.G.residual, self.G.to_mask])
-
-    def averaged(self) -> Mapping[str, nn.Module]:
-        return {"G": self.G}
-
-    def state(self) -> dict[str, Tensor]:
-        return training_state(self.modules, self.optimizers)
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        load_training_state(self.modules, self.optimizers, state)
 
     @property
     def backbone_steps(self) -> int:
@@ -274,16 +249,9 @@ class DFMGAN:
 
     def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
         """Stage 1 on `batch.x`, then stage 2 on `batch.x_ref` with their masks, `batch.a_ref`."""
-        begin_step(self.optimizers, self.lr(step))
+        self.networks.begin(self.lr(step))
         stage = self._stage_1 if step < self.config.backbone_steps else self._stage_2
         return {name: value.detach() for name, value in stage(batch, step, rng).items()}
-
-    def _only(self, *trained: str) -> None:
-        """Gradients for these networks alone."""
-        for name, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    parameter.requires_grad_(name in trained)
 
     def _z(self, count: int, rng: torch.Generator) -> Tensor:
         return torch.randn(count, self.config.z_dim, generator=rng).to(self.device)
@@ -303,7 +271,7 @@ class DFMGAN:
     def _stage_1(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
         config, x, count = self.config, batch.x, len(batch.x)
         c = F.one_hot(batch.y, len(self.task.domains)).float()
-        self._only("backbone")
+        self.networks.train_only("backbone")
         with mixed_precision(self.device):
             made, _ = self.G(self._ws(count, rng), self._noise(rng))
             score = self.D(self._augment(count, rng).image(made.float()), c)
@@ -317,9 +285,9 @@ class DFMGAN:
             mean.copy_(torch.lerp(mean, lengths.detach().mean(), 0.01))
             parts["pl"] = (lengths - mean).square().mean()
             (parts["pl"] * config.pl_weight * config.pl_every).backward()
-        self.optimizers["backbone"].step()
+        self.networks.step("backbone")
 
-        self._only("D")
+        self.networks.train_only("D")
         with torch.no_grad(), mixed_precision(self.device):
             made, _ = self.G(self._ws(count, rng), self._noise(rng))
         real, fake = self._augment(count, rng).image(x), self._augment(count, rng).image(made.float())
@@ -330,7 +298,7 @@ class DFMGAN:
         assert batch.a_ref is not None
         real_mask = batch.a_ref.amax(dim=1, keepdim=True) * 2 - 1
         c = F.one_hot(batch.y_ref, len(self.task.domains)).float()
-        self._only("defects")
+        self.networks.train_only("defects")
         augment = self._augment(count, rng)
         with mixed_precision(self.device):
             made, m, w_defect, remake = self._defective(c, rng)
@@ -347,10 +315,10 @@ class DFMGAN:
         total = parts["g"] + config.lambda_match * parts["match_g"]
         total = total + config.lambda_ms * parts["ms"] + config.lambda_area * parts["area"]
         total.backward()
-        self.optimizers["defects"].step()
+        self.networks.step("defects")
         parts |= mask_statistics(m.detach() >= 0)
 
-        self._only("D", "D_match")
+        self.networks.train_only("D", "D_match")
         with torch.no_grad(), mixed_precision(self.device):
             made, m, _, _ = self._defective(c, rng)
         mask, augments = self._shown(m.float()), (self._augment(count, rng), self._augment(count, rng))
@@ -395,7 +363,7 @@ class DFMGAN:
             penalty = r1(on_real, real)
             total = total + self.config.r1_gamma * self.config.r1_every * penalty
         total.backward()
-        self.optimizers[name].step()
+        self.networks.step(name)
         return on_real.detach(), value, penalty
 
     def _match(self, scores: Tensor, *, real: bool) -> Tensor:
@@ -439,7 +407,7 @@ class DFMGAN:
         soft = m.tanh()
         return soft + (torch.where(m >= 0, 1.0, -1.0) - soft).detach()
 
-    def trouble(self, losses: Mapping[str, float]) -> str | None:
+    def diagnose(self, losses: Mapping[str, float]) -> str | None:
         """The troubles that users of the public code report: masks that stay empty, or lie along the border."""
         if losses.get("empty", 0.0) > 0.5:
             if losses["match_g"] > 3:

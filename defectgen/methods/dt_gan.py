@@ -24,25 +24,15 @@ Where we leave the paper, to learn small defects from few photographs in an hour
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from defectgen.methods.base import (
-    ANCHOR,
-    Batch,
-    GenerateBatch,
-    Generated,
-    Learns,
-    MethodConfig,
-    Needs,
-    Task,
-    load_training_state,
-    training_state,
-)
+from defectgen.methods.base import ANCHOR, Batch, GenerateBatch, Generated, MethodConfig, Task
+from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import ResBlock, he_init, instance_norm, mixed_precision
 from defectgen.nn.penalties import adversarial, r1
@@ -403,11 +393,7 @@ def class_loss(logits: Tensor, label: Tensor) -> Tensor:
 class DTGAN:
     """DT-GAN as a method; see `defectgen.methods.base.Method`."""
 
-    name: ClassVar[str] = "dt-gan"
     Config: ClassVar[type[MethodConfig]] = DTGANConfig
-    needs: ClassVar[Needs] = Needs(masks=False, normals=True, defects=True)
-    learns: ClassVar[Learns] = "domains"
-    guided: ClassVar[Literal[True]] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
@@ -429,28 +415,20 @@ class DTGAN:
         self.E = StyleDefectEncoder(config, domains, channels)
         self.G = Generator(config, channels)
         self.D = Discriminator(config, domains, products, channels)
-        self.modules = {"M": self.M, "E": self.E, "G": self.G, "D": self.D}
-        for module in self.modules.values():
-            module.apply(he_init).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        modules = {"M": self.M, "E": self.E, "G": self.G, "D": self.D}
+        for module in modules.values():
+            module.apply(he_init)
         self.G.hide_foreground()
-        self.optimizers = {
+        optimizers = {
             name: torch.optim.Adam(
                 module.parameters(),
                 lr=config.lr_mapping if name == "M" else config.lr,
                 betas=(0.0, 0.99),
                 weight_decay=1e-4,
             )
-            for name, module in self.modules.items()
+            for name, module in modules.items()
         }
-
-    def averaged(self) -> Mapping[str, nn.Module]:
-        return {"M": self.M, "E": self.E, "G": self.G}
-
-    def state(self) -> dict[str, Tensor]:
-        return training_state(self.modules, self.optimizers)
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        load_training_state(self.modules, self.optimizers, state)
+        self.networks = Networks(modules, optimizers, averaged=("M", "E", "G"), device=device)
 
     def lambda_ds(self, step: int) -> float:
         """The weight of the diversity loss at a step: linear, to 0 at the last one (StarGAN v2)."""
@@ -534,11 +512,9 @@ class DTGAN:
         return {name: value.detach() for name, (_, value) in parts.items()}
 
     def _update(self, loss: Tensor, *names: str) -> None:
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
+        self.networks.begin()
         loss.backward()
-        for name in names:
-            self.optimizers[name].step()
+        self.networks.step(*names)
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:

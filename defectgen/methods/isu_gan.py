@@ -5,7 +5,7 @@
     are the paper's.
 
 The symbols: p a normal (positive) image, n a defective (negative) one; G_n2p repairs, G_p2n manufactures; D_p and
-D_n tell real ones from made ones. The inspector compares an image with G_n2p of it (`defectgen.inspector`).
+D_n tell real ones from made ones. The inspector compares an image with G_n2p of it (`defectgen.inspection.inspector`).
 
 What the paper leaves open follows CycleGAN (Zhu et al. 2017), which it builds on: weights 10 and 5 of the cycle and
 identity losses, Adam with betas (0.5, 0.999), a learning rate that falls to 0 over the second half, the residual
@@ -28,18 +28,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from defectgen.methods.base import (
-    Batch,
-    GenerateBatch,
-    Generated,
-    Learns,
-    MethodConfig,
-    Needs,
-    Task,
-    begin_step,
-    load_training_state,
-    training_state,
-)
+from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
+from defectgen.methods.networks import Networks
 from defectgen.nn.layers import instance_norm, mixed_precision
 
 
@@ -241,10 +231,7 @@ def difference_loss(x: Tensor, y: Tensor, *, by_ssim: bool) -> Tensor:
 class ISUGAN:
     """ISU-GAN as a method; see `defectgen.methods.base.Method`. It knows normal and defective, no categories."""
 
-    name: ClassVar[str] = "isu-gan"
     Config: ClassVar[type[MethodConfig]] = ISUGANConfig
-    needs: ClassVar[Needs] = Needs(masks=False, normals=True, defects=True)
-    learns: ClassVar[Learns] = "pairs"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
@@ -263,22 +250,12 @@ class ISUGAN:
         self.device = device
         self.G_n2p, self.G_p2n = Generator(config, task.channels), Generator(config, task.channels)
         self.D_p, self.D_n = Discriminator(config, task.channels), Discriminator(config, task.channels)
-        self.modules = {"G_n2p": self.G_n2p, "G_p2n": self.G_p2n, "D_p": self.D_p, "D_n": self.D_n}
-        for module in self.modules.values():
-            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizers = {
+        modules = {"G_n2p": self.G_n2p, "G_p2n": self.G_p2n, "D_p": self.D_p, "D_n": self.D_n}
+        optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.5, 0.999))
-            for name, module in self.modules.items()
+            for name, module in modules.items()
         }
-
-    def averaged(self) -> Mapping[str, nn.Module]:
-        return {"G_n2p": self.G_n2p, "G_p2n": self.G_p2n}
-
-    def state(self) -> dict[str, Tensor]:
-        return training_state(self.modules, self.optimizers)
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        load_training_state(self.modules, self.optimizers, state)
+        self.networks = Networks(modules, optimizers, averaged=("G_n2p", "G_p2n"), device=device)
 
     def lr(self, step: int) -> float:
         """The learning rate at a step: constant, then falling to 0 over the second half (CycleGAN)."""
@@ -288,7 +265,7 @@ class ISUGAN:
         """Both generators, then both discriminators; `batch.x` are normals p, `batch.x_ref` defective n."""
         config, p, n = self.config, batch.x, batch.x_ref
         by_ssim = step < config.ssim_part * config.steps
-        begin_step(self.optimizers, self.lr(step))
+        self.networks.begin(self.lr(step))
 
         for each in (self.D_p, self.D_n):
             each.requires_grad_(False)
@@ -304,17 +281,16 @@ class ISUGAN:
         }
         total = parts["gan"] + config.lambda_cycle * parts["cycle"] + config.lambda_identity * parts["identity"]
         total.backward()
-        self.optimizers["G_n2p"].step()
-        self.optimizers["G_p2n"].step()
+        self.networks.step("G_n2p", "G_p2n")
 
         for name, real, made, other in (("D_p", p, made_p, n), ("D_n", n, made_n, p)):
-            module = self.modules[name].requires_grad_(True)
+            module = self.networks.modules[name].requires_grad_(True)
             shown = [real, made.detach(), *([other] if config.crosswise else [])]
             with mixed_precision(self.device):
                 scores = module(torch.cat(shown)).float()
             parts[name] = gan_d_loss(*scores.split(len(real)))
             parts[name].backward()
-            self.optimizers[name].step()
+            self.networks.step(name)
         return {name: value.detach() for name, value in parts.items()}
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ class Noise:
 
     @classmethod
     def seeded(cls, seed: int, device: torch.device) -> "Noise":
-        """Drawn on the device where it is needed, all of it from one number."""
+        """TrainingSample on the device where it is needed, all of it from one number."""
         return cls([torch.Generator(device).manual_seed(seed)])
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.linalg import splu
 
-from defectgen.composing import ComposeRequest, compose
 from defectgen.folders import read_defects, read_normals
-from defectgen.images import read_photograph
-from defectgen.poisson import Blender, blend
-from defectgen.samples import Wanted
+from defectgen.imaging.images import read_image
+from defectgen.imaging.poisson import Blender, blend
+from defectgen.synthesis.pasted import ComposeRequest, compose
+from defectgen.synthesis.stream import SampleSpec
 
 SAMPLES = Path(__file__).parents[1] / "samples/steel"
 
@@ -112,7 +112,7 @@ def main() -> None:
 
     normals, defects = read_normals(arguments.normals), read_defects(arguments.defects)
     composition = compose(
-        ComposeRequest(Wanted(defects.categories, arguments.num, normals, workers=1), defects, arguments.defects)
+        ComposeRequest(SampleSpec(defects.categories, arguments.num, normals, workers=1), defects, arguments.defects)
     )
     samples = list(composition)  # decodes the photographs
     began = time.perf_counter()
@@ -120,7 +120,7 @@ def main() -> None:
     whole = 1000 * (time.perf_counter() - began) / len(samples)
     cloned: list[float] = []
     for sample in samples:
-        source = read_photograph(Path(sample.record["source"])).pixels
+        source = read_image(Path(str(sample.provenance.source))).pixels
         defective, normal = (
             np.asarray(cv2.merge([each] * 3) if each.ndim == 2 else each, np.uint8) for each in (sample.image, source)
         )

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from defectgen import inspector, registry
 from defectgen.folders import read_defects, read_normals
-from defectgen.images import read_mask
-from defectgen.repairing import NetworkRepair
+from defectgen.imaging.images import read_mask
+from defectgen.inspection import inspector
+from defectgen.inspection.reconstruction import NetworkRepair
+from defectgen.models import registry
 
 
 def auroc(positives: list[float], negatives: list[float]) -> float:
@@ -54,12 +55,12 @@ def main() -> None:
     threshold = threshold if arguments.threshold is None else arguments.threshold
 
     normals, defects = read_normals(arguments.normals), read_defects(arguments.defects)
-    labels = {sample.path: sample.mask for sample in (*normals.samples, *defects.samples)}
+    labels = {sample.path: sample.mask for sample in (*normals.images, *defects.images)}
     scores: dict[bool, list[float]] = {False: [], True: []}
     right = hits = false_alarms = found = union = marked = detected = 0
     by_category: dict[str, list[bool]] = {}
     began = time.perf_counter()
-    categories = {sample.path: sample.category for sample in defects.samples}
+    categories = {sample.path: sample.category for sample in defects.images}
     for finding in inspector.inspect(labels, repair, threshold, border=arguments.border, workers=arguments.workers):
         if isinstance(finding, inspector.Unreadable):
             print(f"{finding.path}: {finding.reason}")

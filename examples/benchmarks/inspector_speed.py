@@ -21,7 +21,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from defectgen.inspector import otsu, ssim_map
+from defectgen.imaging.ssim import otsu, ssim_map
 from defectgen.methods.isu_gan import Involution
 
 

@@ -16,17 +16,19 @@ import numpy as np
 import torch
 
 from defectgen import dataset, files
-from defectgen.folders import Source, read_catalog
-from defectgen.images import encode_png
-from defectgen.methods import MethodName, get
-from defectgen.methods.base import GenerateBatch, configure
-from defectgen.registry import Entry
-from defectgen.samples import Wanted
-from defectgen.sampling import SynthesisRequest, synthesize
-from defectgen.trainer import TrainRequest, load_method, train
+from defectgen.folders import ProductFolders, read_catalog
+from defectgen.imaging.images import encode_png
+from defectgen.methods import info, names
+from defectgen.methods.base import GenerateBatch
+from defectgen.models.model import load
+from defectgen.models.registry import Entry
+from defectgen.synthesis.generated import SynthesisRequest, synthesize
+from defectgen.synthesis.stream import SampleSpec
+from defectgen.training.run import TrainSpec
+from defectgen.training.trainer import train
 
 
-def photographs(folder: Path, rng: np.random.Generator, side: int) -> Source:
+def photographs(folder: Path, rng: np.random.Generator, side: int) -> ProductFolders:
     """Noise with bright squares for defects: what is timed does not depend on what is seen."""
     for i in range(16):
         pixels = rng.integers(90, 110, (side, side, 3), np.uint8)
@@ -36,12 +38,12 @@ def photographs(folder: Path, rng: np.random.Generator, side: int) -> Source:
         pixels[mask > 0] = 220
         files.write(folder / f"defects/square/{i}.png", encode_png(pixels))
         files.write(folder / f"masks/square/{i}.png", encode_png(mask))
-    return Source(product="noise", normals=folder / "normals", defects=folder / "defects")
+    return ProductFolders(product="noise", normals=folder / "normals", defects=folder / "defects")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", default="dt-gan", choices=[name.value for name in MethodName])
+    parser.add_argument("--method", default="dt-gan", choices=names())
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=60)
@@ -50,29 +52,29 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
 
-    method = MethodName(arguments.method)
-    config = configure(get(method), arguments.preset, {"steps": str(arguments.steps)})
+    method = arguments.method
+    config = info(method).configure(arguments.preset, {"steps": str(arguments.steps)})
     training, synthesis, network = [], [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = photographs(folder, np.random.default_rng(0), arguments.photograph)
         catalog = read_catalog([source])
-        normals = catalog.model_copy(update={"samples": tuple(s for s in catalog.samples if s.mask is None)})
+        normals = catalog.model_copy(update={"images": tuple(s for s in catalog.images if s.mask is None)})
         for i in range(arguments.repeat):
             moments: list[float] = []
             trained = train(
-                TrainRequest(method, "bench", folder / f"run{i}", catalog, (source,), config, device=arguments.device),
+                TrainSpec(method, "bench", folder / f"run{i}", catalog, (source,), config, device=arguments.device),
                 lambda _: moments.append(time.perf_counter()),  # noqa: B023 (called within this turn)
             )
             steps = np.diff(moments)[5:]  # the first ones warm up
             training.append(config.batch_size / statistics.median(steps))
 
             entry = Entry(
-                name="bench", method=method.value, categories=("square",), products=("noise",),
+                name="bench", method=method, categories=("square",), products=("noise",),
                 image_size=config.image_size, channels=3, file=trained.model, sha256=files.sha256(trained.model),
                 created=datetime.now(timezone.utc), trained_on={"noise": source.normals},
             )  # fmt: skip
-            request = SynthesisRequest(entry, Wanted(("square",), arguments.num, normals), device=arguments.device)
+            request = SynthesisRequest(entry, SampleSpec(("square",), arguments.num, normals), device=arguments.device)
             out = dataset.open_folder(
                 folder / f"out{i}", layout=dataset.Layout.PLAIN, command="benchmark", resume=False, overwrite=False
             )
@@ -82,9 +84,8 @@ def main() -> None:
             made = summary.written + samples.redrawn
             synthesis.append(made / (time.perf_counter() - began))
 
-            model, _ = load_method(
-                trained.model, torch.device("cpu" if arguments.device == "auto" else arguments.device)
-            )
+            device = torch.device("cpu" if arguments.device == "auto" else arguments.device)
+            model = load(trained.model, device).method
             x = torch.zeros(8, 3, config.image_size, config.image_size)
             began = time.perf_counter()
             for _ in range(4):

@@ -16,8 +16,15 @@ import numpy as np
 import torch
 
 from defectgen.evaluation import downstream
-from defectgen.evaluation.downstream import Example, Plan
-from defectgen.evaluation.photographs import Picture, read_real, read_synthetic
+from defectgen.evaluation.data import (
+    Example,
+    LabeledImage,
+    load_examples,
+    read_real,
+    read_synthetic,
+    to_common_channels,
+)
+from defectgen.evaluation.downstream import Plan
 from defectgen.folders import NORMAL, read_normals
 
 
@@ -52,16 +59,16 @@ def main() -> None:
     real = read_real(options.real).pictures
     defects = [each for each in real if each.category != NORMAL and options.category in (None, each.category)]
     tested = defects + [each for each in real if each.category == NORMAL][: options.tested]
-    normals = downstream.load([Picture(each.path, NORMAL) for each in read_normals(options.normals).samples], [])
+    normals = load_examples([LabeledImage(each.path, NORMAL) for each in read_normals(options.normals).images], [])
     arms = {"flat blobs": flat(normals, 300)}
     for folder in options.datasets:
         pictures = read_synthetic(folder).pictures
         categories = sorted({each.category for each in pictures})
-        arms[str(folder)] = downstream.load(pictures, categories, synthetic=True)
-    test = downstream.load(tested, sorted({each.category for each in defects}))
+        arms[str(folder)] = load_examples(pictures, categories, synthetic=True)
+    test = load_examples(tested, sorted({each.category for each in defects}))
     print(f"{len(defects)} defects and {len(tested) - len(defects)} normals; {plan.steps} steps, {plan.seeds} seeds")
     for name, examples in arms.items():
-        seen, kept = downstream.alike([*examples, *normals], test)
+        seen, kept = to_common_channels([*examples, *normals], test)
         scores: dict[str, list[float]] = {}
         for seed in range(plan.seeds):
             network = downstream.train_segmenter(seen, plan, seed, augment=True)

@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from defectgen import dataset, errors, files, registry, sampling, trainer
-from defectgen.registry import Entry
+from defectgen import dataset, errors, files
+from defectgen.models import registry
+from defectgen.models.registry import Entry
+from defectgen.synthesis import generated
+from defectgen.training import trainer
+from defectgen.training.run import TrainSpec
 
 Requests = list[Any]
 
@@ -55,7 +59,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Requests:
     """Instead of training: notes the request, reports three steps, leaves a model file."""
     requests: Requests = []
 
-    def stand_in(request: trainer.TrainRequest, on_step: Callable[[trainer.Progress], None]) -> trainer.Trained:
+    def stand_in(request: TrainSpec, on_step: Callable[[trainer.Progress], None]) -> trainer.Trained:
         requests.append(request)
         for step in (1, 2, 3):
             on_step(trainer.Progress(step, 3, 12.5, 60.0, {"d": 0.5, "g": 1.25}))
@@ -72,7 +76,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Requests:
 def planned(monkeypatch: pytest.MonkeyPatch) -> Requests:
     requests: Requests = []
 
-    def stand_in(request: trainer.TrainRequest) -> dict[str, Any]:
+    def stand_in(request: TrainSpec) -> dict[str, Any]:
         requests.append(request)
         return {"name": request.name, "scales": {"tiles": {"crack": 0.5}}, "domains": ("normal", "crack")}
 
@@ -81,7 +85,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Requests:
 
 
 class _Samples:
-    def __init__(self, request: sampling.SynthesisRequest) -> None:
+    def __init__(self, request: generated.SynthesisRequest) -> None:
         self.wanted = request.wanted
         self.redrawn = 2
         self.failed = [1]
@@ -125,7 +129,7 @@ def synthesized(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Instead of generating and writing: notes the requests and the datasets."""
     made = SimpleNamespace(requests=[], datasets=[])
 
-    def synthesize(request: sampling.SynthesisRequest) -> _Samples:
+    def synthesize(request: generated.SynthesisRequest) -> _Samples:
         made.requests.append(request)
         return _Samples(request)
 
@@ -134,7 +138,7 @@ def synthesized(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         made.datasets.append(opened)
         return opened
 
-    monkeypatch.setattr(sampling, "synthesize", synthesize)
+    monkeypatch.setattr(generated, "synthesize", synthesize)
     monkeypatch.setattr(dataset, "open_folder", open_folder)
     return made
 

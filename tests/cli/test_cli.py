@@ -20,7 +20,7 @@ from defectgen.cli import options
 from defectgen.cli.console import Console, duration
 from defectgen.cli.output import Format
 from defectgen.errors import ExitCode, UsageError
-from defectgen.registry import Entry
+from defectgen.models.registry import Entry
 
 Requests = list[Any]
 TRAIN = ["train", "--method", "dt-gan", "tiles/good", "tiles/defects"]

@@ -10,8 +10,8 @@ import pytest
 
 from defectgen import dataset
 from defectgen.__main__ import main
-from defectgen.images import encode_png, read_mask
-from defectgen.registry import Entry
+from defectgen.imaging.images import encode_png, read_mask
+from defectgen.models.registry import Entry
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def rows(out: str = "dataset") -> list[dict[str, object]]:
 def test_compose_cuts_out_and_lays_on(defects: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compose", "tiles/defects", "tiles/good", "-n", "5", "--seed", "4"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("dataset: 5 samples written, 0 kept, 0 drawn again, 0 given up")
+    assert line.startswith("dataset: 5 samples written, 0 kept, 0 regenerated, 0 failed")
     for row in rows():
         assert row["category"] == "crack"
         assert row["product"] == "good"
@@ -87,7 +87,7 @@ def test_a_model_makes_the_contents(
     assert request.entry == model
     assert request.wanted.categories == ("crack:0.3,blowhole:0.7",)
     assert request.placement.summary()["region"] is None
-    assert [sample.path.parent.name for sample in request.wanted.normals.samples] == ["good"] * 4
+    assert [sample.path.parent.name for sample in request.wanted.normals.images] == ["good"] * 4
 
 
 def test_a_dry_run_writes_nothing(
@@ -103,8 +103,8 @@ def test_a_dry_run_writes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["tiles/defects"], 2, "CONTENTS and NORMALS"),
-        (["tiles/defects", "tiles/good", "--model", "one"], 2, "CONTENTS and NORMALS"),
+        (["tiles/defects"], 2, "DEFECTS and NORMALS"),
+        (["tiles/defects", "tiles/good", "--model", "one"], 2, "DEFECTS and NORMALS"),
         (["tiles/defects", "tiles/good", "-c", "rust"], 2, "tiles/defects has crack"),
         (["nowhere", "tiles/good"], 4, "nowhere: no such folder"),
         (["tiles/defects", "tiles/good", "--scale", "0"], 2, "--scale 0: give a number of 0.01 or more"),

@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
-from defectgen import checkpoint, registry, repairing
 from defectgen.__main__ import main
-from defectgen.images import Photograph, encode_png
-from defectgen.registry import Entry
+from defectgen.imaging.images import DecodedImage, encode_png
+from defectgen.inspection import reconstruction
+from defectgen.models import checkpoint, registry
+from defectgen.models.registry import Entry
 
 
 @pytest.fixture
@@ -107,10 +108,10 @@ def isu(line: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
             saved = checkpoint.load(model)[1]
             self.threshold, self.border = saved.get("threshold"), saved.get("border", 0)
 
-        def __call__(self, path: Path, photograph: Photograph) -> Any:
+        def __call__(self, path: Path, photograph: DecodedImage) -> Any:
             return cv2.imread(f"golden/{path.name}", cv2.IMREAD_GRAYSCALE)
 
-    monkeypatch.setattr(repairing, "NetworkRepair", Golden)
+    monkeypatch.setattr(reconstruction, "NetworkRepair", Golden)
     from datetime import datetime, timezone
 
     from defectgen import files

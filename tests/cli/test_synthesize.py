@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from defectgen import dataset, registry
+from defectgen import dataset
 from defectgen.__main__ import main
-from defectgen.registry import Entry
-from defectgen.windows import Box
+from defectgen.imaging.windows import Box
+from defectgen.models import registry
+from defectgen.models.registry import Entry
 
 
 def test_synthesize_takes_all_from_the_model(
@@ -23,7 +24,7 @@ def test_synthesize_takes_all_from_the_model(
     wanted = request.wanted
     assert wanted.categories == ("blowhole", "crack")
     assert (wanted.num, wanted.seed, wanted.skip) == (5, 3, frozenset({0}))
-    assert [sample.path for sample in wanted.normals.samples] == sorted((photographs / "good").iterdir())
+    assert [sample.path for sample in wanted.normals.images] == sorted((photographs / "good").iterdir())
     assert target.out == Path("my set")
     assert target.settings == {
         "layout": dataset.Layout.COCO,
@@ -33,9 +34,9 @@ def test_synthesize_takes_all_from_the_model(
     }
     captured = capsys.readouterr()
     (line,) = captured.out.splitlines()
-    for words in ("my set", "3 samples written", "1 kept", "2 drawn again", "1 given up", "sheet.jpg"):
+    for words in ("my set", "3 samples written", "1 kept", "2 regenerated", "1 failed", "sheet.jpg"):
         assert words in line
-    assert "synthesizing 4/4, 2 drawn again" in captured.err
+    assert "synthesizing 4/4, 2 regenerated" in captured.err
 
 
 def test_synthesize_in_json(model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,8 +51,8 @@ def test_normals_may_be_others(model: Entry, synthesized: SimpleNamespace, photo
     for given in ("tiles/defects/crack", "tiles=tiles/defects/crack"):
         assert main(["synthesize", "-n", "5", "--normals", given]) == 0
     for request in synthesized.requests:
-        assert {sample.path.parent.name for sample in request.wanted.normals.samples} == {"crack"}
-        assert {sample.product for sample in request.wanted.normals.samples} == {"tiles"}
+        assert {sample.path.parent.name for sample in request.wanted.normals.images} == {"crack"}
+        assert {sample.product for sample in request.wanted.normals.images} == {"tiles"}
 
 
 def test_normals_of_several_products_are_told_apart(
@@ -70,7 +71,7 @@ def test_normals_of_several_products_are_told_apart(
     assert "PRODUCT=DIR" in capsys.readouterr().err
     given = ["--normals", "road=tiles/defects/crack", "--normals", "tiles=tiles/good"]
     assert main(["synthesize", "-n", "5", *given]) == 0
-    samples = synthesized.requests[-1].wanted.normals.samples
+    samples = synthesized.requests[-1].wanted.normals.images
     assert {(sample.product, sample.path.parent.name) for sample in samples} == {
         ("road", "crack"),
         ("tiles", "good"),
@@ -128,7 +129,7 @@ def test_regions_that_cannot_be_meant(
 def test_a_model_that_changes_nothing_is_unfit(
     model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["synthesize", "-n", "2"]) == 5  # of which one was there, and the other is given up
+    assert main(["synthesize", "-n", "2"]) == 5  # of which one was there, and the other is failed
     assert "train the model one longer" in capsys.readouterr().err
 
 

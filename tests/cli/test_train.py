@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from defectgen import registry, trainer
 from defectgen.__main__ import main
 from defectgen.cli import train
 from defectgen.errors import ExitCode
+from defectgen.models import registry
+from defectgen.training import trainer
 
 Requests = list[Any]
 TRAIN = ["train", "--method", "dt-gan", "tiles/good", "tiles/defects"]
@@ -25,7 +26,7 @@ def test_train_leaves_a_model_that_can_be_found(
     assert (request.name, request.run) == ("dt-gan-tiles", Path("runs/dt-gan-tiles"))
     assert (request.config.steps, request.config.batch_size, request.seed, request.seconds) == (7, 2, 5, 60)
     assert request.catalog.categories == ("crack",)
-    assert len(request.catalog.samples) == 6
+    assert len(request.catalog.images) == 6
     (entry,) = registry.read(Path("weights.toml"))
     assert entry.name == "dt-gan-tiles"
     assert entry.categories == ("crack",)

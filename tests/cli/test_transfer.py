@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from defectgen import registry
 from defectgen.__main__ import main
-from defectgen.images import encode_png, read_mask
-from defectgen.registry import Entry
+from defectgen.imaging.images import encode_png, read_mask
+from defectgen.models import registry
+from defectgen.models.registry import Entry
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def test_a_guided_model_gets_references_of_several_products(
     ):
         assert main([*transfer, *(part for each in sources for part in ("--from", each))]) == 0
         request = synthesized.requests[-1]
-        assert sorted({sample.product for sample in request.references.samples}) == products
-        assert {sample.product for sample in request.wanted.normals.samples} == {"tiles"}
+        assert sorted({sample.product for sample in request.references.images}) == products
+        assert {sample.product for sample in request.wanted.normals.images} == {"tiles"}
         assert request.wanted.categories == ("crack",)  # what both know
         assert (request.style, request.placement) == ("own", None)
 
@@ -91,7 +91,7 @@ def test_styles_are_drawn_or_read(road: Path, model: Entry, synthesized: SimpleN
     assert main([*transfer, "--style", "sampled"]) == 0
     assert synthesized.requests[-1].style == "sampled"
     assert main([*transfer, "--style", "road/defects"]) == 0
-    assert {sample.path.parts[0] for sample in synthesized.requests[-1].style.samples} == {"road"}
+    assert {sample.path.parts[0] for sample in synthesized.requests[-1].style.images} == {"road"}
 
 
 @pytest.mark.parametrize("method", ["dcdganc", "dfmgan", "defect-gan", "isu-gan", "dt-gan"])
@@ -104,7 +104,7 @@ def test_models_make_their_own_defects_for_a_product_that_they_never_saw(
     assert request.references is None
     assert request.wanted.categories == ("blowhole", "crack")
     assert (request.placement is not None) == (method in ("dcdganc", "dfmgan"))
-    assert {sample.product for sample in request.wanted.normals.samples} == {"crack"}
+    assert {sample.product for sample in request.wanted.normals.images} == {"crack"}
 
 
 def test_a_dry_run_writes_nothing(road: Path, capsys: pytest.CaptureFixture[str]) -> None:

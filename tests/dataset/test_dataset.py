@@ -11,14 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from defectgen import files
-from defectgen.dataset import Dataset, Layout, Synthesized, ascii_name, boxes, folder_name, open_folder
+from defectgen.dataset import Dataset, Layout, Sample, ascii_name, boxes, folder_name, open_folder
+from defectgen.dataset.manifest import Provenance
 from defectgen.errors import BadInputError, DiskFullError, StoppedError, UsageError
-from defectgen.images import read_mask, read_photograph
+from defectgen.imaging.images import read_image, read_mask
 
-Samples = Callable[..., Iterator[Synthesized]]
+Samples = Callable[..., Iterator[Sample]]
 
 
-def sample(index: int, category: str = "crack", product: str = "tile", **record: Any) -> Synthesized:
+def sample(index: int, category: str = "crack", product: str = "tile", **record: Any) -> Sample:
     """A photograph of noise with two squares for defects; all decided by the index."""
     rng = np.random.default_rng(index)
     image: NDArray[np.uint8] = rng.integers(80, 120, (60, 80, 3), np.uint8)
@@ -28,10 +29,10 @@ def sample(index: int, category: str = "crack", product: str = "tile", **record:
     mask[40:44, 60:64] = True
     image[mask] = 0
     base = {"source": "a.png", "model": "m", "model_sha256": "f" * 64, "method": "dt-gan", "seed": 0}
-    return Synthesized(index, category, product, image, mask, {**base, **record})
+    return Sample(index, category, product, image, mask, Provenance(**{**base, **record}))
 
 
-def several(count: int, start: int = 0) -> Iterator[Synthesized]:
+def several(count: int, start: int = 0) -> Iterator[Sample]:
     return (sample(i, ("crack", "pit hole")[i % 2]) for i in range(start, count))
 
 
@@ -57,7 +58,7 @@ class TestPlain:
         assert [row["index"] for row in rows] == seen
         for row, made in zip(rows, several(5), strict=True):
             assert row["image"] == f"images/{made.category}/{made.index:06}.png"
-            np.testing.assert_array_equal(read_photograph(tmp_path / "d" / row["image"]).pixels, made.image)
+            np.testing.assert_array_equal(read_image(tmp_path / "d" / row["image"]).pixels, made.image)
             np.testing.assert_array_equal(read_mask(tmp_path / "d" / row["mask"]), made.mask)
             assert row["boxes"] == [[5 + made.index, 10, 12, 10], [60, 40, 4, 4]]
             assert row["area"] == 136
@@ -70,7 +71,7 @@ class TestPlain:
 
     def test_masks_are_0_and_255(self, tmp_path: Path) -> None:
         fresh(tmp_path / "d").write(several(1))
-        pixels = read_photograph(tmp_path / "d/masks/crack/000000.png").pixels
+        pixels = read_image(tmp_path / "d/masks/crack/000000.png").pixels
         assert set(np.unique(pixels)) == {0, 255}
         assert pixels.ndim == 2
 
@@ -79,7 +80,7 @@ class TestPlain:
         fresh(tmp_path / "d").write([whole])
         assert manifest(tmp_path / "d")[0]["restored"] == "restored/000000.png"
         restored = tmp_path / "d/restored/000000.png"
-        np.testing.assert_array_equal(read_photograph(restored).pixels, whole.restored)
+        np.testing.assert_array_equal(read_image(restored).pixels, whole.restored)
         restored.unlink()
         assert fresh(tmp_path / "d", resume=True).done == frozenset()
         fresh(tmp_path / "d", overwrite=True).write([sample(0)])
@@ -88,8 +89,8 @@ class TestPlain:
     def test_16_bits_stay(self, tmp_path: Path) -> None:
         one = sample(0)
         deep = one.image.astype(np.uint16) * 250
-        fresh(tmp_path / "d").write([Synthesized(0, "crack", "tile", deep, one.mask, one.record)])
-        np.testing.assert_array_equal(read_photograph(tmp_path / "d/images/crack/000000.png").pixels, deep)
+        fresh(tmp_path / "d").write([Sample(0, "crack", "tile", deep, one.mask, one.provenance)])
+        np.testing.assert_array_equal(read_image(tmp_path / "d/images/crack/000000.png").pixels, deep)
 
     def test_same_bytes_for_any_number_of_workers(self, tmp_path: Path) -> None:
         fresh(tmp_path / "a").write(several(9), workers=1)
@@ -100,7 +101,7 @@ class TestPlain:
         ahead: list[int] = []
         recorded: list[int] = []
 
-        def watched() -> Iterator[Synthesized]:
+        def watched() -> Iterator[Sample]:
             for made in several(40):
                 ahead.append(made.index - len(recorded))
                 yield made
@@ -112,7 +113,7 @@ class TestPlain:
 class TestResume:
     @pytest.mark.parametrize("layout", list(Layout))
     def test_interrupted_and_resumed_is_as_if_never_interrupted(self, tmp_path: Path, layout: Layout) -> None:
-        def broken() -> Iterator[Synthesized]:
+        def broken() -> Iterator[Sample]:
             yield from several(4)
             raise StoppedError("stopped")
 
@@ -241,7 +242,7 @@ class TestMvtec:
         for image, mask in zip(tests, masks, strict=True):
             assert image.stem in mask.stem
             assert image.parent.name == mask.parent.name
-            assert read_photograph(image).pixels.shape[:2] == read_mask(mask).shape
+            assert read_image(image).pixels.shape[:2] == read_mask(mask).shape
 
 
 class TestNames:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectgen.dataset import Layout, Synthesized, open_folder
+from defectgen.dataset import Layout, Sample, open_folder
 from defectgen.dataset.coco import run_lengths
+from defectgen.dataset.manifest import Provenance
 from defectgen.dataset.polygons import bridged, pieces
-from defectgen.images import read_mask
+from defectgen.imaging.images import read_mask
 
 Mask = NDArray[np.bool_]
 
@@ -100,10 +101,10 @@ def test_run_lengths_agree_with_pycocotools() -> None:
         assert reader.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode() == run_lengths(mask)["counts"]
 
 
-def write(out: Path, layout: Layout) -> list[Synthesized]:
+def write(out: Path, layout: Layout) -> list[Sample]:
     image = np.full((40, 50), 100, np.uint8)
     made = [
-        Synthesized(i, ("hole", "crack")[i % 2], "p", image, mask, {"seed": 0})
+        Sample(i, ("hole", "crack")[i % 2], "p", image, mask, Provenance(seed=0))
         for i, mask in enumerate(masks().values())
     ]
     open_folder(out, layout=layout, command="", resume=False, overwrite=False).write(made)
@@ -160,6 +161,6 @@ def test_yolo_rows_add_up_to_the_masks(tmp_path: Path) -> None:
 
 
 def test_yolo_without_a_sample_for_validation_names_the_training_ones(tmp_path: Path) -> None:
-    sample = Synthesized(0, "a", "p", np.zeros((40, 50), np.uint8), masks()["square"], {})
+    sample = Sample(0, "a", "p", np.zeros((40, 50), np.uint8), masks()["square"], Provenance())
     open_folder(tmp_path, layout=Layout.YOLO, command="", resume=False, overwrite=False).write([sample])
     assert "val: images/train\n" in (tmp_path / "data.yaml").read_text()

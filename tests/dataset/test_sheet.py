@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectgen.dataset import sheet
-from defectgen.images import encode_png
+from defectgen.dataset.manifest import Row
+from defectgen.imaging.images import encode_png
 
 
 def red(drawn: NDArray[np.uint8]) -> int:
@@ -12,13 +13,13 @@ def red(drawn: NDArray[np.uint8]) -> int:
     return int((drawn == sheet._RED).all(axis=2).sum())
 
 
-def put(folder: Path, boxes: list[tuple[int, int, int, int]], shape: tuple[int, int]) -> dict[str, object]:
+def put(folder: Path, boxes: list[tuple[int, int, int, int]], shape: tuple[int, int]) -> Row:
     mask = np.zeros(shape, np.uint8)
     for x, y, width, height in boxes:
         mask[y : y + height, x : x + width] = 255
     (folder / "image.png").write_bytes(encode_png(np.full(shape, 120, np.uint8)))
     (folder / "mask.png").write_bytes(encode_png(mask))
-    return {"index": 0, "category": "crack", "image": "image.png", "mask": "mask.png"}
+    return Row(index=0, category="crack", image="image.png", mask="mask.png")
 
 
 def test_a_defect_anywhere_is_shown_with_its_outline(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from defectgen.evaluation import downstream
-from defectgen.evaluation.downstream import Classifier, Example, Plan, UNet, judge, scores_of
+from defectgen.evaluation.data import Example
+from defectgen.evaluation.downstream import Classifier, Plan, UNet, judge, scores_of
 
 CPU = torch.device("cpu")
 LABELS = {"normal": 0, "bar": 1, "disc": 2}

@@ -11,8 +11,8 @@ import pytest
 from defectgen import evaluation
 from defectgen.errors import BadInputError, UsageError
 from defectgen.evaluation import EvaluateRequest, Extent, downstream, evaluate, verdicts
-from defectgen.evaluation.photographs import Picture
-from defectgen.images import encode_png
+from defectgen.evaluation.data import LabeledImage
+from defectgen.imaging.images import encode_png
 
 SMALL = Extent(steps=2, seeds=2, samples=24, normals=3)
 
@@ -47,7 +47,7 @@ def test_the_report_holds_every_part_in_both_forms(request_for: EvaluateRequest)
     assert (found["traceable"], found["memorisation"]["of"]) == (False, 12)
     for task in ("classification", "segmentation"):
         scores = found["downstream"][task]["scores"]
-        assert set(scores) == set(downstream.ARMS)
+        assert set(scores) == set(downstream.TRAINING_SETS)
         assert all(0 <= value["mean"] <= 1 for arm in scores.values() for value in arm.values())
         assert found["downstream"][task]["against_baseline"]["seeds"] == 2
         better = max(
@@ -137,6 +137,6 @@ def test_categories_of_the_test_alone_make_one_of_all(request_for: EvaluateReque
 
 def test_large_sets_are_thinned_by_category() -> None:
     categories = ["a"] * 10 + ["b"] * 3 + ["normal"] * 9
-    pictures = [Picture(Path(str(i)), category) for i, category in enumerate(categories)]
+    pictures = [LabeledImage(Path(str(i)), category) for i, category in enumerate(categories)]
     thinned = evaluation._thinned(pictures, replace(SMALL, samples=10, normals=4), np.random.default_rng(0))
     assert evaluation.counts(thinned) == {"a": 5, "b": 3, "normal": 4}

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from defectgen.errors import WeightsError
 from defectgen.evaluation.fidelity import (
     clustered_lpips,
-    extractor,
     fid,
     kid,
     precision_and_recall,
     sliced_wasserstein,
     window_around,
 )
+from defectgen.nn.features import extractor
 
 
 @pytest.fixture(scope="module")

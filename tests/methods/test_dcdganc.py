@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from defectgen.errors import UsageError
-from defectgen.methods import MethodName, get
-from defectgen.methods.base import Batch, GenerateBatch, Task, configure
+from defectgen.methods import info
+from defectgen.methods.base import Batch, GenerateBatch, Task
 from defectgen.methods.dcdganc import (
     ODSPADE,
     DCDGANc,
@@ -141,10 +141,10 @@ def test_the_discriminator_is_told_the_class(method: DCDGANc) -> None:
 
 
 def test_a_step_updates_encoder_generator_and_discriminator(method: DCDGANc) -> None:
-    before = {name: [p.clone() for p in module.parameters()] for name, module in method.modules.items()}
+    before = {name: [p.clone() for p in module.parameters()] for name, module in method.networks.modules.items()}
     losses = method.training_step(batch(), 0, generator())
     assert set(losses) == {"adv", "p", "kl", "l", "D", "D_gp"}
-    for name, module in method.modules.items():
+    for name, module in method.networks.modules.items():
         moved = [not torch.equal(a, b) for a, b in zip(before[name], module.parameters(), strict=True)]
         assert sum(moved) > 0.9 * len(moved), name
 
@@ -153,7 +153,7 @@ def test_the_latent_loss_teaches_the_generator_alone() -> None:
     """E, G and D are updated by what Table 1 names: with lambda_l alone, E stays as it was."""
     config = CONFIG.model_copy(update={"lambda_p": 0.0, "lambda_kl": 0.0, "lambda_l": 1e6})
     one, other = (DCDGANc(config.model_copy(update=u), TASK, CPU) for u in ({}, {"lambda_l": 0.0}))
-    other.load_state(one.state())
+    other.networks.load_state(one.networks.state())
     for each in (one, other):
         each.training_step(batch(), 0, generator())
     for a, b in zip(one.E.parameters(), other.E.parameters(), strict=True):
@@ -165,11 +165,11 @@ def test_steps_are_reproducible_and_resumable(method: DCDGANc) -> None:
     for step in range(2):
         method.training_step(batch(step), step, generator(step))
     fresh = DCDGANc(CONFIG, TASK, CPU)
-    fresh.load_state({key: value.clone() for key, value in method.state().items()})
+    fresh.networks.load_state({key: value.clone() for key, value in method.networks.state().items()})
     for each in (method, fresh):
         each.training_step(batch(2), 2, generator(2))
-    for key, value in method.state().items():
-        assert torch.equal(value, fresh.state()[key]), key
+    for key, value in method.networks.state().items():
+        assert torch.equal(value, fresh.networks.state()[key]), key
 
 
 def test_a_short_training_learns_class_and_style(method: DCDGANc) -> None:
@@ -208,15 +208,14 @@ def test_mixtures_lie_between_their_classes(method: DCDGANc) -> None:
 
 @pytest.mark.parametrize("preset", ["paper", "compact", "tiny"])
 def test_presets_build(preset: str) -> None:
-    cls = get(MethodName.DCDGANC)
-    config = configure(cls, preset, {})
+    config = info("dcdganc").configure(preset, {})
     assert isinstance(config, DCDGANcConfig)
     if preset == "paper":  # section 3.1
         paper = (config.batch_size, config.lr, config.lambda_p, config.lambda_l, config.lambda_kl, config.lambda_gp)
         assert paper == (20, 5e-4, 10, 1, 0.01, 10)
-    assert cls(config, TASK, CPU).averaged().keys() == {"G"}
+    assert DCDGANc(config, TASK, CPU).networks.averaged.keys() == {"G"}
 
 
 def test_a_window_of_another_size_is_refused() -> None:
     with pytest.raises(UsageError, match="32, 64, 128 or 256"):
-        configure(DCDGANc, "tiny", {"image_size": "100"})
+        info("dcdganc").configure("tiny", {"image_size": "100"})

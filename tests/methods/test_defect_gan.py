@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from defectgen.methods import MethodName, get
-from defectgen.methods.base import Batch, GenerateBatch, Restorer, Task, configure
+from defectgen.methods import info
+from defectgen.methods.base import Batch, GenerateBatch, Restorer, Task
 from defectgen.methods.defect_gan import (
     SPADE,
     DefectGAN,
@@ -113,7 +113,7 @@ def test_spade_scales_and_shifts_where_the_map_says() -> None:
 
 
 def test_the_generator_is_figure_2() -> None:
-    config = configure(DefectGAN, "paper", {})
+    config = info("defect-gan").configure("paper", {})
     assert isinstance(config, DefectGANConfig)
     network = Generator(config, 3, 5)
     strides = math.prod(m.stride[0] for m in network.encoder.modules() if isinstance(m, torch.nn.Conv2d))
@@ -159,9 +159,9 @@ def test_the_generators_loss_is_the_weighted_sum(method: DefectGAN, monkeypatch:
     def gradient(**weights: float) -> Tensor:
         method.config = CONFIG.model_copy(update={"critic_steps": 1, **weights})
         kept: list[Tensor] = []
-        monkeypatch.setattr(method.optimizers["D"], "step", lambda: None)
+        monkeypatch.setattr(method.networks.optimizers["D"], "step", lambda: None)
         monkeypatch.setattr(
-            method.optimizers["G"],
+            method.networks.optimizers["G"],
             "step",
             lambda: kept.append(method.G.head.weight.grad.clone()),  # type: ignore[union-attr]
         )
@@ -196,7 +196,7 @@ def test_the_critic_learns_alone_first_and_then_the_weights_of_maps_rise(method:
 
 
 def test_the_learning_rate_falls_in_a_line(method: DefectGAN) -> None:
-    config = configure(DefectGAN, "paper", {})
+    config = info("defect-gan").configure("paper", {})
     method.config = config  # type: ignore[assignment]
     assert [method.lr(step) for step in (0, 250_000, 500_000)] == pytest.approx([2e-4, 1.005e-4, 1e-6])
 
@@ -205,12 +205,12 @@ def test_a_step_updates_and_resumes_exactly(method: DefectGAN) -> None:
     for step in range(2):
         method.training_step(batch(step), step, generator(step))
     fresh = DefectGAN(CONFIG, TASK, CPU)
-    fresh.load_state({key: value.clone() for key, value in method.state().items()})
+    fresh.networks.load_state({key: value.clone() for key, value in method.networks.state().items()})
     for each in (method, fresh):
         for step in (2, 3):
             each.training_step(batch(step), step, generator(step))
-    for key, value in method.state().items():
-        assert torch.equal(value, fresh.state()[key]), key
+    for key, value in method.networks.state().items():
+        assert torch.equal(value, fresh.networks.state()[key]), key
 
 
 def test_without_masks_the_map_is_the_label_everywhere(method: DefectGAN, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +281,7 @@ def test_categories_can_be_united(method: DefectGAN) -> None:
 
 @pytest.mark.parametrize("preset", ["paper", "compact", "tiny"])
 def test_presets_build(preset: str) -> None:
-    config = configure(get(MethodName.DEFECT_GAN), preset, {})
+    config = info("defect-gan").configure(preset, {})
     assert isinstance(config, DefectGANConfig)
     if preset == "paper":
         given = [

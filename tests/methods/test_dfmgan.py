@@ -131,13 +131,13 @@ def test_statistics_of_masks() -> None:
 
 
 def moved(before: dict[str, Tensor], method: DFMGAN) -> set[str]:
-    after = method.state()
+    after = method.networks.state()
     return {key.split(".")[0] + "." + key.split(".")[1] for key in before if not torch.equal(before[key], after[key])}
 
 
 def test_stage_1_trains_the_backbone_and_stage_2_all_but_the_backbone(method: DFMGAN) -> None:
     def state() -> dict[str, Tensor]:
-        return {key: value.clone() for key, value in method.state().items() if not key.startswith("adam")}
+        return {key: value.clone() for key, value in method.networks.state().items() if not key.startswith("adam")}
 
     before = state()
     losses = method.training_step(batch(), 0, generator())
@@ -165,11 +165,11 @@ def test_the_learning_rate_falls_at_the_end_of_each_stage(method: DFMGAN) -> Non
 def test_training_resumes_exactly(method: DFMGAN, step: int) -> None:
     method.training_step(batch(), step, generator())
     fresh = DFMGAN(CONFIG, TASK, CPU)
-    fresh.load_state({key: value.clone() for key, value in method.state().items()})
+    fresh.networks.load_state({key: value.clone() for key, value in method.networks.state().items()})
     for each in (method, fresh):
         each.training_step(batch(1), step + 1, generator(1))
-    for key, value in method.state().items():
-        assert torch.equal(value, fresh.state()[key]), key
+    for key, value in method.networks.state().items():
+        assert torch.equal(value, fresh.networks.state()[key]), key
 
 
 def test_d_match_sees_masks_as_sharp_as_real_ones_and_passes_gradients(method: DFMGAN) -> None:
@@ -194,7 +194,7 @@ def test_d_match_sees_masks_as_sharp_as_real_ones_and_passes_gradients(method: D
     ],
 )
 def test_troubles_of_the_masks_are_told(method: DFMGAN, losses: dict[str, float], told: str | None) -> None:
-    trouble = method.trouble(losses)
+    trouble = method.diagnose(losses)
     assert (trouble is None) == (told is None)
     assert told is None or told in str(trouble)
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from defectgen.errors import UsageError
-from defectgen.methods import MethodName, get
-from defectgen.methods.base import Batch, GenerateBatch, Task, configure
+from defectgen.methods import info, names
+from defectgen.methods.base import Batch, GenerateBatch, Task
 from defectgen.methods.dt_gan import (
     DTGAN,
     AdaIN,
@@ -179,7 +179,7 @@ class TestNetworks:
     def test_every_parameter_learns(self, method: DTGAN) -> None:
         """A gradient reaches all of them within two latent-guided steps (the first ends the hidden foreground)."""
         learns: dict[str, bool] = {}
-        for name, module in method.modules.items():
+        for name, module in method.networks.modules.items():
             for key, value in module.named_parameters():
                 learns[f"{name}.{key}"] = False
 
@@ -192,10 +192,12 @@ class TestNetworks:
         assert [name for name, does in learns.items() if not does] == []
 
     def test_a_reference_guided_step_leaves_m_and_e_alone(self, method: DTGAN) -> None:
-        before = {key: value.clone() for key, value in method.state().items()}
+        before = {key: value.clone() for key, value in method.networks.state().items()}
         method.training_step(batch(), 1, generator())
         changed = {
-            key.split(".")[0] for key, value in method.state().items() if not torch.equal(value, before.get(key, value))
+            key.split(".")[0]
+            for key, value in method.networks.state().items()
+            if not torch.equal(value, before.get(key, value))
         }
         assert changed >= {"G", "D"}
         assert changed.isdisjoint({"M", "E"})
@@ -270,21 +272,21 @@ class TestTraining:
                 method = DTGAN(CONFIG, TASK, CPU)
             for step in range(2):
                 method.training_step(batch(), step, generator(step))
-            states.append(method.state())
+            states.append(method.networks.state())
         assert states[0].keys() == states[1].keys()
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
     def test_state_restores_training_exactly(self, method: DTGAN) -> None:
         for step in range(2):
             method.training_step(batch(), step, generator(step))
-        saved = {key: value.clone() for key, value in method.state().items()}
+        saved = {key: value.clone() for key, value in method.networks.state().items()}
         expected = method.training_step(batch(5), 2, generator(2))
         other = DTGAN(CONFIG, TASK, CPU)
-        other.load_state(saved)
+        other.networks.load_state(saved)
         actual = other.training_step(batch(5), 2, generator(2))
         assert actual.keys() == expected.keys()
         assert all(torch.equal(actual[name], expected[name]) for name in expected)
-        assert all(torch.equal(value, other.state()[key]) for key, value in method.state().items())
+        assert all(torch.equal(value, other.networks.state()[key]) for key, value in method.networks.state().items())
 
 
 class TestGenerate:
@@ -329,12 +331,12 @@ class TestGenerate:
 
 class TestConfigure:
     def test_every_preset_of_every_method_is_valid(self) -> None:
-        for name in MethodName:
-            for preset in get(name).presets:
-                configure(get(name), preset, {})
+        for name in names():
+            for preset in info(name).load().presets:
+                info(name).configure(preset, {})
 
     def test_the_paper_preset_is_the_papers(self) -> None:
-        config = configure(DTGAN, "paper", {}).model_dump()
+        config = info("dt-gan").configure("paper", {}).model_dump()
         assert (config["image_size"], config["style_dim"], config["latent_dim"]) == (128, 512, 16)
         assert (config["lr"], config["lr_mapping"], config["r1_every"], config["ema"]) == (
             1e-4,
@@ -344,7 +346,7 @@ class TestConfigure:
         )
 
     def test_settings_are_converted_and_win_over_the_preset(self) -> None:
-        config = configure(DTGAN, "tiny", {"lr": "0.001", "augment": "false"}).model_dump()
+        config = info("dt-gan").configure("tiny", {"lr": "0.001", "augment": "false"}).model_dump()
         assert config["lr"] == 0.001
         assert config["augment"] is False
         assert config["image_size"] == 64
@@ -364,5 +366,5 @@ class TestConfigure:
         self, preset: str, settings: dict[str, str], words: list[str]
     ) -> None:
         with pytest.raises(UsageError) as caught:
-            configure(DTGAN, preset, settings)
+            info("dt-gan").configure(preset, settings)
         assert all(word in str(caught.value) for word in words)

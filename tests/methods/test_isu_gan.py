@@ -8,8 +8,8 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from defectgen.errors import UsageError
-from defectgen.methods import MethodName, get
-from defectgen.methods.base import Batch, GenerateBatch, Task, configure
+from defectgen.methods import info
+from defectgen.methods.base import Batch, GenerateBatch, Task
 from defectgen.methods.isu_gan import (
     ISUGAN,
     Discriminator,
@@ -148,18 +148,18 @@ def test_the_learning_rate_falls_over_the_second_half(method: ISUGAN) -> None:
 
 
 def test_a_step_updates_all_four_networks_and_resumes(method: ISUGAN) -> None:
-    before = {name: [p.clone() for p in module.parameters()] for name, module in method.modules.items()}
+    before = {name: [p.clone() for p in module.parameters()] for name, module in method.networks.modules.items()}
     losses = method.training_step(batch(), 0, generator())
     assert set(losses) == {"gan", "cycle", "identity", "D_p", "D_n"}
-    for name, module in method.modules.items():
+    for name, module in method.networks.modules.items():
         moved = [not torch.equal(a, b) for a, b in zip(before[name], module.parameters(), strict=True)]
         assert sum(moved) > 0.7 * len(moved), name  # a bias before a normalisation has no gradient
     fresh = ISUGAN(CONFIG, TASK, CPU)
-    fresh.load_state({key: value.clone() for key, value in method.state().items()})
+    fresh.networks.load_state({key: value.clone() for key, value in method.networks.state().items()})
     for each in (method, fresh):
         each.training_step(batch(1), 1, generator(1))
-    for key, value in method.state().items():
-        assert torch.equal(value, fresh.state()[key]), key
+    for key, value in method.networks.state().items():
+        assert torch.equal(value, fresh.networks.state()[key]), key
 
 
 def test_a_short_training_learns_to_keep_normals_and_to_mend(method: ISUGAN) -> None:
@@ -200,8 +200,7 @@ def test_generating_is_manufacturing(method: ISUGAN) -> None:
 
 @pytest.mark.parametrize("preset", ["paper", "compact", "tiny"])
 def test_presets_build(preset: str) -> None:
-    cls = get(MethodName.ISU_GAN)
-    config = configure(cls, preset, {})
+    config = info("isu-gan").configure(preset, {})
     assert isinstance(config, ISUGANConfig)
     if preset == "paper":
         assert (config.image_size, config.batch_size, config.lr, config.ssim_part) == (256, 1, 2e-4, 0.1)
@@ -210,6 +209,6 @@ def test_presets_build(preset: str) -> None:
 
 def test_bad_settings_are_told() -> None:
     with pytest.raises(UsageError, match="32, 64, 128 or 256"):
-        configure(ISUGAN, "tiny", {"image_size": "100"})
+        info("isu-gan").configure("tiny", {"image_size": "100"})
     with pytest.raises(UsageError, match="--set width"):
-        configure(ISUGAN, "tiny", {"width": "20"})
+        info("isu-gan").configure("tiny", {"width": "20"})

@@ -1,0 +1,231 @@
+"""Images from files and back: the only decoder.
+
+Files are opened by Python and decoded from bytes, so that any name works. 8 bits go through Pillow; 16 bits, which
+Pillow's conversions clip, as they are or through OpenCV. Inputs are never modified.
+"""
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
+
+from defectgen.errors import BadInputError
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+MAX_PIXELS = 2**28
+"""More are taken for a decompression bomb: 16384 x 16384, a line scan of 8192 x 32768."""
+
+Image.MAX_IMAGE_PIXELS = None  # ours takes its place, on the header, before anything is decoded
+# What matters of a bad file becomes its reason; the libraries' own warnings would break the progress bar.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP")  # not what else Pillow knows: EPS starts a program
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # but for those without a segment, and the bytes of a scan
+_PILLOW_MODES = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}
+_TURNS: dict[int, Any] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+
+class ImageError(BadInputError):
+    """A file that is no usable photograph or mask, and why."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """A photograph as it is shown: EXIF orientation applied.
+
+    `pixels` is C-contiguous, uint8 or uint16: [H, W] gray, [H, W, 2] gray and alpha, [H, W, 3] RGB, [H, W, 4] RGBA.
+    """
+
+    pixels: Pixels
+
+    @property
+    def height(self) -> int:
+        return int(self.pixels.shape[0])
+
+    @property
+    def width(self) -> int:
+        return int(self.pixels.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """Of colour, without alpha: 1 or 3."""
+        return 1 if self.pixels.ndim == 2 or self.pixels.shape[2] == 2 else 3
+
+    @property
+    def depth(self) -> int:
+        """Bits a channel: 8 or 16."""
+        return 8 * self.pixels.dtype.itemsize
+
+    def as_rgb(self) -> NDArray[np.uint8]:
+        """To look at: 8-bit RGB, [H, W, 3]; 16 bits are stretched from their darkest to their brightest."""
+        pixels = self.pixels if self.pixels.ndim == 3 else self.pixels[..., None]
+        pixels = pixels[..., : self.channels]
+        if pixels.dtype == np.uint16:
+            low, high = int(pixels.min()), max(int(pixels.max()), int(pixels.min()) + 1)
+            pixels = ((pixels.astype(np.float32) - low) * (255 / (high - low))).astype(np.uint8)
+        return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), np.uint8, order="C")
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file's suffix, in any case, is that of a format that we read."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def read_image(path: Path) -> DecodedImage:
+    """Decode a file to its end.
+
+    Raises:
+        ImageError: it cannot be read, is truncated, too large, or of a kind that we do not take.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(path, error.strerror or str(error)) from error
+    if not data:
+        raise ImageError(path, "the file is empty")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(
+                    path,
+                    f"claims {image.width}x{image.height} pixels, more than {MAX_PIXELS}: a decompression bomb?",
+                )
+            pixels = _decode_16(path, data, image) if _is_16_bit(data, image) else _decode_8(path, data, image)
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            if image.format == "TIFF" and pixels.dtype == np.uint16:
+                orientation = 1  # OpenCV has applied it, to TIFF alone
+    except UnidentifiedImageError as error:
+        reason = "not an image in a format that we read (PNG, JPEG, BMP, TIFF, WebP), or its header is damaged"
+        raise ImageError(path, reason) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError(path, f"truncated or damaged ({error})") from error
+    turn = _TURNS.get(orientation)
+    return DecodedImage(np.ascontiguousarray(turn(pixels) if turn else pixels))
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """Decode a mask, [H, W]: two gray values, 0 and 255, or 0 and 1. Never guessed from anything else.
+
+    Raises:
+        ImageError: as for photographs; or colours, or other values, with what was found and what to do.
+    """
+    pixels = read_image(path).pixels
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        pixels = pixels[..., :-1]
+    if pixels.ndim == 3:
+        if (pixels != pixels[..., :1]).any():
+            raise ImageError(
+                path, "a coloured mask; make one black and white mask for each category, 255 on the defect"
+            )
+        pixels = pixels[..., 0]
+    values = np.unique(pixels)
+    if len(values) > 2 or values[0] != 0 or values[-1] not in (0, 1, 255):
+        shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
+        advice = (
+            "a JPEG blurs its values; save masks as PNG"
+            if path.suffix.lower() in (".jpg", ".jpeg")
+            else "write 255 on the defect and 0 elsewhere"
+        )
+        raise ImageError(path, f"a mask with the values {shown}, not 0 and 255 (or 0 and 1): {advice}")
+    return pixels != 0
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """PNG of [H, W], [H, W, 2], [H, W, 3] or [H, W, 4], 8 or 16 bit."""
+    if pixels.ndim == 3 and pixels.shape[2] == 2:
+        if pixels.dtype == np.uint8:  # OpenCV knows no gray with alpha
+            out = io.BytesIO()
+            Image.fromarray(pixels, "LA").save(out, "PNG")
+            return out.getvalue()
+        pixels = pixels[..., [0, 0, 0, 1]]
+    return _encode(".png", pixels)
+
+
+def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 90) -> bytes:
+    """JPEG of [H, W] or [H, W, 3], 8 bit."""
+    return _encode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def _encode(suffix: str, pixels: Pixels, settings: list[int] | None = None) -> bytes:
+    done, data = cv2.imencode(suffix, _reversed_colours(pixels), settings or [])
+    if not done:
+        raise ValueError(f"OpenCV cannot encode {pixels.shape} {pixels.dtype} as {suffix}")
+    return bytes(data)
+
+
+def _reversed_colours(pixels: Any) -> Any:
+    """RGB(A) to OpenCV's BGR(A), and the reverse."""
+    if pixels.ndim == 2:
+        return pixels
+    return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
+
+
+def _is_16_bit(data: bytes, image: Image.Image) -> bool:
+    """By the file's own header: Pillow shows 16-bit colour as 8-bit."""
+    if isinstance(image, TiffImageFile):
+        return 16 in image.tag_v2.get(ExifTags.Base.BitsPerSample, ())
+    return image.mode.startswith("I;16") or (image.format == "PNG" and data[24] == 16)  # IHDR's bit depth
+
+
+def _decode_16(path: Path, data: bytes, image: Image.Image) -> Pixels:
+    if image.format == "PNG":
+        image.load()  # OpenCV fills what is missing of a truncated PNG; Pillow tells
+        if image.mode.startswith("I"):
+            return np.array(image).astype(np.uint16)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # a side longer than it allows
+        pixels = None
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ImageError(path, f"truncated, damaged, or a 16-bit {image.format} that OpenCV cannot read")
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0:
+        pixels = 65535 - pixels  # white is zero, as X-ray scanners write it
+    return np.asarray(_reversed_colours(pixels))
+
+
+def _decode_8(path: Path, data: bytes, image: Image.Image) -> Pixels:
+    mode = _PILLOW_MODES.get(image.mode)
+    if image.mode == "P":
+        mode = "RGBA" if "transparency" in image.info else "RGB"
+    if mode is None:
+        raise ImageError(path, f"is of mode {image.mode}; save it as 8-bit gray or RGB, or 16-bit gray")
+    image.load()
+    if image.format in ("JPEG", "MPO") and not _jpeg_ends(data):
+        raise ImageError(path, "truncated: a JPEG without an end")
+    pixels = np.array(image if image.mode == mode else image.convert(mode))
+    gray_palette = image.mode == "P" and mode == "RGB" and (pixels == pixels[..., :1]).all()
+    return pixels[..., 0] if gray_palette else pixels
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether the end marker follows the last scan; Pillow is content without. What comes after it is not looked at."""
+    at = 2
+    while marker := _MARKER.search(data, at):
+        kind = data[marker.end() - 1]
+        if kind == 0xD9:
+            return True
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return False

@@ -1,0 +1,109 @@
+"""Images of any size repaired by a network that knows windows alone, tile by tile, without seams."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from defectgen.device import resolve
+from defectgen.errors import WeightsError
+from defectgen.imaging.images import DecodedImage, Pixels
+from defectgen.imaging.windows import FloatArray, mirrored, normalize, value_range
+from defectgen.methods import which
+from defectgen.methods.base import Repairer
+from defectgen.models.model import load
+
+_STRIP = 256  # rows
+_OVERLAP = 4  # a tile shares a quarter of its side with the next one
+_BATCH = {"cpu": 4, "cuda": 64}
+
+
+class NetworkRepair:
+    """A trained model as an `inspector.Repair`. What it changes is added to the photograph, at its own resolution.
+
+    Raises:
+        WeightsError: a file that is no model, or one of a method that cannot repair.
+    """
+
+    def __init__(self, model: Path, device: str = "auto") -> None:
+        self._device = resolve(device)
+        loaded = load(model, self._device)
+        if not isinstance(loaded.method, Repairer):
+            can = " or ".join(which(lambda row: row.repairs))
+            raise WeightsError(f"{model}: a model of {loaded.info.name} cannot repair images; take one of {can}")
+        self._method, task = loaded.method, loaded.task
+        self._scale = min(scale for of_product in task.scales.values() for scale in of_product.values())
+        self._channels, self._size = task.channels, loaded.method.config.image_size
+        self.threshold, self.border = loaded.threshold, loaded.border
+
+    def __call__(self, _path: Path, photograph: DecodedImage) -> Pixels:
+        """The photograph without its defects: its own size, colours and depth; alpha as it was."""
+        low, high = value_range(photograph)
+        colours: NDArray[Any] = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
+        height, width, _ = colours.shape
+        change = self._change(_scaled(colours, self._scale), low, high)
+        if change.shape[2] != photograph.channels:
+            change = change.mean(axis=2, keepdims=True)
+        if change.shape[:2] != (height, width):
+            change = np.asarray(cv2.resize(change, (width, height), interpolation=cv2.INTER_CUBIC))
+            change = change.reshape(height, width, -1)
+        repaired = photograph.pixels.copy()
+        target = repaired.reshape(height, width, -1)[..., : photograph.channels]
+        limit = np.iinfo(repaired.dtype).max
+        for top in range(0, height, _STRIP):  # a whole image in floating point may be large
+            rows = slice(top, top + _STRIP)
+            target[rows] = np.clip(np.rint(colours[rows] + change[rows] * ((high - low) / 2)), 0, limit)
+        return repaired
+
+    def _change(self, image: NDArray[Any], low: float, high: float) -> FloatArray:
+        """What the network changes of an image [H, W, 1 or 3]: [H, W, C], from tiles that fade into each other."""
+        size, (height, width, _) = self._size, image.shape
+        fades_y, fades_x = _fades(height, size), _fades(width, size)
+        places = [(top, left) for top in fades_y for left in fades_x]
+        total = np.zeros((height, width, self._channels), np.float32)
+        count = _BATCH[self._device.type]
+        for start in range(0, len(places), count):
+            batch = places[start : start + count]
+            tiles = np.stack([_tile(image, at, size, (low, high), self._channels) for at in batch])
+            given = torch.from_numpy(tiles).to(self._device, memory_format=torch.channels_last)
+            made = self._method.repair(given).float().cpu().numpy() - tiles
+            for (top, left), change in zip(batch, made.transpose(0, 2, 3, 1), strict=True):
+                rows, columns = slice(max(-top, 0), height - top), slice(max(-left, 0), width - left)
+                into = total[max(top, 0) : top + size, max(left, 0) : left + size]
+                into += (change * fades_y[top][:, None, None] * fades_x[left][:, None])[rows, columns]
+        return total
+
+
+def _scaled(colours: NDArray[Any], scale: float) -> NDArray[Any]:
+    if scale == 1:
+        return colours
+    height, width = (max(1, round(length * scale)) for length in colours.shape[:2])
+    smaller = cv2.resize(colours.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    return np.asarray(smaller).reshape(height, width, -1)
+
+
+def _tile(image: NDArray[Any], at: tuple[int, int], size: int, tones: tuple[float, float], channels: int) -> FloatArray:
+    """A window as the network sees it, [channels, size, size] in [-1, 1]; mirrored outside the image."""
+    rows, columns = (mirrored(start, size, length) for start, length in zip(at, image.shape[:2], strict=True))
+    return normalize(image[rows[:, None], columns].astype(np.float32), tones, channels)
+
+
+def _fades(length: int, size: int) -> dict[int, FloatArray]:
+    """Where tiles begin along one side of an image, with the weight of each along it.
+
+    They overlap by a quarter of their side or more, and lie inside: mirrored, an edge is a shape that no image has.
+    An image smaller than a tile lies in its middle. The weights of all tiles at a place add to 1.
+    """
+    whole = max(length, size)
+    count = 1 + -(-(whole - size) // (size - size // _OVERLAP))
+    starts = [round(i * (whole - size) / max(count - 1, 1)) for i in range(count)]
+    distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
+    ramp = np.clip(distance / (size / _OVERLAP), 0, 1).astype(np.float32)
+    total = np.zeros(whole, np.float32)
+    for start in starts:
+        total[start : start + size] += ramp
+    before = (whole - length) // 2
+    return {start - before: ramp / total[start : start + size] for start in starts}

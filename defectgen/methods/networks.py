@@ -1,0 +1,132 @@
+"""A method's networks, their optimizers and their state: kept, stepped and saved in one way for all methods."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+
+class Networks:
+    """The modules of a method by name, with their optimizers.
+
+    Args:
+        modules: all that a checkpoint holds; moved to `device`, channels last.
+        optimizers: by the names that `step` is called with.
+        averaged: the modules that generating needs: their averages over the steps are the trained model.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        *,
+        averaged: Sequence[str],
+        device: torch.device,
+    ) -> None:
+        self.modules = dict(modules)
+        self.optimizers = dict(optimizers)
+        self.averaged = {name: self.modules[name] for name in averaged}
+        for module in self.modules.values():
+            module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def begin(self, lr: float | None = None) -> None:
+        """Forget the gradients of the step before, and set the learning rate of this one, if it changes."""
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups if lr is not None else ():
+                group["lr"] = lr
+
+    def step(self, *names: str) -> None:
+        """Update what the optimizers `names` hold. The only place where parameters change: here gradients of several
+        processes will be averaged."""
+        for name in names:
+            self.optimizers[name].step()
+
+    def train_only(self, *names: str) -> None:
+        """Let gradients reach the parameters of the optimizers `names` alone."""
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.requires_grad_(name in names)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything needed to go on training exactly: the tensors of the modules and of their optimizers."""
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            tensors |= flatten(name, module)
+        for name, optimizer in self.optimizers.items():
+            for index, entry in optimizer.state_dict()["state"].items():
+                tensors |= {f"adam-{name}.{index}.{key}": value for key, value in entry.items()}
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """The reverse of `state`; the learning rates stay as they were built."""
+        for name, module in self.modules.items():
+            module.load_state_dict(unflatten(name, state))
+        for name, optimizer in self.optimizers.items():
+            entries: dict[int, dict[str, Tensor]] = {}
+            for key, value in unflatten(f"adam-{name}", state).items():
+                index, entry = key.split(".", 1)
+                entries.setdefault(int(index), {})[entry] = value
+            optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class Average:
+    """The exponential moving average of a method's networks, kept beside them.
+
+    The decay grows to its value as (1 + step) / (10 + step), so that a short run's average is not its first weights.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], decay: float) -> None:
+        self._networks = networks
+        self._decay = decay
+        self.copies = {name: deepcopy(network).requires_grad_(False) for name, network in networks.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after a step, counted from 1."""
+        weight = 1 - min(self._decay, (1 + step) / (10 + step))
+        for name, network in self._networks.items():
+            torch._foreach_lerp_(list(self.copies[name].parameters()), list(network.parameters()), weight)
+
+    def state(self) -> dict[str, Tensor]:
+        """The averaged tensors."""
+        return {key: value for name, copy in self.copies.items() for key, value in flatten(name, copy).items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """The reverse of `state`."""
+        for name, copy in self.copies.items():
+            copy.load_state_dict(unflatten(name, state))
+
+    def give(self) -> None:
+        """Set the networks to their averages."""
+        for name, network in self._networks.items():
+            network.load_state_dict(self.copies[name].state_dict())
+
+    def take(self) -> None:
+        """Set the averages to the networks."""
+        for name, network in self._networks.items():
+            self.copies[name].load_state_dict(network.state_dict())
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Lend the averages to the networks, which have their own weights back afterwards."""
+        own = {name: deepcopy(network.state_dict()) for name, network in self._networks.items()}
+        self.give()
+        try:
+            yield
+        finally:
+            for name, network in self._networks.items():
+                network.load_state_dict(own[name])
+
+
+def flatten(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """A module's tensors under `name.`."""
+    return {f"{name}.{key}": value for key, value in module.state_dict().items()}
+
+
+def unflatten(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under `name.`, without it."""
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}

@@ -1,0 +1,109 @@
+"""Trained models: built with their first weights, saved whole, loaded ready to generate."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from defectgen import __version__
+from defectgen.device import resolve
+from defectgen.errors import UsageError, WeightsError
+from defectgen.methods import MethodInfo, info
+from defectgen.methods.base import Method, MethodConfig, Task
+from defectgen.methods.networks import Average, unflatten
+from defectgen.models import checkpoint, registry
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained method, ready to generate, and what its file says of it."""
+
+    file: Path
+    info: MethodInfo
+    method: Method
+    steps: int
+    trained_on: tuple[str, ...]
+    """The SHA-256 of the images that it was trained on; empty where the file does not say."""
+    threshold: float | None = None
+    """For `inspect`: what the scores of flawless images stay below, once calibrated."""
+    border: int = 0
+    """Pixels along the edges of an image that the threshold does not judge."""
+
+    @property
+    def task(self) -> Task:
+        return self.method.task
+
+
+def build(name: str, config: MethodConfig, task: Task, device: torch.device, seed: int) -> Method:
+    """A method with its first weights, which the seed alone decides.
+
+    Raises:
+        UsageError: no such method.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return info(name).load()(config, task, device)
+
+
+def save(path: Path, average: Average, identity: dict[str, Any], steps: int) -> None:
+    """Write the averaged networks, and what they are, to `path`.
+
+    Raises:
+        DiskFullError: no room; what was at `path` before is still there.
+    """
+    checkpoint.save(path, average.state(), {**identity, "steps": steps})
+
+
+def load(path: Path, device: torch.device) -> Model:
+    """The model in a `model.safetensors`.
+
+    Raises:
+        WeightsError: the file is missing, damaged, no model, or of a method that is not installed.
+    """
+    tensors, saved = checkpoint.load(path)
+    try:
+        row = info(saved["method"])
+        cls = row.load()
+        method = cls(cls.Config.model_validate(saved["config"]), Task.model_validate(saved["task"]), device)
+        for name, network in method.networks.averaged.items():
+            network.load_state_dict(unflatten(name, tensors))
+            network.eval().requires_grad_(False)
+    except UsageError as error:
+        raise WeightsError(f"{path}: {str(error).removeprefix('--method ')}") from error
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{path}: not a model of this version of defectgen ({__version__}): {error}") from error
+    trained_on = tuple(saved.get("trained_on", ()))
+    return Model(path, row, method, saved.get("steps", 0), trained_on, saved.get("threshold"), saved.get("border", 0))
+
+
+def load_model(name: str | Path, *, weights: Path | None = None, device: str = "auto") -> Model:
+    """A trained model by its name in `weights.toml`, or by the path of its `model.safetensors`.
+
+    `model.method.generate` makes windows, [B, C, S, S] in [-1, 1]; `defectgen.synthesize` puts them onto images.
+
+    >>> import defectgen
+    >>> model = defectgen.load_model("dt-gan-samples", device="cpu")
+    >>> model.info.name, model.task.domains
+    ('dt-gan', ('normal', 'crack', 'scratch', 'spot'))
+
+    Args:
+        weights: the list of models; None takes the nearest `weights.toml`, then that of the package.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        WeightsError: there is no such model, or its file is missing, altered or damaged.
+        NoDeviceError: the device is not there.
+    """
+    path = Path(name)
+    if not (isinstance(name, Path) or path.is_file()):
+        entry = registry.find(name=str(name), files=registry.find_registry(weights))
+        registry.verify(entry)
+        path = entry.file
+    return load(path, resolve(device))
+
+
+def keep_threshold(path: Path, threshold: float, border: int = 0) -> None:
+    """Write a threshold, and the border that it was calibrated with, into a model's file, whose SHA-256 changes."""
+    tensors, saved = checkpoint.load(path)
+    checkpoint.save(path, tensors, {**saved, "threshold": threshold, "border": border})

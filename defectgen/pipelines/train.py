@@ -1,0 +1,205 @@
+"""Train a model: folders of images in, a run folder and an entry in `weights.toml` out."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from defectgen import files
+from defectgen.errors import ExitCode, UsageError
+from defectgen.folders import OnBad, OnFile, ProductFolders, Skipped, read_catalog
+from defectgen.inspection import inspector
+from defectgen.inspection.reconstruction import NetworkRepair
+from defectgen.methods import info, which
+from defectgen.models import registry
+from defectgen.models.model import keep_threshold
+from defectgen.training import trainer
+from defectgen.training.data import hold_out
+from defectgen.training.run import BACKBONE, TrainSpec
+from defectgen.training.trainer import Progress
+
+__all__ = ["FEW", "Progress", "TrainJob", "TrainRequest", "TrainResult", "train"]
+
+FEW = 20
+"""Fewer flawless images than this tell no 99th percentile."""
+_SHARE = 0.99  # of flawless images that pass at the threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What to train on what. `steps` and `seconds` end it, whichever comes first; None takes the preset's steps."""
+
+    method: str
+    sources: tuple[ProductFolders, ...]
+    category: str | None = None
+    """Of a flat folder of defects; or the one of several category folders to use."""
+    on_bad: OnBad = "skip"
+    preset: str = "compact"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Hyperparameters in place of the preset's, as `--set` takes them."""
+    backbone: str | None = None
+    """A model whose backbone to share, in place of the first stage."""
+    steps: int | None = None
+    seconds: float | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 2
+    name: str | None = None
+    """Of the run and the model; None takes a new one after the method and the products."""
+    out: Path = Path("runs")
+    weights: Path | None = None
+    """The list of models; None takes the nearest `weights.toml`."""
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training left. `stopped` is the exit code of the signal that ended it early, if one did."""
+
+    name: str
+    model: Path
+    weights: Path
+    categories: tuple[str, ...]
+    products: tuple[str, ...]
+    steps: int
+    seconds: float
+    losses: Mapping[str, float]
+    skipped: tuple[Skipped, ...]
+    stopped: ExitCode | None
+    threshold: float | None = None
+    """For `inspect`, of a method that repairs."""
+    calibrated_on: int = 0
+    """Normals held out to find the threshold."""
+
+
+class TrainJob:
+    """A request whose images were read and found good."""
+
+    def __init__(self, request: TrainRequest, on_file: OnFile | None = None) -> None:
+        """Read the images, each once.
+
+        Raises:
+            UsageError: a bad preset or setting, a name that is taken, a model without a backbone to share.
+            BadInputError: as `read_catalog`.
+        """
+        given = {**request.settings}
+        given |= {k: str(v) for k, v in (("steps", request.steps), ("batch_size", request.batch_size)) if v is not None}
+        self._config = info(request.method).configure(request.preset, given)
+        self._request = request
+        self._registry = registry.find_writable(request.weights)
+        self.name = request.name if request.name is not None else self._new_name()
+        if self.name != slug(self.name):
+            raise UsageError(f"--name {self.name}: use letters, digits, '-', '_' and '.'; {slug(self.name)} would do")
+        self.run_folder = request.out / self.name
+        registry.check_name(self.name, self.run_folder / "model.safetensors", self._registry)
+        catalog = read_catalog(request.sources, category=request.category, on_bad=request.on_bad, progress=on_file)
+        self._held: list[Path] = []
+        if info(request.method).repairs:
+            catalog, self._held = hold_out(catalog)
+        self.images = len(catalog.images)
+        self.skipped = catalog.skipped
+        self._spec = TrainSpec(
+            method=request.method, name=self.name, run=self.run_folder, catalog=catalog, sources=request.sources,
+            config=self._config, seconds=request.seconds, seed=request.seed, device=request.device,
+            workers=request.workers, resume=request.resume, overwrite=request.overwrite, backbone=self._backbone(),
+        )  # fmt: skip
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every hyperparameter, the seed and the device."""
+        return {"seed": self._request.seed, "device": self._request.device, **self._config.model_dump(mode="json")}
+
+    def plan(self) -> dict[str, Any]:
+        """Counts, and the time, memory and disk that a few steps on noise let expect."""
+        return trainer.estimate(self._spec)
+
+    def run(self, on_step: Callable[[Progress], None] = lambda _: None) -> TrainResult:
+        """Train, calibrate a method that repairs, and enter the model in the list.
+
+        Raises:
+            UsageError, WeightsError, OutOfMemoryError: as `training.trainer.train`.
+        """
+        trained = trainer.train(self._spec, on_step)
+        threshold = None
+        if self._held:
+            repair = NetworkRepair(trained.model, self._request.device)
+            threshold = inspector.calibrate(
+                inspector.inspect(self._held, repair, 0.0, workers=self._request.workers), _SHARE
+            )
+            keep_threshold(trained.model, threshold)
+        entry = registry.Entry(
+            name=self.name,
+            method=self._request.method,
+            categories=trained.task.domains[1:],
+            products=trained.task.products,
+            image_size=self._config.image_size,
+            channels=trained.task.channels,
+            file=trained.model,
+            sha256=files.sha256(trained.model),
+            created=datetime.now(timezone.utc).replace(microsecond=0),
+            trained_on={source.product: source.normals.absolute() for source in self._request.sources},
+        )
+        registry.add(entry, self._registry)
+        return TrainResult(
+            name=self.name, model=trained.model, weights=self._registry, categories=entry.categories,
+            products=entry.products, steps=trained.steps, seconds=trained.seconds, losses=trained.losses,
+            skipped=self.skipped, stopped=trained.stopped, threshold=threshold, calibrated_on=len(self._held),
+        )  # fmt: skip
+
+    def _new_name(self) -> str:
+        """The method and the products, with a number if that is not new; to resume or overwrite, the last there is."""
+        request = self._request
+        taken = {entry.name for entry in registry.read(self._registry)} if self._registry.exists() else set()
+        base = "-".join([request.method, *(slug(source.product) for source in request.sources)])
+        again = request.resume or request.overwrite
+        last, number = base, 1
+        while (request.out / (name := base if number == 1 else f"{base}-{number}")).exists() or (
+            name in taken and not again
+        ):
+            last, number = name, number + 1
+        return last if again else name
+
+    def _backbone(self) -> Path | None:
+        """The file of the backbone to share."""
+        wanted, method = self._request.backbone, self._request.method
+        if wanted is None:
+            return None
+        staged = which(lambda row: len(row.stages) > 1)
+        if method not in staged:
+            raise UsageError(f"--backbone {wanted}: {method} has no backbone to share; {' and '.join(staged)} has")
+        entry = registry.find(name=wanted, files=registry.find_registry(self._request.weights), methods=(method,))
+        path = entry.file.with_name(BACKBONE)
+        if not path.is_file():
+            raise UsageError(f"--backbone {wanted}: {path} is not there; train the model again")
+        return path
+
+
+def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _: None) -> TrainResult:
+    """Train a model and enter it in `weights.toml`; `on_step` is called after each step.
+
+    >>> import defectgen
+    >>> from pathlib import Path
+    >>> part = defectgen.ProductFolders(product="part", normals=Path("photos/normals"), defects=Path("photos/defects"))
+    >>> request = defectgen.TrainRequest(method="dt-gan", sources=(part,), preset="tiny", steps=2, name="part")
+    >>> defectgen.train(request).categories
+    ('crack', 'scratch', 'spot')
+
+    Leaves `OUT/NAME/` with `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and
+    `model.safetensors`. A first Ctrl-C ends it after the step, with everything saved.
+
+    Raises:
+        UsageError: a bad setting, or a run folder or name that is taken.
+        BadInputError: folders or images that cannot be used.
+        WeightsError: nothing to resume, or a damaged checkpoint.
+        OutOfMemoryError: naming the batch size to try next.
+    """
+    return TrainJob(request).run(on_step)
+
+
+def slug(text: str) -> str:
+    """A name as a folder and a table of `weights.toml` can have it."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "product"

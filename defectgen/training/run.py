@@ -1,0 +1,161 @@
+"""A run folder: what is written there, when, and how it is taken up again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defectgen import __version__, files
+from defectgen.device import torch_rng
+from defectgen.errors import UsageError, WeightsError
+from defectgen.folders import Catalog, ProductFolders
+from defectgen.imaging.images import encode_jpeg
+from defectgen.methods.base import Batch, GenerateBatch, Method, MethodConfig, Staged, Task
+from defectgen.methods.networks import Average, unflatten
+from defectgen.models import checkpoint, model
+
+BACKBONE = "backbone.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """All that a training run depends on. `steps` and `seconds` end it, whichever comes first."""
+
+    method: str
+    name: str
+    run: Path
+    catalog: Catalog
+    sources: tuple[ProductFolders, ...]
+    config: MethodConfig
+    seconds: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 2
+    resume: bool = False
+    overwrite: bool = False
+    backbone: Path | None = None
+    """A `backbone.safetensors` of an earlier run, in place of the first stage."""
+
+
+class Run:
+    """A run folder: what is written there, when, and how it is taken up again."""
+
+    def __init__(self, folder: Path, method: Method, average: Average, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self._method = method
+        self._average = average
+        self._identity = identity
+        self._checkpoint = folder / "checkpoint.safetensors"
+        self._metrics = folder / "metrics.jsonl"
+
+    def begin(self, *, overwrite: bool) -> int:
+        if self._checkpoint.exists() and not overwrite:
+            raise UsageError(
+                f"{self.folder}: a run is there; use --resume to go on, --overwrite to replace it, or another --name"
+            )
+        for stale in (self._checkpoint, self._metrics, *(self.folder / "previews").glob("*.jpg")):
+            stale.unlink(missing_ok=True)
+        files.write(self.folder / "config.json", json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n")
+        return 0
+
+    def resume(self) -> int:
+        if not self._checkpoint.exists():
+            raise WeightsError(f"{self._checkpoint}: no checkpoint to resume; run without --resume")
+        tensors, saved = checkpoint.load(self._checkpoint)
+        for key in ("method", "task", "config", "seed"):
+            before, now = saved["identity"][key], self._identity[key]
+            if key == "config":  # more steps may be asked for; all else must be as it was
+                before, now = {**before, "steps": 0}, {**now, "steps": 0}
+            if before != now:
+                raise UsageError(
+                    f"{self.folder}: cannot resume, {_difference(key, before, now)}; use --overwrite to start anew"
+                )
+        self._method.networks.load_state(unflatten("training", tensors))
+        self._average.load_state(unflatten("average", tensors))
+        self._forget_after(saved["step"])
+        return int(saved["step"])
+
+    def _forget_after(self, step: int) -> None:
+        """Drop the metrics of steps after the checkpoint: they will be taken again."""
+        if not self._metrics.exists():
+            return
+        lines = self._metrics.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        files.write(self._metrics, "".join(kept))
+
+    def log(self, row: Mapping[str, float]) -> None:
+        with files.disk_errors(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def checkpoint(self, step: int) -> None:
+        tensors = {f"training.{name}": value for name, value in self._method.networks.state().items()}
+        tensors |= {f"average.{name}": value for name, value in self._average.state().items()}
+        checkpoint.save(self._checkpoint, tensors, {"step": step, "identity": self._identity})
+
+    def preview(self, batch: Batch, step: int, seed: int) -> None:
+        """A sheet, a row an example, from left to right: a normal, three defects on it, a real one of that kind.
+
+        Of methods that make whole images: what they made without the defect, its mask, with it, and a real one.
+        """
+        columns = [batch.x]
+        with self._average.in_place():
+            for i in range(3):
+                rngs = [torch_rng(seed, i, row) for row in range(len(batch.x))]
+                made = self._method.generate(GenerateBatch(batch.x, batch.y_ref, rngs))
+                if made.normal is not None and made.mask is not None:
+                    columns = [made.normal, made.mask.expand_as(made.x) * 2 - 1, made.x]
+                    break
+                columns.append(made.x)
+        columns.append(batch.x_ref)
+        sheet = torch.cat([torch.cat(list(column.float()), dim=1) for column in columns], dim=2)
+        pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+        image = np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        files.write(self.folder / "previews" / f"{step:07d}.jpg", encode_jpeg(image))
+
+    def finish_backbone(self) -> None:
+        """End the first stage: the averaged weights are what the second one begins with."""
+        assert isinstance(self._method, Staged)
+        self._average.give()
+        checkpoint.save(self.folder / BACKBONE, self._method.backbone(), self._identity)
+
+    def take_backbone(self, tensors: Mapping[str, Tensor]) -> int:
+        """Begin with another run's backbone; the step to begin with."""
+        assert isinstance(self._method, Staged)
+        self._method.take_backbone(tensors)
+        self._average.take()
+        self.finish_backbone()
+        return self._method.backbone_steps
+
+    def save_model(self, step: int) -> Path:
+        path = self.folder / "model.safetensors"
+        model.save(path, self._average, self._identity, step)
+        return path
+
+
+def identity(request: TrainSpec, task: Task, before: Sequence[str]) -> dict[str, Any]:
+    """What a model is, and what a resumed run must share with the one that began.
+
+    `trained_on` are the SHA-256 of all that it saw, with what its backbone saw `before`: so that an evaluation can
+    tell whether it is tested on that.
+    """
+    return {
+        "defectgen": __version__,
+        "method": request.method,
+        "config": request.config.model_dump(mode="json"),
+        "task": task.model_dump(mode="json"),
+        "seed": request.seed,
+        "trained_on": sorted({*before, *(files.sha256(sample.path) for sample in request.catalog.images)}),
+    }
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in before.keys() | now.keys():
+            if before.get(name) != now.get(name):
+                return f"{name} was {before.get(name)} and is {now.get(name)}"
+    return f"{key} was {before} and is {now}"

@@ -1,0 +1,267 @@
+"""Training a method: the loop, averaged weights, previews, metrics, checkpoints, and resuming them exactly.
+
+Every random number of a step comes from (seed, rank, step) and every schedule is a function of the step, so a
+checkpoint holds no state of a random generator, and resuming needs none.
+"""
+
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defectgen.device import RANK, resolve, torch_rng
+from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageError
+from defectgen.methods.base import Method, MethodConfig, Monitored, Staged, Task
+from defectgen.methods.networks import Average
+from defectgen.models import checkpoint
+from defectgen.models.model import build
+from defectgen.training.data import (
+    Feeder,
+    TrainingData,
+    make_task,
+    training_data,
+)
+from defectgen.training.run import BACKBONE, Run, TrainSpec, identity
+
+_LOG_EVERY = 10  # steps
+_WATCHED = 20  # rows of losses that are looked at together for trouble
+_CHECKPOINT_SECONDS = 120.0
+_PREVIEW_SECONDS = 180.0
+_SHAPES = ("image_size", "width", "max_width", "z_dim", "w_dim", "mapping_layers")  # of networks that stages share
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is after a step. Losses are there on every tenth step; `diagnosis` where the method sees trouble."""
+
+    step: int
+    steps: int
+    images_per_second: float
+    seconds_left: float
+    losses: Mapping[str, float] = field(default_factory=dict)
+    diagnosis: str | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left. `stopped` is the exit code of the signal that ended it early, if one did."""
+
+    model: Path
+    task: Task
+    steps: int
+    seconds: float
+    losses: Mapping[str, float]
+    stopped: ExitCode | None
+
+
+def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: None) -> Trained:
+    """Train, leaving `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and the model.
+
+    A method with two stages also leaves `backbone.safetensors`. Of a time limit, each stage gets its part of the steps.
+
+    Raises:
+        UsageError: the run folder is taken, or is resumed with another configuration.
+        WeightsError: nothing to resume, or a checkpoint that is damaged.
+        OutOfMemoryError: naming the batch size to try next.
+    """
+    config, device = request.config, resolve(request.device)
+    windows = training_data(request.method, request.catalog, config.image_size)
+    backbone, before = _read_backbone(request, windows)
+    task = make_task(windows)
+    method = build(request.method, config, task, device, request.seed)
+    average = Average(method.networks.averaged, config.ema)
+    run = Run(request.run, method, average, identity(request, task, before))
+    start = run.resume() if request.resume else run.begin(overwrite=request.overwrite)
+    first = method.backbone_steps if isinstance(method, Staged) else 0
+    if backbone is not None and not request.resume:
+        start = run.take_backbone(backbone)
+
+    backbone_seconds = math.inf if request.seconds is None else request.seconds * first / config.steps
+    feeder = Feeder(windows, config.batch_size, request.seed, device, request.workers)
+    began = checkpointed = previewed = time.monotonic()
+    step, losses = start, dict[str, float]()
+    watch = _Watch(method)
+    try:
+        examples = feeder.examples()
+        with _stop_signals() as stop:
+            while step < config.steps and not stop:
+                batch = feeder.batch(step)
+                tensors = method.training_step(batch, step, torch_rng(request.seed, RANK, step))
+                step += 1
+                average.update(step if step <= first else step - first)
+                now = time.monotonic()
+                if start < first and step <= first and (step == first or now - began >= backbone_seconds):
+                    run.finish_backbone()
+                    step = first
+                logged = step % _LOG_EVERY == 0
+                if logged:
+                    losses = {name: float(value) for name, value in tensors.items()}
+                    _check_finite(losses, step)
+                    run.log({"step": step, "seconds": round(now - began, 3), **losses})
+                progress = _progress(step, start, config, request.seconds, now - began, losses if logged else {})
+                on_step(replace(progress, diagnosis=watch.look(losses)) if logged else progress)
+                # Also at the powers of two: the first sign of life, and of trouble, comes early.
+                early = step & (step - 1) == 0
+                if early or now - checkpointed > _CHECKPOINT_SECONDS:
+                    run.checkpoint(step)
+                    checkpointed = time.monotonic()
+                if (early and step >= 64) or now - previewed > _PREVIEW_SECONDS:
+                    run.preview(examples, step, request.seed)
+                    previewed = time.monotonic()
+                if request.seconds is not None and now - began >= request.seconds:
+                    break
+            if step > start:
+                run.checkpoint(step)
+                run.preview(examples, step, request.seed)
+    except torch.OutOfMemoryError as error:
+        smaller = max(1, config.batch_size // 2)
+        raise OutOfMemoryError(
+            f"{device} ran out of memory with --batch-size {config.batch_size}; try --batch-size {smaller}"
+        ) from error
+    finally:
+        feeder.close()
+    if step == 0:
+        raise StoppedError(f"{request.run}: stopped before the first step, nothing is saved", stop[0])
+    model = run.save_model(step)
+    return Trained(model, task, step, time.monotonic() - began, losses, stop[0] if stop else None)
+
+
+def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str, Tensor] | None, list[str]]:
+    """The backbone asked for, or the one that a resumed run has, and the photographs that it saw.
+
+    The windows are then seen at its scale.
+
+    Raises:
+        UsageError: it does not fit the method or the photographs.
+    """
+    own = request.run / BACKBONE
+    path = own if request.resume and own.is_file() else request.backbone
+    if path is None:
+        return None, []
+    tensors, saved = checkpoint.load(path)
+    task, before, now = saved["task"], saved["config"], request.config.model_dump(mode="json")
+    wanted = {"method": request.method, "channels": windows.channels, **{k: now[k] for k in _SHAPES if k in now}}
+    for key, value in wanted.items():
+        found = {**before, "method": saved["method"], "channels": task["channels"]}.get(key)
+        if found != value:
+            raise UsageError(f"{path}: has {key} {found}, but {value} is wanted")
+    known = {product: next(iter(scales.values())) for product, scales in task["scales"].items()}
+    for product, scales in windows.scales.items():
+        if product not in known and len(known) > 1:
+            raise UsageError(f"{path}: knows {', '.join(known)}, not {product}; name it with --product")
+        scales.update(dict.fromkeys(scales, known.get(product, next(iter(known.values())))))
+    return tensors, saved.get("trained_on", [])
+
+
+def estimate(request: TrainSpec) -> dict[str, Any]:
+    """What a run would be, for `--dry-run`: its counts and, from two steps on noise, its time and memory."""
+    config, device = request.config, resolve(request.device)
+    windows = training_data(request.method, request.catalog, config.image_size)
+    backbone, _ = _read_backbone(request, windows)
+    task = make_task(windows)
+    method = build(request.method, config, task, device, request.seed)
+    first = min(method.backbone_steps if isinstance(method, Staged) else 0, config.steps)
+    feeder = Feeder(windows, config.batch_size, request.seed, device, 1)
+
+    def of_steps(start: int, count: int) -> float:
+        """The seconds that `count` steps from `start` on take, by those of two, after two to warm up."""
+        seconds = []
+        for step in range(4 if count else 0):
+            began = time.perf_counter()
+            method.training_step(feeder.batch(step), start + step, torch_rng(request.seed, RANK, step))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - began)
+        return count * float(np.mean(seconds[2:])) if seconds else 0.0
+
+    try:
+        total = of_steps(0, first if backbone is None else 0) + of_steps(first, config.steps - first)
+    finally:
+        feeder.close()
+    state_bytes = sum(tensor.nbytes for tensor in method.networks.state().values())
+    return {
+        "method": request.method,
+        "name": request.name,
+        "run": str(request.run),
+        "device": str(device),
+        "domains": task.domains,
+        "products": task.products,
+        "scales": task.scales,
+        "photographs": len(request.catalog.images),
+        "skipped": len(request.catalog.skipped),
+        "parameters": sum(p.numel() for net in method.networks.averaged.values() for p in net.parameters()),
+        "config": config.model_dump(),
+        "estimated_seconds": round(min(total, request.seconds or total)),
+        "estimated_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        "estimated_disk_bytes": 2 * state_bytes,
+    }
+
+
+def _progress(
+    step: int,
+    start: int,
+    config: MethodConfig,
+    limit: float | None,
+    elapsed: float,
+    losses: Mapping[str, float],
+) -> Progress:
+    rate = (step - start) / max(elapsed, 1e-9)
+    left = (config.steps - step) / rate
+    if limit is not None:
+        left = min(left, max(limit - elapsed, 0.0))
+    return Progress(step, config.steps, rate * config.batch_size, left, losses)
+
+
+class _Watch:
+    """Looks at the last rows of losses together, of one stage."""
+
+    def __init__(self, method: Method) -> None:
+        self._method = method if isinstance(method, Monitored) else None
+        self._rows: deque[Mapping[str, float]] = deque(maxlen=_WATCHED)
+
+    def look(self, losses: Mapping[str, float]) -> str | None:
+        if self._rows and not losses.keys() & self._rows[-1].keys():
+            self._rows.clear()
+        self._rows.append(losses)
+        if self._method is None or len(self._rows) < _WATCHED:
+            return None
+        names = set.intersection(*(set(row) for row in self._rows))
+        return self._method.diagnose({name: float(np.mean([row[name] for row in self._rows])) for name in names})
+
+
+def _check_finite(losses: Mapping[str, float], step: int) -> None:
+    for name, value in losses.items():
+        if not np.isfinite(value):
+            raise UsageError(
+                f"step {step}: the loss {name} is {value}, training went astray; start anew with a smaller --set lr"
+            )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[ExitCode]]:
+    """A list that a first SIGINT or SIGTERM fills, to be seen at a step's end; a second one kills at once."""
+    stop: list[ExitCode] = []
+    codes = {signal.SIGINT: ExitCode.SIGINT, signal.SIGTERM: ExitCode.SIGTERM}
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if stop:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        stop.append(codes[signal.Signals(number)])
+
+    before = {number: signal.signal(number, handle) for number in codes}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

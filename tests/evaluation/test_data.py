@@ -1,0 +1,193 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from defectgen import files
+from defectgen.errors import BadInputError, UsageError
+from defectgen.evaluation.data import (
+    LabeledImage,
+    Synthetic,
+    load_mask,
+    near_duplicates,
+    read_real,
+    read_synthetic,
+    remove_test_leakage,
+    resize_mask,
+    seen,
+    split,
+    to_model_range,
+)
+from defectgen.imaging.images import DecodedImage, encode_png, read_image
+from defectgen.imaging.windows import value_range
+
+
+def copy_of(path: Path, to: Path, brighter: int = 0) -> LabeledImage:
+    """The same photograph taken a moment later."""
+    pixels = read_image(path).pixels.astype(int) + brighter
+    pixels = pixels + np.random.default_rng(0).integers(-2, 3, pixels.shape)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_bytes(encode_png(np.clip(pixels, 0, 255).astype(np.uint8)))
+    return LabeledImage(to, "disc")
+
+
+def test_real_photographs_are_found_in_the_usual_folders(real: Path, tmp_path: Path) -> None:
+    pictures = read_real(real).pictures
+    assert {each.category for each in pictures} == {"bar", "disc", "normal"}
+    assert len(pictures) == 32
+    assert read_real(real / "defects").pictures == pictures
+    shutil.copytree(real / "defects", tmp_path / "only")
+    shutil.copytree(real / "masks", tmp_path / "masks")
+    with pytest.raises(BadInputError, match="--normals"):
+        read_real(tmp_path / "only")
+    assert len(read_real(tmp_path / "only", real / "normals").pictures) == 32
+    with pytest.raises(BadInputError, match="no normals in it; put defects, masks and normals there"):
+        read_real(real / "defects", apart=True)  # those beside it are another's
+    (tmp_path / "only/disc/0.png").write_bytes(b"damaged")
+    (skipped,) = read_real(tmp_path / "only", real / "normals").skipped
+    assert skipped.startswith(str(tmp_path / "only/disc/0.png"))
+
+
+def test_near_duplicates_stay_on_one_side(real: Path, tmp_path: Path) -> None:
+    twins = [copy_of(real / f"defects/disc/{i}.png", tmp_path / f"{i}.png", 15) for i in range(8)]
+    pictures = [*read_real(real).pictures, *twins]
+    for seed in range(4):
+        parts = split(pictures, Synthetic(()), seed)
+        sides = {each.path: side for side, part in enumerate((parts.train, parts.test)) for each in part}
+        assert len(sides) == len(pictures)
+        for i, twin in enumerate(twins):
+            assert sides[twin.path] == sides[real / f"defects/disc/{i}.png"]
+        for category in ("bar", "normal"):
+            assert 0.3 < np.mean([each.category == category for each in parts.test]) * len(parts.test) / 11 < 0.6
+    assert near_duplicates(twins, read_real(real).pictures) == [True] * 8
+    assert not any(near_duplicates(twins, [LabeledImage(real / "defects/disc/9.png", "disc")]))
+
+
+def test_photographs_of_parts_in_one_place_are_no_duplicates(tmp_path: Path) -> None:
+    """All show the same disc; what differs is the surface."""
+    yy, xx = np.indices((120, 120)) - 60
+    pictures = []
+    for i in range(12):
+        grain = cv2.GaussianBlur(np.random.default_rng(i).normal(size=(120, 120)), (0, 0), 3) * 30
+        pixels = np.where(np.hypot(yy, xx) < 40, 180, 30) + grain
+        (tmp_path / f"{i}.png").write_bytes(encode_png(np.clip(pixels, 0, 255).astype(np.uint8)))
+        pictures.append(LabeledImage(tmp_path / f"{i}.png", "normal" if i < 6 else "disc"))
+    assert near_duplicates(pictures[:6], pictures[6:]) == [False] * 6
+    twin = copy_of(tmp_path / "3.png", tmp_path / "twin.png", 10)
+    assert near_duplicates([*pictures[4:], twin], pictures[:4]) == [False] * 8 + [True]
+
+
+def test_a_category_keeps_one_photograph_to_train_on(real: Path) -> None:
+    pictures = read_real(real).pictures
+    used = frozenset(each.sha256 for each in pictures if each.category == "bar" and each.path.stem != "0")
+    lone = [each for each in pictures if each.sha256 not in used]
+    parts = split(lone, Synthetic(()), seed=0)
+    assert [each.category for each in parts.train].count("bar") == 1
+
+
+def test_what_went_into_the_dataset_is_trained_on(real: Path) -> None:
+    pictures = read_real(real).pictures
+    used = [each for each in pictures if int(each.path.stem) < 5]
+    parts = split(pictures, Synthetic((), frozenset(each.sha256 for each in used)), seed=0)
+    assert set(used) <= set(parts.train)
+    with pytest.raises(UsageError, match="no real normals are left to test on"):
+        split(pictures, Synthetic((), frozenset(each.sha256 for each in pictures)), seed=0)
+
+
+@pytest.fixture
+def dataset(real: Path, tmp_path: Path) -> Path:
+    """One sample by a model on a normal, one cut out of a defect."""
+    folder = tmp_path / "dataset"
+    rows = []
+    extras: list[dict[str, Any]] = [
+        {"model": "m"},
+        {"parameters": {"defects": [{"content": "x", "content_sha256": files.sha256(real / "defects/bar/1.png")}]}},
+    ]
+    for i, extra in enumerate(extras):
+        for name in ("images", "masks"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(
+                real / ("defects" if name == "images" else "masks") / f"bar/{i}.png", folder / name / f"{i}.png"
+            )
+        copy_of(real / f"defects/bar/{i}.png", folder / f"images/{i}.png")
+        source = real / f"normals/{i}.png"
+        rows.append(
+            {
+                "index": i, "image": f"images/{i}.png", "mask": f"masks/{i}.png", "category": "bar",
+                "source": str(source), "source_sha256": files.sha256(source), "parameters": {}, **extra,
+            }
+        )  # fmt: skip
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "dataset.json").write_text(json.dumps({"trained_on": [files.sha256(real / "defects/disc/3.png")]}))
+    return folder
+
+
+def test_a_manifest_tells_what_samples_were_made_of(dataset: Path, real: Path) -> None:
+    synthetic = read_synthetic(dataset)
+    assert (synthetic.traceable, synthetic.made_by_model) == (True, True)
+    assert [len(each.made_of) for each in synthetic.pictures] == [1, 2]
+    wanted = ("normals/0.png", "normals/1.png", "defects/bar/1.png", "defects/disc/3.png")
+    assert synthetic.used == {files.sha256(real / name) for name in wanted}
+    assert synthetic.trained_on_known
+    manifest = dataset / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace("content_sha256", "old"))
+    assert not read_synthetic(dataset).traceable  # of an older version: a name alone says nothing elsewhere
+    (dataset / "images/0.png").unlink()
+    fewer = read_synthetic(dataset)
+    assert (len(fewer.pictures), fewer.skipped) == (1, (f"{dataset}: 1 samples of its manifest are gone",))
+    (dataset / "manifest.jsonl").write_text('{"image": 3}\n')
+    with pytest.raises(BadInputError, match="line 1 cannot be read"):
+        read_synthetic(dataset)
+
+
+@pytest.mark.parametrize("name", ["normals/0.png", "defects/bar/1.png", "defects/disc/3.png"])
+def test_a_test_photograph_that_went_into_the_dataset_is_refused(dataset: Path, real: Path, name: str) -> None:
+    synthetic = read_synthetic(dataset)
+    apart = [LabeledImage(real / "defects/disc/7.png", "disc")]
+    assert remove_test_leakage(synthetic, apart) == synthetic
+    with pytest.raises(BadInputError, match=f"{name}: is a test photograph.*as of 1 of 2"):
+        remove_test_leakage(synthetic, [*apart, LabeledImage(real / name, "x")])
+
+
+def test_the_test_sets_own_twin_is_refused_and_single_twins_are_left_out(
+    real: Path, held: Path, tmp_path: Path
+) -> None:
+    test = read_real(held).pictures
+    same = Synthetic(tuple(each for each in test if each.category != "normal"))
+    with pytest.raises(BadInputError, match="is a test photograph"):
+        remove_test_leakage(same, test)
+    twins = [copy_of(held / f"defects/disc/{i}.png", tmp_path / f"{i}.png", 5) for i in range(3)]
+    with pytest.raises(BadInputError, match="as 3 of 3 synthetic images do"):
+        remove_test_leakage(Synthetic(tuple(twins)), test)
+    others = [LabeledImage(real / f"defects/bar/{i}.png", "bar") for i in range(4)]
+    assert remove_test_leakage(Synthetic((*twins, *others)), test).pictures == tuple(others)
+
+
+def test_large_photographs_are_seen_smaller_with_their_masks(tmp_path: Path) -> None:
+    pixels, mask = np.full((300, 1024, 3), 100, np.uint8), np.zeros((300, 1024), np.uint8)
+    cv2.line(mask, (100, 100), (900, 120), 255, 2)
+    (tmp_path / "a.png").write_bytes(encode_png(pixels))
+    (tmp_path / "m.png").write_bytes(encode_png(mask))
+    assert seen(tmp_path / "a.png").shape == (3, 150, 512)
+    small = load_mask(tmp_path / "m.png", (150, 512))
+    assert small.shape == (150, 512)
+    assert small[:, 60:440].any(axis=0).all()  # a thin line does not break
+    assert not load_mask(None, (150, 512)).any()
+    pinhole = np.zeros((300, 1024), np.bool_)
+    pinhole[101, 301] = True
+    assert resize_mask(pinhole, (75, 256)).sum() >= 1
+    assert not resize_mask(np.zeros_like(pinhole), (75, 256)).any()
+
+
+def test_two_of_16_bit_are_seen_by_one_tone() -> None:
+    ground = np.random.default_rng(0).integers(20_000, 22_000, (64, 64), np.uint16)
+    after = ground.copy()
+    after[10:30, 10:30] = 60_000
+    tones = value_range(DecodedImage(ground))
+    a, b = to_model_range(DecodedImage(after), tones), to_model_range(DecodedImage(ground))
+    assert np.array_equal(a[:, 40:], b[:, 40:])
+    assert (a[:, 12:28, 12:28] == 1).all()

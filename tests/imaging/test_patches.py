@@ -1,0 +1,243 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from defectgen.errors import BadInputError
+from defectgen.folders import Catalog, ProductFolders, read_catalog, read_defects
+from defectgen.imaging.images import DecodedImage, encode_png
+from defectgen.imaging.patches import DefectPatch, cut_out, extract, of_mask, on_pure_background, relative, resize, turn
+from defectgen.imaging.windows import FloatArray, defect_pieces
+from defectgen.training.data import TrainingPatches
+
+
+def photograph() -> tuple[DecodedImage, "np.ndarray[tuple[int, int], np.dtype[np.bool_]]"]:
+    """A gray photograph, 120 all over, with a dark disc and a bright bar."""
+    pixels = np.full((80, 100), 120, np.uint8)
+    mask = np.zeros((80, 100), np.uint8)
+    cv2.circle(mask, (30, 40), 10, 1, -1)
+    pixels[mask > 0] = 20
+    mask[0:4, 70:95] = 1
+    pixels[0:4, 70:95] = 230
+    return DecodedImage(pixels), mask > 0
+
+
+def cut_outs(
+    photo: DecodedImage, mask: "np.ndarray[tuple[int, ...], np.dtype[np.bool_]]", source: Path | None = None
+) -> list[DefectPatch]:
+    return [cut_out(photo, box, piece, 5, source) for box, piece in defect_pieces(mask)]
+
+
+def to_unit(gray: float) -> float:
+    return gray / 127.5 - 1
+
+
+def test_each_defect_is_cut_out_with_a_rim_of_its_background() -> None:
+    photo, mask = photograph()
+    bar, disc = cut_outs(photo, mask, Path("a.png"))
+    assert disc.label.sum() + bar.label.sum() == mask.sum()
+    assert disc.support.shape == (31, 31)  # the disc of 21 pixels, and 5 on each side
+    assert bar.support.shape == (9, 35)  # none beyond the photograph's edge
+    for content, gray in ((disc, 20), (bar, 230)):
+        np.testing.assert_allclose(content.pixels[content.label], to_unit(gray), atol=1e-5)
+        rim = content.support & ~content.label
+        np.testing.assert_allclose(content.pixels[rim], to_unit(120), atol=1e-5)
+        away = cv2.distanceTransform((~np.pad(content.label, 8)).astype(np.uint8), cv2.DIST_L2, 5)[8:-8, 8:-8]
+        np.testing.assert_array_equal(content.support[away <= 4.5], True)
+        np.testing.assert_array_equal(content.support[away > 6], False)
+
+
+def test_pieces_that_nearly_touch_are_one_defect() -> None:
+    mask = np.zeros((40, 40), np.bool_)
+    mask[10:14, 10:14] = mask[10:14, 17:20] = mask[30:33, 30:33] = True
+    contents = cut_outs(DecodedImage(np.zeros((40, 40, 3), np.uint8)), mask)
+    assert sorted(content.label.sum() for content in contents) == [9, 28]
+    assert contents[0].pixels.shape[2] == 3
+
+
+def test_relative_to_its_own_background_the_rim_is_zero() -> None:
+    photo, mask = photograph()
+    for content in cut_outs(photo, mask):
+        shown = relative(content)
+        assert shown.pixels[shown.support & ~shown.label].mean() == pytest.approx(0, abs=1e-6)
+        difference = shown.pixels[shown.label].mean() - content.pixels[content.label].mean()
+        assert difference == pytest.approx(-to_unit(120), abs=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_lies_on_a_pure_background_is_found_again_by_watershed(channels: int) -> None:
+    photo, mask = photograph()
+    content = relative(cut_outs(photo, mask)[1])
+    matrix = turn(31, 31, 30.0, 1.0)
+    matrix[:, 2] += 16
+    image = on_pure_background(content, matrix, 64, channels)
+    assert image.shape == (channels, 64, 64)
+    inside = image[0] > -1
+    assert set(np.unique(inside)) == {False, True}
+    assert image[0][inside].min() >= -0.6  # nothing of a content comes near the background, black or not
+    blurred = np.stack([cv2.GaussianBlur(plane, (0, 0), 1.0) for plane in image])  # as a network would draw it
+    found = extract(blurred)
+    assert (found.support & inside).sum() / (found.support | inside).sum() > 0.9
+    assert found.pixels.shape == (64, 64, channels)
+    assert found.label.sum() < found.support.sum()
+    middle = found.pixels[30:34, 30:34].mean()
+    assert middle == pytest.approx(to_unit(20) - to_unit(120), abs=0.06)
+    assert np.abs(found.pixels[found.support & ~inside]).mean() < 0.3  # no dark fringe, as the background is 1 away
+
+
+def test_the_content_of_a_mask_and_masks_that_tell_nothing() -> None:
+    image, mask = np.zeros((3, 32, 32), np.float32), np.zeros((32, 32), np.bool_)
+    mask[10:16, 8:20] = True
+    content = of_mask(image, mask)
+    np.testing.assert_array_equal(content.label, mask)
+    assert content.pixels.shape == (32, 32, 3)
+    assert content.support.sum() > mask.sum()
+    speck, border = np.zeros_like(mask), np.zeros_like(mask)
+    speck[3, 3], border[:2], border[2, :9] = True, True, True
+    for nothing in (speck, border, np.zeros_like(mask), np.ones_like(mask)):
+        assert not of_mask(image, nothing).support.any()
+
+
+def test_pieces_that_the_border_cuts_off_are_left_out_where_that_would_show() -> None:
+    image, mask = np.zeros((1, 32, 32), np.float32), np.zeros((32, 32), np.bool_)
+    mask[10:16, 8:20] = True
+    whole = mask.copy()
+    mask[20:30, 22:] = True  # ten pixels along the right border
+    assert np.array_equal(of_mask(image, mask).label, mask)
+    assert np.array_equal(of_mask(image, mask, cut=False).label, whole)
+    whole[0:6, 15:17] = True  # two pixels only
+    assert np.array_equal(of_mask(image, whole, cut=False).label, whole)
+
+
+def test_an_empty_image_has_an_empty_content() -> None:
+    assert not extract(np.full((1, 32, 32), -1, np.float32)).support.any()
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
+def test_resizing_keeps_values_and_grows_areas(scale: float) -> None:
+    photo, mask = photograph()
+    content = cut_outs(photo, mask)[1]
+    resized = resize(content, scale)
+    assert resized.support.sum() == pytest.approx(scale**2 * content.support.sum(), rel=0.1)
+    assert resized.label.sum() == pytest.approx(scale**2 * content.label.sum(), rel=0.15)
+    assert np.median(resized.pixels[resized.label]) == pytest.approx(to_unit(20), abs=0.02)
+    assert (resized.support | resized.label == resized.support).all()
+
+
+def catalog(folder: Path, sizes: tuple[int, ...] = (8, 10, 12)) -> Catalog:
+    """Normals, and categories `bar`, long and thin, and `disc`, each content darker than the 120 around it."""
+    rng = np.random.default_rng(0)
+    for name in ("normals", "defects/disc", "defects/bar", "masks/disc", "masks/bar"):
+        (folder / name).mkdir(parents=True)
+    for i, size in enumerate(sizes):
+        pixels = rng.integers(110, 130, (90, 200), np.uint8)
+        (folder / f"normals/{i}.png").write_bytes(encode_png(pixels))
+        for name in ("disc", "bar"):
+            mask = np.zeros((90, 200), np.uint8)
+            if name == "disc":
+                cv2.circle(mask, (100, 45), size, 255, -1)
+            else:
+                mask[44:48, 10:190] = 255
+            (folder / f"masks/{name}/{i}.png").write_bytes(encode_png(mask))
+            (folder / f"defects/{name}/{i}.png").write_bytes(encode_png(np.where(mask > 0, 40, pixels)))
+    return read_catalog([ProductFolders(product="part", normals=folder / "normals", defects=folder / "defects")])
+
+
+def windows(data: TrainingPatches, count: int = 60) -> dict[int, list[FloatArray]]:
+    rng = np.random.default_rng(1)
+    found: dict[int, list[FloatArray]] = {}
+    for _ in range(count):
+        row = data.row(rng)
+        assert row.source is row.reference
+        found.setdefault(row.source.y, []).append(row.source.x)
+    return found
+
+
+class TestTrainingContents:
+    def test_draws_every_category_on_a_pure_background(self, tmp_path: Path) -> None:
+        data = TrainingPatches(catalog(tmp_path), 64, ("part",), ("normal", "bar", "disc"))
+        found = windows(data)
+        assert set(found) == {1, 2}  # never a normal
+        assert min(len(each) for each in found.values()) > 15
+        for images in found.values():
+            for x in images:
+                assert x.shape == (1, 64, 64)
+                inside = x[0] > -1
+                assert 20 < inside.sum() < 64 * 64 / 2
+                assert not inside[:2].any()
+                assert not inside[:, -2:].any()
+                assert x[0][inside].min() >= -0.6
+
+    def test_no_draw_is_like_another(self, tmp_path: Path) -> None:
+        data = TrainingPatches(catalog(tmp_path, (9,)), 64, ("part",), ("normal", "bar", "disc"))
+        images = windows(data)[2]
+        assert len({x.tobytes() for x in images}) == len(images)
+
+    def test_thin_defects_are_cropped_not_shrunk_away(self, tmp_path: Path) -> None:
+        data = TrainingPatches(catalog(tmp_path), 64, ("part",), ("normal", "bar", "disc"))
+        assert data.scales["part"]["disc"] == 1
+        assert data.scales["part"]["bar"] == pytest.approx(1.0)  # 4 pixels thick, though 180 long
+        widths = [np.flatnonzero((x[0] > -1).any(axis=0)) for x in windows(data)[1]]
+        assert np.median([columns[-1] - columns[0] for columns in widths]) > 45
+
+    def test_the_same_generator_draws_the_same(self, tmp_path: Path) -> None:
+        data = TrainingPatches(catalog(tmp_path), 32, ("part",), ("normal", "bar", "disc"))
+        one, other = (data.row(np.random.default_rng(7)).source.x for _ in range(2))
+        np.testing.assert_array_equal(one, other)
+
+    def test_examples_show_each_category(self, tmp_path: Path) -> None:
+        data = TrainingPatches(catalog(tmp_path), 32, ("part",), ("normal", "bar", "disc"))
+        rows = data.examples(np.random.default_rng(0), count=2)
+        assert [row.reference.y for row in rows] == [1, 1, 2, 2]
+
+
+def test_defects_without_masks_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    catalog(tmp_path)
+    (tmp_path / "masks/disc/1.png").unlink()
+    with pytest.raises(BadInputError, match=r"disc/1\.png: has no mask, as 1 of the defects.*defectgen inspect"):
+        read_defects(tmp_path / "defects")
+
+
+@pytest.mark.parametrize(("colour", "channels"), [((40, 40, 40), 1), ((60, 45, 40), 1), ((200, 90, 40), 3)])
+def test_defects_that_are_dark_alone_are_learnt_in_gray(
+    tmp_path: Path, colour: tuple[int, int, int], channels: int
+) -> None:
+    for name in ("normals", "defects/rust", "masks/rust"):
+        (tmp_path / name).mkdir(parents=True)
+    pixels = np.full((60, 60, 3), 160, np.uint8)
+    mask = np.zeros((60, 60), np.uint8)
+    cv2.circle(mask, (30, 30), 9, 255, -1)
+    (tmp_path / "normals/0.png").write_bytes(encode_png(pixels))
+    pixels[mask > 0] = colour
+    (tmp_path / "defects/rust/0.png").write_bytes(encode_png(pixels))
+    (tmp_path / "masks/rust/0.png").write_bytes(encode_png(mask))
+    read = read_catalog([ProductFolders(product="a", normals=tmp_path / "normals", defects=tmp_path / "defects")])
+    data = TrainingPatches(read, 32, ("a",), ("normal", "rust"))
+    assert data.channels == channels
+    assert data.row(np.random.default_rng(0)).source.x.shape == (channels, 32, 32)
+
+
+def test_turn_keeps_the_middle() -> None:
+    for mirrored in (False, True):
+        matrix = turn(40, 20, 33.0, 1.5, mirrored=mirrored)
+        np.testing.assert_allclose(matrix @ (20, 10, 1), (20, 10), atol=1e-9)
+        assert abs(np.linalg.det(matrix[:, :2])) == pytest.approx(1.5**2)
+        assert (np.linalg.det(matrix[:, :2]) < 0) == mirrored
+
+
+def test_a_content_says_where_it_comes_from() -> None:
+    photo, mask = photograph()
+    content = cut_outs(photo, mask, Path("a.png"))[1]
+    assert isinstance(content, DefectPatch)
+    assert content.source == Path("a.png")
+    assert content.box is not None
+    assert (content.box.x, content.box.y, content.box.width, content.box.height) == (20, 30, 21, 21)
+
+
+def test_a_line_too_thin_for_a_smaller_grid_is_kept() -> None:
+    label = np.zeros((40, 40), np.bool_)
+    label[20, 5:35] = True
+    support = np.zeros((40, 40), np.bool_)
+    support[15:26, 2:38] = True
+    assert resize(DefectPatch(np.zeros((40, 40, 1), np.float32), support, label), 0.3).label.any()

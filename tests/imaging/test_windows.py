@@ -1,0 +1,322 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from defectgen.folders import NORMAL, Catalog, SourceImage
+from defectgen.imaging.images import DecodedImage, encode_png
+from defectgen.imaging.windows import (
+    Box,
+    ImageCache,
+    Window,
+    crop,
+    defect_boxes,
+    paste_change,
+    paste_on_zeros,
+    place,
+    scale_of,
+)
+from defectgen.training.data import TrainingLabels, TrainingPairs, TrainingWindows, find_scale
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def photograph(height: int = 40, width: int = 60, channels: int = 1, depth: int = 8) -> DecodedImage:
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    dtype: Any = np.uint8 if depth == 8 else np.uint16
+    return DecodedImage(rng().integers(0, np.iinfo(dtype).max, shape, dtype))
+
+
+def sample(width: int, height: int, *, masked: bool) -> SourceImage:
+    return SourceImage(
+        path=Path("a.png"), mask=Path("m.png") if masked else None, category="crack", product="p",
+        height=height, width=width, channels=1, depth=8,
+    )  # fmt: skip
+
+
+class TestDefectBoxes:
+    def test_boxes_of_apart_and_nearly_touching_pieces(self) -> None:
+        mask = np.zeros((40, 60), np.bool_)
+        mask[5:8, 10:20] = True
+        mask[5:8, 22:25] = True  # two pixels from the one before: the same defect
+        mask[30, 50] = True
+        assert sorted(defect_boxes(mask), key=lambda box: box.x) == [Box(10, 5, 15, 3), Box(50, 30, 1, 1)]
+
+    def test_no_defect_no_box(self) -> None:
+        assert defect_boxes(np.zeros((5, 5), np.bool_)) == []
+
+
+class TestFindScale:
+    def test_small_defects_are_seen_at_native_resolution(self) -> None:
+        assert find_scale([sample(400, 300, masked=True)], [[Box(0, 0, 30, 12)]], 64) == 1.0
+
+    def test_large_defects_scale_the_photograph_down_just_as_far_as_they_need(self) -> None:
+        scale = find_scale([sample(4000, 3000, masked=True)], [[Box(0, 0, 200, 12)]], 64)
+        assert scale == pytest.approx(64 / 230)
+        assert 200 * scale < 64
+
+    def test_no_window_is_larger_than_the_photograph(self) -> None:
+        assert find_scale([sample(200, 100, masked=True)], [[Box(0, 0, 200, 90)]], 64) == pytest.approx(64 / 200)
+
+    def test_without_masks_the_window_spans_the_photograph(self) -> None:
+        assert find_scale([sample(640, 480, masked=False)], [[]], 64) == pytest.approx(0.1)
+
+
+class TestPlace:
+    def test_a_window_holds_its_box_and_stays_inside(self) -> None:
+        box = Box(30, 10, 20, 25)
+        windows = [place(rng(seed), 100, 200, 64, box) for seed in range(200)]
+        for window in windows:
+            assert 0 <= window.x <= 200 - 64
+            assert 0 <= window.y <= 100 - 64
+            assert window.x <= 30
+            assert window.x + 64 >= 50
+            assert window.y <= 10
+            assert window.y + 64 >= 35
+        assert len({(window.x, window.y) for window in windows}) > 100
+
+    def test_a_long_box_is_seen_in_pieces_each_full_of_it(self) -> None:
+        xs = [place(rng(seed), 64, 500, 64, Box(100, 0, 300, 64)).x for seed in range(300)]
+        assert 100 <= min(xs) < 120
+        assert 316 < max(xs) <= 336
+
+    def test_a_small_photograph_lies_within_its_window(self) -> None:
+        for seed in range(50):
+            window = place(rng(seed), 20, 100, 64)
+            assert 20 - 64 <= window.y <= 0
+            assert 0 <= window.x <= 36
+
+    def test_edges_may_lie_inside_a_window(self) -> None:
+        windows = [place(rng(seed), 100, 80, 64, beyond=8) for seed in range(300)]
+        assert (min(w.y for w in windows), max(w.y for w in windows)) == (-8, 44)
+        assert (min(w.x for w in windows), max(w.x for w in windows)) == (-8, 24)
+        around = [place(rng(seed), 100, 80, 64, Box(70, 0, 10, 10), beyond=8) for seed in range(300)]
+        assert all(w.y <= 0 and 16 <= w.x <= 24 for w in around)
+
+    def test_corners_are_reached(self) -> None:
+        windows = {(w.x, w.y) for w in (place(rng(seed), 66, 66, 64) for seed in range(200))}
+        assert windows == {(x, y) for x in range(3) for y in range(3)}
+
+
+class TestCut:
+    def test_native_values_become_minus_one_to_one(self) -> None:
+        pixels = np.tile(np.array([[0, 255]], np.uint8), (16, 8))
+        x = crop(DecodedImage(pixels), Window(0, 0, 16), 16, 1)
+        assert x.shape == (1, 16, 16)
+        np.testing.assert_array_equal(x[0, :, :2], np.tile([-1.0, 1.0], (16, 1)))
+
+    def test_outside_is_mirrored_as_numpy_does(self) -> None:
+        source = photograph(20, 30)
+        x = crop(source, Window(-5, 10, 40), 40, 1)
+        padded = np.pad(source.pixels.astype(np.uint8), ((0, 30), (5, 5)), mode="reflect")[10:50]
+        np.testing.assert_allclose((x[0] + 1) * 127.5, padded, atol=1e-3)
+
+    @pytest.mark.parametrize("length", [1, 2, 3])
+    def test_photographs_of_a_few_pixels_can_be_cut(self, length: int) -> None:
+        assert crop(photograph(length, length), Window(-7, -7, 16), 16, 1).shape == (1, 16, 16)
+
+    def test_gray_fills_three_channels_and_colour_becomes_one_by_its_mean(self) -> None:
+        gray = crop(photograph(), Window(0, 0, 16), 16, 3)
+        assert gray.shape == (3, 16, 16)
+        np.testing.assert_array_equal(gray[0], gray[2])
+        colour = photograph(channels=3)
+        one = crop(colour, Window(0, 0, 16), 16, 1)
+        np.testing.assert_allclose((one[0] + 1) * 127.5, colour.pixels[:16, :16].mean(axis=2), atol=1e-3)
+
+    def test_alpha_is_not_shown_to_the_network(self) -> None:
+        rgba = photograph(channels=4)
+        rgb = DecodedImage(rgba.pixels[..., :3].astype(np.uint8))
+        np.testing.assert_array_equal(crop(rgba, Window(0, 0, 16), 16, 3), crop(rgb, Window(0, 0, 16), 16, 3))
+
+    def test_a_dim_16_bit_photograph_uses_the_whole_range(self) -> None:
+        pixels = (1000 + rng().integers(0, 256, (64, 64))).astype(np.uint16)
+        x = crop(DecodedImage(pixels), Window(0, 0, 64), 64, 1)
+        assert x.min() == -1
+        assert x.max() == 1
+        assert abs(float(x.mean())) < 0.05
+
+    def test_scaling_down_averages(self) -> None:
+        source = photograph(32, 32)
+        x = crop(source, Window(0, 0, 32), 16, 1)
+        mean = source.pixels.reshape(16, 2, 16, 2).mean(axis=(1, 3))
+        np.testing.assert_allclose((x[0] + 1) * 127.5, mean, atol=1e-2)
+
+
+class TestPutBack:
+    @pytest.mark.parametrize("channels", [1, 2, 3, 4])
+    @pytest.mark.parametrize("depth", [8, 16])
+    def test_pixels_outside_alpha_are_identical_and_the_rest_change(self, channels: int, depth: int) -> None:
+        source = photograph(40, 60, channels, depth)
+        window = Window(30, 20, 32)  # reaches past the lower border
+        before = crop(source, window, 32, 1)
+        alpha = np.zeros((32, 32), np.float32)
+        alpha[4:10, 4:12] = 1
+        painted = paste_change(source, window, before, before - 0.5, alpha)
+        assert painted.dtype == source.pixels.dtype
+        assert painted.shape == source.pixels.shape
+        touched = np.zeros((40, 60), np.bool_)
+        touched[24:30, 34:42] = True
+        np.testing.assert_array_equal(painted[~touched], source.pixels[~touched])
+        colours = slice(None) if channels == 1 else slice(0, source.channels)
+        assert (painted[touched][..., colours].astype(int) <= source.pixels[touched][..., colours]).all()
+        assert (painted[touched] != source.pixels[touched]).mean() > 0.3
+        if channels in (2, 4):
+            np.testing.assert_array_equal(painted[..., -1], source.pixels[..., -1])
+
+    def test_the_change_comes_back_in_native_values(self) -> None:
+        source = DecodedImage(np.full((16, 16), 100, np.uint8))
+        before = crop(source, Window(0, 0, 16), 16, 1)
+        painted = paste_change(source, Window(0, 0, 16), before, before + 20 / 127.5, np.ones((16, 16), np.float32))
+        assert (painted == 120).all()
+
+    def test_a_colour_change_on_a_gray_photograph_is_its_mean(self) -> None:
+        source = DecodedImage(np.full((16, 16), 100, np.uint8))
+        before = crop(source, Window(0, 0, 16), 16, 3)
+        after = before + np.array([30, 0, -60], np.float32).reshape(3, 1, 1) / 127.5
+        assert (paste_change(source, Window(0, 0, 16), before, after, np.ones((16, 16), np.float32)) == 90).all()
+
+    def test_the_photographs_grain_stays_where_the_network_saw_it_scaled_down(self) -> None:
+        source = photograph(64, 64)
+        window = Window(0, 0, 64)
+        before = crop(source, window, 16, 1)
+        painted = paste_change(source, window, before, before + 0.1, np.ones((64, 64), np.float32))
+        change = painted.astype(int) - source.pixels
+        unclipped = source.pixels < 240
+        np.testing.assert_allclose(change[unclipped], 0.1 * 127.5, atol=0.6)
+
+
+def test_laid_is_the_reverse_of_a_window_past_the_border() -> None:
+    values: NDArray[np.bool_] = np.ones((8, 8), np.bool_)
+    whole = paste_on_zeros(values, (-3, 6), (10, 20))
+    assert whole.sum() == 5 * 4
+    assert whole[6:10, 0:5].all()
+
+
+class TestPhotographs:
+    def test_what_is_kept_stays_under_the_limit(self, tmp_path: Path) -> None:
+        for i in range(4):
+            (tmp_path / f"{i}.png").write_bytes(encode_png(np.full((10, 10), i, np.uint8)))
+        kept = ImageCache(limit=250)
+        for i in (0, 1, 2, 3, 0):
+            assert (kept.read(tmp_path / f"{i}.png").pixels == i).all()
+        assert kept._bytes <= 250
+
+
+class TestTrainingWindows:
+    @pytest.fixture
+    def catalog(self, tmp_path: Path) -> Catalog:
+        """Normals are dark; cracks carry a bright square of 10 pixels, dents one of 100."""
+        samples = []
+        for category, side, level in ((NORMAL, 0, 0), ("crack", 10, 200), ("dent", 100, 250)):
+            for i in range(2):
+                pixels = np.full((200, 300), 20, np.uint8)
+                mask = np.zeros((200, 300), np.uint8)
+                mask[50 : 50 + side, 60 + 30 * i : 60 + 30 * i + side] = 255
+                pixels[mask > 0] = level
+                path, mask_path = tmp_path / f"{category}{i}.png", tmp_path / f"{category}{i}_mask.png"
+                path.write_bytes(encode_png(pixels))
+                mask_path.write_bytes(encode_png(mask))
+                samples.append(
+                    SourceImage(
+                        path=path,
+                        mask=mask_path if side else None,
+                        category=category,
+                        product="p",
+                        height=200,
+                        width=300,
+                        channels=1,
+                        depth=8,
+                    )
+                )
+        return Catalog(images=tuple(samples), skipped=())
+
+    @pytest.fixture
+    def windows(self, catalog: Catalog) -> TrainingWindows:
+        return TrainingWindows(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
+
+    def test_each_category_has_its_own_scale(self, windows: TrainingWindows) -> None:
+        assert windows.scales == {"p": {"crack": 1.0, "dent": pytest.approx(64 / 115)}}
+
+    def test_a_long_thin_defect_stays_thick_enough_to_be_seen(self, catalog: Catalog) -> None:
+        """A line of 280 by 5 pixels, whole in the window, would be one pixel thick: it is seen in pieces instead."""
+        mask = np.zeros((200, 300), np.uint8)
+        mask[90:95, 10:290] = 255
+        for sample in catalog.images:
+            if sample.category == "crack" and sample.mask is not None:
+                sample.mask.write_bytes(encode_png(mask))
+        scale = TrainingWindows(catalog, 64, ["p"], [NORMAL, "crack", "dent"]).scales["p"]["crack"]
+        assert scale == pytest.approx(4 / 6, abs=0.02)  # four pixels, of six as its depth counts them
+        assert scale > 64 / 280
+
+    def test_the_defect_lies_inside_its_window_at_its_scale(self, windows: TrainingWindows) -> None:
+        shown = {"crack": 10.0**2, "dent": (100 * 64 / 115) ** 2}
+        for seed in range(60):
+            reference = windows.row(rng(seed)).reference
+            category = windows.domains[reference.y]
+            bright = (reference.x > 0.3).sum()
+            assert bright == pytest.approx(shown.get(category, 0.0), rel=0.08)
+
+    def test_targets_are_balanced_and_sources_mostly_normal(self, windows: TrainingWindows) -> None:
+        rows = [windows.row(rng(seed)) for seed in range(300)]
+        targets = np.bincount([row.reference.y for row in rows], minlength=3)
+        assert targets.min() > 70
+        sources = np.bincount([row.source.y for row in rows], minlength=3)
+        assert sources[0] > 90
+
+    def test_defects_of_unlike_scales_do_not_become_each_other(self, windows: TrainingWindows) -> None:
+        for seed in range(200):
+            row = windows.row(rng(seed))
+            assert (row.source.y, row.reference.y) not in {(1, 2), (2, 1)}
+
+    def test_pairs_are_a_normal_and_a_defect(self, catalog: Catalog) -> None:
+        as_one = [
+            s.model_copy(update={"category": NORMAL if s.category == NORMAL else "defect"}) for s in catalog.images
+        ]
+        pairs = TrainingPairs(catalog.model_copy(update={"images": tuple(as_one)}), 64, ["p"], [NORMAL, "defect"])
+        rows = [pairs.row(rng(seed)) for seed in range(40)]
+        assert {(row.source.y, row.reference.y) for row in rows} == {(0, 1)}
+        assert all(row.source.x.max() < 0 < row.reference.x.max() for row in rows)
+
+    def test_labels_come_with_maps_of_all_categories_in_three_forms(self, catalog: Catalog) -> None:
+        """On one photograph a crack, marked by a square of 10 pixels, and rust, without a mask."""
+        samples = [s.model_copy(update={"also": (("rust", None),)}) for s in catalog.images if s.category == "crack"]
+        normals = [s for s in catalog.images if s.category == NORMAL]
+        united = catalog.model_copy(update={"images": (*normals, *samples)})
+        labels = TrainingLabels(united, 64, ["p"], [NORMAL, "crack", "rust"])
+        forms = set()
+        for seed in range(60):
+            row = labels.row(rng(seed))
+            assert row.source.a is None
+            crack, rust = row.reference.a if row.reference.a is not None else (None, None)
+            assert crack is not None
+            assert rust is not None
+            bright = row.reference.x[0] > 0.3
+            assert rust.all()
+            assert crack[bright].all()
+            rows, columns = np.nonzero(crack)
+            full = crack.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+            assert full
+            forms.add("window" if crack.all() else "brush" if crack.sum() == 14**2 else "box")
+        assert forms == {"window", "brush", "box"}
+
+    def test_shapes_are_parts_of_the_window(self, catalog: Catalog) -> None:
+        labels = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
+        side = round(100 * labels.scales["p"]["dent"] / 64, 3)
+        assert labels.shapes == {"crack": ((0.156, 0.156),) * 2, "dent": ((side, side),) * 2}
+
+    def test_a_row_depends_on_its_seed_alone(self, windows: TrainingWindows) -> None:
+        first, again = windows.row(rng(4)), windows.row(rng(4))
+        np.testing.assert_array_equal(first.source.x, again.source.x)
+        np.testing.assert_array_equal(first.reference.x, again.reference.x)
+
+
+def test_the_scale_on_a_product_is_the_best_that_is_known() -> None:
+    scales = {"tile": {"crack": 0.5, "hole": 1.0}, "road": {"crack": 0.25}}
+    assert scale_of(scales, "tile", "hole") == 1.0
+    assert scale_of(scales, "road", "hole") == 0.25  # never there: the coarsest of the product
+    assert scale_of(scales, "wood", "crack") == pytest.approx(0.375)  # never seen: as on the others
+    assert scale_of(scales, "wood", "knot") == 1.0

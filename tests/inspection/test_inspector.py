@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from skimage.filters import threshold_otsu
+from skimage.metrics import structural_similarity
+
+from defectgen.imaging.images import DecodedImage, encode_png
+from defectgen.imaging.ssim import otsu, ssim_map
+from defectgen.inspection.inspector import Finding, Unreadable, calibrate, compare, find, golden, inspect, score_of
+
+
+def surface(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.uint8]:
+    rng = np.random.default_rng(seed)
+    coarse = cv2.resize(rng.normal(0, 40, (6, 6)), shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    coarse = coarse if len(shape) == 2 else coarse[..., None]
+    return np.clip(130 + coarse + rng.normal(0, 6, shape), 0, 255).astype(np.uint8)
+
+
+def scratched(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    result = image.copy()
+    result[40:46, 30:90] = np.clip(result[40:46, 30:90].astype(int) - 70, 0, 255)
+    return result
+
+
+@pytest.mark.parametrize("shape", [(70, 90), (64, 64), (200, 33), (9, 130), (129, 80, 3)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_map_is_scikit_images(shape: tuple[int, ...], threads: int) -> None:
+    x = surface(shape)
+    y = surface(shape, seed=1)
+    y[: shape[0] // 2] = x[: shape[0] // 2]
+    axis = 2 if len(shape) == 3 else None
+    _, full = structural_similarity(x, y, win_size=9, data_range=255, full=True, channel_axis=axis)
+    expected = full if axis is None else full.mean(axis=2)
+    np.testing.assert_allclose(ssim_map(x, y, threads=threads), expected, atol=1e-4)
+
+
+def test_black_and_white_and_16_bit_are_no_exception() -> None:
+    extremes = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (60, 60))
+    _, full = structural_similarity(extremes, 255 - extremes, win_size=9, data_range=255, full=True)
+    np.testing.assert_allclose(ssim_map(extremes, 255 - extremes), full, atol=1e-4)
+    deep = (surface((60, 60)).astype(np.uint16) << 8) + 17
+    other = np.ascontiguousarray(deep[::-1])
+    _, full = structural_similarity(deep, other, win_size=9, data_range=65535, full=True)
+    np.testing.assert_allclose(ssim_map(deep, other, 65535.0), full, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_threshold_is_scikit_images(seed: int) -> None:
+    x = surface((300, 400), seed)
+    scores = ssim_map(x, scratched(x))
+    assert otsu(scores) == pytest.approx(float(threshold_otsu(scores)), abs=1e-4)
+
+
+def test_a_flat_map_has_a_threshold_too() -> None:
+    assert otsu(np.full((20, 20), 0.7, np.float32)) == pytest.approx(0.7)
+
+
+def test_a_score_is_what_as_many_pixels_exceed_as_the_window_has() -> None:
+    for shape in ((50, 60), (400, 500)):  # sorted, and by way of a histogram
+        unlike = np.random.default_rng(0).uniform(0, 0.2, shape).astype(np.float32)
+        unlike[3:11, 5:15] = 0.9  # eighty
+        assert score_of(unlike) < 0.21
+        unlike[11, 5] = 0.8
+        assert score_of(unlike) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_defect_is_found_where_it_is(depth: int, channels: int) -> None:
+    whole = surface((100, 120) if channels == 1 else (100, 120, 3))
+    broken = scratched(whole)
+    scale = 1 if depth == 8 else 90
+    deep = whole.astype(np.uint16) * scale
+    photograph = DecodedImage(broken if depth == 8 else broken.astype(np.uint16) * np.uint16(scale))
+    finding = find(Path("a.png"), photograph, whole if depth == 8 else deep, 0.4)
+    assert finding.defective
+    rows, columns = np.nonzero(finding.mask)
+    found = rows.min(), rows.max(), columns.min(), columns.max()
+    assert found == pytest.approx((40, 45, 30, 89), abs=1)  # SSIM's window reaches 4 further on each side
+    assert finding.mask[41:45, 32:88].mean() > 0.9
+
+
+def test_a_border_is_not_judged() -> None:
+    whole = surface((100, 120))
+    broken = whole.copy()
+    broken[:6, 20:60] //= 3
+    broken[50:60, 114:] //= 3
+    assert find(Path("a.png"), DecodedImage(broken), whole, 0.4).defective
+    finding = find(Path("a.png"), DecodedImage(broken), whole, 0.4, border=10)
+    assert not finding.defective
+    assert finding.score == pytest.approx(0, abs=1e-4)
+
+
+def test_a_flawless_image_is_not_split() -> None:
+    whole = surface((100, 120))
+    noisy = np.clip(whole + np.random.default_rng(5).normal(0, 2, whole.shape), 0, 255).astype(np.uint8)
+    unlike = compare(DecodedImage(noisy), whole)
+    assert (unlike > otsu(unlike)).any()  # Otsu would
+    finding = find(Path("a.png"), DecodedImage(noisy), whole, 0.4)
+    assert not finding.defective
+    assert not finding.mask.any()
+
+
+def put(folder: Path, name: str, image: NDArray[np.uint8]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(encode_png(image))
+    return folder / name
+
+
+def test_images_come_in_order_and_what_is_wrong_is_told(tmp_path: Path) -> None:
+    whole = surface((100, 120))
+    paths = []
+    for i in range(7):
+        put(tmp_path / "golden", f"{i}.png", whole)
+        paths.append(put(tmp_path / "line", f"{i}.png", scratched(whole) if i % 2 else whole))
+    paths[2].write_bytes(paths[2].read_bytes()[:200])
+    put(tmp_path / "golden", "4.png", whole[:50])
+    (tmp_path / "golden/5.png").unlink()
+    findings = list(inspect(paths, golden(tmp_path / "golden"), 0.4, workers=3))
+    assert [finding.path for finding in findings] == paths
+    told = {i: finding.reason for i, finding in enumerate(findings) if isinstance(finding, Unreadable)}
+    assert set(told) == {2, 4, 5}
+    assert "truncated" in told[2]
+    assert "is 120x100 gray, 8 bit, but its reference" in told[4]
+    assert "golden/5.png: No such file" in told[5]
+    verdicts = [finding.defective for finding in findings if isinstance(finding, Finding)]
+    assert verdicts == [False, True, True, False]
+
+
+def test_calibration_is_the_score_that_the_share_stays_below() -> None:
+    blank = DecodedImage(np.zeros((3, 3), np.uint8))
+    mask = np.zeros((3, 3), np.bool_)
+    findings = [Finding(Path("a"), blank, score / 100, 0.0, mask) for score in range(1, 101)]
+    assert calibrate([*findings, Unreadable(Path("b"), "broken")], 0.99) == pytest.approx(1.0)
+    assert calibrate(findings, 0.5) == pytest.approx(0.51)

@@ -1,0 +1,304 @@
+"""Every row of the table of methods, whatever the method: it trains, resumes, generates what it claims, refuses the
+rest. A method that is listed is tested by this."""
+
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from defectgen import methods
+from defectgen.errors import BadInputError, UsageError, WeightsError
+from defectgen.folders import ProductFolders
+from defectgen.imaging.images import DecodedImage, encode_png
+from defectgen.imaging.windows import Box
+from defectgen.inspection.reconstruction import NetworkRepair
+from defectgen.methods import Control, MethodInfo
+from defectgen.methods.base import Batch, GenerateBatch, Method, Repairer, Restorer, Staged
+from defectgen.models.model import load
+from defectgen.pipelines.synthesize import Folder, SynthesizeRequest, TransferRequest, synthesize, transfer
+from defectgen.pipelines.train import TrainJob, TrainRequest, TrainResult
+from defectgen.synthesis import generated, pasted
+from defectgen.synthesis.pasted import Region
+from defectgen.training.trainer import Progress
+
+STEPS = 4
+NAMES = methods.names()
+CONTROLS: tuple[Control, ...] = get_args(Control)
+
+
+@pytest.fixture(scope="module")
+def part(tmp_path_factory: pytest.TempPathFactory) -> ProductFolders:
+    """Nine normals and three of each of two categories, 72 x 80 pixels."""
+    folder = tmp_path_factory.mktemp("part")
+    rng = np.random.default_rng(0)
+    for category, count in (("normals", 12), ("dent", 3), ("spot", 3)):
+        for i in range(count):
+            coarse = cv2.resize(rng.normal(130, 20, (5, 5)), (80, 72), interpolation=cv2.INTER_CUBIC)
+            pixels = np.clip(coarse + rng.normal(0, 4, (72, 80)), 0, 255).astype(np.uint8)
+            mask = np.zeros((72, 80), np.uint8)
+            if category != "normals":
+                at, axes = (30 + 6 * i, 36), (9, 5) if category == "dent" else (5, 5)
+                cv2.ellipse(mask, at, axes, 0, 0, 360, 255, -1)
+                pixels[mask > 0] = 30 if category == "spot" else 230
+            where = folder / ("normals" if category == "normals" else f"defects/{category}")
+            for path, image in ((where / f"{i}.png", pixels), (folder / f"masks/{category}/{i}.png", mask)):
+                if mask.any() or path.parent == where:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(encode_png(image))
+    return ProductFolders(product="part", normals=folder / "normals", defects=folder / "defects")
+
+
+def smallest(name: str) -> int:
+    return methods.info(name).load().Config.sizes[0]
+
+
+def request_of(row: MethodInfo, part: ProductFolders, out: Path, **changes: Any) -> TrainRequest:
+    settings = {"image_size": str(smallest(row.name)), "batch_size": "2"}
+    if len(row.stages) > 1:
+        settings["backbone_steps"] = str(STEPS // 2)
+    return TrainRequest(
+        **{
+            "method": row.name, "sources": (part,), "preset": "tiny", "settings": settings, "steps": STEPS,
+            "name": "m", "out": out, "weights": out / "weights.toml", "device": "cpu", **changes,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(part: ProductFolders, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TrainResult]:
+    """A model of a method, trained once."""
+    made: dict[str, TrainResult] = {}
+
+    def make(name: str) -> TrainResult:
+        if name not in made:
+            out = tmp_path_factory.mktemp(name)
+            made[name] = TrainJob(request_of(methods.info(name), part, out)).run()
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _everything_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What four steps teach cannot be seen yet; here that is no reason to leave it out."""
+    monkeypatch.setattr(generated, "visible", lambda *_: True)
+    monkeypatch.setattr(pasted, "visible", lambda *_: True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_row_tells_the_truth_about_the_class(name: str) -> None:
+    row = methods.info(name)
+    cls: type[Method] = row.load()
+    assert tuple(cls.presets) == row.presets
+    assert issubclass(cls, Repairer) == row.repairs
+    assert issubclass(cls, Restorer) == row.restores
+    assert hasattr(cls, "take_backbone") == (len(row.stages) > 1)
+    for preset in row.presets:
+        assert row.configure(preset, {"batch_size": "7"}).batch_size == 7
+        with pytest.raises(UsageError, match=r"--set nonsense: not a setting of .*; it has .*image_size"):
+            row.configure(preset, {"nonsense": "1"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains(name: str, trained: Callable[[str], TrainResult]) -> None:
+    result, row = trained(name), methods.info(name)
+    assert result.steps == STEPS
+    assert result.losses == {} or all(np.isfinite(value) for value in result.losses.values())
+    assert result.categories == (("defect",) if row.learns == "pairs" else ("dent", "spot"))
+    assert (result.threshold is not None) == row.repairs
+    model = load(result.model, torch.device("cpu"))
+    assert (model.info, model.steps, model.threshold) == (row, STEPS, result.threshold)
+    assert isinstance(model.method, Staged) == (len(row.stages) > 1)
+    assert (result.model.with_name("backbone.safetensors").is_file()) == (len(row.stages) > 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_broken_training_is_resumed_to_the_same_bits(
+    name: str, at: int, part: ProductFolders, tmp_path: Path, trained: Callable[[str], TrainResult]
+) -> None:
+    request = request_of(methods.info(name), part, tmp_path)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == at:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert TrainJob(request).run(stop).steps == at
+    resumed = TrainJob(replace(request, resume=True)).run()
+    assert resumed.model.read_bytes() == trained(name).model.read_bytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_changes_the_networks_and_their_state_is_whole(name: str, trained: Callable[[str], TrainResult]) -> None:
+    """What `networks.state` holds is enough to go on from, in another object."""
+    first, second = (load(trained(name).model, torch.device("cpu")).method for _ in range(2))
+    for network in first.networks.modules.values():
+        network.train()
+    first.networks.train_only(*first.networks.optimizers)
+    side = first.config.image_size
+    x = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    domains = len(first.task.domains)
+    masks = torch.zeros(2, domains - 1, side, side)
+    masks[:, :, 8:20, 8:20] = 1
+    y, p = torch.ones(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    batch = Batch(x, y, p, x.flip(3), y, p, masks)
+    before = {key: value.clone() for key, value in first.networks.state().items()}
+    losses = first.training_step(batch, 1, torch.Generator().manual_seed(2))
+    assert all(torch.isfinite(value) for value in losses.values())
+    after = first.networks.state()
+    assert any(not torch.equal(value, before[key]) for key, value in after.items() if key in before)
+    second.networks.load_state({key: value.clone() for key, value in after.items()})
+    for key, value in second.networks.state().items():
+        assert torch.equal(value, after[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_window_is_the_same_alone_and_in_a_batch(name: str, trained: Callable[[str], TrainResult]) -> None:
+    method = load(trained(name).model, torch.device("cpu")).method
+    side = method.config.image_size
+    x = torch.rand(3, 1, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    y = torch.ones(3, dtype=torch.long)
+
+    def rngs() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(i) for i in range(3)]
+
+    together = method.generate(GenerateBatch(x, y, rngs())).x
+    assert together.shape == x.shape
+    assert torch.isfinite(together).all()
+    for i, rng in enumerate(rngs()):
+        torch.testing.assert_close(method.generate(GenerateBatch(x[i : i + 1], y[:1], [rng])).x[0], together[i])
+
+
+def normals(row: MethodInfo, part: ProductFolders) -> tuple[Folder, ...]:
+    return ((None, part.normals),) if row.makes == "image" else ()
+
+
+def wanted(result: TrainResult, **changes: Any) -> SynthesizeRequest:
+    given = {"num": 3, "model": result.name, "weights": result.weights, "device": "cpu", **changes}
+    return SynthesizeRequest(**given)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_are_the_same_whatever_the_batch_and_the_workers(
+    name: str, part: ProductFolders, trained: Callable[[str], TrainResult]
+) -> None:
+    request = wanted(trained(name), normals=normals(methods.info(name), part))
+    first, second = (
+        [
+            (sample.index, sample.provenance, sample.image.tobytes(), sample.mask.tobytes())
+            for sample in synthesize(replace(request, batch_size=batch_size, workers=workers))
+        ]
+        for batch_size, workers in ((1, 1), (3, 2))
+    )
+    assert first == second
+
+
+def controlled(control: Control, result: TrainResult, part: ProductFolders, tmp_path: Path) -> Any:
+    """Samples under a control, or the refusal."""
+    row = methods.info(load(result.model, torch.device("cpu")).info.name)
+    assert part.defects is not None
+    mask = np.zeros((72, 80), np.bool_)
+    mask[20:60, 20:60] = True
+    several = result.categories * 2
+    request = wanted(result, normals=normals(row, part))
+    match control:
+        case "region":
+            return synthesize(replace(request, regions=((None, Region(box=Box(10, 10, 50, 50), name="box")),)))
+        case "mask":
+            return synthesize(replace(request, regions=((None, Region(mask=mask, name="mask")),)))
+        case "mixture":
+            return synthesize(replace(request, categories=(f"{several[0]}:0.5,{several[1]}:0.5",)))
+        case "union":
+            return synthesize(replace(request, categories=("+".join(several[:2]),)))
+        case "reference" | "style":
+            return transfer(
+                TransferRequest(
+                    num=3, to=(("part", part.normals),), model=result.name, weights=result.weights, device="cpu",
+                    source=(("part", part.defects),) if control == "reference" else (),
+                    style="sampled" if control == "style" else "own",
+                )
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("name", NAMES)
+def test_it_can_be_controlled_as_its_row_claims_and_refuses_the_rest(
+    name: str, control: Control, part: ProductFolders, tmp_path: Path, trained: Callable[[str], TrainResult]
+) -> None:
+    row = methods.info(name)
+    if control in row.controls:
+        samples = list(controlled(control, trained(name), part, tmp_path))
+        told = {"region": "regions", "mask": "regions", "mixture": "mixture", "reference": "reference"}
+        for sample in samples:
+            record = sample.provenance.model_dump(exclude_unset=True)
+            if control in told and not (row.pastes and told[control] == "regions"):
+                assert told[control] in record
+            assert control != "union" or sample.category == "dent+spot"
+        return
+    if row.learns == "pairs" and control in ("mixture", "union"):
+        pytest.skip("it knows one category")
+    with pytest.raises(UsageError) as refused:
+        list(controlled(control, trained(name), part, tmp_path))
+    text = str(refused.value)
+    assert "\n" not in text
+    assert name in text
+    assert any(other in text for other in methods.which(lambda each: control in each.controls))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_makes_is_what_its_row_says(
+    name: str, part: ProductFolders, trained: Callable[[str], TrainResult]
+) -> None:
+    row, result = methods.info(name), trained(name)
+    for sample in synthesize(wanted(result)):
+        assert sample.image.shape == ((smallest(name),) * 2 if row.makes == "image" else (72, 80))
+        assert (sample.normal is not None) == (row.makes == "image")
+        assert sample.provenance.method == name
+    if row.restores:
+        for sample in synthesize(wanted(result, restored=True)):
+            assert sample.restored is not None
+            assert sample.restored.shape == sample.image.shape
+    else:
+        with pytest.raises(UsageError, match=rf"{name} cannot restore .* \(--restored\)"):
+            synthesize(wanted(result, restored=True))
+    if row.repairs:
+        pixels = np.full((40, 70), 120, np.uint8)
+        assert NetworkRepair(result.model, "cpu")(Path("a"), DecodedImage(pixels)).shape == (40, 70)
+    else:
+        with pytest.raises(WeightsError, match=f"a model of {name} cannot repair images; take one of"):
+            NetworkRepair(result.model, "cpu")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_asks_for_masks_only_if_its_row_says_so(name: str, part: ProductFolders, tmp_path: Path) -> None:
+    row = methods.info(name)
+    assert part.defects is not None
+    shutil.copytree(part.defects, tmp_path / "defects")
+    bare = part.model_copy(update={"defects": tmp_path / "defects"})
+    request = request_of(row, bare, tmp_path, steps=2)
+    if row.needs_masks:
+        with pytest.raises(BadInputError, match="no mask"):
+            TrainJob(request).run()
+    else:
+        assert TrainJob(request).run().steps == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_backbone_is_shared_only_between_models_with_stages(
+    name: str, part: ProductFolders, tmp_path: Path, trained: Callable[[str], TrainResult]
+) -> None:
+    row, result = methods.info(name), trained(name)
+    request = request_of(row, part, tmp_path, backbone=result.name, weights=result.weights, name="shares")
+    if len(row.stages) > 1:
+        job = TrainJob(replace(request, out=result.model.parents[1]))
+        assert job.run().steps == STEPS
+    else:
+        with pytest.raises(UsageError, match=f"--backbone m: {name} has no backbone to share"):
+            TrainJob(request)

@@ -1,0 +1,240 @@
+import hashlib
+import os
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defectgen.errors import UsageError, WeightsError
+from defectgen.models import registry
+from defectgen.models.registry import Entry
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=timezone.utc)
+
+
+def entry(folder: Path, name: str = "tiles", **changes: Any) -> Entry:
+    file = folder / "runs" / name / "model.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(name.encode())
+    values = {
+        "name": name,
+        "method": "dt-gan",
+        "categories": ("blowhole", "crack"),
+        "products": ("tiles",),
+        "image_size": 64,
+        "channels": 1,
+        "file": file,
+        "sha256": hashlib.sha256(name.encode()).hexdigest(),
+        "created": NOON,
+        "trained_on": {"tiles": folder / "photos" / "normal"},
+    }
+    return Entry.model_validate(values | changes)
+
+
+def test_what_was_added_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "weights.toml"
+    first = entry(tmp_path)
+    second = entry(tmp_path, "road ä.v2", products=("a.b", "c d"), trained_on={"a.b": Path("/x"), "c d": Path("/y")})
+    registry.add(first, file)
+    registry.add(second, file)
+    assert registry.read(file) == [first, second]
+
+
+def test_paths_below_the_file_move_with_it(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    elsewhere = tmp_path / "elsewhere" / "normal"
+    registry.add(entry(here, trained_on={"in": here / "photos", "out": elsewhere}), here / "weights.toml")
+    here.rename(there)
+    (moved,) = registry.read(there / "weights.toml")
+    assert moved.file == there / "runs" / "tiles" / "model.safetensors"
+    assert moved.trained_on == {"in": there / "photos", "out": elsewhere}
+    registry.verify(moved)
+
+
+def test_a_link_among_the_folders_stays_a_link(tmp_path: Path) -> None:
+    project, disk = tmp_path / "project", tmp_path / "disk"
+    project.mkdir()
+    disk.mkdir()
+    (project / "runs").symlink_to(disk)
+    registry.add(entry(project), project / "weights.toml")
+    assert 'file = "runs/tiles/model.safetensors"' in (project / "weights.toml").read_text()
+
+
+def test_relative_paths_are_taken_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    registry.add(entry(Path()), Path("weights.toml"))
+    (found,) = registry.read(Path("weights.toml"))
+    assert found.file == tmp_path / "runs" / "tiles" / "model.safetensors"
+
+
+def test_what_people_wrote_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "weights.toml"
+    registry.add(entry(tmp_path), file)
+    mine = "# our models, ask Jana before deleting\n" + file.read_text().replace("[tiles]", "[tiles] # line 3")
+    file.write_text(mine)
+    registry.add(entry(tmp_path, "road"), file)
+    registry.add(entry(tmp_path, created=NOON + timedelta(days=1)), file)
+    text = file.read_text()
+    assert text.startswith("# our models, ask Jana before deleting\n")
+    assert "[tiles] # line 3" in text
+    assert [(each.name, each.created) for each in registry.read(file)] == [
+        ("tiles", NOON + timedelta(days=1)),
+        ("road", NOON),
+    ]
+
+
+def test_a_name_is_not_taken_from_another_model(tmp_path: Path) -> None:
+    file = tmp_path / "weights.toml"
+    registry.add(entry(tmp_path), file)
+    before = file.read_text()
+    other = entry(tmp_path, file=tmp_path / "other" / "model.safetensors")
+    with pytest.raises(UsageError, match=r"tiles.*--name"):
+        registry.add(other, file)
+    with pytest.raises(UsageError, match="--name"):
+        registry.check_name("tiles", other.file, file)
+    assert file.read_text() == before
+    registry.check_name("tiles", entry(tmp_path).file, file)
+    registry.check_name("tiles", other.file, tmp_path / "none.toml")
+
+
+def test_the_newest_model_that_knows_the_categories_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "weights.toml"
+    for name, categories, age in (
+        ("a", ("crack",), 3),
+        ("b", ("crack", "fray"), 1),
+        ("c", ("crack", "dent"), 2),
+    ):
+        registry.add(entry(tmp_path, name, categories=categories, created=NOON - timedelta(hours=age)), file)
+
+    def found(*categories: str, name: str | None = None) -> str:
+        return registry.find(name=name, categories=categories, files=[file]).name
+
+    assert found() == "b"
+    assert found("crack") == "b"
+    assert found("dent") == "c"
+    assert found("fray", "crack") == "b"
+    assert found(name="a") == "a"
+    with pytest.raises(WeightsError, match=r"knows rust; there are: a knows crack; b knows crack, fray; c knows"):
+        found("rust")
+    with pytest.raises(WeightsError, match="fray and dent"):
+        found("fray", "dent")
+    with pytest.raises(WeightsError, match="no model z; there are: a knows"):
+        found(name="z")
+    with pytest.raises(WeightsError, match="no model a that knows dent"):
+        found("dent", name="a")
+
+
+def test_ones_own_models_come_before_newer_ones_that_ship(tmp_path: Path) -> None:
+    own, shipped = tmp_path / "own.toml", tmp_path / "shipped.toml"
+    registry.add(entry(tmp_path, "own", created=NOON), own)
+    registry.add(entry(tmp_path, "shipped", created=NOON + timedelta(days=9)), shipped)
+    registry.add(entry(tmp_path, "rust", categories=("rust",)), shipped)
+    assert registry.find(categories=["crack"], files=[own, shipped]).name == "own"
+    assert registry.find(categories=["rust"], files=[own, shipped]).name == "rust"
+
+
+def test_without_any_model_one_is_told_to_train(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="train one first"):
+        registry.find(files=[])
+
+
+def test_files_are_looked_for_here_then_above_then_in_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site" / "defectgen"
+    deep = tmp_path / "project" / "line" / "camera"
+    for folder in (package, deep):
+        folder.mkdir(parents=True)
+    own, above = package / "weights.toml", tmp_path / "project" / "weights.toml"
+    monkeypatch.setattr(registry, "_PACKAGE", package)
+    monkeypatch.chdir(deep)
+    assert registry.find_registry(None) == []
+    assert registry.find_writable(None) == deep / "weights.toml"
+    own.touch()
+    assert registry.find_registry(None) == [own]
+    above.touch()
+    assert registry.find_registry(None) == [above, own]
+    assert registry.find_writable(None) == above
+    (deep / "weights.toml").touch()
+    assert registry.find_registry(None) == [deep / "weights.toml", own]
+    assert registry.find_registry(Path("my.toml")) == [Path("my.toml")]
+    assert registry.find_writable(Path("my.toml")) == Path("my.toml")
+    monkeypatch.chdir(package)
+    assert registry.find_registry(None) == [own]
+
+
+def test_a_source_checkout_has_its_file_beside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkout" / "defectgen").mkdir(parents=True)
+    (tmp_path / "checkout" / "weights.toml").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(registry, "_PACKAGE", tmp_path / "checkout" / "defectgen")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert registry.find_registry(None) == [tmp_path / "checkout" / "weights.toml"]
+
+
+def test_a_missing_or_altered_model_is_refused(tmp_path: Path) -> None:
+    model = entry(tmp_path)
+    registry.verify(model)
+    model.file.write_bytes(b"tilez")
+    with pytest.raises(WeightsError, match=r"model\.safetensors.*altered"):
+        registry.verify(model)
+    model.file.unlink()
+    with pytest.raises(WeightsError, match=r"model\.safetensors.*missing"):
+        registry.verify(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("[tiles]", "[tiles"), r"not valid TOML: .*line 1"),
+        (('method = "dt-gan"', 'method = "dt-gan"\ncolour = 3'), r"\[tiles\] colour: "),
+        (('method = "dt-gan"\n', ""), r"\[tiles\] method: "),
+        (("image_size = 64", 'image_size = "large"'), r"\[tiles\] image_size: "),
+        (('sha256 = "', 'sha256 = "X'), r"\[tiles\] sha256: "),
+        (("[tiles]", "stray = 1\n[tiles]"), r"stray: only tables"),
+    ],
+)
+def test_mistakes_are_named_with_file_and_key(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    file = tmp_path / "weights.toml"
+    registry.add(entry(tmp_path), file)
+    text = file.read_text()
+    assert change[0] in text
+    file.write_text(text.replace(*change))
+    with pytest.raises(WeightsError, match=rf"weights\.toml: {message}"):
+        registry.read(file)
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"none\.toml: no such file"):
+        registry.read(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xe4"')
+    with pytest.raises(WeightsError, match=r"latin\.toml: not valid TOML"):
+        registry.read(tmp_path / "latin.toml")
+
+
+def test_times_with_and_without_zone_can_be_compared(tmp_path: Path) -> None:
+    file = tmp_path / "weights.toml"
+    registry.add(entry(tmp_path, "zoned"), file)
+    registry.add(entry(tmp_path, "plain", created=datetime(2030, 1, 1)), file)
+    assert registry.find(files=[file]).name == "plain"
+
+
+def test_the_file_reads_as_a_person_would_write_it(tmp_path: Path) -> None:
+    file = tmp_path / "weights.toml"
+    registry.add(entry(tmp_path), file)
+    digest = hashlib.sha256(b"tiles").hexdigest()
+    assert file.read_text() == (
+        "[tiles]\n"
+        'method = "dt-gan"\n'
+        'categories = ["blowhole", "crack"]\n'
+        'products = ["tiles"]\n'
+        "image_size = 64\n"
+        "channels = 1\n"
+        'file = "runs/tiles/model.safetensors"\n'
+        f'sha256 = "{digest}"\n'
+        "created = 2026-11-20T12:00:00Z\n"
+        'trained_on = {tiles = "photos/normal"}\n'
+    )
+    assert os.fspath(tmp_path) not in file.read_text()

@@ -1,0 +1,618 @@
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from defectgen import files
+from defectgen.dataset import Sample
+from defectgen.errors import BadInputError, OutOfMemoryError, UsageError
+from defectgen.folders import Catalog, read_defects, read_normals
+from defectgen.imaging.images import encode_png, read_image
+from defectgen.imaging.windows import Box
+from defectgen.methods import info
+from defectgen.methods.base import GenerateBatch, Generated, MethodConfig, Task
+from defectgen.methods.dcdganc import DCDGANc, DCDGANcConfig
+from defectgen.methods.defect_gan import DefectGAN, DefectGANConfig
+from defectgen.methods.dfmgan import DFMGAN, DFMGANConfig
+from defectgen.methods.dt_gan import DTGAN, DTGANConfig
+from defectgen.methods.networks import flatten
+from defectgen.models import checkpoint
+from defectgen.models.registry import Entry
+from defectgen.synthesis import generated
+from defectgen.synthesis.generated import PaintedSamples, SynthesisRequest, synthesize
+from defectgen.synthesis.pasted import Placement, Region
+from defectgen.synthesis.stream import SampleSpec
+
+CONFIG = DTGANConfig(image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4)
+TASK = Task(
+    domains=("normal", "dent", "spot"),
+    products=("part",),
+    channels=1,
+    scales={"part": {"dent": 1.0, "spot": 0.5}},
+)
+
+
+def record(sample: Sample) -> dict[str, Any]:
+    """How a sample came about, as its manifest row says."""
+    return sample.provenance.model_dump(mode="json", exclude_unset=True)
+
+
+def random_model(path: Path, name: str, config: MethodConfig, task: Task = TASK) -> Path:
+    """A file of a model with random weights."""
+    torch.manual_seed(0)
+    networks = info(name).load()(config, task, torch.device("cpu")).networks.averaged
+    tensors = {key: value for each, network in networks.items() for key, value in flatten(each, network).items()}
+    saved = {"method": name, "config": config.model_dump(), "task": task.model_dump(mode="json")}
+    checkpoint.save(path, tensors, saved)
+    return path
+
+
+def other(entry: Entry, name: str, method: str, config: MethodConfig, task: Task = TASK) -> Entry:
+    """A model of another method for the same photographs."""
+    path = random_model(entry.file.with_name(f"{name}.safetensors"), method, config, task)
+    return entry.model_copy(update={"name": name, "method": method, "file": path, "sha256": files.sha256(path)})
+
+
+@pytest.fixture(scope="module")
+def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
+    """A model of random weights and a folder of photographs: gray 8 and 16 bit, colour, one smaller than a window."""
+    folder = tmp_path_factory.mktemp("sampling")
+    (folder / "normals").mkdir()
+    rng = np.random.default_rng(0)
+    for i, (shape, dtype) in enumerate([((90, 70), "u1"), ((64, 100), "u2"), ((80, 80, 3), "u1"), ((24, 60), "u1")]):
+        low, high = (90, 110) if dtype == "u1" else (20_000, 24_000)
+        (folder / f"normals/{i}.png").write_bytes(encode_png(rng.integers(low, high, shape, dtype)))
+    path = random_model(folder / "model.safetensors", "dt-gan", CONFIG)
+    return Entry(
+        name="m", method="dt-gan", categories=("dent", "spot"), products=("part",), image_size=32, channels=1,
+        file=path, sha256=files.sha256(path), created=datetime.now(timezone.utc),
+        trained_on={"part": folder / "normals"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def request_for(entry: Entry) -> Callable[..., SynthesisRequest]:
+    def make(num: int = 6, **changes: Any) -> SynthesisRequest:
+        normals = read_normals(entry.trained_on["part"], product="part")
+        own = ("batch_size", "placement", "regions", "restored", "whole", "references", "style")
+        ours = {name: changes.pop(name) for name in own if name in changes}
+        wanted = replace(SampleSpec(("dent", "spot"), num, normals), **changes)
+        return SynthesisRequest(entry, wanted, device="cpu", **ours)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _painter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of a network: a dark disc at a place that the sample's generator draws."""
+
+    def generate(_self: DTGAN, request: GenerateBatch) -> Generated:
+        x = request.x.clone()
+        for row, rng in enumerate(request.rngs):
+            cx, cy = torch.randint(14, 18, (2,), generator=rng).tolist()
+            disc = cv2.circle(np.zeros((32, 32), np.uint8), (cx, cy), 5, 1, -1)
+            x[row, :, torch.from_numpy(disc).bool()] = -1.0
+        return Generated(x)
+
+    monkeypatch.setattr(DTGAN, "generate", generate)
+
+
+def same(first: Sample, second: Sample) -> bool:
+    return (
+        first.index == second.index
+        and record(first) == record(second)
+        and np.array_equal(first.image, second.image)
+        and np.array_equal(first.mask, second.mask)
+    )
+
+
+def test_samples_come_in_order_with_categories_in_turn(request_for: Callable[..., SynthesisRequest]) -> None:
+    samples = list(synthesize(request_for(7, batch_size=3)))
+    assert [sample.index for sample in samples] == list(range(7))
+    assert [sample.category for sample in samples] == ["dent", "spot"] * 3 + ["dent"]
+
+
+def test_the_photograph_keeps_its_size_depth_and_every_pixel_away_from_the_defect(
+    request_for: Callable[..., SynthesisRequest],
+) -> None:
+    depths = set()
+    for sample in synthesize(request_for(16)):
+        source = read_image(Path(record(sample)["source"])).pixels
+        assert sample.image.shape == source.shape
+        assert sample.image.dtype == source.dtype
+        assert sample.mask.shape == source.shape[:2]
+        assert sample.mask.any()
+        reach = 2 * 4 + 3  # the feather at scale 0.5, and a pixel around the mask
+        near = cv2.dilate(sample.mask.astype(np.uint8), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)) > 0
+        np.testing.assert_array_equal(sample.image[~near], source[~near])
+        changed = sample.image != source
+        assert (changed.any(axis=2) if changed.ndim == 3 else changed)[sample.mask].mean() > 0.95
+        depths.add(source.dtype)
+    assert len(depths) == 2
+
+
+def test_the_scale_of_a_category_is_that_of_the_training(
+    request_for: Callable[..., SynthesisRequest],
+) -> None:
+    samples = list(synthesize(request_for(8)))
+    assert {(s.category, record(s)["window"]["side"]) for s in samples} == {("dent", 32), ("spot", 64)}
+    area = {c: np.mean([s.mask.sum() for s in samples if s.category == c]) for c in ("dent", "spot")}
+    assert area["spot"] > 2.5 * area["dent"]
+
+
+@pytest.mark.parametrize("changes", [{"num": 9}, {"workers": 4}, {"batch_size": 2}, {"skip": frozenset({0, 1, 2, 4})}])
+def test_sample_k_is_the_same_in_any_run(request_for: Callable[..., SynthesisRequest], changes: dict[str, Any]) -> None:
+    one = {sample.index: sample for sample in synthesize(request_for(6))}
+    other = {sample.index: sample for sample in synthesize(request_for(**{"num": 6, **changes}))}
+    assert set(other) == set(range(changes.get("num", 6))) - changes.get("skip", frozenset())
+    assert all(same(one[index], sample) for index, sample in other.items() if index in one)
+
+
+def test_another_seed_makes_other_samples(request_for: Callable[..., SynthesisRequest]) -> None:
+    (one,), (other,) = (list(synthesize(request_for(1, seed=seed))) for seed in (1, 2))
+    assert not same(one, other)
+
+
+def test_a_manifest_row_replays_its_sample(request_for: Callable[..., SynthesisRequest]) -> None:
+    *_, sample = synthesize(request_for(5))
+    index, seed = record(sample)["parameters"]["index"], record(sample)["seed"]
+    again = list(synthesize(request_for(index + 1, seed=seed, skip=frozenset(range(index)))))
+    assert len(again) == 1
+    assert same(again[0], sample)
+
+
+def test_what_shows_nothing_is_drawn_again_and_never_written(
+    request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    paint = DTGAN.generate
+
+    def second_time(self: DTGAN, request: GenerateBatch) -> Generated:
+        seen.append(request.x)
+        return paint(self, request) if len(seen) > 4 else Generated(request.x)
+
+    monkeypatch.setattr(DTGAN, "generate", second_time)
+    samples = synthesize(request_for(4, batch_size=4))
+    assert [sample.index for sample in samples] == [0, 1, 2, 3]
+    assert samples.redrawn == 4
+    assert samples.failed == []
+
+
+def test_what_never_shows_is_given_up_and_counted(
+    request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DTGAN, "generate", lambda _, request: Generated(request.x))
+    samples = synthesize(request_for(3))
+    assert list(samples) == []
+    assert samples.failed == [0, 1, 2]
+
+
+def test_the_rim_of_a_window_is_never_painted(
+    request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def framed(_self: DTGAN, request: GenerateBatch) -> Generated:
+        x = request.x.clone()
+        x[:, :, :7], x[:, :, :, -7:] = 1.0, 1.0
+        x[:, :, 12:20, 12:20] = -1.0
+        return Generated(x)
+
+    monkeypatch.setattr(DTGAN, "generate", framed)
+    for sample in synthesize(request_for(8, categories=("dent",))):
+        source = read_image(Path(record(sample)["source"])).pixels.astype(int)
+        assert (sample.image.astype(int) <= source).all()  # the square is dark, the frame would be bright
+
+
+def test_drawing_is_lazy(request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory does not grow with the number of samples: no more than two batches are drawn ahead."""
+    drawn: list[int] = []
+    draw = PaintedSamples._draw
+
+    def noting(self: PaintedSamples, index: int, attempt: int) -> Any:
+        drawn.append(index)
+        return draw(self, index, attempt)
+
+    monkeypatch.setattr(PaintedSamples, "_draw", noting)
+    samples: Iterator[Sample] = iter(synthesize(request_for(10_000, batch_size=4)))
+    next(samples)
+    assert len(drawn) <= 8
+    samples.close()  # type: ignore[attr-defined]
+
+
+def test_length_is_what_is_left_to_make(request_for: Callable[..., SynthesisRequest]) -> None:
+    assert len(synthesize(request_for(10, skip=frozenset({3, 99})))) == 9
+
+
+def test_unknown_category_is_named_with_those_known(request_for: Callable[..., SynthesisRequest]) -> None:
+    with pytest.raises(UsageError, match="--category rust: m knows dent, spot"):
+        synthesize(request_for(categories=("rust",)))
+
+
+def test_out_of_memory_names_the_next_batch_size(
+    request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(DTGAN, "generate", exhausted)
+    with pytest.raises(OutOfMemoryError, match="--batch-size 4; try --batch-size 2"):
+        list(synthesize(request_for(batch_size=4)))
+
+
+@pytest.fixture(scope="module")
+def references(entry: Entry) -> Catalog:
+    """Two photographs of each category with a mask, and one without."""
+    folder = entry.file.parent / "other"
+    for category in ("dent", "spot"):
+        (folder / "defects" / category).mkdir(parents=True)
+        (folder / "masks" / category).mkdir(parents=True)
+        for i in range(3):
+            pixels, mask = np.full((150, 150), 100, np.uint8), np.zeros((150, 150), np.uint8)
+            mask[110 + i : 120, 100:110] = 255
+            pixels[mask > 0] = 30
+            (folder / f"defects/{category}/{i}.png").write_bytes(encode_png(pixels))
+            if i < 2:
+                (folder / f"masks/{category}/{i}.png").write_bytes(encode_png(mask))
+    return read_defects(folder / "defects", product="unknown", masked=False)
+
+
+def test_references_are_windows_around_their_defects_and_named_in_the_manifest(
+    request_for: Callable[..., SynthesisRequest], references: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint, seen = DTGAN.generate, list[GenerateBatch]()
+
+    def noting(self: DTGAN, request: GenerateBatch) -> Generated:
+        seen.append(request)
+        return paint(self, request)
+
+    monkeypatch.setattr(DTGAN, "generate", noting)
+    samples = list(synthesize(request_for(6, references=references)))
+    assert len(seen) == 6
+    for request, sample in zip(seen, samples, strict=True):
+        assert request.x_ref is not None
+        assert request.x_ref is request.x_style or torch.equal(request.x_ref, request.x_style)  # type: ignore[arg-type]
+        reference = record(sample)["reference"]
+        assert record(sample)["style"] == reference
+        path, window = Path(reference["file"]), reference["window"]
+        assert reference["sha256"] == files.sha256(path)
+        assert path.parent.name == sample.category
+        assert window["side"] == (32 if sample.category == "dent" else 64)  # as the model saw the category
+        if path.stem != "2":
+            assert request.x_ref.min() < -0.5
+            assert window["x"] <= 100
+            assert window["x"] + window["side"] >= 110
+    assert len({record(sample)["reference"]["file"] for sample in samples}) > 2
+
+
+def test_a_style_is_drawn_or_that_of_others(
+    request_for: Callable[..., SynthesisRequest], references: Catalog, entry: Entry
+) -> None:
+    (sampled,) = synthesize(request_for(1, references=references, style="sampled"))
+    assert "style" not in record(sampled)
+    (styled,) = synthesize(request_for(1, references=references, style=references, seed=3))
+    assert record(styled)["style"] != record(styled)["reference"]
+    (latent,) = synthesize(request_for(1, style=references))
+    assert "reference" not in record(latent)
+    assert record(latent)["style"]["file"].endswith(".png")
+
+
+def test_a_product_that_was_never_seen_is_painted_at_the_scale_of_those_that_were(
+    request_for: Callable[..., SynthesisRequest], entry: Entry
+) -> None:
+    normals = read_normals(entry.trained_on["part"], product="unseen")
+    samples = list(synthesize(request_for(4, normals=normals)))
+    assert [record(sample)["window"]["side"] for sample in samples] == [32, 64, 32, 64]
+    assert {sample.product for sample in samples} == {"unseen"}
+
+
+def test_methods_that_take_no_references_name_the_one_that_does(
+    request_for: Callable[..., SynthesisRequest], references: Catalog, entry: Entry
+) -> None:
+    request = request_for(1, references=references)
+    config = DefectGANConfig(image_size=32, width=8, max_width=8, blocks=1, control_channels=4)
+    with pytest.raises(UsageError, match=r"takes none from references \(--from\); dt-gan does"):
+        synthesize(replace(request, entry=other(entry, "unguided", "defect-gan", config)))
+    with pytest.raises(UsageError, match=r"takes no style \(--style\); dt-gan does"):
+        synthesize(
+            replace(request, references=None, style="sampled", entry=other(entry, "plain", "defect-gan", config))
+        )
+    few = Catalog.of([references.model_copy(update={"images": references.images[:3]})])
+    with pytest.raises(UsageError, match="--from: shows no spot, it has dent"):
+        synthesize(replace(request, references=few))
+
+
+class _Picky:
+    """Refuses every other attempt at a sample, for two reasons in turn."""
+
+    name = "picky"
+    photographs = ("0" * 64,)
+
+    def __init__(self) -> None:
+        self.seen: dict[int, int] = {}
+
+    def __call__(self, sample: Sample, source: Any) -> str | None:
+        assert source.shape == sample.image.shape
+        assert (source != sample.image).any()
+        attempt = self.seen[sample.index] = self.seen.get(sample.index, 0) + 1
+        return ("copy", "implausible", None)[attempt - 1] if sample.index % 2 else None
+
+
+def test_what_a_gate_refuses_is_made_anew_and_told(request_for: Callable[..., SynthesisRequest]) -> None:
+    samples = synthesize(request_for(6, gate=_Picky()))
+    plain = list(synthesize(request_for(6)))
+    for sample, before in zip(samples, plain, strict=True):
+        assert record(sample)["gate"] == "picky"
+        assert record(sample)["refused"] == (["copy", "implausible"] if sample.index % 2 else [])
+        assert record(sample)["parameters"]["attempt"] == (2 if sample.index % 2 else 0)
+        assert np.array_equal(sample.image, before.image) == (sample.index % 2 == 0)
+    assert samples.redrawn == 6
+    assert samples.refused == {"copy": 3, "implausible": 3}
+    assert samples.facts["gated_by"] == ["0" * 64]
+
+
+def test_what_a_gate_never_lets_pass_is_given_up(request_for: Callable[..., SynthesisRequest]) -> None:
+    class Closed(_Picky):
+        def __call__(self, sample: Sample, source: Any) -> str | None:
+            return "unmarked"
+
+    samples = synthesize(request_for(2, gate=Closed()))
+    assert list(samples) == []
+    assert samples.failed == [0, 1]
+
+
+def test_native_mask_grows_smoothly() -> None:
+    disc = cv2.circle(np.zeros((32, 32), np.uint8), (16, 16), 8, 1, -1) > 0
+    large = generated.native_mask(disc, 128)
+    assert large.sum() == pytest.approx(16 * disc.sum(), rel=0.1)
+
+
+# Models that make contents
+
+
+@pytest.fixture(scope="module")
+def maker(entry: Entry) -> Entry:
+    """A DCDGANc model of random weights for the same photographs."""
+    config = DCDGANcConfig(image_size=32, width=4, max_width=8, latent_dim=4, hidden_channels=4)
+    return other(entry, "c", "dcdganc", config)
+
+
+@pytest.fixture
+def contents_for(
+    maker: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., SynthesisRequest]:
+    """Instead of a network: a dark disc in a rim, on the pure background; its size is the sample's generator's."""
+
+    def generate(_self: DCDGANc, request: GenerateBatch) -> Generated:
+        images = np.full((len(request.rngs), 1, 32, 32), -1, np.float32)
+        for image, rng in zip(images, request.rngs, strict=True):
+            radius = int(torch.randint(5, 8, (1,), generator=rng))
+            cv2.circle(image[0], (16, 16), radius + 4, 0.2, -1)  # the rim, as bright as its surroundings
+            cv2.circle(image[0], (16, 16), radius, -0.4, -1)
+        return Generated(torch.from_numpy(images))
+
+    monkeypatch.setattr(DCDGANc, "generate", generate)
+
+    def make(num: int = 6, **changes: Any) -> SynthesisRequest:
+        return replace(request_for(num, **changes), entry=maker)
+
+    return make
+
+
+def test_contents_are_laid_onto_photographs_at_their_scale(contents_for: Callable[..., SynthesisRequest]) -> None:
+    areas: dict[str, list[int]] = {"dent": [], "spot": []}
+    for sample in synthesize(contents_for(24, placement=Placement(scale=(1, 1)))):
+        source = read_image(Path(record(sample)["source"])).pixels
+        assert (sample.image.shape, sample.image.dtype) == (source.shape, source.dtype)
+        assert sample.image[sample.mask].mean() < source[sample.mask].mean()
+        near = cv2.dilate(sample.mask.astype(np.uint8), np.ones((41, 41), np.uint8)) > 0
+        np.testing.assert_array_equal(sample.image[~near], source[~near])
+        areas[sample.category].append(int(sample.mask.sum()))
+        assert record(sample)["model"] == "c"
+        assert record(sample)["method"] == "dcdganc"
+    assert np.median(areas["spot"]) > 2.5 * np.median(areas["dent"])  # learnt at half the scale
+    assert np.pi * 4**2 < np.median(areas["dent"]) < np.pi * 9**2  # the disc, without its rim
+
+
+@pytest.mark.parametrize("changes", [{"num": 9}, {"workers": 4}, {"batch_size": 2}, {"skip": frozenset({0, 2})}])
+def test_sample_k_with_contents_is_the_same_in_any_run(
+    contents_for: Callable[..., SynthesisRequest], changes: dict[str, Any]
+) -> None:
+    one = {sample.index: sample for sample in synthesize(contents_for(6))}
+    other = {sample.index: sample for sample in synthesize(contents_for(**{"num": 6, **changes}))}
+    assert all(same(one[index], sample) for index, sample in other.items() if index in one)
+
+
+def test_a_mixture_reaches_the_network_and_the_record(
+    contents_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    paint = DCDGANc.generate
+
+    def noting(self: DCDGANc, request: GenerateBatch) -> Generated:
+        assert request.mix is not None
+        seen.append(request.mix)
+        return paint(self, request)
+
+    monkeypatch.setattr(DCDGANc, "generate", noting)
+    (sample,) = synthesize(contents_for(1, categories=("dent:1,spot:3",)))
+    torch.testing.assert_close(seen[0], torch.tensor([[0.25, 0.75]]))
+    assert sample.category == "dent0.25+spot0.75"
+    assert record(sample)["mixture"] == {"dent": 0.25, "spot": 0.75}
+
+
+def test_several_contents_on_one_photograph_differ(contents_for: Callable[..., SynthesisRequest]) -> None:
+    request = contents_for(8, placement=Placement(per_image=(3, 3), scale=(0.4, 0.4)), categories=("dent",))
+    counts = [len(record(sample)["parameters"]["defects"]) for sample in synthesize(request)]
+    assert max(counts) == 3
+
+
+def test_what_a_method_cannot_do_is_told(request_for: Callable[..., SynthesisRequest]) -> None:
+    with pytest.raises(UsageError, match="dt-gan cannot mix categories; dcdganc can"):
+        synthesize(request_for(categories=("dent:0.5,spot:0.5",)))
+    with pytest.raises(UsageError, match="m: dt-gan paints windows"):
+        synthesize(request_for(placement=Placement()))
+    with pytest.raises(UsageError, match=r"dt-gan cannot unite categories; defect-gan can"):
+        synthesize(request_for(categories=("dent+spot",)))
+    with pytest.raises(
+        UsageError, match=r"dt-gan cannot be told where \(--region\); dcdganc, defect-gan and dfmgan can"
+    ):
+        synthesize(request_for(regions=((None, Region(name="object")),)))
+    with pytest.raises(UsageError, match=r"m: dt-gan cannot restore .* defect-gan can"):
+        synthesize(request_for(restored=True))
+
+
+def test_a_region_is_where_contents_are_laid(contents_for: Callable[..., SynthesisRequest]) -> None:
+    box = Region(box=Box(0, 0, 40, 40), name="0,0,40,40")
+    for sample in synthesize(contents_for(6, regions=((None, box),), categories=("dent",))):
+        assert not sample.mask[40:].any()
+        assert not sample.mask[:, 40:].any()
+    with pytest.raises(UsageError, match="c: dcdganc takes one --region"):
+        synthesize(contents_for(regions=(("dent", box),)))
+
+
+# Models that make whole images
+
+
+@pytest.fixture
+def whole_for(
+    entry: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., SynthesisRequest]:
+    """Instead of a network: gray images with a dark disc; now and then a mask that hugs the border."""
+    config = DFMGANConfig(image_size=64, width=4, max_width=8, match_width=4, z_dim=8, w_dim=8)
+    task = TASK.model_copy(update={"scales": {"part": {"dent": 0.5, "spot": 0.5}}})
+    made = other(entry, "w", "dfmgan", config, task)
+
+    def generate(_self: DFMGAN, request: GenerateBatch) -> Generated:
+        count = len(request.rngs)
+        normal = torch.stack([torch.rand(1, 64, 64, generator=rng) * 0.1 for rng in request.rngs])
+        mask = torch.zeros(count, 1, 64, 64)
+        for i, rng in enumerate(request.rngs):
+            x, y, hugging = torch.randint(20, 44, (3,), generator=rng).tolist()
+            if hugging < 28:
+                mask[i, :, 0] = 1
+            else:
+                mask[i, 0] = torch.from_numpy(cv2.circle(np.zeros((64, 64), np.float32), (x, y), 8, 1, -1))
+        return Generated(normal - 0.8 * mask, mask, normal)
+
+    monkeypatch.setattr(DFMGAN, "generate", generate)
+
+    def make(num: int = 6, **changes: Any) -> SynthesisRequest:
+        return replace(request_for(num, **changes), entry=made)
+
+    return make
+
+
+def test_triplets_differ_in_the_mask_alone_and_masks_at_the_border_are_drawn_again(
+    whole_for: Callable[..., SynthesisRequest],
+) -> None:
+    samples = synthesize(whole_for(12, whole=True))
+    for sample in samples:
+        assert sample.image.shape == sample.mask.shape == (64, 64)
+        assert sample.normal is not None
+        np.testing.assert_array_equal(sample.image[~sample.mask], sample.normal[~sample.mask])
+        assert (sample.image[sample.mask] < sample.normal[sample.mask]).all()
+        assert sample.mask.sum() == pytest.approx(np.pi * 8**2, rel=0.05)
+        assert record(sample)["method"] == "dfmgan"
+    assert samples.redrawn > 0
+    with pytest.raises(UsageError, match="w: dfmgan makes whole images: --region needs images"):
+        synthesize(whole_for(whole=True, regions=((None, Region(name="object")),)))
+
+
+def test_made_defects_are_blended_onto_photographs_at_native_scale(whole_for: Callable[..., SynthesisRequest]) -> None:
+    for sample in synthesize(whole_for(6, placement=Placement(scale=(1, 1)))):
+        source = read_image(Path(record(sample)["source"])).pixels
+        assert sample.image.shape == source.shape
+        assert sample.normal is None
+        if min(source.shape[:2]) >= 64:
+            assert sample.mask.sum() == pytest.approx(4 * np.pi * 8**2, rel=0.3)  # learnt at half the scale
+
+
+# Models that are told where
+
+
+@pytest.fixture
+def told_for(
+    entry: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., SynthesisRequest]:
+    """Instead of a network: dents are dark, spots bright, where the control map wants them; restored they are gray."""
+    config = DefectGANConfig(image_size=64, width=8, max_width=8, blocks=1, control_channels=4)
+    told = other(entry, "t", "defect-gan", config)
+
+    def generate(self: DefectGAN, request: GenerateBatch) -> Generated:
+        a = self._control(request)
+        if request.a is None:
+            a = a.clone()
+            a[..., :20], a[..., 44:] = 0, 0
+        m = a.amax(dim=1, keepdim=True)
+        return Generated(request.x * (1 - m) + m * (a[:, 1:] - a[:, :1]), m)
+
+    monkeypatch.setattr(DefectGAN, "generate", generate)
+    monkeypatch.setattr(DefectGAN, "restore", lambda _self, x, _rngs: torch.zeros_like(x))
+
+    def make(num: int = 6, **changes: Any) -> SynthesisRequest:
+        return replace(request_for(num, **changes), entry=told)
+
+    return make
+
+
+def test_regions_say_where_each_category_is_painted(told_for: Callable[..., SynthesisRequest]) -> None:
+    """On photographs of which the smallest is 24 high: a dent at the left, a spot at the right, in one window."""
+    regions = (("dent", Region(box=Box(2, 2, 16, 20), name="l")), ("spot", Region(box=Box(40, 4, 14, 16), name="r")))
+    samples = list(synthesize(told_for(8, regions=regions, categories=("dent+spot",))))
+    assert {sample.category for sample in samples} == {"dent+spot"}
+    for sample in samples:
+        source = read_image(Path(record(sample)["source"])).pixels.astype(int)
+        change = sample.image.astype(int) - source
+        change = change.mean(axis=2) if change.ndim == 3 else change
+        assert change[:, :22].min() < -1
+        little = 0.12 * source.max()  # at the rim a change may swing over, where it is resized
+        assert change[:, :22].max() < little
+        assert change[:, 36:].max() > 1
+        assert change[:, 36:].min() > -little
+        # A random box of 0.6 to all of each side.
+        assert 0.2 * 16 * 20 < sample.mask[:, :22].sum() < 1.3 * 16 * 20
+        assert 0.2 * 14 * 16 < sample.mask[:, 36:].sum() < 1.3 * 14 * 16
+        assert not sample.mask[:, 22:36].any()
+        assert record(sample)["regions"] == ["dent=l", "spot=r"]
+    assert len({sample.mask.sum() for sample in samples}) > 4
+
+
+def test_a_union_without_regions_and_a_single_category(told_for: Callable[..., SynthesisRequest]) -> None:
+    for sample in synthesize(told_for(4, categories=("dent", "dent+spot"))):
+        assert sample.category == ("dent", "dent+spot")[sample.index % 2]
+        assert "regions" not in record(sample)
+
+
+def test_without_a_region_boxes_have_the_shapes_of_the_training() -> None:
+    rng = np.random.default_rng(0)
+    boxes = [generated._somewhere(rng, ((0.5, 0.1),), 64) for _ in range(50)]
+    for box in boxes:
+        rows, columns = np.nonzero(box)
+        assert 6 <= np.ptp(rows) + 1 <= 0.3 * 64
+        assert 0.5 * 64 <= np.ptp(columns) + 1 <= 0.7 * 64
+        assert 8 <= min(rows.min(), columns.min()) <= max(rows.max(), columns.max()) < 56
+    assert len({box.tobytes() for box in boxes}) > 40
+    assert all(generated._somewhere(rng, (), 64).any() for _ in range(20))
+
+
+def test_restored_is_the_photograph_with_the_defect_painted_over(told_for: Callable[..., SynthesisRequest]) -> None:
+    for sample in synthesize(told_for(6, restored=True, categories=("dent",))):
+        assert sample.restored is not None
+        source = read_image(Path(record(sample)["source"])).pixels
+        far = ~(cv2.dilate(sample.mask.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0)
+        np.testing.assert_array_equal(sample.restored[far], source[far])
+        inside = cv2.erode(sample.mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        middle = (int(source.max()) + int(source.min())) / 2 if source.dtype == np.uint16 else 127.5
+        gray = sample.restored.mean(axis=2) if sample.restored.ndim == 3 else sample.restored
+        assert np.median(gray[inside]) == pytest.approx(middle, rel=0.02)
+
+
+def test_a_region_off_the_photographs_is_told(told_for: Callable[..., SynthesisRequest]) -> None:
+    region = Region(box=Box(500, 500, 9, 9), name="500,500,9,9")
+    with pytest.raises(BadInputError, match=r"--region 500,500,9,9: lies outside a normal of"):
+        list(synthesize(told_for(2, regions=((None, region),), categories=("dent",))))

@@ -1,0 +1,312 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from defectgen.dataset import Sample
+from defectgen.errors import BadInputError, UsageError
+from defectgen.folders import read_defects, read_normals
+from defectgen.imaging.images import DecodedImage, encode_png, read_image
+from defectgen.imaging.patches import DefectPatch, resize
+from defectgen.imaging.windows import Box
+from defectgen.synthesis.pasted import ComposeRequest, Placement, Region, compose, crop, lay, move, place
+from defectgen.synthesis.stream import SampleSpec, mixture, mixture_name
+
+Make = Callable[..., ComposeRequest]
+
+
+def record(sample: Sample) -> dict[str, Any]:
+    """How a sample came about, as its manifest row says."""
+    return sample.provenance.model_dump(mode="json", exclude_unset=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dark discs and bright bars on photographs of gray 100; normals in several sizes, colours and depths."""
+    root = tmp_path_factory.mktemp("composing")
+    for name in ("disc", "bar"):
+        (root / "defects" / name).mkdir(parents=True)
+        (root / "masks" / name).mkdir(parents=True)
+    (root / "normals").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        for name in ("disc", "bar"):
+            surface, mask = rng.integers(96, 104, (80, 90), np.uint8), np.zeros((80, 90), np.uint8)
+            if name == "disc":
+                cv2.circle(mask, (40 + 5 * i, 40), 6 + i, 255, -1)
+            else:
+                mask[38:43, 20 : 50 + 5 * i] = 255
+            surface[mask > 0] = 30 if name == "disc" else 180
+            (root / f"defects/{name}/{i}.png").write_bytes(encode_png(surface))
+            (root / f"masks/{name}/{i}.png").write_bytes(encode_png(mask))
+    for i, (shape, low, high) in enumerate(
+        [((70, 90), 140, 150), ((60, 120, 3), 120, 130), ((100, 64), 20_000, 30_000), ((20, 100), 60, 70)]
+    ):
+        pixels = rng.integers(low, high, shape, np.uint16)
+        (root / f"normals/{i}.png").write_bytes(encode_png(pixels if high > 255 else pixels.astype(np.uint8)))
+    return root
+
+
+@pytest.fixture
+def request_for(folder: Path) -> Make:
+    def make(num: int = 8, placement: Placement | None = None, **changes: Any) -> ComposeRequest:
+        normals = folder / changes.pop("normals", "normals")
+        wanted = {"categories": ("bar", "disc"), "num": num, "normals": read_normals(normals), **changes}
+        defects = read_defects(folder / "defects")
+        return ComposeRequest(SampleSpec(**wanted), defects, "defects", placement or Placement())
+
+    return make
+
+
+def source(sample: Sample) -> DecodedImage:
+    return read_image(Path(record(sample)["source"]))
+
+
+def same(one: Sample, other: Sample) -> bool:
+    return (
+        record(one) == record(other) and np.array_equal(one.image, other.image) and np.array_equal(one.mask, other.mask)
+    )
+
+
+def test_samples_hold_their_defect_where_the_mask_says_and_the_photograph_elsewhere(request_for: Make) -> None:
+    depths = set()
+    for sample in compose(request_for(24)):
+        before = source(sample).pixels
+        assert (sample.image.shape, sample.image.dtype) == (before.shape, before.dtype)
+        change = np.abs(sample.image.astype(float) - before)
+        change = change.max(axis=2) if change.ndim == 3 else change
+        spread = float(np.ptp(before)) if before.dtype == np.uint16 else 255.0
+        assert np.median(change[sample.mask]) > 0.1 * spread
+        near = cv2.dilate(sample.mask.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
+        assert (change[~near] == 0).all()
+        darker = sample.image[sample.mask].mean() < before[sample.mask].mean()
+        assert darker == (sample.category == "disc")
+        depths.add(before.dtype)
+    assert len(depths) == 2
+
+
+def test_a_defect_takes_the_brightness_of_where_it_lies(request_for: Make) -> None:
+    """30 on 100 is 70 darker; so it is on 145, where plain copying would make it 115 darker."""
+    placement = Placement(scale=(1, 1), rotation=(0, 0))
+    for sample in compose(request_for(12, placement, categories=("disc",))):
+        before = source(sample)
+        if before.depth == 8 and before.height > 60:
+            inner = cv2.erode(sample.mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+            fell = before.pixels[inner].astype(float).mean() - sample.image[inner].mean()
+            assert fell == pytest.approx(70, abs=8)
+
+
+@pytest.mark.parametrize("changes", [{"num": 11}, {"workers": 4}, {"skip": frozenset({0, 1, 2, 4})}])
+def test_sample_k_is_the_same_in_any_run(request_for: Make, changes: dict[str, Any]) -> None:
+    one = {sample.index: sample for sample in compose(request_for(8))}
+    other = {sample.index: sample for sample in compose(request_for(**{"num": 8, **changes}))}
+    assert set(other) == set(range(changes.get("num", 8))) - changes.get("skip", frozenset())
+    assert all(same(one[index], sample) for index, sample in other.items() if index in one)
+    assert not same(one[5], next(s for s in compose(request_for(8, seed=1)) if s.index == 5))
+
+
+def test_what_was_drawn_is_in_the_record(request_for: Make, folder: Path) -> None:
+    placement = Placement(scale=(0.5, 0.7), rotation=(-20, 20), per_image=(2, 3))
+    for sample in compose(request_for(10, placement, normals="normals")):
+        assert record(sample)["placement"]["per_image"] == [2, 3]
+        assert record(sample)["method"] == "cut-outs"
+        defects = record(sample)["parameters"]["defects"]
+        assert 1 <= len(defects) <= 3
+        for each in defects:
+            assert 0.5 <= each["scale"] <= 0.7
+            assert -20 <= each["degrees"] <= 20
+            assert Path(each["content"]).parent == folder / "defects" / sample.category
+
+
+def test_several_defects_lie_apart(request_for: Make) -> None:
+    counts = []
+    for sample in compose(request_for(12, Placement(per_image=(3, 3), scale=(0.5, 0.6)), categories=("disc",))):
+        pieces, _ = cv2.connectedComponents(sample.mask.astype(np.uint8))
+        counts.append((pieces - 1, len(record(sample)["parameters"]["defects"])))
+    assert all(pieces == laid for pieces, laid in counts)
+    assert max(laid for _, laid in counts) == 3
+
+
+def test_a_region_keeps_its_defects(request_for: Make) -> None:
+    box = Region(box=Box(10, 5, 30, 12), name="10,5,30,12")
+    inside = 0
+    for sample in compose(request_for(12, Placement(region=box), categories=("disc",))):
+        rows, columns = np.nonzero(sample.mask)
+        assert columns.min() >= 10
+        assert columns.max() < 40
+        assert rows.min() >= 5
+        assert rows.max() < 17
+        changed = np.nonzero((sample.image != source(sample).pixels).reshape(*sample.mask.shape, -1).any(axis=2))
+        assert changed[0].max() < 17
+        inside += 1
+    assert inside > 8
+
+
+def test_regions_that_do_not_fit_are_told(request_for: Make) -> None:
+    outside = Region(box=Box(500, 5, 30, 12), name="500,5,30,12")
+    with pytest.raises(BadInputError, match="--region 500,5,30,12: lies outside a normal of"):
+        list(compose(request_for(2, Placement(region=outside))))
+    other = Region(mask=np.ones((5, 5), np.bool_), name="roi.png")
+    with pytest.raises(BadInputError, match=r"--region roi\.png: is 5x5, but a normal is"):
+        list(compose(request_for(2, Placement(region=other))))
+
+
+def test_on_the_object_and_not_its_backdrop(request_for: Make, folder: Path) -> None:
+    rng = np.random.default_rng(1)
+    (folder / "parts").mkdir(exist_ok=True)
+    part = cv2.circle(np.zeros((160, 200), np.uint8), (120, 80), 55, 1, -1) > 0
+    pixels = np.where(part, rng.integers(120, 140, part.shape), rng.integers(10, 20, part.shape)).astype(np.uint8)
+    (folder / "parts/0.png").write_bytes(encode_png(pixels))
+    for sample in compose(request_for(12, Placement(region=Region(name="object")), normals="parts")):
+        assert part[sample.mask].mean() > 0.97
+
+
+def test_what_cannot_be_seen_is_given_up(request_for: Make, folder: Path) -> None:
+    (folder / "black").mkdir(exist_ok=True)
+    (folder / "black/0.png").write_bytes(encode_png(np.zeros((60, 60), np.uint8)))
+    samples = compose(request_for(3, categories=("disc",), normals="black"))
+    assert list(samples) == []  # nothing is darker than black
+    assert samples.failed == [0, 1, 2]
+
+
+def test_a_defect_that_leaves_nothing_of_the_photograph_is_given_up(request_for: Make, folder: Path) -> None:
+    (folder / "tiny").mkdir(exist_ok=True)
+    (folder / "tiny/0.png").write_bytes(encode_png(np.full((5, 5), 140, np.uint8)))
+    samples = compose(request_for(2, Placement(scale=(4, 4)), categories=("disc",), normals="tiny"))
+    assert all(not sample.mask.all() for sample in samples)
+
+
+def test_unknown_category_is_named_with_those_there(request_for: Make) -> None:
+    with pytest.raises(UsageError, match="--category rust: there are bar, disc"):
+        compose(request_for(categories=("rust",)))
+
+
+def disc(radius: int = 10) -> DefectPatch:
+    side = 2 * radius + 12
+    label = cv2.circle(np.zeros((side, side), np.uint8), (side // 2, side // 2), radius, 1, -1)
+    support = cv2.dilate(label, np.ones((9, 9), np.uint8)) > 0
+    pixels = np.where(label[..., None] > 0, np.float32(-0.8), np.float32(0.0)).astype(np.float32)
+    return DefectPatch(pixels, support, label > 0)
+
+
+@pytest.mark.parametrize(("scale", "degrees"), [(0.5, 0), (1, 37), (2.5, 190)])
+def test_moving_keeps_shape_and_values(scale: float, degrees: float) -> None:
+    moved = move(disc(), scale, degrees)
+    assert moved.label.sum() == pytest.approx(disc().label.sum() * scale**2, rel=0.1)
+    rows, columns = np.nonzero(moved.label)
+    middle = (np.array(moved.label.shape) - 1) / 2
+    np.testing.assert_allclose((rows.mean(), columns.mean()), middle, atol=1.5)
+    assert np.median(moved.pixels[moved.label]) == pytest.approx(-0.8, abs=0.02)
+    edge = np.concatenate([moved.support[0], moved.support[-1], moved.support[:, 0], moved.support[:, -1]])
+    assert not edge.any()
+
+
+def test_turning_is_counter_clockwise() -> None:
+    label = np.zeros((21, 21), np.bool_)
+    label[10, 10:] = True  # a hand to the right
+    content = DefectPatch(np.zeros((21, 21, 1), np.float32), label, label)
+    rows, columns = np.nonzero(move(content, 1.0, 90).label)
+    assert np.ptp(rows) > 8
+    assert np.ptp(columns) <= 1
+    assert rows.mean() < 12  # now upwards
+
+
+def test_places_lie_inside_where_the_content_fits() -> None:
+    rng = np.random.default_rng(0)
+    content = disc()
+    for _ in range(50):
+        x, y = place(rng, content, (60, 90), None) or (0, 0)
+        rows, columns = np.nonzero(content.support)
+        assert columns.min() + x >= 0
+        assert columns.max() + x < 90
+        assert rows.min() + y >= 0
+        assert rows.max() + y < 60
+    assert place(rng, content, (60, 90), np.zeros((60, 90), np.bool_)) is None
+    for _ in range(20):  # larger than the photograph: no place is left uncovered
+        x, y = place(rng, disc(40), (30, 30), None) or (0, 0)
+        assert x < 0
+        assert y < 0
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (60, 80, 2), (60, 80, 3), (60, 80, 4)])
+def test_laying_tells_where_the_defect_is_seen(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    pixels: NDArray[np.uint8] = rng.integers(120, 130, shape, np.uint8)
+    content, at = disc(), (30, 20)
+    image, seen = lay(DecodedImage(pixels), pixels, content, at, "improved")
+    expected = np.zeros((60, 80), np.bool_)
+    expected[20:52, 30:62] = content.label
+    assert (seen & expected).sum() / (seen | expected).sum() > 0.85
+    if shape[-1] in (2, 4):
+        np.testing.assert_array_equal(image[..., -1], pixels[..., -1])
+    _, clipped = lay(DecodedImage(pixels), pixels, content, (70, -8), "improved")
+    assert 0 < clipped.sum() < seen.sum()
+
+
+def test_a_coarse_content_takes_the_grain_of_where_it_lies() -> None:
+    rng = np.random.default_rng(0)
+    pixels: NDArray[np.uint8] = rng.integers(100, 140, (120, 160), np.uint8)
+    grain = []
+    for content in (disc(6), resize(disc(6), 6.0)):
+        image, _ = lay(DecodedImage(pixels), pixels, move(content, 6.0 / content.coarseness, 0), (20, 5), "improved")
+        grain.append(image[70:85, 85:100].astype(float).std())
+    assert grain[0] == pytest.approx(grain[1], rel=0.05)  # blown up in either way
+    assert grain[0] == pytest.approx(pixels.std(), rel=0.15)
+    image, _ = lay(DecodedImage(pixels), pixels, disc(30), (20, 5), "improved")
+    assert image[40:50, 50:60].std() < 0.2 * pixels.std()  # one that is as fine as the photograph keeps its own
+
+
+def test_mixtures() -> None:
+    assert mixture("crack") == {"crack": 1.0}
+    assert mixture("crack:1, hole:3") == {"crack": 0.25, "hole": 0.75}
+    assert mixture_name({"crack": 0.25, "hole": 0.75}) == "crack0.25+hole0.75"
+    for text in ("crack:x", "crack:0.3,hole", "a:-1,b:2", ":1,a:2"):
+        with pytest.raises(UsageError, match="--category"):
+            mixture(text)
+
+
+def test_cut_outs_need_no_pytorch() -> None:
+    program = "import sys, defectgen.synthesis.pasted, defectgen.dataset; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+
+
+def line(contrast: float = 40.0, channels: int = 3) -> DefectPatch:
+    """A line darker than the noise around it by `contrast` levels, more in red."""
+    rng = np.random.default_rng(0)
+    label = np.zeros((21, 60), np.bool_)
+    label[9:12, 5:55] = True
+    levels = rng.normal(120, 12, (21, 60, channels))
+    levels[label] -= contrast * np.linspace(1.5, 0.5, channels)
+    return DefectPatch(
+        (levels / 127.5 - 1).astype(np.float32), cv2.dilate(label.view(np.uint8), np.ones((11, 11))) > 0, label
+    )
+
+
+def test_a_crop_is_a_part_of_the_longer_side_with_the_defect_in_it() -> None:
+    whole = line()
+    for seed in range(5):
+        part = crop(np.random.default_rng(seed), whole, 0.4)
+        assert part.support.shape == part.label.shape == part.pixels.shape[:2] == (21, 24)
+        assert part.label.any()
+        assert (part.support & ~part.label).any()  # its own background is still there to measure it by
+    assert np.array_equal(crop(np.random.default_rng(0), whole, 1.0).label, whole.label)
+
+
+def test_colours_are_kept_matched_or_made_gray() -> None:
+    """The ground has half of the noise of the line's own: matched, the line stands out half as much."""
+    ground = np.clip(np.random.default_rng(1).normal(150, 6, (60, 100, 3)), 0, 255).astype(np.uint8)
+    content, photograph = line(), DecodedImage(ground)
+    changes = {}
+    for colour in ("keep", "match", "gray"):
+        after, seen = lay(photograph, ground, content, (20, 20), "improved", colour)
+        changes[colour] = (after.astype(float) - ground)[seen].mean(axis=0)
+        assert seen.any()
+    assert changes["keep"] == pytest.approx([-60, -40, -20], abs=4)
+    assert changes["match"] == pytest.approx([-30, -20, -10], abs=4)
+    assert changes["gray"] == pytest.approx([-40, -40, -40], abs=4)

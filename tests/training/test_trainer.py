@@ -1,0 +1,460 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from defectgen import files
+from defectgen.errors import BadInputError, ExitCode, OutOfMemoryError, StoppedError, UsageError, WeightsError
+from defectgen.folders import Catalog, ProductFolders, read_catalog
+from defectgen.imaging.images import encode_png
+from defectgen.methods.base import GenerateBatch
+from defectgen.methods.dcdganc import DCDGANcConfig
+from defectgen.methods.dfmgan import DFMGAN, DFMGANConfig
+from defectgen.methods.dt_gan import DTGAN, DTGANConfig
+from defectgen.methods.isu_gan import ISUGANConfig
+from defectgen.methods.networks import Average
+from defectgen.models import checkpoint
+from defectgen.models.model import load
+from defectgen.training import trainer
+from defectgen.training.run import TrainSpec
+from defectgen.training.trainer import Progress, estimate, train
+
+CONFIG = DTGANConfig(
+    image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4, batch_size=2, steps=12
+)
+SETTINGS = ["image_size=32", "width=8", "max_width=16", "c_channels=2", "style_dim=4", "batch_size=2"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ProductFolders:
+    """Gray noise; the defects carry a bright square."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for name in ("normals", "defects/spot", "masks/spot"):
+        (folder / name).mkdir(parents=True)
+    for i in range(3):
+        pixels = rng.integers(80, 120, (48, 64), np.uint8)
+        (folder / f"normals/{i}.png").write_bytes(encode_png(pixels))
+        mask = np.zeros_like(pixels)
+        mask[10:20, 10 + i : 20 + i] = 255
+        pixels[mask > 0] = 230
+        (folder / f"defects/spot/{i}.png").write_bytes(encode_png(pixels))
+        (folder / f"masks/spot/{i}.png").write_bytes(encode_png(mask))
+    return ProductFolders(product="part", normals=folder / "normals", defects=folder / "defects")
+
+
+@pytest.fixture(scope="module")
+def catalog(source: ProductFolders) -> Catalog:
+    return read_catalog([source])
+
+
+@pytest.fixture
+def request_for(source: ProductFolders, catalog: Catalog, tmp_path: Path) -> Callable[..., TrainSpec]:
+    def make(name: str = "run", **changes: object) -> TrainSpec:
+        base = TrainSpec("dt-gan", name, tmp_path / name, catalog, (source,), CONFIG, device="cpu")
+        return replace(base, **changes)  # type: ignore[arg-type]
+
+    return make
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def stop_after(step: int) -> Callable[[Progress], None]:
+    def on_step(progress: Progress) -> None:
+        if progress.step == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    return on_step
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+class TestTrain:
+    def test_leaves_what_the_run_folder_promises(self, request_for: Callable[..., TrainSpec]) -> None:
+        request = request_for()
+        seen: list[Progress] = []
+        trained = train(request, seen.append)
+        assert trained.steps == 12
+        assert trained.stopped is None
+        assert [progress.step for progress in seen] == list(range(1, 13))
+        assert json.loads((request.run / "config.json").read_text())["config"]["steps"] == 12
+        assert [row["step"] for row in metrics(request.run)] == [10]
+        assert list((request.run / "previews").glob("*.jpg"))
+        assert {path.name for path in request.run.iterdir()} == {
+            "checkpoint.safetensors", "config.json", "metrics.jsonl", "model.safetensors", "previews",
+        }  # fmt: skip
+
+    def test_the_model_file_says_what_it_needs_to_be_used(self, request_for: Callable[..., TrainSpec]) -> None:
+        trained = train(request_for())
+        model = load(trained.model, torch.device("cpu"))
+        method = model.method
+        assert method.task.domains == ("normal", "spot")
+        assert method.task == trained.task
+        assert method.config == CONFIG
+        assert model.steps == 12
+
+    def test_the_model_file_names_all_that_it_saw(self, request_for: Callable[..., TrainSpec]) -> None:
+        request = request_for(config=CONFIG.model_copy(update={"steps": 1}))
+        _, saved = checkpoint.load(train(request).model)
+        assert saved["trained_on"] == sorted(files.sha256(sample.path) for sample in request.catalog.images)
+
+    def test_trouble_is_told_once_twenty_rows_show_it(
+        self, request_for: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[Mapping[str, float]] = []
+
+        def trouble(_self: DTGAN, losses: Mapping[str, float]) -> str | None:
+            seen.append(losses)
+            return "the losses are odd"
+
+        step = DTGAN.training_step
+
+        def counting(self: DTGAN, batch: Any, number: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
+            return {**step(self, batch, number, rng), "number": torch.tensor(float(number + 1))}
+
+        monkeypatch.setattr(DTGAN, "diagnose", trouble, raising=False)
+        monkeypatch.setattr(DTGAN, "training_step", counting)
+        told: list[tuple[int, str | None]] = []
+        monkeypatch.setattr(trainer, "_LOG_EVERY", 1)
+        train(
+            request_for(config=CONFIG.model_copy(update={"steps": 21})),
+            lambda progress: told.append((progress.step, progress.diagnosis)),
+        )
+        assert [step for step, trouble in told if trouble] == [20, 21]
+        assert [losses["number"] for losses in seen] == [10.5, 11.5]  # means of the last twenty
+
+    def test_same_seed_same_bytes_whatever_the_workers(self, request_for: Callable[..., TrainSpec]) -> None:
+        one = train(request_for("one", workers=1, seed=4))
+        two = train(request_for("two", workers=3, seed=4))
+        other = train(request_for("other", seed=5))
+        assert one.model.read_bytes() == two.model.read_bytes()
+        assert one.model.read_bytes() != other.model.read_bytes()
+
+    def test_a_method_that_learns_contents_is_trained_and_resumed_in_the_same_way(
+        self, request_for: Callable[..., TrainSpec]
+    ) -> None:
+        config = DCDGANcConfig(image_size=32, width=4, max_width=8, latent_dim=4, batch_size=2, steps=12)
+        whole = train(request_for("whole", method="dcdganc", config=config))
+        broken = request_for("broken", method="dcdganc", config=config)
+        assert train(broken, stop_after(5)).steps == 5
+        resumed = train(replace(broken, resume=True))
+        assert resumed.model.read_bytes() == whole.model.read_bytes()
+        model = load(resumed.model, torch.device("cpu"))
+        assert model.info.learns == "patches"
+        assert model.task.scales == {"part": {"spot": 1.0}}
+
+    def test_a_method_of_pairs_knows_one_category(
+        self, request_for: Callable[..., TrainSpec], catalog: Catalog
+    ) -> None:
+        config = ISUGANConfig(image_size=32, width=16, blocks=1, involution_kernel=3, batch_size=2, steps=3)
+        one = train(request_for("one", method="isu-gan", config=config))
+        assert one.task.domains == ("normal", "spot")
+        other = [s.model_copy(update={"category": "dent"}) for s in catalog.images if s.category == "spot"]
+        several = catalog.model_copy(update={"images": (*catalog.images, *other)})
+        both = train(request_for("both", method="isu-gan", config=config, catalog=several))
+        assert both.task.domains == ("normal", "defect")
+
+    def test_a_method_that_needs_masks_says_what_lacks_them(
+        self, request_for: Callable[..., TrainSpec], catalog: Catalog
+    ) -> None:
+        bare = catalog.model_copy(update={"images": tuple(s.model_copy(update={"mask": None}) for s in catalog.images)})
+        config = DCDGANcConfig(image_size=32)
+        request = request_for(method="dcdganc", config=config, catalog=bare)
+        with pytest.raises(BadInputError, match=r"spot/0\.png: has no mask, as 3 of the defects"):
+            train(request)
+        assert not request.run.exists()
+
+    def test_stopped_and_resumed_is_as_if_never_stopped(self, request_for: Callable[..., TrainSpec]) -> None:
+        config = CONFIG.model_copy(update={"steps": 24})
+        whole = request_for("whole", config=config)
+        train(whole)
+        broken = request_for("broken", config=config)
+        stopped = train(broken, stop_after(7))
+        assert (stopped.steps, stopped.stopped) == (7, ExitCode.SIGTERM)
+        train(replace(broken, resume=True), stop_after(15))
+        finished = train(replace(broken, resume=True))
+        assert finished.steps == 24
+        assert metrics(broken.run) == metrics(whole.run)
+        assert len(metrics(whole.run)) == 2
+        for name in ("model", "checkpoint"):
+            ours, _ = checkpoint.load(broken.run / f"{name}.safetensors")
+            theirs, _ = checkpoint.load(whole.run / f"{name}.safetensors")
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+    def test_metrics_after_the_checkpoint_are_taken_again(self, request_for: Callable[..., TrainSpec]) -> None:
+        request = request_for(config=CONFIG.model_copy(update={"steps": 20}))
+        train(request, stop_after(8))
+        with (request.run / "metrics.jsonl").open("a") as file:  # as a kill after the checkpoint leaves it
+            file.write('{"step": 10, "adv": 99}\n{"step": 2')
+        train(replace(request, resume=True))
+        assert [row["step"] for row in metrics(request.run)] == [10, 20]
+        assert metrics(request.run)[0]["adv"] != 99
+
+    def test_a_run_is_not_overwritten_unasked(self, request_for: Callable[..., TrainSpec]) -> None:
+        train(request_for())
+        with pytest.raises(UsageError, match="--resume.*--overwrite.*--name"):
+            train(request_for())
+        train(request_for(overwrite=True))
+        assert [row["step"] for row in metrics(request_for().run)] == [10]
+
+    def test_nothing_to_resume(self, request_for: Callable[..., TrainSpec]) -> None:
+        with pytest.raises(WeightsError, match="no checkpoint"):
+            train(request_for(resume=True))
+
+    def test_resuming_with_another_configuration_names_the_difference(
+        self, request_for: Callable[..., TrainSpec]
+    ) -> None:
+        train(request_for())
+        with pytest.raises(UsageError, match=r"lr was 0\.0001 and is 0\.5"):
+            train(request_for(resume=True, config=CONFIG.model_copy(update={"lr": 0.5})))
+        with pytest.raises(UsageError, match="seed was 0 and is 3"):
+            train(request_for(resume=True, seed=3))
+
+    def test_stopped_before_the_first_step_leaves_no_model(
+        self, request_for: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trainer, "_stop_signals", lambda: nullcontext([ExitCode.SIGTERM]))
+        with pytest.raises(StoppedError, match="before the first step") as caught:
+            train(request_for())
+        assert caught.value.code == ExitCode.SIGTERM
+        assert not (request_for().run / "model.safetensors").exists()
+
+    def test_a_time_limit_ends_it(self, request_for: Callable[..., TrainSpec]) -> None:
+        trained = train(request_for(seconds=0.5, config=CONFIG.model_copy(update={"steps": 100_000})))
+        assert 1 <= trained.steps < 1000
+
+    def test_out_of_memory_names_the_next_batch_size(
+        self, request_for: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def exhausted(*_: object) -> None:
+            raise torch.OutOfMemoryError
+
+        monkeypatch.setattr(DTGAN, "training_step", exhausted)
+        with pytest.raises(OutOfMemoryError, match="--batch-size 2; try --batch-size 1"):
+            train(request_for())
+
+    def test_a_loss_that_is_not_a_number_stops_training(
+        self, request_for: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(DTGAN, "training_step", lambda *_: {"adv": torch.tensor(float("nan"))})
+        with pytest.raises(UsageError, match="step 10: the loss adv is nan"):
+            train(request_for())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_trains_and_resumes_on_a_gpu(request_for: Callable[..., TrainSpec]) -> None:
+    request = request_for(device="cuda", config=CONFIG.model_copy(update={"steps": 20}))
+    train(request, stop_after(8))
+    trained = train(replace(request, resume=True))
+    assert trained.steps == 20
+    assert all(np.isfinite(value) for value in trained.losses.values())
+    method = load(trained.model, torch.device("cuda")).method
+    x = torch.zeros(2, 1, 32, 32, device="cuda")
+    y = torch.ones(2, dtype=torch.long, device="cuda")
+    assert torch.isfinite(method.generate(GenerateBatch(x, y, [torch.Generator()] * 2)).x).all()
+
+
+def test_estimate_measures_and_writes_nothing(request_for: Callable[..., TrainSpec]) -> None:
+    request = request_for()
+    plan = estimate(request)
+    assert plan["domains"] == ("normal", "spot")
+    assert plan["photographs"] == 6
+    assert plan["estimated_disk_bytes"] > 0
+    assert json.dumps(plan)
+    assert not request.run.exists()
+
+
+class TestAverage:
+    def test_is_the_moving_average_of_the_weights(self) -> None:
+        network = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(network.weight, 1.0)
+        average = Average({"n": network}, decay=0.5)
+        torch.nn.init.constant_(network.weight, 3.0)
+        average.update(step=100)
+        assert average.state()["n.weight"].item() == pytest.approx(2.0)
+        average.update(step=1)  # young: a decay of 2/11
+        assert average.state()["n.weight"].item() == pytest.approx(2 * 2 / 11 + 3 * 9 / 11)
+
+    def test_is_lent_and_taken_back(self) -> None:
+        network = torch.nn.Linear(1, 1)
+        average = Average({"n": network}, decay=0.5)
+        torch.nn.init.constant_(network.weight, 3.0)
+        with average.in_place():
+            assert network.weight.item() != 3.0
+        assert network.weight.item() == 3.0
+
+
+class TestCommandLine:
+    def start(self, source: ProductFolders, run: Path, *more: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "defectgen", "train", "--method", "dt-gan", "--preset", "tiny"]
+        command += [
+            str(source.normals),
+            str(source.defects),
+            "--device",
+            "cpu",
+            "--name",
+            "r",
+            "--out",
+            str(run),
+        ]
+        command += ["--weights", str(run / "weights.toml")]
+        for setting in SETTINGS:
+            command += ["--set", setting]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([*command, *more], text=True, stdout=-1, stderr=-1, env=environment)
+
+    def test_killed_at_any_moment_it_resumes_to_the_same_model(self, source: ProductFolders, tmp_path: Path) -> None:
+        self.finish(self.start(source, tmp_path / "whole", "--steps", "40"))
+        run = tmp_path / "killed/r"
+        for wait in (0.0, 0.15, 0.4):
+            resume = ["--resume"] if (run / "checkpoint.safetensors").exists() else []
+            with self.start(source, tmp_path / "killed", "--steps", "40", *resume) as process:
+                wait_for(run / "checkpoint.safetensors")
+                time.sleep(wait)
+                process.kill()
+            checkpoint.load(run / "checkpoint.safetensors")  # whole, at whatever moment
+        self.finish(self.start(source, tmp_path / "killed", "--steps", "40", "--resume"))
+        model = "r/model.safetensors"
+        assert (tmp_path / "killed" / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
+        assert metrics(run) == metrics(tmp_path / "whole/r")
+
+    @staticmethod
+    def finish(process: "subprocess.Popen[str]") -> None:
+        with process:
+            _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_a_signal_saves_and_says_how_to_go_on(
+        self, source: ProductFolders, tmp_path: Path, number: signal.Signals, code: int
+    ) -> None:
+        with self.start(source, tmp_path, "--steps", "100000") as process:
+            wait_for(tmp_path / "r/checkpoint.safetensors")
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert "--resume" in err
+        assert "Traceback" not in err
+        _, saved = checkpoint.load(tmp_path / "r/checkpoint.safetensors")
+        assert saved["step"] > 0
+
+
+class TestTwoStages:
+    CONFIG = DFMGANConfig(
+        image_size=64, batch_size=2, steps=8, backbone_steps=5, width=4, max_width=8, match_width=4, z_dim=8, w_dim=8
+    )
+
+    @pytest.fixture
+    def staged(self, request_for: Callable[..., TrainSpec]) -> Callable[..., TrainSpec]:
+        def make(name: str = "staged", **changes: object) -> TrainSpec:
+            return request_for(name, **{"method": "dfmgan", "config": self.CONFIG, **changes})
+
+        return make
+
+    def test_the_backbone_is_kept_and_another_model_begins_with_it(self, staged: Callable[..., TrainSpec]) -> None:
+        first = staged("first")
+        trained = train(first)
+        assert trained.steps == 8
+        kept, saved = checkpoint.load(first.run / "backbone.safetensors")
+        assert saved["method"] == "dfmgan"
+        model, _ = checkpoint.load(trained.model)
+        names = [name for name in kept if name.startswith("G.backbone")]
+        assert names
+        assert all(torch.equal(kept[name], model[name]) for name in names)  # stage 2 left it alone
+
+        seen: list[Progress] = []
+        second = staged("second", backbone=first.run / "backbone.safetensors", seed=1)
+        train(second, seen.append)
+        assert [progress.step for progress in seen] == [6, 7, 8]
+        again, _ = checkpoint.load(second.run / "model.safetensors")
+        assert all(torch.equal(kept[name], again[name]) for name in names)
+        assert not torch.equal(model["G.to_mask.weight"], again["G.to_mask.weight"])
+        assert (second.run / "backbone.safetensors").is_file()
+
+    def test_the_backbone_of_other_categories(self, staged: Callable[..., TrainSpec], catalog: Catalog) -> None:
+        train(staged("first"))
+        two = tuple(
+            sample.model_copy(update={"category": "hole"}) if sample.path.name == "1.png" and sample.mask else sample
+            for sample in catalog.images
+        )
+        backbone = staged("first").run / "backbone.safetensors"
+        trained = train(staged("second", catalog=catalog.model_copy(update={"images": two}), backbone=backbone))
+        assert trained.task.domains == ("normal", "hole", "spot")
+        _, saved = checkpoint.load(backbone)
+        assert set(trained.task.scales["part"].values()) == set(saved["task"]["scales"]["part"].values())
+
+    def test_a_run_with_anothers_backbone_is_resumed_at_its_scale(
+        self, staged: Callable[..., TrainSpec], catalog: Catalog
+    ) -> None:
+        """The other was trained on smaller photographs, so that its own scale would be another."""
+        train(staged("first"))
+        kept, saved = checkpoint.load(staged("first").run / "backbone.safetensors")
+        saved["task"]["scales"] = {"part": {"spot": 0.5}}
+        backbone = staged("second").run.with_name("halved.safetensors")
+        checkpoint.save(backbone, kept, saved)
+        assert train(staged("second", backbone=backbone), stop_after(7)).stopped is ExitCode.SIGTERM
+        resumed = train(staged("second", resume=True))
+        assert (resumed.steps, resumed.task.scales) == (8, {"part": {"spot": 0.5}})
+
+    def test_estimate_counts_the_stages_that_are_to_come(
+        self, staged: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = staged("first")
+        train(first)
+        steps: list[int] = []
+        monkeypatch.setattr(DFMGAN, "training_step", lambda _self, _batch, step, _rng: steps.append(step))
+        estimate(staged("both"))
+        begin = self.CONFIG.backbone_steps
+        assert steps == [*range(4), *range(begin, begin + 4)]
+        steps.clear()
+        estimate(staged("second", backbone=first.run / "backbone.safetensors"))
+        assert steps == list(range(begin, begin + 4))
+
+    def test_what_does_not_fit_is_told(self, staged: Callable[..., TrainSpec]) -> None:
+        train(staged("first"))
+        backbone = staged("first").run / "backbone.safetensors"
+        wider = self.CONFIG.model_copy(update={"width": 8, "max_width": 16})
+        with pytest.raises(UsageError, match=r"backbone.safetensors: has width 4, but 8 is wanted"):
+            train(staged("second", config=wider, backbone=backbone))
+
+    def test_with_a_limit_of_time_both_stages_get_their_part(
+        self, staged: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = iter(range(10_000))
+        monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+        long = self.CONFIG.model_copy(update={"steps": 1600, "backbone_steps": 1000})
+        seen: list[Progress] = []
+        train(staged("timed", config=long, seconds=24.0), seen.append)
+        steps = [progress.step for progress in seen]
+        before, after = [step for step in steps if step < 1000], [step for step in steps if step > 1000]
+        assert 1 <= len(before) <= len(steps)
+        assert after
+        assert (staged("timed").run / "backbone.safetensors").is_file()
+
+    @pytest.mark.parametrize("step", [3, 6])
+    def test_stopped_and_resumed_in_either_stage(self, staged: Callable[..., TrainSpec], step: int) -> None:
+        whole = train(staged("whole"))
+        assert train(staged("parts"), stop_after(step)).stopped is ExitCode.SIGTERM
+        resumed = train(staged("parts", resume=True))
+        expected, result = (checkpoint.load(trained.model)[0] for trained in (whole, resumed))
+        assert all(torch.equal(expected[name], result[name]) for name in expected)
