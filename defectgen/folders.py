@@ -14,6 +14,8 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.imaging.images import ImageError, is_image_file, read_image, read_mask
 
 NORMAL: Final = "normal"
+DEFECT: Final = "defect"
+"""What all categories become together, where they are not told apart."""
 OnBad = Literal["skip", "fail"]
 OnFile = Callable[[int, int], None]
 
@@ -187,6 +189,11 @@ def read_defects(
     if masked:
         require_masks(catalog)
     return catalog
+
+
+def collapsed(category: str) -> str:
+    """A category where only normal and defective are told apart."""
+    return category if category == NORMAL else DEFECT
 
 
 def unite(catalog: Catalog) -> Catalog:

@@ -6,6 +6,7 @@ import typer
 
 from defectgen import __version__
 from defectgen.cli import compose, evaluate, inspect, synthesize, train, transfer
+from defectgen.methods import names
 
 app = typer.Typer(
     add_completion=False,
@@ -28,9 +29,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback(
     invoke_without_command=True,
-    epilog="""\b
+    epilog=f"""\b
 Examples:
-  defectgen train --method dt-gan photos/normal photos/defects --time 30m
+  defectgen train --method {names()[0]} photos/normal photos/defects --time 30m
   defectgen synthesize -n 500 --category crack --out dataset
 
 Each option can also come from the environment, as DEFECTGEN_<OPTION>, or from

@@ -62,7 +62,7 @@ def train(
     ] = None,
     backbone: Annotated[
         str | None,
-        option("--backbone", metavar="NAME", help="A dfmgan model whose backbone to share: its first stage is over."),
+        option("--backbone", metavar="NAME", help="A model whose backbone to share, instead of training the first stage."),
     ] = None,
     steps: Annotated[int | None, option("--steps", min=1, help="Steps to train  [default: the preset's]")] = None,
     time: Annotated[

@@ -125,7 +125,7 @@ class Dataset:
         samples: Iterable[Sample],
         *,
         normals: Iterable[tuple[str, Pixels]] = (),
-        facts: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         workers: int = 2,
         on_sample: Callable[[Sample], None] = lambda _: None,
     ) -> Summary:
@@ -136,13 +136,13 @@ class Dataset:
         Args:
             samples: in any order; read lazily, a few ahead of the disk.
             normals: photographs without defects, with their products, for the layout that has them (mvtec).
-            facts: what is known of all of them, JSON-able, for the record; read in the end once more.
+            metadata: what is known of all of them, JSON-able, for the record; read in the end once more.
             on_sample: called for each sample that was recorded.
         """
         if self._replaced:
             self._clear()
         self.out.mkdir(parents=True, exist_ok=True)
-        self._write_record(facts)
+        self._write_record(metadata)
         queue: deque[tuple[Sample, Future[Row]]] = deque()
         written = 0
 
@@ -167,7 +167,7 @@ class Dataset:
         finally:
             self._put_in_order()
             self._derive(normals)
-            self._write_record(facts)
+            self._write_record(metadata)
         return Summary(written, len(self.done), self.out / _SHEET)
 
     def _check_same_run(self, sample: Sample) -> None:
@@ -269,7 +269,7 @@ class Dataset:
             encode_jpeg(sheet.draw(self.out, list(_spread(self._rows, len(self._files))))),
         )
 
-    def _write_record(self, facts: Mapping[str, Any] | None) -> None:
+    def _write_record(self, metadata: Mapping[str, Any] | None) -> None:
         counts, refused = Counter[str](), Counter[str]()
         for row in self._rows():
             counts[row.category] += 1
@@ -285,7 +285,7 @@ class Dataset:
             },
             "samples": counts.total(),
             "categories": dict(sorted(counts.items())),
-            **(facts or {}),
+            **(metadata or {}),
             **({"refused": dict(refused)} if refused else {}),
         }
         files.write(self.out / _RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

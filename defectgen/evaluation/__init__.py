@@ -34,13 +34,11 @@ from defectgen.evaluation.data import (
     to_model_range,
 )
 from defectgen.evaluation.downstream import TRAINING_SETS, Plan, TrainingSet
-from defectgen.folders import NORMAL
+from defectgen.folders import DEFECT, NORMAL, collapsed
 from defectgen.imaging.images import read_image
 from defectgen.imaging.windows import FloatArray, value_range
 from defectgen.nn.features import Extractor, extractor
 
-DEFECT = "defect"
-"""What all categories become together, where the synthetic ones are not told apart as the real ones are."""
 _DECIDES = {"classification": "accuracy", "segmentation": "f1"}
 _RESULTS, _REPORT = "results.json", "report.json"
 _WORST = 6  # pairs to look at
@@ -104,12 +102,12 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> d
     rng = np.random.default_rng(request.seed)
     # All are held in memory: of normals there may be tens of thousands.
     real = Real(*(_thinned(part, request.extent, rng) for part in (real.train, real.test)))
-    made = _thinned(synthetic.pictures, request.extent, rng)
+    made = _thinned(synthetic.images, request.extent, rng)
     if categories == (DEFECT,):
-        real, made = Real(*(_as_one(part) for part in (real.train, real.test))), _as_one(made)
+        real, made = Real(*(_as_one_category(part) for part in (real.train, real.test))), _as_one_category(made)
 
     train, test, synthesized = (
-        load_examples(pictures, categories, synthetic=pictures is made) for pictures in (real.train, real.test, made)
+        load_examples(images, categories, synthetic=images is made) for images in (real.train, real.test, made)
     )
     train, test, synthesized = to_common_channels(train, test, synthesized)
     if all(each.mask.all() for each in test if each.label):
@@ -148,57 +146,54 @@ def read(request: EvaluateRequest) -> tuple[Real, Synthetic, int, list[str]]:
     And how many were left out as near-duplicates of the test, and what cannot be used.
     """
     found, synthetic = read_real(request.real, request.normals), read_synthetic(request.synthetic)
-    pictures, skipped = found.pictures, [*found.skipped, *synthetic.skipped]
+    images, skipped = found.images, [*found.skipped, *synthetic.skipped]
     if request.test is None:
-        real = split(pictures, synthetic, request.seed)
+        real = split(images, synthetic, request.seed)
     else:
         apart_found = read_real(request.test, apart=True)
-        test = apart_found.pictures
+        test = apart_found.images
         skipped += apart_found.skipped
-        twins = near_duplicates(pictures, test)
-        real = Real(tuple(each for each, twin in zip(pictures, twins, strict=True) if not twin), test)
+        twins = near_duplicates(images, test)
+        real = Real(tuple(each for each, twin in zip(images, twins, strict=True) if not twin), test)
         check_sides(real)
     apart = remove_test_leakage(synthetic, real.test)
-    left_out = len(pictures) + len(synthetic.pictures) - len(apart.pictures) - len(real.train)
+    left_out = len(images) + len(synthetic.images) - len(apart.images) - len(real.train)
     return real, apart, left_out - (0 if request.test else len(real.test)), skipped
 
 
 def _categories(real: Real, synthetic: Synthetic) -> tuple[str, ...]:
     """Those of the real defects to train on; one for all, if other defects are told apart in another way."""
     known = sorted({each.category for each in real.train} - {NORMAL})
-    strange = {each.category for each in (*real.test, *synthetic.pictures)} - {NORMAL, *known}
+    strange = {each.category for each in (*real.test, *synthetic.images)} - {NORMAL, *known}
     return (DEFECT,) if strange else tuple(known)
 
 
-def _as_one(pictures: Sequence[LabeledImage]) -> tuple[LabeledImage, ...]:
-    return tuple(
-        each if each.category == NORMAL else LabeledImage(each.path, DEFECT, each.mask, each.made_of, each.source)
-        for each in pictures
-    )
+def _as_one_category(images: Sequence[LabeledImage]) -> tuple[LabeledImage, ...]:
+    return tuple(replace(image, category=collapsed(image.category)) for image in images)
 
 
-def _thinned(pictures: Sequence[LabeledImage], extent: Extent, rng: np.random.Generator) -> tuple[LabeledImage, ...]:
+def _thinned(images: Sequence[LabeledImage], extent: Extent, rng: np.random.Generator) -> tuple[LabeledImage, ...]:
     """As many as the extent allows, of each category of defects alike."""
-    categories = sorted({each.category for each in pictures})
+    categories = sorted({each.category for each in images})
     of_each = max(extent.samples // max(len(set(categories) - {NORMAL}), 1), 1)
     chosen: set[int] = set()
     for category in categories:
-        mine = [i for i, each in enumerate(pictures) if each.category == category]
+        mine = [i for i, each in enumerate(images) if each.category == category]
         chosen.update(rng.permutation(mine)[: extent.normals if category == NORMAL else of_each].tolist())
-    return tuple(each for i, each in enumerate(pictures) if i in chosen)
+    return tuple(each for i, each in enumerate(images) if i in chosen)
 
 
-def counts(pictures: Sequence[LabeledImage]) -> dict[str, int]:
+def counts(images: Sequence[LabeledImage]) -> dict[str, int]:
     """How many there are of each category."""
-    names = [each.category for each in pictures]
+    names = [each.category for each in images]
     return {name: names.count(name) for name in sorted(set(names))}
 
 
 def _identity(request: EvaluateRequest, real: Real, made: Sequence[LabeledImage]) -> str:
     """What the measurements depend on; those of another are not gone on with."""
-    pictures = (*real.train, *real.test, *made)
-    masks = [None if each.mask is None else files.sha256(each.mask) for each in pictures]
-    parts = [(each.sha256, mask, each.category) for each, mask in zip(pictures, masks, strict=True)]
+    images = (*real.train, *real.test, *made)
+    masks = [None if each.mask is None else files.sha256(each.mask) for each in images]
+    parts = [(each.sha256, mask, each.category) for each, mask in zip(images, masks, strict=True)]
     return hashlib.sha256(json.dumps([asdict(request.extent), request.seed, parts]).encode()).hexdigest()
 
 
@@ -267,7 +262,7 @@ def _memorisation(
     defects: Sequence[Example],
     made: Sequence[Example],
     real: Sequence[LabeledImage],
-    pictures: Sequence[LabeledImage],
+    images: Sequence[LabeledImage],
     on_stage: OnStage,
 ) -> tuple[dict[str, Any], list[tuple[FloatArray, FloatArray, float]]]:
     """How many synthetic defects are near-copies; the nearest pairs, by name and to look at."""
@@ -287,7 +282,7 @@ def _memorisation(
         "median_similarity": float(np.median(nearest.similarity)),
         "worst": [
             {
-                "synthetic": str(pictures[shown[i]].path),
+                "synthetic": str(images[shown[i]].path),
                 "real": str(photographs[known[int(nearest.index[i])]].path),
                 "similarity": float(nearest.similarity[i]),
             }
@@ -302,12 +297,12 @@ def _memorisation(
     return found, pairs
 
 
-def _agreement(pictures: Sequence[LabeledImage], on_stage: OnStage) -> dict[str, float] | None:
+def _agreement(images: Sequence[LabeledImage], on_stage: OnStage) -> dict[str, float] | None:
     """IoU of the masks with what differs from the source, where that is named and still there."""
     ious = []
-    for done, each in enumerate(pictures):
+    for done, each in enumerate(images):
         if done % 50 == 0:
-            on_stage("masks", done, len(pictures))
+            on_stage("masks", done, len(images))
         if each.source is None or each.mask is None or not each.source.is_file():
             continue
         ground = read_image(each.source)

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from defectgen.imaging.masks import VISIBLE
 from defectgen.imaging.windows import BoolArray, FloatArray, defect_pieces
 
 _GRID = 32  # samples a side of a defect in its own frame
@@ -16,7 +17,6 @@ _SPECK = 24  # pixels
 COPY = 0.75
 """The similarity from which on a defect is a near-copy. Of 100 real defects of tiles that were cut out, turned, scaled
 and blended onto other tiles, 62 are above it; of 24 that a network had made none was, the highest being 0.73."""
-_VISIBLE = 10 / 127.5  # gray levels
 _FADES = 5  # pixels
 
 
@@ -131,7 +131,7 @@ def agreement(image: FloatArray, source: FloatArray, mask: BoolArray) -> float:
 
     What changed within five pixels of the mask does not count against it: there a blend fades out.
     """
-    change = np.abs(image - source).max(axis=0) > _VISIBLE
+    change = np.abs(image - source).max(axis=0) > 2 * VISIBLE
     near = cv2.dilate(mask.view(np.uint8), np.ones((2 * _FADES + 1,) * 2, np.uint8)) > 0
     change &= mask | ~near
     either = (change | mask).sum()

@@ -46,7 +46,7 @@ class LabeledImage:
 class Found:
     """What a folder holds, and which files cannot be used, with the reason."""
 
-    pictures: tuple[LabeledImage, ...]
+    images: tuple[LabeledImage, ...]
     skipped: tuple[str, ...]
 
 
@@ -62,7 +62,7 @@ class Real:
 class Synthetic:
     """A dataset to evaluate. `seen` are the SHA-256 of what its model was trained on, and its gate compared with."""
 
-    pictures: tuple[LabeledImage, ...]
+    images: tuple[LabeledImage, ...]
     seen: frozenset[str] = frozenset()
     trained_on_known: bool = False
     traceable: bool = False
@@ -73,7 +73,7 @@ class Synthetic:
     @property
     def used(self) -> frozenset[str]:
         """Every photograph that went into it, in one way or another."""
-        return self.seen.union(*(picture.made_of for picture in self.pictures))
+        return self.seen.union(*(image.made_of for image in self.images))
 
 
 @lru_cache(maxsize=4096)
@@ -101,8 +101,8 @@ def read_real(folder: Path, normals: Path | None = None, *, apart: bool = False)
 
 
 def _found(catalog: Catalog) -> Found:
-    pictures = tuple(LabeledImage(sample.path, sample.category, sample.mask) for sample in catalog.images)
-    return Found(pictures, tuple(f"{each.path}: {each.reason}" for each in catalog.skipped))
+    images = tuple(LabeledImage(sample.path, sample.category, sample.mask) for sample in catalog.images)
+    return Found(images, tuple(f"{each.path}: {each.reason}" for each in catalog.skipped))
 
 
 def read_synthetic(folder: Path) -> Synthetic:
@@ -114,24 +114,24 @@ def read_synthetic(folder: Path) -> Synthetic:
     file = folder / manifest.NAME
     if not file.is_file():
         found = _found(read_defects(folder))
-        return Synthetic(found.pictures, skipped=found.skipped)
-    pictures, by_model, traceable, gone = [], False, True, 0
+        return Synthetic(found.images, skipped=found.skipped)
+    images, by_model, traceable, gone = [], False, True, 0
     for row in manifest.parse(file, file.read_bytes()):
         by_model = by_model or row.model is not None
         traceable = traceable and row.traceable
         image, mask = folder / row.image, folder / row.mask
         source = Path(row.source) if row.source is not None else folder / row.normal if row.normal is not None else None
         if image.is_file() and mask.is_file():
-            pictures.append(LabeledImage(image, row.category, mask, row.used_photographs, source))
+            images.append(LabeledImage(image, row.category, mask, row.used_photographs, source))
         else:
             gone += 1
-    if not pictures:
+    if not images:
         raise BadInputError(f"{file}: holds no sample")
     record = folder / _RECORD
     saved = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     seen_before = frozenset((*saved.get("trained_on", ()), *saved.get("gated_by", ())))
     skipped = (f"{folder}: {gone} samples of its manifest are gone",) if gone else ()
-    return Synthetic(tuple(pictures), seen_before, bool(saved.get("trained_on")), traceable, by_model, skipped)
+    return Synthetic(tuple(images), seen_before, bool(saved.get("trained_on")), traceable, by_model, skipped)
 
 
 def split(real: Sequence[LabeledImage], synthetic: Synthetic, seed: int, part: float = 0.4) -> Real:
@@ -144,10 +144,10 @@ def split(real: Sequence[LabeledImage], synthetic: Synthetic, seed: int, part: f
     """
     groups = _groups(real)
     used, rng = synthetic.used, np.random.default_rng(seed)
-    taken = {group for picture, group in zip(real, groups, strict=True) if picture.sha256 in used}
+    taken = {group for image, group in zip(real, groups, strict=True) if image.sha256 in used}
     test: set[int] = set()
-    for category in sorted({picture.category for picture in real}):
-        mine = [group for picture, group in zip(real, groups, strict=True) if picture.category == category]
+    for category in sorted({image.category for image in real}):
+        mine = [group for image, group in zip(real, groups, strict=True) if image.category == category]
         wanted, free = part * len(mine), [group for group in dict.fromkeys(mine) if group not in taken]
         count = sum(group in test for group in mine)
         for group in rng.permutation(np.array(free, int)).tolist():
@@ -157,7 +157,7 @@ def split(real: Sequence[LabeledImage], synthetic: Synthetic, seed: int, part: f
                 test.add(group)
                 count += mine.count(group)
     sides = [
-        tuple(picture for picture, group in zip(real, groups, strict=True) if (group in test) == tested)
+        tuple(image for image, group in zip(real, groups, strict=True) if (group in test) == tested)
         for tested in (False, True)
     ]
     check_sides(Real(*sides))
@@ -170,10 +170,10 @@ def check_sides(real: Real) -> None:
     Raises:
         UsageError: one has none.
     """
-    for name, pictures in (("train on", real.train), ("test on", real.test)):
+    for name, images in (("train on", real.train), ("test on", real.test)):
         for what, there in (
-            ("normals", any(picture.category == NORMAL for picture in pictures)),
-            ("defects", any(picture.category != NORMAL for picture in pictures)),
+            ("normals", any(image.category == NORMAL for image in images)),
+            ("defects", any(image.category != NORMAL for image in images)),
         ):
             if not there:
                 raise UsageError(
@@ -188,47 +188,47 @@ def remove_test_leakage(synthetic: Synthetic, test: Sequence[LabeledImage]) -> S
     Raises:
         BadInputError: a sample was made of a test photograph, or is one; or most of them look like one.
     """
-    used = synthetic.used | {picture.sha256 for picture in synthetic.pictures}
-    seen = [picture.path for picture in test if picture.sha256 in used]
+    used = synthetic.used | {image.sha256 for image in synthetic.images}
+    seen = [image.path for image in test if image.sha256 in used]
     if seen:
         raise BadInputError(
             f"{seen[0]}: is a test photograph, but the synthetic images were made of it, as of {len(seen)} of "
             f"{len(test)}; keep the test apart from what defectgen train, synthesize, transfer and compose see"
         )
-    twins = near_duplicates(synthetic.pictures, test)
+    twins = near_duplicates(synthetic.images, test)
     if sum(twins) > len(twins) / 2:
-        first = next(picture.path for picture, twin in zip(synthetic.pictures, twins, strict=True) if twin)
+        first = next(image.path for image, twin in zip(synthetic.images, twins, strict=True) if twin)
         raise BadInputError(
             f"{first}: looks like a test photograph, as {sum(twins)} of {len(twins)} synthetic images do; what they "
             "were made of must not be tested on"
         )
-    pictures = tuple(picture for picture, twin in zip(synthetic.pictures, twins, strict=True) if not twin)
-    return replace(synthetic, pictures=pictures)
+    images = tuple(image for image, twin in zip(synthetic.images, twins, strict=True) if not twin)
+    return replace(synthetic, images=images)
 
 
-def near_duplicates(pictures: Sequence[LabeledImage], others: Sequence[LabeledImage]) -> list[bool]:
-    """For each picture whether one of the others is a near-duplicate of it."""
-    found = _descriptors([*pictures, *others])
-    ours, theirs = found[: len(pictures)], found[len(pictures) :]
+def near_duplicates(images: Sequence[LabeledImage], others: Sequence[LabeledImage]) -> list[bool]:
+    """For each image whether one of the others is a near-duplicate of it."""
+    found = _descriptors([*images, *others])
+    ours, theirs = found[: len(images)], found[len(images) :]
     return [bool((theirs @ row).max(initial=-1) > _ALIKE) for row in ours]
 
 
-def _groups(pictures: Sequence[LabeledImage]) -> list[int]:
+def _groups(images: Sequence[LabeledImage]) -> list[int]:
     """For each the number of its group of near-duplicates: the lowest index among them."""
-    descriptors = _descriptors(pictures)
-    group = np.arange(len(pictures))
-    for i in range(1, len(pictures)):
+    descriptors = _descriptors(images)
+    group = np.arange(len(images))
+    for i in range(1, len(images)):
         for j in np.flatnonzero(descriptors[:i] @ descriptors[i] > _ALIKE):
             group[group == group[i]] = group[j]
     return [int(each) for each in group]
 
 
-def _descriptors(pictures: Sequence[LabeledImage]) -> NDArray[np.float32]:
+def _descriptors(images: Sequence[LabeledImage]) -> NDArray[np.float32]:
     """What each looks like from afar, apart from what all look like: photographs of one part in one place are no
     duplicates. Vectors of length 1."""
-    if not pictures:
+    if not images:
         return np.zeros((0, 1), np.float32)
-    found = np.stack([_descriptor(picture.path) for picture in pictures])
+    found = np.stack([_descriptor(image.path) for image in images])
     if len(found) >= _ENOUGH:
         found = found - found.mean(axis=0)
     return np.asarray(found / (np.linalg.norm(found, axis=1, keepdims=True) + 1e-6), np.float32)
@@ -236,14 +236,14 @@ def _descriptors(pictures: Sequence[LabeledImage]) -> NDArray[np.float32]:
 
 def _descriptor(path: Path) -> NDArray[np.float32]:
     """What a photograph looks like from afar, brightness and contrast aside."""
-    gray = seen(path).mean(axis=0)
+    gray = load_image(path).mean(axis=0)
     small = cv2.resize(gray, (2 * _GRID, 2 * _GRID), interpolation=cv2.INTER_AREA)
     fine = cv2.resize(gray - cv2.GaussianBlur(gray, (0, 0), 8), (4 * _GRID, 4 * _GRID), interpolation=cv2.INTER_AREA)
     parts = [(each - each.mean()).ravel() for each in (small, fine)]
     return np.concatenate([part / (np.linalg.norm(part) + 1e-6) for part in parts]).astype(np.float32)
 
 
-def seen(path: Path) -> NDArray[np.float32]:
+def load_image(path: Path) -> NDArray[np.float32]:
     """As `to_model_range`, from a file."""
     return to_model_range(read_image(path))
 
@@ -292,14 +292,14 @@ class Example:
 
 
 def load_examples(
-    pictures: Sequence[LabeledImage], categories: Sequence[str], *, synthetic: bool = False
+    images: Sequence[LabeledImage], categories: Sequence[str], *, synthetic: bool = False
 ) -> list[Example]:
     """Images with their classes: 0 the normals, then the categories in order."""
     examples = []
-    for picture in pictures:
-        x = seen(picture.path)
-        label = 0 if picture.category == NORMAL else 1 + categories.index(picture.category)
-        examples.append(Example(x, load_mask(picture.mask, x.shape[1:]), label, synthetic))
+    for image in images:
+        x = load_image(image.path)
+        label = 0 if image.category == NORMAL else 1 + categories.index(image.category)
+        examples.append(Example(x, load_mask(image.mask, x.shape[1:]), label, synthetic))
     return examples
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from defectgen.device import torch_rng
 from defectgen.evaluation.data import Example
 from defectgen.imaging.windows import BoolArray, FloatArray
-from defectgen.nn.layers import mixed_precision
+from defectgen.nn.layers import mixed_precision, standardized
 from defectgen.seeding import numpy_rng
 
 TrainingSet = Literal["real", "traditional", "synthetic"]
@@ -77,7 +77,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor, reversal: float = 0.0) -> tuple[Tensor, Tensor]:
         """[B, channels, H, W] -> logits of the classes [B, classes], and of being synthetic [B]."""
-        h = self.blocks(F.relu(self.stem(_standardized(x))))
+        h = self.blocks(F.relu(self.stem(standardized(x))))
         v = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)  # a small defect is in the maximum
         return self.head(v), self.source(_Reverse.apply(v, reversal))[:, 0]  # type: ignore[no-untyped-call]
 
@@ -93,7 +93,7 @@ class UNet(nn.Module):
         self.out = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, x = [], _standardized(x)
+        kept, x = [], standardized(x)
         for i, block in enumerate(self.down):
             x = block(x if i == 0 else F.max_pool2d(x, 2))
             kept.append(x)
@@ -101,12 +101,6 @@ class UNet(nn.Module):
             x = block(torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skip], dim=1))
         y: Tensor = self.out(x)
         return y
-
-
-def _standardized(x: Tensor) -> Tensor:
-    """Each image with mean 0 and spread near 1: how bright a photograph is says nothing of its defects."""
-    mean, spread = x.mean(dim=(1, 2, 3), keepdim=True), x.std(dim=(1, 2, 3), keepdim=True)
-    return (x - mean) / (spread + 0.05)
 
 
 def _double_conv(c_in: int, c_out: int) -> nn.Sequential:

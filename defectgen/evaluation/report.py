@@ -1,4 +1,4 @@
-"""The report for people: one HTML file with its pictures, curves and tables inside."""
+"""The report for people: one HTML file with its images, curves and tables inside."""
 
 import base64
 from collections.abc import Mapping, Sequence

@@ -9,8 +9,8 @@ from skimage.metrics import structural_similarity
 from defectgen.imaging.windows import BoolArray, FloatArray
 
 _DISSIMILAR = 0.08  # 1 - SSIM below this is not seen as a defect
-_LEVELS = 10  # gray levels of 255 that can be seen
-_VISIBLE = _LEVELS / 127.5  # the same, in units of [-1, 1]
+VISIBLE = 10 / 255
+"""Part of the range from black to white that a change must exceed to be seen."""
 SMALLEST = 6  # pixels; a smaller piece is noise
 
 
@@ -56,30 +56,32 @@ def mask_from_map(before: FloatArray, after: FloatArray, m: FloatArray) -> BoolA
 def _shows(before: FloatArray, after: FloatArray) -> BoolArray:
     """Where a change can be seen, and is not faint beside the strongest."""
     level = np.abs(after - before).max(axis=0)
-    shows: BoolArray = level > max(_VISIBLE, 0.2 * float(level.max()))
+    shows: BoolArray = level > max(2 * VISIBLE, 0.2 * float(level.max()))
     return shows
 
 
-def seen(before: FloatArray, after: FloatArray, label: BoolArray, unit: float, *, trusted: bool) -> BoolArray:
-    """The part of a label, [H, W], where a blended content can be seen.
+def visible_part(
+    before: FloatArray, after: FloatArray, defect_mask: BoolArray, unit: float, *, annotated: bool
+) -> BoolArray:
+    """The part of a defect_mask, [H, W], where a blended content can be seen.
 
     Args:
         before, after: [H, W, C], with gray levels of 255 `unit` apart.
-        trusted: the label is right where the content shows: only what lies apart from that is taken off.
+        annotated: the defect_mask is right where the content shows: only what lies apart from that is taken off.
     """
-    if not label.any():
-        return label
+    if not defect_mask.any():
+        return defect_mask
     change = np.asarray(cv2.GaussianBlur(after - before, (0, 0), 1.0)).reshape(before.shape)
     strength = np.abs(change).max(axis=2)
-    shows = label & (strength > max(_LEVELS * unit, 0.25 * float(np.quantile(strength[label], 0.98))))
-    depth = cv2.distanceTransform(np.pad(label, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5).max()
-    if not trusted:
+    shows = defect_mask & (strength > max(VISIBLE * 255 * unit, 0.25 * float(np.quantile(strength[defect_mask], 0.98))))
+    depth = cv2.distanceTransform(np.pad(defect_mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5).max()
+    if not annotated:
         side = 2 * int(depth / 4) + 1
         disc = np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)), np.uint8)
         closed = cv2.morphologyEx(shows.astype(np.uint8), cv2.MORPH_CLOSE, disc)
-        return label & clean(closed > 0)
+        return defect_mask & clean(closed > 0)
     side = 2 * max(3, int(depth)) + 1  # the flat middle of a large defect belongs to its visible border
-    return label & (cv2.dilate(shows.astype(np.uint8), np.ones((side, side), np.uint8)) > 0)
+    return defect_mask & (cv2.dilate(shows.astype(np.uint8), np.ones((side, side), np.uint8)) > 0)
 
 
 def foreground(pixels: NDArray[np.generic]) -> BoolArray:

@@ -1,7 +1,7 @@
-"""Defect contents: what shows inside a defect's mask, cut out of its photograph, or made by a network.
+"""Defect patches: what shows inside a defect's mask, cut out of its photograph, or made by a network.
 
-For a network a content lies on a pure background (dcdganc.txt, section 2.1): -1, which no content pixel comes near,
-since contents take the range [-0.6, 1] alone. So a dark defect stands out from the black around it as well.
+For a network a patch lies on a pure background (dcdganc.txt, section 2.1): -1, which no patch pixel comes near,
+since patches take the range [-0.6, 1] alone. So a dark defect stands out from the black around it as well.
 """
 
 from dataclasses import dataclass, replace
@@ -29,18 +29,18 @@ _MARGIN = 2  # pixels at the window's border that stay background
 
 @dataclass(frozen=True)
 class DefectPatch:
-    """A defect and the rim around it.
-
-    `pixels` [H, W, C] in [-1, 1], C 1 or 3; `support` [H, W] is what may be blended, and outside it the pixels go on
-    in some way without an edge; `label` [H, W], part of the support, is the defect, `trusted` if a person or a network
-    drew it. `source` and `box` tell where a cut-out comes from.
-    """
+    """A defect and the rim around it, of an image or of a network."""
 
     pixels: FloatArray
-    support: BoolArray
-    label: BoolArray
-    trusted: bool = False
+    """[H, W, C] in [-1, 1], C 1 or 3."""
+    blend_mask: BoolArray
+    """[H, W], what may be blended; outside it the pixels continue those inside, without an edge."""
+    defect_mask: BoolArray
+    """[H, W], the defect, part of the blend mask."""
+    annotated: bool = False
+    """Whether a person or a network drew the defect mask."""
     source: Path | None = None
+    """The image that it was cut out of, and by which `box`."""
     box: Box | None = None
     coarseness: float = 1.0
     """How many of its pixels, a side, were one when it was made."""
@@ -51,23 +51,25 @@ def cut_out(photograph: DecodedImage, box: Box, piece: BoolArray, rim: int, sour
     height, width = photograph.height, photograph.width
     top, left = max(box.y - rim, 0), max(box.x - rim, 0)
     bottom, right = min(box.y + box.height + rim, height), min(box.x + box.width + rim, width)
-    label = paste_on_zeros(piece, (box.x - left, box.y - top), (bottom - top, right - left))
-    support = cv2.dilate(label.astype(np.uint8), _disc(rim)) > 0
+    defect_mask = paste_on_zeros(piece, (box.x - left, box.y - top), (bottom - top, right - left))
+    blend_mask = cv2.dilate(defect_mask.astype(np.uint8), _disc(rim)) > 0
     low, high = value_range(photograph)
     pixels = photograph.pixels[top:bottom, left:right].astype(np.float32)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
-    return DefectPatch(np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1), support, label, True, source, box)
+    return DefectPatch(
+        np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1), blend_mask, defect_mask, True, source, box
+    )
 
 
-def relative(content: DefectPatch) -> DefectPatch:
-    """A content with each colour measured from its own background, the rim around the label, which becomes 0.
+def relative(patch: DefectPatch) -> DefectPatch:
+    """A patch with each colour measured from its own background, the rim around the defect_mask, which becomes 0.
 
-    How bright the photograph was is nothing to learn of the defect, and the content takes the brightness of
+    How bright the photograph was is nothing to learn of the defect, and the patch takes the brightness of
     wherever it is laid on.
     """
-    rim = content.support & ~content.label
-    level = content.pixels[rim if rim.any() else content.support].mean(axis=0)
-    return replace(content, pixels=np.clip(content.pixels - level, -1, 1))
+    rim = patch.blend_mask & ~patch.defect_mask
+    level = patch.pixels[rim if rim.any() else patch.blend_mask].mean(axis=0)
+    return replace(patch, pixels=np.clip(patch.pixels - level, -1, 1))
 
 
 def _companded(values: FloatArray, power: float) -> FloatArray:
@@ -80,12 +82,12 @@ def _companded(values: FloatArray, power: float) -> FloatArray:
     return values - gray + np.sign(gray) * np.abs(gray) ** np.float32(power)
 
 
-def on_pure_background(content: DefectPatch, matrix: NDArray[np.float64], size: int, channels: int) -> FloatArray:
-    """A content, moved by an affine `matrix` [2, 3], on the background that networks see: [channels, size, size]."""
+def on_pure_background(patch: DefectPatch, matrix: NDArray[np.float64], size: int, channels: int) -> FloatArray:
+    """A patch, moved by an affine `matrix` [2, 3], on the background that networks see: [channels, size, size]."""
     shape = (size, size)
-    weight = content.support.astype(np.float32)
+    weight = patch.blend_mask.astype(np.float32)
     lit = np.asarray(
-        cv2.warpAffine(_companded(content.pixels, _COMPANDING) * weight[..., None], matrix, shape), np.float32
+        cv2.warpAffine(_companded(patch.pixels, _COMPANDING) * weight[..., None], matrix, shape), np.float32
     ).reshape(*shape, -1)
     weight = np.asarray(cv2.warpAffine(weight, matrix, shape), np.float32)
     values = _LOWEST + (lit / np.maximum(weight, 0.5)[..., None] + 1) * ((1 - _LOWEST) / 2)
@@ -98,30 +100,30 @@ def on_pure_background(content: DefectPatch, matrix: NDArray[np.float64], size: 
 
 
 def of_mask(image: FloatArray, mask: BoolArray, *, cut: bool = True) -> DefectPatch:
-    """The content of an image [C, S, S] that a network made with its mask [S, S]; empty if the mask tells nothing.
+    """The patch of an image [C, S, S] that a network made with its mask [S, S]; empty if the mask tells nothing.
 
     That is a mask of specks, of nearly all, or one that hugs the border of the image. Without `cut` pieces that the
     border cuts off are left out: laid on elsewhere they would end in a straight line.
     """
-    label = clean(mask)
-    inner = label[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
-    if label.mean() > _MOST or inner.sum() < 0.5 * label.sum():
-        label = np.zeros_like(label)
+    defect_mask = clean(mask)
+    inner = defect_mask[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+    if defect_mask.mean() > _MOST or inner.sum() < 0.5 * defect_mask.sum():
+        defect_mask = np.zeros_like(defect_mask)
     if not cut:
-        _, pieces = cv2.connectedComponents(label.view(np.uint8))
+        _, pieces = cv2.connectedComponents(defect_mask.view(np.uint8))
         border = np.concatenate([pieces[0], pieces[-1], pieces[:, 0], pieces[:, -1]])
-        label = label & ~np.isin(pieces, np.flatnonzero(np.bincount(border) > _CUT))
-    support = cv2.dilate(label.astype(np.uint8), _disc(RIM)) > 0
-    return DefectPatch(np.ascontiguousarray(image.transpose(1, 2, 0)), support, label, trusted=True)
+        defect_mask = defect_mask & ~np.isin(pieces, np.flatnonzero(np.bincount(border) > _CUT))
+    blend_mask = cv2.dilate(defect_mask.astype(np.uint8), _disc(RIM)) > 0
+    return DefectPatch(np.ascontiguousarray(image.transpose(1, 2, 0)), blend_mask, defect_mask, annotated=True)
 
 
 def extract(image: FloatArray) -> DefectPatch:
-    """The content of a network's image [C, S, S], its mask found by watershed (section 2.3); it may be empty.
+    """The patch of a network's image [C, S, S], its mask found by watershed (section 2.3); it may be empty.
 
     The markers are the pure background, and what is nearly as bright as a content's rim; between them the steepest
-    edge decides, and a dark defect within its rim falls to the content. The outermost two pixels are half
-    background: their values are continued from inside, and the label leaves them out. What of it is the defect
-    shows when the content lies on a photograph.
+    edge decides, and a dark defect within its rim falls to the patch. The outermost two pixels are half
+    background: their values are continued from inside, and the defect_mask leaves them out. What of it is the defect
+    shows when the patch lies on a photograph.
     """
     level = image.max(axis=0)
     rim = _LOWEST + (1 - _LOWEST) / 2
@@ -129,35 +131,35 @@ def extract(image: FloatArray) -> DefectPatch:
     markers[level < _PURE + 0.25 * (rim - _PURE)] = 1
     markers[level > _PURE + 0.7 * (rim - _PURE)] = 2
     dx, dy = (cv2.Sobel(level, cv2.CV_32F, i, 1 - i) for i in (1, 0))
-    support = clean(watershed(np.hypot(dx, dy), markers) == 2)
-    inner = cv2.erode(support.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    blend_mask = clean(watershed(np.hypot(dx, dy), markers) == 2)
+    inner = cv2.erode(blend_mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     if not inner.any():
         return DefectPatch(np.zeros((*level.shape, len(image)), np.float32), inner, inner)
     pixels = (np.clip(image, _LOWEST, 1) - _LOWEST) * (2 / (1 - _LOWEST)) - 1
     pixels = _companded(np.ascontiguousarray(pixels.transpose(1, 2, 0), np.float32), 1 / _COMPANDING)
     # Parts too thin to have an inside are drafts of the network, not defects.
-    support = cv2.dilate(inner.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    return DefectPatch(_continued(pixels, inner), support, inner)
+    blend_mask = cv2.dilate(inner.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    return DefectPatch(_continued(pixels, inner), blend_mask, inner)
 
 
-def resize(content: DefectPatch, scale: float) -> DefectPatch:
-    """A content at another scale."""
+def resize(patch: DefectPatch, scale: float) -> DefectPatch:
+    """A patch at another scale."""
     if scale == 1:
-        return content
-    height, width = (max(1, round(length * scale)) for length in content.support.shape)
+        return patch
+    height, width = (max(1, round(length * scale)) for length in patch.blend_mask.shape)
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    pixels = cv2.resize(content.pixels, (width, height), interpolation=how).reshape(height, width, -1)
+    pixels = cv2.resize(patch.pixels, (width, height), interpolation=how).reshape(height, width, -1)
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    support, label = (
+    blend_mask, defect_mask = (
         cv2.resize(each.astype(np.float32), (width, height), interpolation=how) >= 0.5
-        for each in (content.support, content.label)
+        for each in (patch.blend_mask, patch.defect_mask)
     )
     return replace(
-        content,
+        patch,
         pixels=np.clip(pixels, -1, 1).astype(np.float32),
-        support=support | label,
-        label=label if label.any() else support,  # a line may be too thin for the smaller grid
-        coarseness=max(1.0, content.coarseness * scale),
+        blend_mask=blend_mask | defect_mask,
+        defect_mask=defect_mask if defect_mask.any() else blend_mask,  # a line may be too thin for the smaller grid
+        coarseness=max(1.0, patch.coarseness * scale),
     )
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from defectgen.methods.base import ANCHOR, Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
-from defectgen.nn.layers import ResBlock, he_init, instance_norm, mixed_precision
+from defectgen.nn.layers import ResBlock, he_init, instance_norm, mixed_precision, standardized
 from defectgen.nn.penalties import adversarial, r1
 
 BOTTLENECK = 16
@@ -180,7 +180,7 @@ class StyleDefectEncoder(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, channels, H, W], y [B] -> c_y [B, C, 16, 16], s_y [B, style_dim]."""
-        h = self.trunk(_standardized(x))
+        h = self.trunk(standardized(x))
         c = self.defect(F.leaky_relu(h, 0.2))
         v = self.style(h)
         s = torch.stack([head(v) for head in self.style_heads], dim=1)
@@ -282,7 +282,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, channels, H, W], y [B] -> logits D_y(x) [B], D_FG(·|x) [B, domains], D_BG(·|x) [B, products]."""
-        h = self.trunk(_standardized(x))
+        h = self.trunk(standardized(x))
         v = self.vector(h)
         return self.branches(v).gather(1, y[:, None])[:, 0], self.fg(h), self.bg(v)
 
@@ -310,16 +310,6 @@ def _to_vector(width: int) -> nn.Sequential:
         nn.LeakyReLU(0.2),
         nn.Flatten(),
     )
-
-
-def _standardized(x: Tensor) -> Tensor:
-    """Each image with mean 0 and spread near 1, [B, channels, H, W].
-
-    D and E have no normalisation, and a defect of tens of pixels is a faint thing beside how bright a photograph
-    is: without this, D takes some ten times as many steps to see the first defect.
-    """
-    mean, std = x.mean(dim=(1, 2, 3), keepdim=True), x.std(dim=(1, 2, 3), keepdim=True)
-    return (x - mean) / (std + 0.05)
 
 
 def _mlp(sizes: list[int]) -> nn.Sequential:

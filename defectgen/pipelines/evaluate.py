@@ -37,7 +37,7 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> E
     >>> from pathlib import Path
     >>> from defectgen.pipelines.evaluate import QUICK
     >>> extent = QUICK.of(seeds=1, steps=2)  # far too few to tell anything, but fast
-    >>> request = defectgen.EvaluateRequest(real=Path("real"), synthetic=Path("made"), extent=extent, device="cpu")
+    >>> request = defectgen.EvaluateRequest(real=Path("real"), synthetic=Path("made/defects"), extent=extent)
     >>> result = defectgen.evaluate(request)
     >>> len(result.verdicts), result.report.is_file()
     (3, True)
@@ -73,7 +73,7 @@ def plan(request: EvaluateRequest) -> dict[str, Any]:
     return {
         "real_train": evaluation.counts(real.train),
         "real_test": evaluation.counts(real.test),
-        "synthetic": evaluation.counts(synthetic.pictures),
+        "synthetic": evaluation.counts(synthetic.images),
         "left_out_as_near_duplicates": left_out,
         "skipped": len(skipped),
         "networks": 2 * len(TRAINING_SETS) * request.extent.seeds,

@@ -394,7 +394,7 @@ def write(
     samples = job.samples(target.done)
     on_start(samples)
     summary = target.write(
-        samples, normals=samples.normals(), facts=samples.facts, workers=job.workers, on_sample=on_sample
+        samples, normals=samples.normals(), metadata=samples.metadata, workers=job.workers, on_sample=on_sample
     )
     failed = len(samples.failed)
     if failed and failed == len(samples):
@@ -411,11 +411,15 @@ def find_model(model: str | None, categories: Sequence[str], weights: Path | Non
     """The model of that name, or the newest that knows the categories (or mixtures, unions); its file is whole.
 
     Raises:
-        WeightsError: there is none, or its file is missing or altered.
+        WeightsError: there is none, its file is missing or altered, or its method is not installed.
     """
     known = {name for text in categories for name in mixture(text)}
     entry = registry.find(name=model, categories=known, files=registry.find_registry(weights))
     registry.verify(entry)
+    try:
+        info(entry.method)
+    except UsageError as error:
+        raise WeightsError(f"{entry.file}: {str(error).removeprefix('--method ')}") from error
     return entry
 
 

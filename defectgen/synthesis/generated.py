@@ -52,7 +52,7 @@ Style = Literal["own", "sampled"]
 
 @dataclass(frozen=True)
 class SynthesisRequest:
-    """What to make with which model. `placement` is for models that make contents; None takes its defaults.
+    """What to make with which model. `placement` is for models that make patches; None takes its defaults.
 
     A category may be a mixture, as `crack:0.3,hole:0.7`, or a union, as `crack+corrosion`, where the method can.
     `regions` are for models that can be told where: each with a category, or all without, for those of the sample.
@@ -92,7 +92,7 @@ class _Network:
         self.device = resolve(request.device)
         model = load(request.entry.file, self.device)
         self.info, self.method = model.info, model.method
-        self.facts = {"trained_on": list(model.trained_on)}
+        self.metadata = {"trained_on": list(model.trained_on)}
         self.batch_size = request.batch_size or _BATCH_SIZE[self.device.type]
         self.record = {
             "model": request.entry.name,
@@ -204,7 +204,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Made]):
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
         self._network = network
-        self.facts |= network.facts
+        self.metadata |= network.metadata
         self._method = network.method
         self._told = "region" in network.info.controls
         self._regions = request.regions
@@ -322,13 +322,13 @@ class PaintedSamples(SampleStream[_WindowDraw, _Made]):
 
 
 class PatchSamples(Composition[ComposeDraw, list[_Made]]):
-    """Samples of a method that makes contents, which are laid onto the photograph."""
+    """Samples of a method that makes patches, which are laid onto the photograph."""
 
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         wanted = replace(request.wanted, categories=network.categories)
         super().__init__(wanted, request.placement or Placement(), network.batch_size)
         self._network = network
-        self.facts |= network.facts
+        self.metadata |= network.metadata
         self._mixtures = {mixture_name(w): w for w in map(network.weights, request.wanted.categories)}
 
     def _draw(self, index: int, attempt: int) -> ComposeDraw:
@@ -347,12 +347,12 @@ class PatchSamples(Composition[ComposeDraw, list[_Made]]):
         weights = self._mixtures[draw.category]
         scale = sum(weight * self._scale(draw.sample.product, name) for name, weight in weights.items())
         cut = draw.attempt >= _PATIENCE
-        contents = [extract(made.x) if made.m is None else of_mask(made.x, made.m > 0, cut=cut) for made in generated]
-        contents = [resize(content, 1 / scale) for content in contents if content.support.any()]
+        patches = [extract(made.x) if made.m is None else of_mask(made.x, made.m > 0, cut=cut) for made in generated]
+        patches = [resize(patch, 1 / scale) for patch in patches if patch.blend_mask.any()]
         record: dict[str, Any] = dict(self._network.record)
         if len(weights) > 1:
             record["mixture"] = weights
-        return self._compose(draw, contents, record)
+        return self._compose(draw, patches, record)
 
     def _scale(self, product: str, category: str) -> float:
         """At which a category was learnt: on this product, or on the others in the mean."""
@@ -366,7 +366,7 @@ class WholeImageSamples(SampleStream[Attempt, _Made]):
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
         self._network = network
-        self.facts |= network.facts
+        self.metadata |= network.metadata
 
     def _draw(self, index: int, attempt: int) -> Attempt:
         return Attempt(index, attempt, self._category(index))
@@ -378,9 +378,9 @@ class WholeImageSamples(SampleStream[Attempt, _Made]):
     def _finish(self, draw: Attempt, generated: _Made) -> Sample | None:
         assert generated.m is not None
         assert generated.normal is not None
-        label = of_mask(generated.x, generated.m > 0).label
+        defect_mask = of_mask(generated.x, generated.m > 0).defect_mask
         normal, image = _pixels(generated.normal), _pixels(generated.x)
-        if not visible(DecodedImage(normal), image, label):
+        if not visible(DecodedImage(normal), image, defect_mask):
             return None
         record = {
             **self._network.record,
@@ -388,7 +388,7 @@ class WholeImageSamples(SampleStream[Attempt, _Made]):
             "parameters": {"index": draw.index, "attempt": draw.attempt},
         }
         product = self._network.method.task.products[0]
-        return Sample(draw.index, draw.category, product, image, label, Provenance(**record), normal=normal)
+        return Sample(draw.index, draw.category, product, image, defect_mask, Provenance(**record), normal=normal)
 
 
 def _pixels(x: FloatArray) -> Pixels:

@@ -1,4 +1,4 @@
-"""Defect contents onto normal photographs, blended in at native resolution. Needs no network, and no PyTorch.
+"""Defect patches onto normal photographs, blended in at native resolution. Needs no network, and no PyTorch.
 
 Contents come from real defects, cut out (`compose` here), or from a model (`sampling`).
 """
@@ -33,13 +33,13 @@ from defectgen.imaging.windows import (
 from defectgen.seeding import numpy_rng
 from defectgen.synthesis.stream import D, Draw, G, SampleSpec, SampleStream, visible
 
-_PLACES = 24  # to try for a content, until one lies where it may
+_PLACES = 24  # to try for a patch, until one lies where it may
 _BATCH_SIZE = 8
 _CONTRAST = 0.5, 2.0  # times the content's own, at most, when it is matched to its new ground
 Colour = Literal["keep", "match", "gray"]
 """What becomes of a content's colours, beyond being made as bright as its ground: they stay; they get the ground's
 contrast, a channel each; or gray alone is laid on."""
-_COARSE = 1.5  # a content whose pixels are larger than that many of the photograph's lacks its grain
+_COARSE = 1.5  # a patch whose pixels are larger than that many of the photograph's lacks its grain
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Placement:
-    """How contents are laid on; a pair is a range that is drawn from evenly."""
+    """How patches are laid on; a pair is a range that is drawn from evenly."""
 
     scale: tuple[float, float] = (0.8, 1.25)
     rotation: tuple[float, float] = (0.0, 360.0)
@@ -106,7 +106,7 @@ class ComposeDraw(Draw):
 
 
 class Composition(SampleStream[D, G], Generic[D, G]):
-    """Samples whose defects are contents, laid onto a photograph one after another."""
+    """Samples whose defects are patches, laid onto a photograph one after another."""
 
     def __init__(self, wanted: SampleSpec, placement: Placement, batch_size: int) -> None:
         super().__init__(wanted, batch_size)
@@ -123,33 +123,33 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         low, high = self._placement.per_image
         return ComposeDraw(**vars(drawn), rng=rng, count=int(rng.integers(low, high + 1)))
 
-    def _compose(self, draw: ComposeDraw, contents: Sequence[DefectPatch], record: dict[str, Any]) -> Sample | None:
-        """The photograph with every content that finds a place and can be seen; None without any."""
+    def _compose(self, draw: ComposeDraw, patches: Sequence[DefectPatch], record: dict[str, Any]) -> Sample | None:
+        """The photograph with every patch that finds a place and can be seen; None without any."""
         photograph, placement, rng = draw.photograph, self._placement, draw.rng
         size = (photograph.height, photograph.width)
         image, mask = photograph.pixels, np.zeros(size, np.bool_)
         free = None if placement.region is None else self._region(draw.sample.path)
         defects: list[dict[str, Any]] = []
-        for content in contents:
+        for patch in patches:
             scale, degrees = rng.uniform(*placement.scale), rng.uniform(*placement.rotation)
             if placement.crop != (1.0, 1.0):
-                content = crop(rng, content, rng.uniform(*placement.crop))
-            moved = move(content, scale, degrees)
+                patch = crop(rng, patch, rng.uniform(*placement.crop))
+            moved = move(patch, scale, degrees)
             at = place(rng, moved, size, free)
             if at is None:
                 continue
             if free is not None:
-                ground = crop_zero_padded(free, at, moved.support.shape)
-                moved = replace(moved, support=moved.support & ground, label=moved.label & ground)
+                ground = crop_zero_padded(free, at, moved.blend_mask.shape)
+                moved = replace(moved, blend_mask=moved.blend_mask & ground, defect_mask=moved.defect_mask & ground)
             after, seen = lay(photograph, image, moved, at, placement.mode, placement.colour)
             if not visible(photograph, after, seen):
                 continue
             image, mask = after, mask | seen
-            free = (np.ones(size, np.bool_) if free is None else free) & ~paste_on_zeros(moved.support, at, size)
+            free = (np.ones(size, np.bool_) if free is None else free) & ~paste_on_zeros(moved.blend_mask, at, size)
             own: dict[str, Any] = {}
-            if content.source is not None and content.box is not None:
-                sha256 = self._sha256(content.source)
-                own = {"content": str(content.source), "content_sha256": sha256, "box": vars(content.box)}
+            if patch.source is not None and patch.box is not None:
+                sha256 = self._sha256(patch.source)
+                own = {"content": str(patch.source), "content_sha256": sha256, "box": vars(patch.box)}
             defects.append({**own, "at": at, "scale": round(scale, 4), "degrees": round(degrees, 2)})
         if not defects:
             return None
@@ -163,10 +163,10 @@ class Composition(SampleStream[D, G], Generic[D, G]):
 
 @dataclass(frozen=True)
 class ComposeRequest:
-    """Cut-outs of the photographs in `contents`, each with its mask, onto the normals wanted."""
+    """Cut-outs of the photographs in `patches`, each with its mask, onto the normals wanted."""
 
     wanted: SampleSpec
-    contents: Catalog
+    patches: Catalog
     name: str
     """Where they come from, for the manifest."""
     placement: Placement = Placement()
@@ -179,7 +179,7 @@ class CutoutSamples(Composition[ComposeDraw, None]):
         super().__init__(request.wanted, request.placement, _BATCH_SIZE)
         self._name = request.name
         self._by_category: dict[str, list[SourceImage]] = {}
-        for sample in request.contents.images:
+        for sample in request.patches.images:
             self._by_category.setdefault(sample.category, []).append(sample)
         unknown = set(request.wanted.categories) - set(self._by_category)
         if unknown:
@@ -199,8 +199,8 @@ class CutoutSamples(Composition[ComposeDraw, None]):
         return [None] * len(draws)
 
     def _finish(self, draw: ComposeDraw, generated: None) -> Sample | None:
-        contents = [self._cut_out(draw.rng, draw.category) for _ in range(draw.count)]
-        return self._compose(draw, contents, {"method": "cut-outs", "contents": self._name})
+        patches = [self._cut_out(draw.rng, draw.category) for _ in range(draw.count)]
+        return self._compose(draw, patches, {"method": "cut-outs", "contents": self._name})
 
 
 def compose(request: ComposeRequest) -> CutoutSamples:
@@ -212,45 +212,49 @@ def compose(request: ComposeRequest) -> CutoutSamples:
     return CutoutSamples(request)
 
 
-def crop(rng: np.random.Generator, content: DefectPatch, part: float) -> DefectPatch:
-    """A content cut down to `part` of its longer side, somewhere on the defect; its rim stays on the other two."""
-    ground = np.argwhere(content.label if content.label.any() else content.support)
+def crop(rng: np.random.Generator, patch: DefectPatch, part: float) -> DefectPatch:
+    """A patch cut down to `part` of its longer side, somewhere on the defect; its rim stays on the other two."""
+    ground = np.argwhere(patch.defect_mask if patch.defect_mask.any() else patch.blend_mask)
     axis = int(np.argmax(np.ptp(ground, axis=0)))
-    whole = content.support.shape[axis]
+    whole = patch.blend_mask.shape[axis]
     length = max(1, math.ceil(whole * part))
     start = int(np.clip(ground[int(rng.integers(len(ground))), axis] - length // 2, 0, whole - length))
     here = (slice(start, start + length), slice(None))[:: 1 if axis == 0 else -1]
-    return replace(content, pixels=content.pixels[here], support=content.support[here], label=content.label[here])
+    return replace(
+        patch, pixels=patch.pixels[here], blend_mask=patch.blend_mask[here], defect_mask=patch.defect_mask[here]
+    )
 
 
-def move(content: DefectPatch, scale: float, degrees: float) -> DefectPatch:
-    """A content scaled and turned about its middle, in an array as large as that needs."""
+def move(patch: DefectPatch, scale: float, degrees: float) -> DefectPatch:
+    """A patch scaled and turned about its middle, in an array as large as that needs."""
     if scale < 1:  # averaged; a warp alone would skip pixels
-        content, scale = resize(content, scale), 1.0
-    height, width = content.support.shape
+        patch, scale = resize(patch, scale), 1.0
+    height, width = patch.blend_mask.shape
     matrix = turn(width, height, degrees, scale)
     reach = np.abs(matrix[:, :2]) @ (width, height)
     size = int(np.ceil(reach[0])) + 2, int(np.ceil(reach[1])) + 2
     matrix[:, 2] += np.array(size) / 2 - matrix[:, :2] @ (width / 2, height / 2) - matrix[:, 2]
     how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_LINEAR
-    pixels = cv2.warpAffine(content.pixels, matrix, size, flags=how, borderMode=cv2.BORDER_REPLICATE)
-    support, label = (
-        cv2.warpAffine(each.astype(np.float32), matrix, size) >= 0.5 for each in (content.support, content.label)
+    pixels = cv2.warpAffine(patch.pixels, matrix, size, flags=how, borderMode=cv2.BORDER_REPLICATE)
+    blend_mask, defect_mask = (
+        cv2.warpAffine(each.astype(np.float32), matrix, size) >= 0.5 for each in (patch.blend_mask, patch.defect_mask)
     )
-    inside = np.clip(pixels.reshape(*support.shape, -1), -1, 1).astype(np.float32)
-    coarseness = content.coarseness * scale
-    return replace(content, pixels=inside, support=support | label, label=label, coarseness=coarseness)
+    inside = np.clip(pixels.reshape(*blend_mask.shape, -1), -1, 1).astype(np.float32)
+    coarseness = patch.coarseness * scale
+    return replace(
+        patch, pixels=inside, blend_mask=blend_mask | defect_mask, defect_mask=defect_mask, coarseness=coarseness
+    )
 
 
 def place(
-    rng: np.random.Generator, content: DefectPatch, size: tuple[int, int], free: BoolArray | None
+    rng: np.random.Generator, patch: DefectPatch, size: tuple[int, int], free: BoolArray | None
 ) -> tuple[int, int] | None:
     """A random (x, y) for a content's corner in a photograph of `size`: inside it, and the defect where it is free.
 
-    A content larger than the photograph reaches over its edges. Of several tries the one with the most of the
+    A patch larger than the photograph reaches over its edges. Of several tries the one with the most of the
     defect on free ground; None if there is none.
     """
-    box = np.array(cv2.boundingRect(content.support.view(np.uint8)))
+    box = np.array(cv2.boundingRect(patch.blend_mask.view(np.uint8)))
     corner, extent = box[:2], box[2:]
     if free is None:
         room = np.array(size[::-1]) - extent
@@ -263,7 +267,7 @@ def place(
     for ground in rng.choice(grounds, _PLACES):
         y, x = divmod(int(ground), size[1])
         at = x - int(corner[0] + extent[0] // 2), y - int(corner[1] + extent[1] // 2)
-        share = float(crop_zero_padded(free, at, content.label.shape)[content.label].mean())
+        share = float(crop_zero_padded(free, at, patch.defect_mask.shape)[patch.defect_mask].mean())
         if share > most:
             best, most = at, share
         if share == 1:
@@ -274,18 +278,18 @@ def place(
 def lay(
     photograph: DecodedImage,
     image: Pixels,
-    content: DefectPatch,
+    patch: DefectPatch,
     at: tuple[int, int],
     mode: Mode,
     colour: Colour = "keep",
 ) -> tuple[Pixels, BoolArray]:
-    """`image`, of `photograph`, with a content blended in at (x, y); and where the defect can be seen, [H, W].
+    """`image`, of `photograph`, with a patch blended in at (x, y); and where the defect can be seen, [H, W].
 
-    The content is first made as bright as where it comes to lie: its own background, the rim around the label,
-    shall equal the new one in the mean. Of a content that was made coarser than the photograph, what is finer than
+    The patch is first made as bright as where it comes to lie: its own background, the rim around the defect_mask,
+    shall equal the new one in the mean. Of a patch that was made coarser than the photograph, what is finer than
     its pixels is the photograph's own: a smooth patch on grain would give it away.
     """
-    (x, y), (height, width), (low, high) = at, content.support.shape, value_range(photograph)
+    (x, y), (height, width), (low, high) = at, patch.blend_mask.shape, value_range(photograph)
     top, left = max(y, 0), max(x, 0)
     here = (
         slice(top, max(min(y + height, photograph.height), top)),
@@ -293,10 +297,10 @@ def lay(
     )
     there = slice(here[0].start - y, here[0].stop - y), slice(here[1].start - x, here[1].stop - x)
 
-    pixels = (content.pixels + 1) * np.float32((high - low) / 2) + np.float32(low)
+    pixels = (patch.pixels + 1) * np.float32((high - low) / 2) + np.float32(low)
     if pixels.shape[2] != photograph.channels:
         pixels = np.repeat(pixels.mean(axis=2, keepdims=True), photograph.channels, axis=2)
-    rim = (content.support & ~content.label)[there]
+    rim = (patch.blend_mask & ~patch.defect_mask)[there]
     before = _colours(image[here], photograph.channels)
     if rim.sum() >= masks.SMALLEST:
         own, ground = pixels[there][rim], before[rim]
@@ -306,15 +310,15 @@ def lay(
         if colour == "gray":
             pixels = np.repeat(pixels.mean(axis=2, keepdims=True), photograph.channels, axis=2)
         pixels = (pixels + ground.mean(axis=0)).astype(np.float32)
-    if content.coarseness > _COARSE:
-        low_pass = cv2.GaussianBlur(before, (0, 0), content.coarseness / 2).reshape(before.shape)
+    if patch.coarseness > _COARSE:
+        low_pass = cv2.GaussianBlur(before, (0, 0), patch.coarseness / 2).reshape(before.shape)
         pixels = pixels.copy()
         pixels[there] += before - low_pass
-    result = blend(pixels, content.support, image, at=at, mode=mode)
-    # Who drew a label may have been generous: only what cannot be seen at all is taken off it.
-    seen = masks.seen(
-        before, _colours(result[here], photograph.channels), content.label[there], (high - low) / 255,
-        trusted=content.trusted,
+    result = blend(pixels, patch.blend_mask, image, at=at, mode=mode)
+    # Who drew a defect_mask may have been generous: only what cannot be seen at all is taken off it.
+    seen = masks.visible_part(
+        before, _colours(result[here], photograph.channels), patch.defect_mask[there], (high - low) / 255,
+        annotated=patch.annotated,
     )  # fmt: skip
     return result, paste_on_zeros(seen, (left, top), (photograph.height, photograph.width))
 

@@ -82,10 +82,10 @@ class SampleStream(ABC, Generic[D, G]):
         self._sha256 = cache(files.sha256)
         self.redrawn = 0
         self.failed: list[int] = []
-        self.facts: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         """What the dataset's record tells of them all."""
         if wanted.gate is not None:
-            self.facts["gated_by"] = list(wanted.gate.photographs)
+            self.metadata["gated_by"] = list(wanted.gate.photographs)
         self.refused: Counter[str] = Counter()
         self._refused: dict[int, list[str]] = {}
 
@@ -201,7 +201,7 @@ def visible(photograph: DecodedImage, after: Pixels, mask: NDArray[np.bool_]) ->
     change = np.abs(after[mask].astype(np.float32) - photograph.pixels[mask])
     strongest = change.max(axis=1) if change.ndim == 2 else change
     low, high = value_range(photograph)
-    return bool(np.median(strongest) > 0.04 * (high - low))
+    return bool(np.median(strongest) > masks.VISIBLE * (high - low))
 
 
 def mixture(text: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from defectgen.device import RANK
-from defectgen.folders import NORMAL, Catalog, SourceImage, require_masks, unite
+from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, require_masks, unite
 from defectgen.imaging.images import DecodedImage, read_mask
 from defectgen.imaging.patches import RIM, DefectPatch, cut_out, on_pure_background, relative, resize, turn
 from defectgen.imaging.windows import (
@@ -314,11 +314,11 @@ _RIM_SEEN = 3  # pixels of it that a network shall see at least
 _COLOUR = 0.2  # of the difference in brightness: with less, defects are learnt in gray
 
 
-_TURN, _SHIFT = 15.0, 0.1  # degrees, and parts of the window: the rest is free when contents are placed
+_TURN, _SHIFT = 15.0, 0.1  # degrees, and parts of the window: the rest is free when patches are placed
 
 
 class TrainingPatches:
-    """Draws the rows of training batches for methods that learn contents; a row's source and reference are one.
+    """Draws the rows of training batches for methods that learn patches; a row's source and reference are one.
 
     Each category is as frequent as any other. The paper makes some 1000 images of some 20 once, by flips, rotations,
     crops and shifts; here each draw is turned, mirrored, scaled and shifted anew, a little, and cropped where it is
@@ -335,7 +335,7 @@ class TrainingPatches:
             if sample.category != NORMAL:
                 samples[sample.product].setdefault(sample.category, []).append(sample)
         self.scales: dict[str, dict[str, float]] = {product: {} for product in products}
-        self._contents: dict[tuple[str, str], list[DefectPatch]] = {}
+        self._patches: dict[tuple[str, str], list[DefectPatch]] = {}
         for product, of_product in samples.items():
             for category, its_samples in sorted(of_product.items()):
                 pieces = [defect_pieces(read_mask(sample.mask)) for sample in its_samples if sample.mask]
@@ -343,28 +343,28 @@ class TrainingPatches:
                 scale = keep_thick(scale, [piece for each in pieces for _, piece in each])
                 self.scales[product][category] = scale
                 rim = max(RIM, round(_RIM_SEEN / scale))
-                self._contents[product, category] = [
+                self._patches[product, category] = [
                     resize(relative(cut_out(photographs.read(sample.path), box, piece, rim)), scale)
                     for sample, its_pieces in zip(its_samples, pieces, strict=True)
                     for box, piece in its_pieces
                 ]
 
-        self.channels = 3 if _coloured([content for each in self._contents.values() for content in each]) else 1
+        self.channels = 3 if _coloured([patch for each in self._patches.values() for patch in each]) else 1
 
     def row(self, rng: np.random.Generator) -> Row:
         category = str(rng.choice(self.domains[1:]))
-        product = str(rng.choice([p for p in self.products if (p, category) in self._contents]))
+        product = str(rng.choice([p for p in self.products if (p, category) in self._patches]))
         drawn = self._draw(rng, product, category)
         return Row(drawn, drawn)
 
     def examples(self, rng: np.random.Generator, count: int) -> list[Row]:
-        """Rows to look at: for each product and category `count` times two real contents."""
-        return [Row(self._draw(rng, *key), self._draw(rng, *key)) for key in self._contents for _ in range(count)]
+        """Rows to look at: for each product and category `count` times two real patches."""
+        return [Row(self._draw(rng, *key), self._draw(rng, *key)) for key in self._patches for _ in range(count)]
 
     def _draw(self, rng: np.random.Generator, product: str, category: str) -> TrainingSample:
-        contents = self._contents[product, category]
-        content = contents[int(rng.integers(len(contents)))]
-        height, width = content.support.shape
+        patches = self._patches[product, category]
+        patch = patches[int(rng.integers(len(patches)))]
+        height, width = patch.blend_mask.shape
         matrix = turn(width, height, rng.uniform(-_TURN, _TURN), rng.uniform(0.85, 1.1), mirrored=rng.random() < 0.5)
         reach = np.abs(matrix[:, :2]) @ (width, height)
         point = np.array([width / 2, height / 2])
@@ -372,28 +372,24 @@ class TrainingPatches:
         if (reach <= self.image_size).all():
             room = np.minimum(room, (self.image_size - reach) / 2)
         else:  # a crop, with any part of the defect in its middle
-            point = np.argwhere(content.support)[rng.integers(content.support.sum())][::-1]
+            point = np.argwhere(patch.blend_mask)[rng.integers(patch.blend_mask.sum())][::-1]
         matrix[:, 2] = self.image_size / 2 + rng.uniform(-1, 1, 2) * room - matrix[:, :2] @ point
-        x = on_pure_background(content, matrix, self.image_size, self.channels)
+        x = on_pure_background(patch, matrix, self.image_size, self.channels)
         return TrainingSample(x, self.domains.index(category), self.products.index(product))
 
 
-def _coloured(contents: Sequence[DefectPatch]) -> bool:
+def _coloured(patches: Sequence[DefectPatch]) -> bool:
     """Whether defects differ from their own background in colour, not in brightness alone, as most do.
 
-    What a network makes of colours that are not there would show; a gray content takes those of the photograph.
+    What a network makes of colours that are not there would show; a gray patch takes those of the photograph.
     """
-    inside = [content.pixels[content.label] for content in contents]
+    inside = [patch.pixels[patch.defect_mask] for patch in patches]
     brightness = [np.abs(pixels.mean(axis=1)).mean() for pixels in inside]
     colour = [np.abs(pixels - pixels.mean(axis=1, keepdims=True)).max(axis=1).mean() for pixels in inside]
     return bool(np.mean(colour) > _COLOUR * np.mean(brightness))
 
 
 TrainingData = TrainingWindows | TrainingPatches
-
-
-DEFECT = "defect"
-"""What the categories become together for a method that tells none apart."""
 
 
 class Feeder:
@@ -443,7 +439,7 @@ class Feeder:
 
 
 def training_data(name: str, catalog: Catalog, image_size: int) -> TrainingData:
-    """What a method learns: windows of photographs, or contents on a pure background.
+    """What a method learns: windows of photographs, or patches on a pure background.
 
     Raises:
         BadInputError: the method needs masks, and a defect has none.
@@ -476,8 +472,8 @@ def hold_out(catalog: Catalog) -> tuple[Catalog, list[Path]]:
 
 
 def _as_one_category(catalog: Catalog) -> Catalog:
-    samples = (s if s.category == NORMAL else s.model_copy(update={"category": DEFECT}) for s in catalog.images)
-    return catalog.model_copy(update={"images": tuple(samples)})
+    images = (image.model_copy(update={"category": collapsed(image.category)}) for image in catalog.images)
+    return catalog.model_copy(update={"images": tuple(images)})
 
 
 def make_task(windows: TrainingData) -> Task:

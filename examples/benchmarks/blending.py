@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.linalg import splu
+from timing import medians
 
 from defectgen.folders import read_defects, read_normals
 from defectgen.imaging.images import read_image
@@ -64,17 +65,6 @@ def clone(content: NDArray[np.uint8], mask: NDArray[np.bool_], background: NDArr
     middle = (background.shape[1] // 2, background.shape[0] // 2)
     pasted = cv2.seamlessClone(content, background, mask.astype(np.uint8) * 255, middle, cv2.NORMAL_CLONE)
     return np.asarray(pasted, np.uint8)
-
-
-def medians(calls: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Milliseconds, each call in turn, so that a busy machine slows all alike."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeat):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            times[name].append(1000 * (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main() -> None:

@@ -8,9 +8,6 @@ multiples of its input.
 
 import argparse
 import os
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 
 import cv2
@@ -18,22 +15,12 @@ import numpy as np
 import torch
 from skimage.filters import threshold_otsu
 from skimage.metrics import structural_similarity
+from timing import medians
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from defectgen.imaging.ssim import otsu, ssim_map
 from defectgen.methods.isu_gan import Involution
-
-
-def medians(calls: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Milliseconds, each call in turn."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeat):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            times[name].append(1000 * (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def step(module: nn.Module, x: Tensor) -> None:

@@ -56,15 +56,15 @@ def main() -> None:
     options = parser.parse_args()
     plan = Plan(options.steps, options.seeds, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
-    real = read_real(options.real).pictures
+    real = read_real(options.real).images
     defects = [each for each in real if each.category != NORMAL and options.category in (None, each.category)]
     tested = defects + [each for each in real if each.category == NORMAL][: options.tested]
     normals = load_examples([LabeledImage(each.path, NORMAL) for each in read_normals(options.normals).images], [])
     arms = {"flat blobs": flat(normals, 300)}
     for folder in options.datasets:
-        pictures = read_synthetic(folder).pictures
-        categories = sorted({each.category for each in pictures})
-        arms[str(folder)] = load_examples(pictures, categories, synthetic=True)
+        images = read_synthetic(folder).images
+        categories = sorted({each.category for each in images})
+        arms[str(folder)] = load_examples(images, categories, synthetic=True)
     test = load_examples(tested, sorted({each.category for each in defects}))
     print(f"{len(defects)} defects and {len(tested) - len(defects)} normals; {plan.steps} steps, {plan.seeds} seeds")
     for name, examples in arms.items():

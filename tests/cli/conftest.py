@@ -89,7 +89,7 @@ class _Samples:
         self.wanted = request.wanted
         self.redrawn = 2
         self.failed = [1]
-        self.facts: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         self.refused: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class _Dataset:
         samples: _Samples,
         *,
         normals: list[Any],
-        facts: dict[str, Any],
+        metadata: dict[str, Any],
         workers: int,
         on_sample: Callable[[Any], None],
     ) -> SimpleNamespace:

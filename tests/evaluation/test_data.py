@@ -12,13 +12,13 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.evaluation.data import (
     LabeledImage,
     Synthetic,
+    load_image,
     load_mask,
     near_duplicates,
     read_real,
     read_synthetic,
     remove_test_leakage,
     resize_mask,
-    seen,
     split,
     to_model_range,
 )
@@ -36,15 +36,15 @@ def copy_of(path: Path, to: Path, brighter: int = 0) -> LabeledImage:
 
 
 def test_real_photographs_are_found_in_the_usual_folders(real: Path, tmp_path: Path) -> None:
-    pictures = read_real(real).pictures
-    assert {each.category for each in pictures} == {"bar", "disc", "normal"}
-    assert len(pictures) == 32
-    assert read_real(real / "defects").pictures == pictures
+    images = read_real(real).images
+    assert {each.category for each in images} == {"bar", "disc", "normal"}
+    assert len(images) == 32
+    assert read_real(real / "defects").images == images
     shutil.copytree(real / "defects", tmp_path / "only")
     shutil.copytree(real / "masks", tmp_path / "masks")
     with pytest.raises(BadInputError, match="--normals"):
         read_real(tmp_path / "only")
-    assert len(read_real(tmp_path / "only", real / "normals").pictures) == 32
+    assert len(read_real(tmp_path / "only", real / "normals").images) == 32
     with pytest.raises(BadInputError, match="no normals in it; put defects, masks and normals there"):
         read_real(real / "defects", apart=True)  # those beside it are another's
     (tmp_path / "only/disc/0.png").write_bytes(b"damaged")
@@ -54,48 +54,48 @@ def test_real_photographs_are_found_in_the_usual_folders(real: Path, tmp_path: P
 
 def test_near_duplicates_stay_on_one_side(real: Path, tmp_path: Path) -> None:
     twins = [copy_of(real / f"defects/disc/{i}.png", tmp_path / f"{i}.png", 15) for i in range(8)]
-    pictures = [*read_real(real).pictures, *twins]
+    images = [*read_real(real).images, *twins]
     for seed in range(4):
-        parts = split(pictures, Synthetic(()), seed)
+        parts = split(images, Synthetic(()), seed)
         sides = {each.path: side for side, part in enumerate((parts.train, parts.test)) for each in part}
-        assert len(sides) == len(pictures)
+        assert len(sides) == len(images)
         for i, twin in enumerate(twins):
             assert sides[twin.path] == sides[real / f"defects/disc/{i}.png"]
         for category in ("bar", "normal"):
             assert 0.3 < np.mean([each.category == category for each in parts.test]) * len(parts.test) / 11 < 0.6
-    assert near_duplicates(twins, read_real(real).pictures) == [True] * 8
+    assert near_duplicates(twins, read_real(real).images) == [True] * 8
     assert not any(near_duplicates(twins, [LabeledImage(real / "defects/disc/9.png", "disc")]))
 
 
 def test_photographs_of_parts_in_one_place_are_no_duplicates(tmp_path: Path) -> None:
     """All show the same disc; what differs is the surface."""
     yy, xx = np.indices((120, 120)) - 60
-    pictures = []
+    images = []
     for i in range(12):
         grain = cv2.GaussianBlur(np.random.default_rng(i).normal(size=(120, 120)), (0, 0), 3) * 30
         pixels = np.where(np.hypot(yy, xx) < 40, 180, 30) + grain
         (tmp_path / f"{i}.png").write_bytes(encode_png(np.clip(pixels, 0, 255).astype(np.uint8)))
-        pictures.append(LabeledImage(tmp_path / f"{i}.png", "normal" if i < 6 else "disc"))
-    assert near_duplicates(pictures[:6], pictures[6:]) == [False] * 6
+        images.append(LabeledImage(tmp_path / f"{i}.png", "normal" if i < 6 else "disc"))
+    assert near_duplicates(images[:6], images[6:]) == [False] * 6
     twin = copy_of(tmp_path / "3.png", tmp_path / "twin.png", 10)
-    assert near_duplicates([*pictures[4:], twin], pictures[:4]) == [False] * 8 + [True]
+    assert near_duplicates([*images[4:], twin], images[:4]) == [False] * 8 + [True]
 
 
 def test_a_category_keeps_one_photograph_to_train_on(real: Path) -> None:
-    pictures = read_real(real).pictures
-    used = frozenset(each.sha256 for each in pictures if each.category == "bar" and each.path.stem != "0")
-    lone = [each for each in pictures if each.sha256 not in used]
+    images = read_real(real).images
+    used = frozenset(each.sha256 for each in images if each.category == "bar" and each.path.stem != "0")
+    lone = [each for each in images if each.sha256 not in used]
     parts = split(lone, Synthetic(()), seed=0)
     assert [each.category for each in parts.train].count("bar") == 1
 
 
 def test_what_went_into_the_dataset_is_trained_on(real: Path) -> None:
-    pictures = read_real(real).pictures
-    used = [each for each in pictures if int(each.path.stem) < 5]
-    parts = split(pictures, Synthetic((), frozenset(each.sha256 for each in used)), seed=0)
+    images = read_real(real).images
+    used = [each for each in images if int(each.path.stem) < 5]
+    parts = split(images, Synthetic((), frozenset(each.sha256 for each in used)), seed=0)
     assert set(used) <= set(parts.train)
     with pytest.raises(UsageError, match="no real normals are left to test on"):
-        split(pictures, Synthetic((), frozenset(each.sha256 for each in pictures)), seed=0)
+        split(images, Synthetic((), frozenset(each.sha256 for each in images)), seed=0)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def dataset(real: Path, tmp_path: Path) -> Path:
 def test_a_manifest_tells_what_samples_were_made_of(dataset: Path, real: Path) -> None:
     synthetic = read_synthetic(dataset)
     assert (synthetic.traceable, synthetic.made_by_model) == (True, True)
-    assert [len(each.made_of) for each in synthetic.pictures] == [1, 2]
+    assert [len(each.made_of) for each in synthetic.images] == [1, 2]
     wanted = ("normals/0.png", "normals/1.png", "defects/bar/1.png", "defects/disc/3.png")
     assert synthetic.used == {files.sha256(real / name) for name in wanted}
     assert synthetic.trained_on_known
@@ -138,7 +138,7 @@ def test_a_manifest_tells_what_samples_were_made_of(dataset: Path, real: Path) -
     assert not read_synthetic(dataset).traceable  # of an older version: a name alone says nothing elsewhere
     (dataset / "images/0.png").unlink()
     fewer = read_synthetic(dataset)
-    assert (len(fewer.pictures), fewer.skipped) == (1, (f"{dataset}: 1 samples of its manifest are gone",))
+    assert (len(fewer.images), fewer.skipped) == (1, (f"{dataset}: 1 samples of its manifest are gone",))
     (dataset / "manifest.jsonl").write_text('{"image": 3}\n')
     with pytest.raises(BadInputError, match="line 1 cannot be read"):
         read_synthetic(dataset)
@@ -156,7 +156,7 @@ def test_a_test_photograph_that_went_into_the_dataset_is_refused(dataset: Path, 
 def test_the_test_sets_own_twin_is_refused_and_single_twins_are_left_out(
     real: Path, held: Path, tmp_path: Path
 ) -> None:
-    test = read_real(held).pictures
+    test = read_real(held).images
     same = Synthetic(tuple(each for each in test if each.category != "normal"))
     with pytest.raises(BadInputError, match="is a test photograph"):
         remove_test_leakage(same, test)
@@ -164,7 +164,7 @@ def test_the_test_sets_own_twin_is_refused_and_single_twins_are_left_out(
     with pytest.raises(BadInputError, match="as 3 of 3 synthetic images do"):
         remove_test_leakage(Synthetic(tuple(twins)), test)
     others = [LabeledImage(real / f"defects/bar/{i}.png", "bar") for i in range(4)]
-    assert remove_test_leakage(Synthetic((*twins, *others)), test).pictures == tuple(others)
+    assert remove_test_leakage(Synthetic((*twins, *others)), test).images == tuple(others)
 
 
 def test_large_photographs_are_seen_smaller_with_their_masks(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_large_photographs_are_seen_smaller_with_their_masks(tmp_path: Path) -> 
     cv2.line(mask, (100, 100), (900, 120), 255, 2)
     (tmp_path / "a.png").write_bytes(encode_png(pixels))
     (tmp_path / "m.png").write_bytes(encode_png(mask))
-    assert seen(tmp_path / "a.png").shape == (3, 150, 512)
+    assert load_image(tmp_path / "a.png").shape == (3, 150, 512)
     small = load_mask(tmp_path / "m.png", (150, 512))
     assert small.shape == (150, 512)
     assert small[:, 60:440].any(axis=0).all()  # a thin line does not break

@@ -137,6 +137,6 @@ def test_categories_of_the_test_alone_make_one_of_all(request_for: EvaluateReque
 
 def test_large_sets_are_thinned_by_category() -> None:
     categories = ["a"] * 10 + ["b"] * 3 + ["normal"] * 9
-    pictures = [LabeledImage(Path(str(i)), category) for i, category in enumerate(categories)]
-    thinned = evaluation._thinned(pictures, replace(SMALL, samples=10, normals=4), np.random.default_rng(0))
+    images = [LabeledImage(Path(str(i)), category) for i, category in enumerate(categories)]
+    thinned = evaluation._thinned(images, replace(SMALL, samples=10, normals=4), np.random.default_rng(0))
     assert evaluation.counts(thinned) == {"a": 5, "b": 3, "normal": 4}

@@ -265,7 +265,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 """
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "exif.jpg 96" in done.stdout
     assert "cut.tif: truncated" in done.stdout
@@ -331,7 +331,7 @@ def test_is_photograph(name: str, taken: bool) -> None:
 
 def test_a_missing_library_of_opencv_is_one_line_with_its_remedy(tmp_path: Path) -> None:
     (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
-    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[1])])
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2])])
     command = [sys.executable, "-m", "defectgen", "train", "--method", "dt-gan", str(tmp_path), str(tmp_path)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
     assert done.returncode == 2

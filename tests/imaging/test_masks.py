@@ -3,7 +3,15 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from defectgen.imaging import masks
-from defectgen.imaging.masks import clean, difference, feather, foreground, mask_from_difference, mask_from_map, seen
+from defectgen.imaging.masks import (
+    clean,
+    difference,
+    feather,
+    foreground,
+    mask_from_difference,
+    mask_from_map,
+    visible_part,
+)
 from defectgen.imaging.windows import FloatArray
 
 
@@ -105,16 +113,16 @@ def test_seen_is_the_part_of_a_label_that_shows() -> None:
     label[10:50, 10:50] = True
     after = before.copy()
     after[20:40, 20:40] -= 60
-    tight = seen(before, after, label, 1.0, trusted=False)
+    tight = visible_part(before, after, label, 1.0, annotated=False)
     assert tight[22:38, 22:38].all()
     assert not tight[:17].any()
-    assert not seen(before, after + 1, ~label, 1.0, trusted=False).any()  # grain is no defect
+    assert not visible_part(before, after + 1, ~label, 1.0, annotated=False).any()  # grain is no defect
     label = np.zeros((60, 60), np.bool_)
     label[20:40, 20:45] = True  # drawn a little too generously
-    np.testing.assert_array_equal(seen(before, after, label, 1.0, trusted=True), label)
+    np.testing.assert_array_equal(visible_part(before, after, label, 1.0, annotated=True), label)
     label[5:8, 5:8] = True  # where nothing is
     label[20:40, 45:] = False
-    kept = seen(before, after, label, 1.0, trusted=True)
+    kept = visible_part(before, after, label, 1.0, annotated=True)
     assert kept[20:40, 20:40].all()
 
 
@@ -124,7 +132,7 @@ def test_seen_takes_off_a_trusted_label_what_lies_apart() -> None:
     after[18:22, :60] -= 50  # a crack of which the right half is as dark as the ground
     label = np.zeros((40, 120), np.bool_)
     label[18:22, 10:110] = True
-    kept = seen(before, after, label, 1.0, trusted=True)
+    kept = visible_part(before, after, label, 1.0, annotated=True)
     assert kept[18:22, 10:60].all()
     assert not kept[:, 70:].any()
 

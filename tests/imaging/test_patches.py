@@ -36,67 +36,67 @@ def to_unit(gray: float) -> float:
 def test_each_defect_is_cut_out_with_a_rim_of_its_background() -> None:
     photo, mask = photograph()
     bar, disc = cut_outs(photo, mask, Path("a.png"))
-    assert disc.label.sum() + bar.label.sum() == mask.sum()
-    assert disc.support.shape == (31, 31)  # the disc of 21 pixels, and 5 on each side
-    assert bar.support.shape == (9, 35)  # none beyond the photograph's edge
-    for content, gray in ((disc, 20), (bar, 230)):
-        np.testing.assert_allclose(content.pixels[content.label], to_unit(gray), atol=1e-5)
-        rim = content.support & ~content.label
-        np.testing.assert_allclose(content.pixels[rim], to_unit(120), atol=1e-5)
-        away = cv2.distanceTransform((~np.pad(content.label, 8)).astype(np.uint8), cv2.DIST_L2, 5)[8:-8, 8:-8]
-        np.testing.assert_array_equal(content.support[away <= 4.5], True)
-        np.testing.assert_array_equal(content.support[away > 6], False)
+    assert disc.defect_mask.sum() + bar.defect_mask.sum() == mask.sum()
+    assert disc.blend_mask.shape == (31, 31)  # the disc of 21 pixels, and 5 on each side
+    assert bar.blend_mask.shape == (9, 35)  # none beyond the photograph's edge
+    for patch, gray in ((disc, 20), (bar, 230)):
+        np.testing.assert_allclose(patch.pixels[patch.defect_mask], to_unit(gray), atol=1e-5)
+        rim = patch.blend_mask & ~patch.defect_mask
+        np.testing.assert_allclose(patch.pixels[rim], to_unit(120), atol=1e-5)
+        away = cv2.distanceTransform((~np.pad(patch.defect_mask, 8)).astype(np.uint8), cv2.DIST_L2, 5)[8:-8, 8:-8]
+        np.testing.assert_array_equal(patch.blend_mask[away <= 4.5], True)
+        np.testing.assert_array_equal(patch.blend_mask[away > 6], False)
 
 
 def test_pieces_that_nearly_touch_are_one_defect() -> None:
     mask = np.zeros((40, 40), np.bool_)
     mask[10:14, 10:14] = mask[10:14, 17:20] = mask[30:33, 30:33] = True
-    contents = cut_outs(DecodedImage(np.zeros((40, 40, 3), np.uint8)), mask)
-    assert sorted(content.label.sum() for content in contents) == [9, 28]
-    assert contents[0].pixels.shape[2] == 3
+    patches = cut_outs(DecodedImage(np.zeros((40, 40, 3), np.uint8)), mask)
+    assert sorted(patch.defect_mask.sum() for patch in patches) == [9, 28]
+    assert patches[0].pixels.shape[2] == 3
 
 
 def test_relative_to_its_own_background_the_rim_is_zero() -> None:
     photo, mask = photograph()
-    for content in cut_outs(photo, mask):
-        shown = relative(content)
-        assert shown.pixels[shown.support & ~shown.label].mean() == pytest.approx(0, abs=1e-6)
-        difference = shown.pixels[shown.label].mean() - content.pixels[content.label].mean()
+    for patch in cut_outs(photo, mask):
+        shown = relative(patch)
+        assert shown.pixels[shown.blend_mask & ~shown.defect_mask].mean() == pytest.approx(0, abs=1e-6)
+        difference = shown.pixels[shown.defect_mask].mean() - patch.pixels[patch.defect_mask].mean()
         assert difference == pytest.approx(-to_unit(120), abs=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_what_lies_on_a_pure_background_is_found_again_by_watershed(channels: int) -> None:
     photo, mask = photograph()
-    content = relative(cut_outs(photo, mask)[1])
+    patch = relative(cut_outs(photo, mask)[1])
     matrix = turn(31, 31, 30.0, 1.0)
     matrix[:, 2] += 16
-    image = on_pure_background(content, matrix, 64, channels)
+    image = on_pure_background(patch, matrix, 64, channels)
     assert image.shape == (channels, 64, 64)
     inside = image[0] > -1
     assert set(np.unique(inside)) == {False, True}
-    assert image[0][inside].min() >= -0.6  # nothing of a content comes near the background, black or not
+    assert image[0][inside].min() >= -0.6  # nothing of a patch comes near the background, black or not
     blurred = np.stack([cv2.GaussianBlur(plane, (0, 0), 1.0) for plane in image])  # as a network would draw it
     found = extract(blurred)
-    assert (found.support & inside).sum() / (found.support | inside).sum() > 0.9
+    assert (found.blend_mask & inside).sum() / (found.blend_mask | inside).sum() > 0.9
     assert found.pixels.shape == (64, 64, channels)
-    assert found.label.sum() < found.support.sum()
+    assert found.defect_mask.sum() < found.blend_mask.sum()
     middle = found.pixels[30:34, 30:34].mean()
     assert middle == pytest.approx(to_unit(20) - to_unit(120), abs=0.06)
-    assert np.abs(found.pixels[found.support & ~inside]).mean() < 0.3  # no dark fringe, as the background is 1 away
+    assert np.abs(found.pixels[found.blend_mask & ~inside]).mean() < 0.3  # no dark fringe, as the background is 1 away
 
 
 def test_the_content_of_a_mask_and_masks_that_tell_nothing() -> None:
     image, mask = np.zeros((3, 32, 32), np.float32), np.zeros((32, 32), np.bool_)
     mask[10:16, 8:20] = True
-    content = of_mask(image, mask)
-    np.testing.assert_array_equal(content.label, mask)
-    assert content.pixels.shape == (32, 32, 3)
-    assert content.support.sum() > mask.sum()
+    patch = of_mask(image, mask)
+    np.testing.assert_array_equal(patch.defect_mask, mask)
+    assert patch.pixels.shape == (32, 32, 3)
+    assert patch.blend_mask.sum() > mask.sum()
     speck, border = np.zeros_like(mask), np.zeros_like(mask)
     speck[3, 3], border[:2], border[2, :9] = True, True, True
     for nothing in (speck, border, np.zeros_like(mask), np.ones_like(mask)):
-        assert not of_mask(image, nothing).support.any()
+        assert not of_mask(image, nothing).blend_mask.any()
 
 
 def test_pieces_that_the_border_cuts_off_are_left_out_where_that_would_show() -> None:
@@ -104,29 +104,29 @@ def test_pieces_that_the_border_cuts_off_are_left_out_where_that_would_show() ->
     mask[10:16, 8:20] = True
     whole = mask.copy()
     mask[20:30, 22:] = True  # ten pixels along the right border
-    assert np.array_equal(of_mask(image, mask).label, mask)
-    assert np.array_equal(of_mask(image, mask, cut=False).label, whole)
+    assert np.array_equal(of_mask(image, mask).defect_mask, mask)
+    assert np.array_equal(of_mask(image, mask, cut=False).defect_mask, whole)
     whole[0:6, 15:17] = True  # two pixels only
-    assert np.array_equal(of_mask(image, whole, cut=False).label, whole)
+    assert np.array_equal(of_mask(image, whole, cut=False).defect_mask, whole)
 
 
 def test_an_empty_image_has_an_empty_content() -> None:
-    assert not extract(np.full((1, 32, 32), -1, np.float32)).support.any()
+    assert not extract(np.full((1, 32, 32), -1, np.float32)).blend_mask.any()
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
 def test_resizing_keeps_values_and_grows_areas(scale: float) -> None:
     photo, mask = photograph()
-    content = cut_outs(photo, mask)[1]
-    resized = resize(content, scale)
-    assert resized.support.sum() == pytest.approx(scale**2 * content.support.sum(), rel=0.1)
-    assert resized.label.sum() == pytest.approx(scale**2 * content.label.sum(), rel=0.15)
-    assert np.median(resized.pixels[resized.label]) == pytest.approx(to_unit(20), abs=0.02)
-    assert (resized.support | resized.label == resized.support).all()
+    patch = cut_outs(photo, mask)[1]
+    resized = resize(patch, scale)
+    assert resized.blend_mask.sum() == pytest.approx(scale**2 * patch.blend_mask.sum(), rel=0.1)
+    assert resized.defect_mask.sum() == pytest.approx(scale**2 * patch.defect_mask.sum(), rel=0.15)
+    assert np.median(resized.pixels[resized.defect_mask]) == pytest.approx(to_unit(20), abs=0.02)
+    assert (resized.blend_mask | resized.defect_mask == resized.blend_mask).all()
 
 
 def catalog(folder: Path, sizes: tuple[int, ...] = (8, 10, 12)) -> Catalog:
-    """Normals, and categories `bar`, long and thin, and `disc`, each content darker than the 120 around it."""
+    """Normals, and categories `bar`, long and thin, and `disc`, each patch darker than the 120 around it."""
     rng = np.random.default_rng(0)
     for name in ("normals", "defects/disc", "defects/bar", "masks/disc", "masks/bar"):
         (folder / name).mkdir(parents=True)
@@ -228,16 +228,16 @@ def test_turn_keeps_the_middle() -> None:
 
 def test_a_content_says_where_it_comes_from() -> None:
     photo, mask = photograph()
-    content = cut_outs(photo, mask, Path("a.png"))[1]
-    assert isinstance(content, DefectPatch)
-    assert content.source == Path("a.png")
-    assert content.box is not None
-    assert (content.box.x, content.box.y, content.box.width, content.box.height) == (20, 30, 21, 21)
+    patch = cut_outs(photo, mask, Path("a.png"))[1]
+    assert isinstance(patch, DefectPatch)
+    assert patch.source == Path("a.png")
+    assert patch.box is not None
+    assert (patch.box.x, patch.box.y, patch.box.width, patch.box.height) == (20, 30, 21, 21)
 
 
 def test_a_line_too_thin_for_a_smaller_grid_is_kept() -> None:
-    label = np.zeros((40, 40), np.bool_)
-    label[20, 5:35] = True
-    support = np.zeros((40, 40), np.bool_)
-    support[15:26, 2:38] = True
-    assert resize(DefectPatch(np.zeros((40, 40, 1), np.float32), support, label), 0.3).label.any()
+    defect_mask = np.zeros((40, 40), np.bool_)
+    defect_mask[20, 5:35] = True
+    blend_mask = np.zeros((40, 40), np.bool_)
+    blend_mask[15:26, 2:38] = True
+    assert resize(DefectPatch(np.zeros((40, 40, 1), np.float32), blend_mask, defect_mask), 0.3).defect_mask.any()

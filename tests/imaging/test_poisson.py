@@ -11,7 +11,7 @@ from defectgen.errors import BadInputError
 from defectgen.imaging.images import read_mask
 from defectgen.imaging.poisson import BORDER, Blender, Mode, blend, boundary_weights
 
-DATA = Path(__file__).parents[2] / "shared/data"
+DATA = Path(__file__).parents[3] / "shared/data"
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
 

@@ -352,7 +352,7 @@ def test_what_a_gate_refuses_is_made_anew_and_told(request_for: Callable[..., Sy
         assert np.array_equal(sample.image, before.image) == (sample.index % 2 == 0)
     assert samples.redrawn == 6
     assert samples.refused == {"copy": 3, "implausible": 3}
-    assert samples.facts["gated_by"] == ["0" * 64]
+    assert samples.metadata["gated_by"] == ["0" * 64]
 
 
 def test_what_a_gate_never_lets_pass_is_given_up(request_for: Callable[..., SynthesisRequest]) -> None:
@@ -371,7 +371,7 @@ def test_native_mask_grows_smoothly() -> None:
     assert large.sum() == pytest.approx(16 * disc.sum(), rel=0.1)
 
 
-# Models that make contents
+# Models that make patches
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +382,7 @@ def maker(entry: Entry) -> Entry:
 
 
 @pytest.fixture
-def contents_for(
+def patches_for(
     maker: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., SynthesisRequest]:
     """Instead of a network: a dark disc in a rim, on the pure background; its size is the sample's generator's."""
@@ -403,9 +403,9 @@ def contents_for(
     return make
 
 
-def test_contents_are_laid_onto_photographs_at_their_scale(contents_for: Callable[..., SynthesisRequest]) -> None:
+def test_contents_are_laid_onto_photographs_at_their_scale(patches_for: Callable[..., SynthesisRequest]) -> None:
     areas: dict[str, list[int]] = {"dent": [], "spot": []}
-    for sample in synthesize(contents_for(24, placement=Placement(scale=(1, 1)))):
+    for sample in synthesize(patches_for(24, placement=Placement(scale=(1, 1)))):
         source = read_image(Path(record(sample)["source"])).pixels
         assert (sample.image.shape, sample.image.dtype) == (source.shape, source.dtype)
         assert sample.image[sample.mask].mean() < source[sample.mask].mean()
@@ -420,15 +420,15 @@ def test_contents_are_laid_onto_photographs_at_their_scale(contents_for: Callabl
 
 @pytest.mark.parametrize("changes", [{"num": 9}, {"workers": 4}, {"batch_size": 2}, {"skip": frozenset({0, 2})}])
 def test_sample_k_with_contents_is_the_same_in_any_run(
-    contents_for: Callable[..., SynthesisRequest], changes: dict[str, Any]
+    patches_for: Callable[..., SynthesisRequest], changes: dict[str, Any]
 ) -> None:
-    one = {sample.index: sample for sample in synthesize(contents_for(6))}
-    other = {sample.index: sample for sample in synthesize(contents_for(**{"num": 6, **changes}))}
+    one = {sample.index: sample for sample in synthesize(patches_for(6))}
+    other = {sample.index: sample for sample in synthesize(patches_for(**{"num": 6, **changes}))}
     assert all(same(one[index], sample) for index, sample in other.items() if index in one)
 
 
 def test_a_mixture_reaches_the_network_and_the_record(
-    contents_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+    patches_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
     paint = DCDGANc.generate
@@ -439,14 +439,14 @@ def test_a_mixture_reaches_the_network_and_the_record(
         return paint(self, request)
 
     monkeypatch.setattr(DCDGANc, "generate", noting)
-    (sample,) = synthesize(contents_for(1, categories=("dent:1,spot:3",)))
+    (sample,) = synthesize(patches_for(1, categories=("dent:1,spot:3",)))
     torch.testing.assert_close(seen[0], torch.tensor([[0.25, 0.75]]))
     assert sample.category == "dent0.25+spot0.75"
     assert record(sample)["mixture"] == {"dent": 0.25, "spot": 0.75}
 
 
-def test_several_contents_on_one_photograph_differ(contents_for: Callable[..., SynthesisRequest]) -> None:
-    request = contents_for(8, placement=Placement(per_image=(3, 3), scale=(0.4, 0.4)), categories=("dent",))
+def test_several_contents_on_one_photograph_differ(patches_for: Callable[..., SynthesisRequest]) -> None:
+    request = patches_for(8, placement=Placement(per_image=(3, 3), scale=(0.4, 0.4)), categories=("dent",))
     counts = [len(record(sample)["parameters"]["defects"]) for sample in synthesize(request)]
     assert max(counts) == 3
 
@@ -466,13 +466,13 @@ def test_what_a_method_cannot_do_is_told(request_for: Callable[..., SynthesisReq
         synthesize(request_for(restored=True))
 
 
-def test_a_region_is_where_contents_are_laid(contents_for: Callable[..., SynthesisRequest]) -> None:
+def test_a_region_is_where_contents_are_laid(patches_for: Callable[..., SynthesisRequest]) -> None:
     box = Region(box=Box(0, 0, 40, 40), name="0,0,40,40")
-    for sample in synthesize(contents_for(6, regions=((None, box),), categories=("dent",))):
+    for sample in synthesize(patches_for(6, regions=((None, box),), categories=("dent",))):
         assert not sample.mask[40:].any()
         assert not sample.mask[:, 40:].any()
     with pytest.raises(UsageError, match="c: dcdganc takes one --region"):
-        synthesize(contents_for(regions=(("dent", box),)))
+        synthesize(patches_for(regions=(("dent", box),)))
 
 
 # Models that make whole images

@@ -189,29 +189,29 @@ def test_unknown_category_is_named_with_those_there(request_for: Make) -> None:
 
 def disc(radius: int = 10) -> DefectPatch:
     side = 2 * radius + 12
-    label = cv2.circle(np.zeros((side, side), np.uint8), (side // 2, side // 2), radius, 1, -1)
-    support = cv2.dilate(label, np.ones((9, 9), np.uint8)) > 0
-    pixels = np.where(label[..., None] > 0, np.float32(-0.8), np.float32(0.0)).astype(np.float32)
-    return DefectPatch(pixels, support, label > 0)
+    defect_mask = cv2.circle(np.zeros((side, side), np.uint8), (side // 2, side // 2), radius, 1, -1)
+    blend_mask = cv2.dilate(defect_mask, np.ones((9, 9), np.uint8)) > 0
+    pixels = np.where(defect_mask[..., None] > 0, np.float32(-0.8), np.float32(0.0)).astype(np.float32)
+    return DefectPatch(pixels, blend_mask, defect_mask > 0)
 
 
 @pytest.mark.parametrize(("scale", "degrees"), [(0.5, 0), (1, 37), (2.5, 190)])
 def test_moving_keeps_shape_and_values(scale: float, degrees: float) -> None:
     moved = move(disc(), scale, degrees)
-    assert moved.label.sum() == pytest.approx(disc().label.sum() * scale**2, rel=0.1)
-    rows, columns = np.nonzero(moved.label)
-    middle = (np.array(moved.label.shape) - 1) / 2
+    assert moved.defect_mask.sum() == pytest.approx(disc().defect_mask.sum() * scale**2, rel=0.1)
+    rows, columns = np.nonzero(moved.defect_mask)
+    middle = (np.array(moved.defect_mask.shape) - 1) / 2
     np.testing.assert_allclose((rows.mean(), columns.mean()), middle, atol=1.5)
-    assert np.median(moved.pixels[moved.label]) == pytest.approx(-0.8, abs=0.02)
-    edge = np.concatenate([moved.support[0], moved.support[-1], moved.support[:, 0], moved.support[:, -1]])
+    assert np.median(moved.pixels[moved.defect_mask]) == pytest.approx(-0.8, abs=0.02)
+    edge = np.concatenate([moved.blend_mask[0], moved.blend_mask[-1], moved.blend_mask[:, 0], moved.blend_mask[:, -1]])
     assert not edge.any()
 
 
 def test_turning_is_counter_clockwise() -> None:
-    label = np.zeros((21, 21), np.bool_)
-    label[10, 10:] = True  # a hand to the right
-    content = DefectPatch(np.zeros((21, 21, 1), np.float32), label, label)
-    rows, columns = np.nonzero(move(content, 1.0, 90).label)
+    defect_mask = np.zeros((21, 21), np.bool_)
+    defect_mask[10, 10:] = True  # a hand to the right
+    patch = DefectPatch(np.zeros((21, 21, 1), np.float32), defect_mask, defect_mask)
+    rows, columns = np.nonzero(move(patch, 1.0, 90).defect_mask)
     assert np.ptp(rows) > 8
     assert np.ptp(columns) <= 1
     assert rows.mean() < 12  # now upwards
@@ -219,15 +219,15 @@ def test_turning_is_counter_clockwise() -> None:
 
 def test_places_lie_inside_where_the_content_fits() -> None:
     rng = np.random.default_rng(0)
-    content = disc()
+    patch = disc()
     for _ in range(50):
-        x, y = place(rng, content, (60, 90), None) or (0, 0)
-        rows, columns = np.nonzero(content.support)
+        x, y = place(rng, patch, (60, 90), None) or (0, 0)
+        rows, columns = np.nonzero(patch.blend_mask)
         assert columns.min() + x >= 0
         assert columns.max() + x < 90
         assert rows.min() + y >= 0
         assert rows.max() + y < 60
-    assert place(rng, content, (60, 90), np.zeros((60, 90), np.bool_)) is None
+    assert place(rng, patch, (60, 90), np.zeros((60, 90), np.bool_)) is None
     for _ in range(20):  # larger than the photograph: no place is left uncovered
         x, y = place(rng, disc(40), (30, 30), None) or (0, 0)
         assert x < 0
@@ -238,14 +238,14 @@ def test_places_lie_inside_where_the_content_fits() -> None:
 def test_laying_tells_where_the_defect_is_seen(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     pixels: NDArray[np.uint8] = rng.integers(120, 130, shape, np.uint8)
-    content, at = disc(), (30, 20)
-    image, seen = lay(DecodedImage(pixels), pixels, content, at, "improved")
+    patch, at = disc(), (30, 20)
+    image, seen = lay(DecodedImage(pixels), pixels, patch, at, "improved")
     expected = np.zeros((60, 80), np.bool_)
-    expected[20:52, 30:62] = content.label
+    expected[20:52, 30:62] = patch.defect_mask
     assert (seen & expected).sum() / (seen | expected).sum() > 0.85
     if shape[-1] in (2, 4):
         np.testing.assert_array_equal(image[..., -1], pixels[..., -1])
-    _, clipped = lay(DecodedImage(pixels), pixels, content, (70, -8), "improved")
+    _, clipped = lay(DecodedImage(pixels), pixels, patch, (70, -8), "improved")
     assert 0 < clipped.sum() < seen.sum()
 
 
@@ -253,8 +253,8 @@ def test_a_coarse_content_takes_the_grain_of_where_it_lies() -> None:
     rng = np.random.default_rng(0)
     pixels: NDArray[np.uint8] = rng.integers(100, 140, (120, 160), np.uint8)
     grain = []
-    for content in (disc(6), resize(disc(6), 6.0)):
-        image, _ = lay(DecodedImage(pixels), pixels, move(content, 6.0 / content.coarseness, 0), (20, 5), "improved")
+    for patch in (disc(6), resize(disc(6), 6.0)):
+        image, _ = lay(DecodedImage(pixels), pixels, move(patch, 6.0 / patch.coarseness, 0), (20, 5), "improved")
         grain.append(image[70:85, 85:100].astype(float).std())
     assert grain[0] == pytest.approx(grain[1], rel=0.05)  # blown up in either way
     assert grain[0] == pytest.approx(pixels.std(), rel=0.15)
@@ -279,12 +279,14 @@ def test_cut_outs_need_no_pytorch() -> None:
 def line(contrast: float = 40.0, channels: int = 3) -> DefectPatch:
     """A line darker than the noise around it by `contrast` levels, more in red."""
     rng = np.random.default_rng(0)
-    label = np.zeros((21, 60), np.bool_)
-    label[9:12, 5:55] = True
+    defect_mask = np.zeros((21, 60), np.bool_)
+    defect_mask[9:12, 5:55] = True
     levels = rng.normal(120, 12, (21, 60, channels))
-    levels[label] -= contrast * np.linspace(1.5, 0.5, channels)
+    levels[defect_mask] -= contrast * np.linspace(1.5, 0.5, channels)
     return DefectPatch(
-        (levels / 127.5 - 1).astype(np.float32), cv2.dilate(label.view(np.uint8), np.ones((11, 11))) > 0, label
+        (levels / 127.5 - 1).astype(np.float32),
+        cv2.dilate(defect_mask.view(np.uint8), np.ones((11, 11))) > 0,
+        defect_mask,
     )
 
 
@@ -292,19 +294,19 @@ def test_a_crop_is_a_part_of_the_longer_side_with_the_defect_in_it() -> None:
     whole = line()
     for seed in range(5):
         part = crop(np.random.default_rng(seed), whole, 0.4)
-        assert part.support.shape == part.label.shape == part.pixels.shape[:2] == (21, 24)
-        assert part.label.any()
-        assert (part.support & ~part.label).any()  # its own background is still there to measure it by
-    assert np.array_equal(crop(np.random.default_rng(0), whole, 1.0).label, whole.label)
+        assert part.blend_mask.shape == part.defect_mask.shape == part.pixels.shape[:2] == (21, 24)
+        assert part.defect_mask.any()
+        assert (part.blend_mask & ~part.defect_mask).any()  # its own background is still there to measure it by
+    assert np.array_equal(crop(np.random.default_rng(0), whole, 1.0).defect_mask, whole.defect_mask)
 
 
 def test_colours_are_kept_matched_or_made_gray() -> None:
     """The ground has half of the noise of the line's own: matched, the line stands out half as much."""
     ground = np.clip(np.random.default_rng(1).normal(150, 6, (60, 100, 3)), 0, 255).astype(np.uint8)
-    content, photograph = line(), DecodedImage(ground)
+    patch, photograph = line(), DecodedImage(ground)
     changes = {}
     for colour in ("keep", "match", "gray"):
-        after, seen = lay(photograph, ground, content, (20, 20), "improved", colour)
+        after, seen = lay(photograph, ground, patch, (20, 20), "improved", colour)
         changes[colour] = (after.astype(float) - ground)[seen].mean(axis=0)
         assert seen.any()
     assert changes["keep"] == pytest.approx([-60, -40, -20], abs=4)
