@@ -1,4 +1,4 @@
-"""`defectgen` and `python -m defectgen`: the command line, and each failure as one line and a code."""
+"""The entry point of `defectgen` and `python -m defectgen`. Reports each error as one line and an exit code."""
 
 import errno
 import io
@@ -19,21 +19,21 @@ from defectgen.cli import app
 from defectgen.cli.options import Switches
 from defectgen.errors import ExitCode, UserError
 
-# Wherever Typer keeps it: up to some version it comes from click, later from a copy within Typer.
+# Older versions of Typer take this class from click, newer ones from a bundled copy. This finds either.
 _CommandLineError: Any = typer.BadParameter.__base__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line on `arguments`, or on the program's own; the exit code."""
+    """Run the command line with `arguments`, or `sys.argv[1:]`, and return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Each option notes itself in here, but one that comes after a mistake is never reached.
+    # --json and --debug also set themselves here when parsed, but parsing ends at the first invalid option.
     switches = Switches(
         command=shlex.join(["defectgen", *arguments]),
         json="--json" in arguments,
         debug="--debug" in arguments,
     )
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot encode
     try:
         with _stop_signals():
             return int(app(arguments, prog_name="defectgen", standalone_mode=False, obj=switches) or ExitCode.OK)
@@ -44,30 +44,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(switches, ExitCode.USAGE, f"{error.format_message()} (see {command} --help)")
     except SystemExit as stop:
         if stop.code in (ExitCode.SIGINT, ExitCode.SIGTERM):
-            return _fail(switches, ExitCode(stop.code), "stopped; run the same command with --resume to go on")
-        return int(stop.code or ExitCode.OK)  # Typer's, when nobody reads what it prints
+            return _fail(switches, ExitCode(stop.code), "stopped; run the same command with --resume to continue")
+        return int(stop.code or ExitCode.OK)  # raised by Typer when the reader of its output is gone
     except MemoryError:
-        return _fail(switches, ExitCode.OUT_OF_MEMORY, "out of memory; try a smaller --batch-size and fewer --workers")
+        return _fail(switches, ExitCode.OUT_OF_MEMORY, "out of memory; use a smaller --batch-size or fewer --workers")
     except ImportError as error:
-        # Usually opencv-python over the headless build, on a machine without a screen.
+        # Usually opencv-python in place of the headless build, on a machine without a display.
         if "cannot open shared object file" not in str(error):
             return _fail(switches, ExitCode.INTERNAL, str(error))
-        advice = "install libgl1 and libglib2.0-0, or opencv-python-headless in place of opencv-python"
+        advice = "install libgl1 and libglib2.0-0, or opencv-python-headless instead of opencv-python"
         return _fail(switches, ExitCode.USAGE, f"{error}; {advice}")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(switches, ExitCode.DISK_FULL, f"{error.filename or 'disk'}: {error.strerror}; free some room")
-        return _fail(switches, ExitCode.INTERNAL, _unforeseen(error))
+            advice = "free some space and run again with --resume"
+            return _fail(switches, ExitCode.DISK_FULL, f"{error.filename or 'disk'}: {error.strerror}; {advice}")
+        return _fail(switches, ExitCode.INTERNAL, _unexpected(error))
     except Exception as error:
-        return _fail(switches, ExitCode.INTERNAL, _unforeseen(error))
+        return _fail(switches, ExitCode.INTERNAL, _unexpected(error))
 
 
-def _unforeseen(error: Exception) -> str:
+def _unexpected(error: Exception) -> str:
     return f"{type(error).__name__}: {error} (--debug shows the traceback)"
 
 
 def _fail(switches: Switches, code: ExitCode, message: str) -> int:
-    """Tell why, in one line, from within an exception's handler."""
+    """Print the error as one line. Called from within an exception handler."""
     message = re.sub(r"\s*\n\s*", " ", message.strip())
     if switches.debug:
         traceback.print_exc()
@@ -80,7 +81,7 @@ def _fail(switches: Switches, code: ExitCode, message: str) -> int:
 
 @contextmanager
 def _stop_signals() -> Iterator[None]:
-    """End on SIGINT and SIGTERM by an exception that closes what is open, with the code that tells which."""
+    """On SIGINT and SIGTERM raise SystemExit with the matching exit code, so that open files are closed."""
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
         sys.exit(ExitCode.SIGINT if number == signal.SIGINT else ExitCode.SIGTERM)

@@ -1,4 +1,4 @@
-"""Where tensors live, and where their random numbers come from."""
+"""The device that tensors are on, and random generators for PyTorch."""
 
 import numpy as np
 import torch
@@ -6,14 +6,15 @@ import torch
 from defectgen.errors import NoDeviceError, UsageError
 
 RANK = 0
-"""Which of the processes of one run this is."""
+"""The index of this process among those of a run."""
 
 
 def resolve(name: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:N`.
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` names. `auto` is CUDA if available, else the CPU.
 
     Raises:
-        UsageError: another name. NoDeviceError: CUDA was asked for by name and is not there.
+        UsageError: any other name.
+        NoDeviceError: the named CUDA device is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,12 +26,12 @@ def resolve(name: str) -> torch.device:
         raise UsageError(f"--device {name}: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise NoDeviceError(
-            f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; use --device auto or cpu"
+            f"--device {name}: PyTorch finds {torch.cuda.device_count()} CUDA devices; use --device auto or cpu"
         )
     return device
 
 
 def torch_rng(*key: int) -> torch.Generator:
-    """As `seeding.numpy_rng`, for PyTorch; always on the CPU, so that every device sees the same numbers."""
+    """As `seeding.numpy_rng`, for PyTorch. Always on the CPU, so that the numbers do not depend on the device."""
     state = np.random.SeedSequence(key).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))

@@ -1,11 +1,11 @@
-"""What can go wrong for a user, each kind with its exit code. Nothing else ends the program on purpose."""
+"""The errors that a user can cause and fix, each with its exit code. The program raises no others on purpose."""
 
 from enum import IntEnum
 from typing import ClassVar
 
 
 class ExitCode(IntEnum):
-    """The codes that scripts may rely on; README.md lists them."""
+    """The exit codes, which scripts may rely on. README.md lists them."""
 
     OK = 0
     INTERNAL = 1
@@ -22,13 +22,13 @@ class ExitCode(IntEnum):
 
 
 class UserError(Exception):
-    """A failure that the user can mend. Its text is one line: what is wrong, in which file, what to do."""
+    """An error that the user can fix. Its message is one line: the file or option, what is wrong, what to do."""
 
     code: ClassVar[ExitCode] = ExitCode.USAGE
 
 
 class UsageError(UserError):
-    """Wrong options or configuration."""
+    """Invalid options or configuration."""
 
 
 class BadInputError(UserError):
@@ -38,31 +38,31 @@ class BadInputError(UserError):
 
 
 class WeightsError(UserError):
-    """A model or checkpoint that is missing, corrupt or unfit."""
+    """A model or checkpoint that is missing, corrupt or unsuitable."""
 
     code = ExitCode.BAD_WEIGHTS
 
 
 class DiskFullError(UserError):
-    """No room left where something was to be written."""
+    """No space is left on the device to write a file."""
 
     code = ExitCode.DISK_FULL
 
 
 class OutOfMemoryError(UserError):
-    """The device ran out of memory."""
+    """The device or the host ran out of memory."""
 
     code = ExitCode.OUT_OF_MEMORY
 
 
 class NoDeviceError(UserError):
-    """The device asked for is not there."""
+    """The requested device is not available."""
 
     code = ExitCode.NO_DEVICE
 
 
 class StoppedError(UserError):
-    """Stopped by a signal, with everything saved."""
+    """The run was stopped by a signal, after its state was saved."""
 
     code = ExitCode.SIGINT
 

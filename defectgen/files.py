@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, synced, renamed. And their fingerprints."""
+"""Atomic file writing (temporary file, fsync, rename), and file checksums."""
 
 import errno
 import hashlib
@@ -10,28 +10,32 @@ from pathlib import Path
 
 from defectgen.errors import DiskFullError
 
-# The umask can only be read by setting it, which other threads would notice: once, at import.
+# The umask can only be read by setting it, which affects other threads. So it is read once, at import.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn 'no room left' while writing `path` into a DiskFullError; other errors pass."""
+    """Raise DiskFullError if the device is full while `path` is written. Other errors pass through."""
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise DiskFullError(f"{path}: no room left on the disk; free some, then run again with --resume") from error
+        if error.errno in _DISK_FULL:
+            raise DiskFullError(f"{path}: no space left on device; free some and run again with --resume") from error
         raise
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; when the block ends well, it becomes `path`, synced.
+    """Yield a temporary path in the same folder, which replaces `path` when the block ends without an error.
 
-    The file's mode follows the umask, as for any file that a program opens for writing.
+    The file and its folder are synced to disk. The file's mode follows the umask, as for any newly opened file.
+    If the block raises, the temporary file is deleted and `path` is left unchanged.
+
+    Raises:
+        DiskFullError: the device is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -50,7 +54,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) to `path`, whole or not at all."""
+    """Write `data` (text as UTF-8) to `path` atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 

@@ -1,4 +1,4 @@
-"""Folders of photographs, in the layouts that people have, as records: which product, which category, which mask."""
+"""Reads folders of images in the common layouts into a catalog: the product, category and mask of each image."""
 
 import csv
 from collections.abc import Callable, Iterable, Sequence
@@ -15,11 +15,11 @@ from defectgen.imaging.images import ImageError, is_image_file, read_image, read
 
 NORMAL: Final = "normal"
 DEFECT: Final = "defect"
-"""What all categories become together, where they are not told apart."""
+"""The single category of a method that does not distinguish categories of defects."""
 OnBad = Literal["skip", "fail"]
 OnFile = Callable[[int, int], None]
 
-_LAYOUTS = "expected photographs, or a folder of them for each category (README.md, train)"
+_LAYOUTS = "expected images, or a folder of images for each category (README.md, train)"
 _LABELS = "labels.csv"
 _MASK_FOLDERS = ("masks", "ground_truth")
 
@@ -29,9 +29,9 @@ class _Record(BaseModel):
 
 
 class SourceImage(_Record):
-    """A photograph that was read once and found good. Sizes in pixels, `channels` 1 or 3, `depth` 8 or 16 bits.
+    """A readable image and its category. Sizes are in pixels, `channels` is 1 or 3, `depth` is 8 or 16 bits.
 
-    One that shows several categories is a image of each; `also` are then the others, with their masks.
+    An image that shows several categories has one record for each. `also` lists the other categories and their masks.
     """
 
     path: Path
@@ -46,14 +46,14 @@ class SourceImage(_Record):
 
 
 class Skipped(_Record):
-    """A file that cannot be used, and why."""
+    """A file that cannot be used, and the reason."""
 
     path: Path
     reason: str
 
 
 class ProductFolders(_Record):
-    """The folders of one product, as they were given."""
+    """The folders of one product, as given by the user."""
 
     product: str
     normals: Path
@@ -62,14 +62,14 @@ class ProductFolders(_Record):
 
 
 class Catalog(_Record):
-    """All photographs of a run."""
+    """All images of a run, and the files that were skipped."""
 
     images: tuple[SourceImage, ...]
     skipped: tuple[Skipped, ...]
 
     @classmethod
     def of(cls, parts: "Iterable[Catalog]") -> "Catalog":
-        """Several as one."""
+        """Merge several catalogs into one."""
         parts = list(parts)
         return cls(
             images=tuple(image for part in parts for image in part.images),
@@ -78,16 +78,17 @@ class Catalog(_Record):
 
     @property
     def products(self) -> tuple[str, ...]:
+        """The products of the images, sorted."""
         return tuple(sorted({image.product for image in self.images}))
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Of the defects, sorted."""
+        """The categories of the defects, sorted."""
         return tuple(sorted({image.category for image in self.images} - {NORMAL}))
 
 
 class _Found(_Record):
-    """A file not yet read."""
+    """A file that has been found but not read yet."""
 
     path: Path
     mask: Path | None
@@ -96,19 +97,24 @@ class _Found(_Record):
 
 
 def parse_product(text: str) -> ProductFolders:
-    """The source of `NAME=NORMALS:DEFECTS`; a colon within a path is told from the one between by what exists."""
+    """Parse `NAME=NORMALS:DEFECTS`. Paths may contain colons: the split is the one where both folders exist.
+
+    Raises:
+        UsageError: the text has another form.
+        BadInputError: no split gives two existing folders.
+    """
     name, equals, folders = text.partition("=")
     pairs = [
         (Path(folders[:i]), Path(folders[i + 1 :]))
         for i, letter in enumerate(folders)
         if letter == ":" and folders[:i] and folders[i + 1 :]
     ]
-    there = [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
+    existing = [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
     if not equals or not name.strip() or not pairs:
         raise UsageError(f"--product {text}: give NAME=NORMALS:DEFECTS")
-    if not there:
-        raise BadInputError(f"--product {text}: no two folders there, NORMALS and DEFECTS with a colon between them")
-    return ProductFolders(product=name.strip(), normals=there[0][0], defects=there[0][1])
+    if not existing:
+        raise BadInputError(f"--product {text}: no such folders; give two, separated by a colon: NORMALS:DEFECTS")
+    return ProductFolders(product=name.strip(), normals=existing[0][0], defects=existing[0][1])
 
 
 def read_catalog(
@@ -118,7 +124,7 @@ def read_catalog(
     on_bad: OnBad = "skip",
     progress: OnFile | None = None,
 ) -> Catalog:
-    """Find and read every image of `sources` once.
+    """Find and read all images of `sources`.
 
     >>> import defectgen
     >>> from pathlib import Path
@@ -127,31 +133,37 @@ def read_catalog(
     >>> catalog.categories, len(catalog.images), len(catalog.skipped)
     (('crack', 'scratch', 'spot'), 38, 0)
 
-    `category` names the photographs of a flat folder, or chooses one of several category folders.
+    Args:
+        category: the category of the images in a flat folder, or the one to use of several category folders.
+        on_bad: whether to skip unreadable files, or fail on them.
+        progress: called after each file with the number read and the total.
 
     Raises:
-        BadInputError: a folder that is missing or in no known layout; a mask of another size than its photograph;
-            nothing left to train on; any bad file, if `on_bad` is "fail".
+        UsageError: `category` does not exist.
+        BadInputError: a folder is missing or has no known layout; a mask and its image differ in size;
+            no usable image is left; a file is unreadable and `on_bad` is "fail".
     """
     found: list[_Found] = []
     for source in sources:
         normals, defects = _mvtec(source)
-        found += [_Found(path=path, mask=None, category=NORMAL, product=source.product) for path in _pictures(normals)]
+        found += [
+            _Found(path=path, mask=None, category=NORMAL, product=source.product) for path in _image_files(normals)
+        ]
         if defects is None:
-            raise BadInputError(f"{source.normals}: defects are missing: name their folder after that of the normals")
+            raise BadInputError(f"{source.normals}: no folder of defects is given; give it after this one")
         found += _find_defects(source, defects, category)
     catalog = _read(found, on_bad, progress)
     for product in {source.product for source in sources}:
         for what in ("normals", "defects"):
             if not any(s.product == product and (s.category == NORMAL) == (what == "normals") for s in catalog.images):
-                raise BadInputError(f"{product}: no usable {what} are left: {_reasons(catalog.skipped)}")
+                raise BadInputError(f"{product}: no usable {what}: {_reasons(catalog.skipped)}")
     return catalog
 
 
 def read_normals(folder: Path, *, product: str = "product", on_bad: OnBad = "skip") -> Catalog:
-    """The normals alone, from a folder of photographs or that of an MVTec AD category; errors as `read_catalog`."""
+    """Read normal images only, from a flat folder or an MVTec AD category folder. Raises as `read_catalog`."""
     normals, _ = _mvtec(ProductFolders(product=product, normals=folder, defects=None))
-    found = [_Found(path=path, mask=None, category=NORMAL, product=product) for path in _pictures(normals)]
+    found = [_Found(path=path, mask=None, category=NORMAL, product=product) for path in _image_files(normals)]
     catalog = _read(found, on_bad, None)
     if not catalog.images:
         raise BadInputError(f"{folder}: no usable normals: {_reasons(catalog.skipped)}")
@@ -167,23 +179,25 @@ def read_defects(
     categories: Sequence[str] = (),
     on_bad: OnBad = "skip",
 ) -> Catalog:
-    """The defects alone, from a folder as `read_catalog` takes it, or that of an MVTec AD category.
+    """Read defect images only, from a folder of defects as in `read_catalog` or an MVTec AD category folder.
 
-    `categories` are those to read, or all; a single one names the photographs of a flat folder. Each must have its
-    mask if they are wanted `masked`.
+    Args:
+        masks: the folder of masks, if it is not beside the defects.
+        masked: whether every image must have a mask.
+        categories: the categories to read; empty for all. A single one names the images of a flat folder.
 
     Raises:
-        UsageError: a category that is not there.
-        BadInputError: as `read_catalog`; or a defect without a mask.
+        UsageError: a category does not exist.
+        BadInputError: as `read_catalog`, or a mask is missing.
     """
     if (folder / "train" / "good").is_dir() and (folder / "test").is_dir():
         folder = folder / "test"
     source = ProductFolders(product=product, normals=folder, defects=folder, masks=masks)
     found = _find_defects(source, folder, categories[0] if len(categories) == 1 else None)
-    there = {each.category for each in found}
-    if unknown := set(categories) - there:
-        raise UsageError(f"--category {min(unknown)}: {folder} has {', '.join(sorted(there))}")
-    catalog = _read([each for each in found if each.category in (categories or there)], on_bad, None)
+    existing = {each.category for each in found}
+    if unknown := set(categories) - existing:
+        raise UsageError(f"--category {min(unknown)}: {folder} has {', '.join(sorted(existing))}")
+    catalog = _read([each for each in found if each.category in (categories or existing)], on_bad, None)
     if not catalog.images:
         raise BadInputError(f"{folder}: no usable defects: {_reasons(catalog.skipped)}")
     if masked:
@@ -192,48 +206,49 @@ def read_defects(
 
 
 def collapsed(category: str) -> str:
-    """A category where only normal and defective are told apart."""
+    """The category for a method that distinguishes only normal and defective images."""
     return category if category == NORMAL else DEFECT
 
 
 def unite(catalog: Catalog) -> Catalog:
-    """A catalog whose images know what else their photographs show (`SourceImage.also`).
+    """A copy of a catalog with `SourceImage.also` filled in.
 
-    The same photograph is one that has the same name and the same bytes in several category folders, or several
-    categories in `labels.csv`. A name alone says nothing: many folders number their photographs alike.
+    Two records are of the same image if their files have the same name and the same bytes, in different category
+    folders or by `labels.csv`. The name alone does not suffice: many folders number their images from 1.
     """
     by_name: dict[tuple[str, str], list[SourceImage]] = {}
     for image in catalog.images:
         if image.category != NORMAL:
             by_name.setdefault((image.product, image.path.name), []).append(image)
     also: dict[tuple[Path, str], tuple[tuple[str, Path | None], ...]] = {}
-    for alike in by_name.values():
-        if len({image.category for image in alike}) == 1:
+    for group in by_name.values():
+        if len({image.category for image in group}) == 1:
             continue
-        content = [files.sha256(image.path) for image in alike]
-        for image, own in zip(alike, content, strict=True):
-            others = [o for o, its in zip(alike, content, strict=True) if its == own and o.category != image.category]
+        hashes = [files.sha256(image.path) for image in group]
+        for image, own in zip(group, hashes, strict=True):
+            others = [o for o, its in zip(group, hashes, strict=True) if its == own and o.category != image.category]
             also[image.path, image.category] = tuple((other.category, other.mask) for other in others)
     images = (s.model_copy(update={"also": also.get((s.path, s.category), ())}) for s in catalog.images)
     return catalog.model_copy(update={"images": tuple(images)})
 
 
 def require_masks(catalog: Catalog) -> None:
-    """Check that every defect has a mask.
+    """Check that every defect image has a mask.
 
     Raises:
-        BadInputError: one has none, with where to put it.
+        BadInputError: a mask is missing. The message says where masks belong.
     """
-    bare = [image.path for image in catalog.images if image.category != NORMAL and image.mask is None]
-    if bare:
+    defects = [image for image in catalog.images if image.category != NORMAL]
+    unmasked = [image.path for image in defects if image.mask is None]
+    if unmasked:
         raise BadInputError(
-            f"{bare[0]}: has no mask, as {len(bare)} of the defects have none, but defects are cut out by their "
-            "masks; put them where README.md (train) says, or let `defectgen inspect` make some"
+            f"{len(unmasked)} of {len(defects)} defect images have no mask (first: {unmasked[0]}); masks are needed to "
+            "cut out defects: add them as described in README.md (train), or create them with `defectgen inspect`"
         )
 
 
 def _mvtec(source: ProductFolders) -> tuple[Path, Path | None]:
-    """The folders of normals and defects; MVTec AD's `train/good` and `test` where its root, or `train`, is given."""
+    """The folders of normals and defects: MVTec AD's `train/good` and `test` if its root or `train` is given."""
     if not source.normals.is_dir():
         raise BadInputError(f"{source.normals}: no such folder")
     for root in (source.normals, source.normals.parent):
@@ -243,13 +258,13 @@ def _mvtec(source: ProductFolders) -> tuple[Path, Path | None]:
     return source.normals, source.defects
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """The photographs right inside a folder, by name; none is an error that tells what is there."""
-    pictures = _listed(folder, lambda path: not path.is_dir() and is_image_file(path))
-    if not pictures:
-        there = ", ".join(path.name for path in islice(sorted(folder.iterdir()), 5)) or "nothing"
-        raise BadInputError(f"{folder}: no photographs; found {there}; {_LAYOUTS}")
-    return pictures
+def _image_files(folder: Path) -> list[Path]:
+    """The images directly in a folder, sorted by name. Raises BadInputError if existing are none."""
+    paths = _listed(folder, lambda path: not path.is_dir() and is_image_file(path))
+    if not paths:
+        found = ", ".join(path.name for path in islice(sorted(folder.iterdir()), 5)) or "nothing"
+        raise BadInputError(f"{folder}: no images; found {found}; {_LAYOUTS}")
+    return paths
 
 
 def _listed(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
@@ -262,7 +277,7 @@ def _listed(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
 def _find_defects(source: ProductFolders, defects: Path, category: str | None) -> list[_Found]:
     if not defects.is_dir():
         raise BadInputError(f"{defects}: no such folder")
-    # A link that leads nowhere is a file to be named as bad, so anything but a folder counts.
+    # Anything but a folder counts as a file, so that a broken link is reported as a bad file.
     flat = _listed(defects, lambda path: not path.is_dir() and is_image_file(path))
     if flat:
         folders = {category or defects.resolve().name: defects}
@@ -271,47 +286,45 @@ def _find_defects(source: ProductFolders, defects: Path, category: str | None) -
         if (defects.parent / "train" / "good").is_dir():
             folders.pop("good", None)
         if not folders:
-            _pictures(defects)
+            _image_files(defects)
         if category is not None:
             if category not in folders:
                 raise UsageError(f"--category {category}: {defects} has {', '.join(folders)}")
             folders = {category: folders[category]}
     if flat and (defects / _LABELS).is_file():
-        return _labelled(source, defects, flat, category)
+        return _read_labels(source, defects, flat, category)
     if NORMAL in folders:
-        raise BadInputError(f"{folders[NORMAL]}: '{NORMAL}' is what photographs without a defect are called; rename it")
+        raise BadInputError(f"{folders[NORMAL]}: the name '{NORMAL}' is reserved for images without defects; rename it")
     found = []
     for name, folder in folders.items():
-        pictures, masks = _pictures(folder), _mask_index(source, defects, folder)
-        theirs = any(mask.parent.name == folder.name for mask in masks.values())
-        if theirs and not any(path.stem in masks for path in pictures):
-            raise _unmatched(next(iter(masks.values())), pictures[0])
-        found += [
-            _Found(path=path, mask=masks.get(path.stem), category=name, product=source.product) for path in pictures
-        ]
+        paths, masks = _image_files(folder), _mask_index(source, defects, folder)
+        has_masks = any(mask.parent.name == folder.name for mask in masks.values())
+        if has_masks and not any(path.stem in masks for path in paths):
+            raise _unmatched_masks(next(iter(masks.values())), paths[0])
+        found += [_Found(path=path, mask=masks.get(path.stem), category=name, product=source.product) for path in paths]
     if source.masks is not None and not any(each.mask for each in found):
-        raise _unmatched(source.masks, found[0].path)
+        raise _unmatched_masks(source.masks, found[0].path)
     return found
 
 
-def _labelled(source: ProductFolders, defects: Path, pictures: Sequence[Path], wanted: str | None) -> list[_Found]:
-    """The photographs of a flat folder, each with the categories that `labels.csv` gives it."""
+def _read_labels(source: ProductFolders, defects: Path, paths: Sequence[Path], wanted: str | None) -> list[_Found]:
+    """The images of a flat folder, one record for each category that `labels.csv` lists."""
     table = defects / _LABELS
     try:
         rows = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInputError(f"{table}: cannot be read as CSV in UTF-8: {error}") from error
+        raise BadInputError(f"{table}: not a CSV file in UTF-8: {error}") from error
     labels: dict[str, list[str]] = {}
     for number, row in enumerate(rows, start=1):
         if not row or (number == 1 and row[0].strip().lower() == "file"):
             continue
         categories = [name.strip() for name in row[1].split(";")] if len(row) == 2 else []
         if not categories or "" in categories or NORMAL in categories:
-            raise BadInputError(f"{table}: line {number}: write FILE,CATEGORY;CATEGORY, none of them '{NORMAL}'")
+            raise BadInputError(f"{table}: line {number}: expected FILE,CATEGORY;CATEGORY, without '{NORMAL}'")
         labels[row[0].strip()] = list(dict.fromkeys(categories))
-    by_name = {path.name: path for path in pictures}
+    by_name = {path.name: path for path in paths}
     for problem, names in (
-        ("is not in it", by_name.keys() - labels),
+        ("is not listed", by_name.keys() - labels),
         ("is not in the folder", labels.keys() - by_name),
     ):
         if names:
@@ -322,26 +335,26 @@ def _labelled(source: ProductFolders, defects: Path, pictures: Sequence[Path], w
     masks = {category: _mask_index(source, defects, defects / category) for category in known}
     return [
         _Found(path=path, mask=masks[category].get(path.stem), category=category, product=source.product)
-        for path in pictures
+        for path in paths
         for category in labels[path.name]
         if wanted in (None, category)
     ]
 
 
-def _unmatched(masks: Path, picture: Path) -> BadInputError:
-    """Masks that are there but belong to nothing are misnamed; training without them would go unnoticed."""
+def _unmatched_masks(masks: Path, image: Path) -> BadInputError:
+    """The error for masks that match no image: without it, misnamed masks would be ignored silently."""
     return BadInputError(
-        f"{masks}: no mask is named after its photograph; {picture.name} needs {picture.stem}.png or "
-        f"{picture.stem}_mask.png, in a folder {picture.parent.name} if there are several categories"
+        f"{masks}: no mask is named after its image; the mask of {image.name} must be called {image.stem}.png or "
+        f"{image.stem}_mask.png, in a folder {image.parent.name} if there are several categories"
     )
 
 
 def _mask_index(source: ProductFolders, defects: Path, folder: Path) -> dict[str, Path]:
-    """The masks of a category's folder, by the stem of their photograph."""
+    """The masks of a category folder, keyed by the stem of the image that each belongs to."""
     if source.masks is not None and not source.masks.is_dir():
         raise BadInputError(f"--masks {source.masks}: no such folder")
     beside = [defects.parent / name for name in _MASK_FOLDERS]
-    if folder == defects:  # a flat folder may itself be one of several categories
+    if folder == defects:  # a flat folder may be one of several category folders
         beside += [defects.parent.parent / name for name in _MASK_FOLDERS]
     index: dict[str, Path] = {}
     for root in [source.masks] if source.masks else beside:
@@ -356,7 +369,7 @@ def _mask_index(source: ProductFolders, defects: Path, folder: Path) -> dict[str
 
 
 def _read(found: Sequence[_Found], on_bad: OnBad, progress: OnFile | None) -> Catalog:
-    """Decode every file; the good ones as images, the bad ones with their reasons, both in order."""
+    """Decode every file. The catalog lists readable images and skipped files, both in the order of `found`."""
     images: list[SourceImage] = []
     skipped: list[Skipped] = []
     with ThreadPoolExecutor(4, thread_name_prefix="reading") as pool:
@@ -375,26 +388,26 @@ def _read(found: Sequence[_Found], on_bad: OnBad, progress: OnFile | None) -> Ca
 
 def _read_one(found: _Found) -> SourceImage | Skipped:
     try:
-        photograph = read_image(found.path)
+        image = read_image(found.path)
         if found.mask is not None:
             mask = read_mask(found.mask)
-            if mask.shape != (photograph.height, photograph.width):
+            if mask.shape != (image.height, image.width):
                 raise BadInputError(
                     f"{found.mask}: the mask is {mask.shape[1]}x{mask.shape[0]}, but {found.path} is "
-                    f"{photograph.width}x{photograph.height}; they must be equal"
+                    f"{image.width}x{image.height}; the sizes must be equal"
                 )
             if not mask.any():
-                return Skipped(path=found.path, reason=f"its mask {found.mask} marks no defect")
+                return Skipped(path=found.path, reason=f"its mask {found.mask} is empty")
     except ImageError as error:
         which = f"its mask {error.path}: " if error.path == found.mask else ""
         return Skipped(path=found.path, reason=f"{which}{error.reason}")
     return SourceImage(
         path=found.path, mask=found.mask, category=found.category, product=found.product,
-        height=photograph.height, width=photograph.width, channels=photograph.channels, depth=photograph.depth,
+        height=image.height, width=image.width, channels=image.channels, depth=image.depth,
     )  # fmt: skip
 
 
 def _reasons(skipped: Iterable[Skipped]) -> str:
-    several = [f"{each.path}: {each.reason}" for each in skipped]
-    more = f"; and {len(several) - 3} more" if len(several) > 3 else ""
-    return "; ".join(several[:3]) + more or "there were none"
+    reasons = [f"{each.path}: {each.reason}" for each in skipped]
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return "; ".join(reasons[:3]) + more or "none were found"

@@ -1,4 +1,4 @@
-"""The improved Poisson blender, for programs: `defectgen.imaging.poisson` under its public name."""
+"""Improved Poisson blending: the public name of `defectgen.imaging.poisson`."""
 
 from defectgen.imaging.poisson import Blender, Mode, blend, boundary_weights
 

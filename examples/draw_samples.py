@@ -1,9 +1,9 @@
-"""Draws the sample photographs that ship with defectgen: two products, three kinds of defects, and their masks.
+"""Draws the sample images that ship with defectgen: two products, three categories of defects, and their masks.
 
     python examples/draw_samples.py [--out examples/samples] [--seed 7]
 
-Surfaces are filtered noise under soft light; defects are soft shapes that darken or brighten the surface and
-leave its grain. The same seed draws the same pictures.
+Surfaces are filtered noise under soft light. Defects are soft shapes that darken or brighten the surface and keep its
+grain. The same seed draws the same images.
 """
 
 import argparse
@@ -20,17 +20,17 @@ Rng = np.random.Generator
 
 NORMALS, DEFECTS = 14, 8
 SIZES = [(240, 320), (256, 256), (300, 400), (200, 360)]
-LONGEST = 50  # pixels, of a defect: it fits into a window of 64
+LONGEST = 50  # pixels, the length of a defect, which fits into a window of 64
 
 
 def noise(rng: Rng, shape: tuple[int, int], sigma: float | tuple[float, float]) -> Array:
-    """Smooth noise of unit spread."""
+    """Smooth noise with mean 0 and standard deviation 1."""
     field = gaussian_filter(rng.normal(size=shape), sigma, mode="wrap")
     return np.asarray((field - field.mean()) / field.std())
 
 
 def light(rng: Rng, shape: tuple[int, int]) -> Array:
-    """A slow slope of brightness and a darker rim, about 1."""
+    """A brightness factor around 1: a gradual slope and a darker rim."""
     y, x = np.mgrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j]
     angle = rng.uniform(0, 2 * np.pi)
     slope = np.cos(angle) * x + np.sin(angle) * y
@@ -46,7 +46,7 @@ def steel(rng: Rng, shape: tuple[int, int]) -> Array:
 
 
 def ceramic(rng: Rng, shape: tuple[int, int]) -> Array:
-    """Unglazed tile, [H, W, 3]: a warm ground, clouds, and speckles of two sizes."""
+    """Unglazed tile, [H, W, 3]: a warm base color, clouds, and speckles of two sizes."""
     fine = np.clip(noise(rng, shape, 0.8) - 1.7, 0, None)
     coarse = np.clip(noise(rng, shape, 1.3) - 2.4, 0, None)
     value = 1 + 0.035 * noise(rng, shape, 12) + 0.02 * noise(rng, shape, 0.7) - 0.14 * fine - 0.2 * coarse
@@ -56,7 +56,7 @@ def ceramic(rng: Rng, shape: tuple[int, int]) -> Array:
 
 
 def path(rng: Rng, length: float, wander: float) -> Array:
-    """Points a pixel apart on a line that wanders about its direction, [N, 2] as x, y, about the origin."""
+    """Points one pixel apart on a wandering line, [N, 2] as x, y, centered at the origin."""
     steps = max(int(length), 4)
     turns = gaussian_filter(rng.normal(size=steps), 1.5, mode="wrap")
     angle = rng.uniform(0, np.pi) + wander * turns / turns.std() + rng.normal(0, wander / 4) * np.linspace(-1, 1, steps)
@@ -65,7 +65,7 @@ def path(rng: Rng, length: float, wander: float) -> Array:
 
 
 def stroke(canvas: Array, points: Array, widths: Array, strength: Array) -> None:
-    """Paint a soft line into `canvas`, keeping the strongest."""
+    """Paint a soft line into `canvas`; each pixel keeps the stronger value."""
     y, x = np.mgrid[: canvas.shape[0], : canvas.shape[1]]
     for (px, py), width, value in zip(points, widths, strength, strict=True):
         reach = int(np.ceil(width)) + 2
@@ -76,23 +76,23 @@ def stroke(canvas: Array, points: Array, widths: Array, strength: Array) -> None
         canvas[rows, columns] = np.maximum(canvas[rows, columns], soft)
 
 
-def crack(rng: Rng, shape: tuple[int, int], centre: Array) -> Array:
+def crack(rng: Rng, shape: tuple[int, int], center: Array) -> Array:
     """A dark, wandering, branching line."""
     alpha = np.zeros(shape)
     points = path(rng, rng.uniform(34, LONGEST), 0.45)
     fade = np.sin(np.linspace(0.12, 0.97, len(points)) * np.pi)
     widths = (0.5 + rng.uniform(0.4, 1.0) * fade) * (1 + 0.3 * rng.normal(size=len(points)))
-    stroke(alpha, points + centre, np.clip(widths, 0.4, 1.8), 0.55 + 0.45 * fade)
+    stroke(alpha, points + center, np.clip(widths, 0.4, 1.8), 0.55 + 0.45 * fade)
     for _ in range(rng.integers(0, 3)):
         start = points[rng.integers(len(points) // 4, 3 * len(points) // 4)]
         branch = path(rng, rng.uniform(6, 16), 0.5)
         branch += start - branch[0]
-        stroke(alpha, branch + centre, np.linspace(0.8, 0.3, len(branch)), np.linspace(0.9, 0.4, len(branch)))
+        stroke(alpha, branch + center, np.linspace(0.8, 0.3, len(branch)), np.linspace(0.9, 0.4, len(branch)))
     return -0.55 * alpha
 
 
-def scratch(rng: Rng, shape: tuple[int, int], centre: Array) -> Array:
-    """One to three nearly parallel bright grazes with a dark side."""
+def scratch(rng: Rng, shape: tuple[int, int], center: Array) -> Array:
+    """One to three nearly parallel bright lines with a dark side."""
     change = np.zeros(shape)
     points = path(rng, rng.uniform(24, LONGEST - 6), 0.03)
     along = points[-1] - points[0]
@@ -101,16 +101,16 @@ def scratch(rng: Rng, shape: tuple[int, int], centre: Array) -> Array:
         cut = points[rng.integers(0, 5) : len(points) - rng.integers(0, 5)] + across * i * rng.uniform(2.5, 4)
         fade = np.clip(np.sin(np.linspace(0.05, 0.95, len(cut)) * np.pi) * 1.5, 0, 1)
         bright, dark = np.zeros(shape), np.zeros(shape)
-        stroke(bright, cut + centre, np.full(len(cut), rng.uniform(0.5, 1.0)), fade)
-        stroke(dark, cut + centre + across * 1.5, np.full(len(cut), 0.6), fade)
+        stroke(bright, cut + center, np.full(len(cut), rng.uniform(0.5, 1.0)), fade)
+        stroke(dark, cut + center + across * 1.5, np.full(len(cut), 0.6), fade)
         change += rng.uniform(0.30, 0.50) * bright - 0.18 * dark
     return change
 
 
-def spot(rng: Rng, shape: tuple[int, int], centre: Array) -> Array:
-    """A dark pit or stain with an uneven outline and, sometimes, a bright edge on the side of the light."""
+def spot(rng: Rng, shape: tuple[int, int], center: Array) -> Array:
+    """A dark pit or stain with an uneven outline and, sometimes, a bright edge on the lit side."""
     y, x = np.mgrid[: shape[0], : shape[1]]
-    dx, dy = x - centre[0], y - centre[1]
+    dx, dy = x - center[0], y - center[1]
     radius = rng.uniform(3.5, 10)
     stretch, turn = rng.uniform(0.7, 1.4), rng.uniform(0, np.pi)
     u = (np.cos(turn) * dx + np.sin(turn) * dy) * stretch
@@ -128,13 +128,13 @@ def spot(rng: Rng, shape: tuple[int, int], centre: Array) -> Array:
 def draw(
     rng: Rng, surface: Callable[..., Array], defect: Callable[..., Array] | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A photograph, [H, W] or [H, W, 3], and its mask, [H, W] of 0 and 255."""
+    """An image, [H, W] or [H, W, 3], and its mask, [H, W] of 0 and 255."""
     shape = SIZES[rng.integers(len(SIZES))]
     pixels = surface(rng, shape)
     change = np.zeros(shape)
     if defect is not None:
-        centre = np.array([rng.uniform(LONGEST, shape[1] - LONGEST), rng.uniform(LONGEST, shape[0] - LONGEST)])
-        change = defect(rng, shape, centre)
+        center = np.array([rng.uniform(LONGEST, shape[1] - LONGEST), rng.uniform(LONGEST, shape[0] - LONGEST)])
+        change = defect(rng, shape, center)
     pixels = pixels * (1 + change[..., None]) + rng.normal(0, 0.006, pixels.shape)
     image = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
     return image[..., 0] if image.shape[2] == 1 else image, np.where(np.abs(change) > 0.08, 255, 0).astype(np.uint8)

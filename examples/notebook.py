@@ -1,4 +1,4 @@
-"""From a folder of images to labelled defects, cell by cell: open it in VS Code or Jupyter (jupytext), or run it.
+"""From a folder of images to labeled defects, cell by cell. Open it in VS Code or Jupyter (jupytext), or run it.
 
 Run it in the root of this repository: `python examples/notebook.py`. It writes to `demo/`.
 """
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import defectgen
 
-STEPS = 600  # of training; ten minutes on one CPU core. A real one takes an hour or more
+STEPS = 600  # of training: ten minutes on one CPU core. Real training takes an hour or more
 SAMPLES, OUT = Path("examples/samples/steel"), Path("demo")
 part = defectgen.ProductFolders(product="steel", normals=SAMPLES / "normals", defects=SAMPLES / "defects")
 catalog = defectgen.read_catalog([part])
 print(f"{len(catalog.images)} images, categories: {', '.join(catalog.categories)}")
 
-# %% Cut-outs of the real defects, on other normals: no training. Look at demo/composed/sheet.jpg
+# %% Cut-outs of the real defects blended into normals, without training. Look at demo/composed/sheet.jpg
 job = defectgen.prepare_composition(
     defectgen.ComposeRequest(
         num=24,
@@ -26,13 +26,13 @@ job = defectgen.prepare_composition(
 result = defectgen.write(job, defectgen.DatasetRequest(out=OUT / "composed", overwrite=True))
 print(f"{result.written} samples; look at {result.sheet}")
 
-# %% The same, sample by sample, without files
+# %% The same, one sample at a time, without writing files
 for sample in defectgen.compose(
     defectgen.ComposeRequest(num=3, defects=SAMPLES / "defects", normals=SAMPLES / "normals")
 ):
     print(sample.category, sample.image.shape, f"{sample.mask.sum()} pixels of defect")
 
-# %% A generator, which makes defects that nobody has photographed. Look at demo/runs/steel/previews
+# %% Train a model that generates new defects. Look at demo/runs/steel/previews
 trained = defectgen.train(
     defectgen.TrainRequest(
         method="dt-gan", sources=(part,), preset="tiny", steps=STEPS, name="steel", out=OUT / "runs",
@@ -42,9 +42,9 @@ trained = defectgen.train(
 )  # fmt: skip
 print(f"\n{trained.name} knows {', '.join(trained.categories)}")
 
-# %% Its samples
+# %% Samples of the model
 request = defectgen.SynthesizeRequest(num=12, model="steel", weights=OUT / "weights.toml")
 samples = defectgen.synthesize(request)
 for sample in samples:
     print(sample.category, f"{sample.mask.sum()} pixels of defect")
-print(f"{len(samples.failed)} of {len(samples)} showed nothing: train longer")
+print(f"{len(samples.failed)} of {len(samples)} failed; if these are many, train longer")

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs defectgen into .venv and does the main job on the sample photographs, on whatever this machine has:
-# trains a small model, synthesizes a small dataset, leaves a contact sheet to look at.
+# Installs defectgen into .venv and runs it on the sample images, on the GPU if there is one: trains a small model,
+# then synthesizes a small dataset with a contact sheet.
 set -eu
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/pip ] || "${PYTHON:-python3}" -m venv .venv
@@ -12,4 +12,4 @@ defectgen train --method dt-gan --preset tiny --time "${TIME:-4m}" --name demo -
     --product steel=../examples/samples/steel/normals:../examples/samples/steel/defects \
     --product ceramic=../examples/samples/ceramic/normals:../examples/samples/ceramic/defects
 defectgen synthesize --model demo --weights weights.toml --num 24
-echo "Look at demo/dataset/sheet.jpg, and at demo/runs/demo/previews for how the training went."
+echo "Look at demo/dataset/sheet.jpg, and at demo/runs/demo/previews for the progress of training."

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Trains the model that ships with defectgen, on the sample photographs: about 45 minutes on one CPU core.
-# (The one that ships was stopped after 4746 of its 5500 steps.) Its model.safetensors then stands in examples/models, and its entry in weights.toml.
+# Trains the model that ships with defectgen on the sample images, in about 45 minutes on one CPU core.
+# The shipped model was stopped after 4746 of its 5500 steps. Writes model.safetensors below examples/models, and adds
+# its entry to weights.toml.
 set -eu
 cd "$(dirname "$0")/.."
 OMP_NUM_THREADS=1 defectgen train --method dt-gan --preset tiny --steps 5500 --seed 1 --device cpu --workers 1 \

@@ -5,11 +5,11 @@ from defectgen.device import resolve, torch_rng
 from defectgen.errors import NoDeviceError, UsageError
 
 
-def test_cpu_is_always_there() -> None:
+def test_cpu_is_always_available() -> None:
     assert resolve("cpu") == torch.device("cpu")
 
 
-def test_auto_takes_cuda_when_there_is_one() -> None:
+def test_auto_is_cuda_if_available() -> None:
     assert resolve("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -19,12 +19,12 @@ def test_other_names_are_refused_with_those_allowed(name: str) -> None:
         resolve(name)
 
 
-def test_a_device_that_is_not_there_is_named() -> None:
+def test_an_unavailable_device_is_named() -> None:
     with pytest.raises(NoDeviceError, match=r"cuda:99.*--device auto or cpu"):
         resolve("cuda:99")
 
 
-def test_keys_decide_the_numbers() -> None:
+def test_the_numbers_depend_on_the_key_only() -> None:
     ours = torch.rand(4, generator=torch_rng(1, 2, 3))
     torch.testing.assert_close(ours, torch.rand(4, generator=torch_rng(1, 2, 3)), atol=0, rtol=0)
     assert not torch.allclose(ours, torch.rand(4, generator=torch_rng(1, 2, 4)))

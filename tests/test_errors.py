@@ -4,7 +4,7 @@ from defectgen import errors
 from defectgen.errors import ExitCode, StoppedError, UserError
 
 
-def test_the_codes_are_those_that_scripts_rely_on() -> None:
+def test_exit_codes_never_change() -> None:
     assert {code.name: code.value for code in ExitCode} == {
         "OK": 0,
         "INTERNAL": 1,
@@ -40,6 +40,6 @@ def test_each_kind_is_a_user_error_with_its_code(kind: type[UserError], code: in
     assert str(error) == "a.png: cut short"
 
 
-def test_a_stop_tells_its_signal() -> None:
+def test_a_stop_has_the_code_of_its_signal() -> None:
     assert StoppedError("stopped", ExitCode.SIGTERM).code == 143
     assert StoppedError("stopped").code == 130

@@ -34,13 +34,13 @@ def test_a_failure_halfway_leaves_the_old_file_and_nothing_else(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_the_old_file_remains_until_the_new_one_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.write_text("old")
     with files.replacing(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
-        assert temporary.parent == path.parent  # a rename within one file system is at once or not at all
+        assert temporary.parent == path.parent  # a rename within one file system is atomic
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -69,12 +69,12 @@ def test_a_write_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_no_room_is_told_with_the_file(tmp_path: Path, number: int) -> None:
+def test_a_full_device_is_reported_with_the_file(tmp_path: Path, number: int) -> None:
     def fail() -> None:
         with files.replacing(tmp_path / "a.png"):
             raise OSError(number, os.strerror(number))
 
-    with pytest.raises(DiskFullError, match=r"a\.png: no room left"):
+    with pytest.raises(DiskFullError, match=r"a\.png: no space left on device; free some and run again with --resume"):
         fail()
     assert list(tmp_path.iterdir()) == []
 

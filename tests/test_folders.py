@@ -23,7 +23,7 @@ Put = Callable[..., Path]
 
 @pytest.fixture
 def put(tmp_path: Path) -> Put:
-    """Writes a photograph, or a mask if its path says so."""
+    """Writes an image, or a mask if the path says so."""
 
     def write(name: str, size: tuple[int, int] = (24, 16), value: int = 100) -> Path:
         path = tmp_path / name
@@ -50,7 +50,7 @@ def catalog(root: Path, normals: str = "normals", defects: str | None = "defects
 
 
 def described(found: Catalog, root: Path) -> set[tuple[str, str, str | None]]:
-    """Category, photograph and mask of each defect."""
+    """Category, image and mask of each defect."""
     return {
         (s.category, str(s.path.relative_to(root)), str(s.mask.relative_to(root)) if s.mask else None)
         for s in found.images
@@ -112,14 +112,14 @@ class TestLayouts:
         found = catalog(tmp_path, masks="my masks")
         assert described(found, tmp_path) == {("crack", "defects/crack/1.png", "my masks/crack/1.png")}
 
-    def test_a_category_is_chosen_among_several(self, put: Put, tmp_path: Path) -> None:
+    def test_one_of_several_categories_can_be_chosen(self, put: Put, tmp_path: Path) -> None:
         for name in ("normals/a.png", "defects/crack/1.png", "defects/dent/1.png"):
             put(name)
         assert catalog(tmp_path, category="dent").categories == ("dent",)
         with pytest.raises(UsageError, match="--category rust: .* has crack, dent"):
             catalog(tmp_path, category="rust")
 
-    def test_what_is_no_photograph_is_passed_over(self, put: Put, tmp_path: Path) -> None:
+    def test_files_that_are_not_images_are_ignored(self, put: Put, tmp_path: Path) -> None:
         put("normals/a.png")
         put("defects/crack/1.png")
         for name in ("normals/Thumbs.db", "normals/.hidden.png", "defects/crack/notes.txt", "defects/readme.md"):
@@ -169,7 +169,7 @@ class TestBadInput:
     def test_nothing_left_fails_with_the_reasons(self, tmp_path: Path, folder: str, what: str) -> None:
         for path in (tmp_path / folder).iterdir():
             path.write_bytes(b"no")
-        with pytest.raises(BadInputError, match=f"part: no usable {what} are left: .*not an image"):
+        with pytest.raises(BadInputError, match=f"part: no usable {what}: .*not an image"):
             catalog(tmp_path)
 
     def test_a_mask_of_another_size_names_both(self, tmp_path: Path, put: Put) -> None:
@@ -180,18 +180,18 @@ class TestBadInput:
     def test_a_mask_that_marks_nothing_is_skipped(self, tmp_path: Path) -> None:
         Image.fromarray(np.zeros((16, 24), np.uint8)).save(tmp_path / "masks/crack/2.png")
         (skipped,) = catalog(tmp_path).skipped
-        assert "marks no defect" in skipped.reason
+        assert skipped.reason == f"its mask {tmp_path}/masks/crack/2.png is empty"
 
     @pytest.mark.parametrize(
         ("normals", "defects", "reason"),
         [
             ("nowhere", "defects", "nowhere: no such folder"),
             ("normals", "nowhere", "nowhere: no such folder"),
-            ("normals", None, "defects are missing"),
-            ("empty", "defects", "empty: no photographs; found nothing"),
-            ("texts", "defects", r"texts: no photographs; found a\.txt, b\.txt"),
-            ("normals", "empty", "empty: no photographs"),
-            ("normals", "wrong", "'normal' is what photographs without a defect are called"),
+            ("normals", None, "normals: no folder of defects is given"),
+            ("empty", "defects", "empty: no images; found nothing"),
+            ("texts", "defects", r"texts: no images; found a\.txt, b\.txt"),
+            ("normals", "empty", "empty: no images"),
+            ("normals", "wrong", "the name 'normal' is reserved for images without defects"),
         ],
     )
     def test_folders_in_no_known_layout(
@@ -211,13 +211,13 @@ class TestBadInput:
             (
                 "masks/dent/one_1.png",
                 {},
-                r"masks/dent/one_1\.png: no mask is named after .* 1\.png needs 1\.png or 1_mask",
+                r"masks/dent/one_1\.png: no mask is named after .* of 1\.png must be called 1\.png or 1_mask",
             ),
             ("my masks/crack/one.png", {"masks": "my masks"}, "my masks/crack/one.png: no mask is named after"),
             ("my masks/one.png", {"masks": "my masks"}, "my masks: no mask is named after"),
         ],
     )
-    def test_masks_of_which_none_fits_by_name(
+    def test_masks_that_match_no_image_are_refused(
         self, tmp_path: Path, put: Put, mask: str, options: dict[str, str], reason: str
     ) -> None:
         put("defects/dent/1.png")
@@ -258,7 +258,7 @@ class TestParseProduct:
         source = parse_product(f"tile={tmp_path}/good:{tmp_path}/bad")
         assert (source.product, source.normals, source.defects) == ("tile", tmp_path / "good", tmp_path / "bad")
 
-    def test_colons_in_paths_are_told_by_what_exists(self, tmp_path: Path) -> None:
+    def test_paths_with_colons_are_split_where_both_folders_exist(self, tmp_path: Path) -> None:
         for name in ("c:x", "d:y"):
             (tmp_path / name).mkdir()
         source = parse_product(f"tile={tmp_path}/c:x:{tmp_path}/d:y")
@@ -270,7 +270,7 @@ class TestParseProduct:
             parse_product(text)
 
     def test_folders_that_are_not_there(self) -> None:
-        with pytest.raises(BadInputError, match="no two folders"):
+        with pytest.raises(BadInputError, match="--product tile=a:b: no such folders"):
             parse_product("tile=a:b")
 
 
@@ -279,7 +279,7 @@ def test_defects_alone_are_read_by_category(put: Put, tmp_path: Path) -> None:
         put(f"defects/{name}/1.png")
         put(f"masks/{name}/1.png")
     assert read_defects(tmp_path / "defects").categories == ("a", "b", "c")
-    (tmp_path / "defects/b/1.png").write_bytes(b"no picture")  # not wanted, so not looked at
+    (tmp_path / "defects/b/1.png").write_bytes(b"no picture")  # not wanted, so not read
     catalog = read_defects(tmp_path / "defects", categories=["a", "c"])
     assert catalog.categories == ("a", "c")
     assert catalog.skipped == ()
@@ -296,7 +296,7 @@ def test_mvtec_defects_are_found_from_the_root(put: Put, tmp_path: Path) -> None
     assert catalog.images[0].mask == tmp_path / "ground_truth/dent/000_mask.png"
 
 
-class TestSeveralCategoriesOnOnePhotograph:
+class TestSeveralCategoriesInOneImage:
     def test_labels_csv(self, put: Put, tmp_path: Path) -> None:
         for name in ("normals/a.png", "defects/1.png", "defects/2.png", "masks/crack/1.png", "masks/rust/1.png"):
             put(name)
@@ -318,21 +318,21 @@ class TestSeveralCategoriesOnOnePhotograph:
         }
 
     @pytest.mark.parametrize(
-        ("text", "told"),
+        ("text", "message"),
         [
-            ("1.png,crack\n", "labels.csv: 2.png is not in it"),
+            ("1.png,crack\n", "labels.csv: 2.png is not listed"),
             ("1.png,crack\n2.png,rust\n3.png,rust\n", "labels.csv: 3.png is not in the folder"),
-            ("1.png\n2.png,rust\n", "labels.csv: line 1: write FILE,CATEGORY;CATEGORY"),
-            ("1.png,crack;\n2.png,rust\n", "labels.csv: line 1: write"),
-            ("1.png,crack\n2.png,normal\n", "labels.csv: line 2: write .* none of them 'normal'"),
-            ("1.png,Stra\xdfe\n2.png,rust\n", "labels.csv: cannot be read as CSV in UTF-8"),
+            ("1.png\n2.png,rust\n", "labels.csv: line 1: expected FILE,CATEGORY;CATEGORY"),
+            ("1.png,crack;\n2.png,rust\n", "labels.csv: line 1: expected"),
+            ("1.png,crack\n2.png,normal\n", "labels.csv: line 2: expected .* without 'normal'"),
+            ("1.png,Stra\xdfe\n2.png,rust\n", "labels.csv: not a CSV file in UTF-8"),
         ],
     )
-    def test_a_table_that_is_wrong(self, put: Put, tmp_path: Path, text: str, told: str) -> None:
+    def test_a_table_that_is_wrong(self, put: Put, tmp_path: Path, text: str, message: str) -> None:
         for name in ("normals/a.png", "defects/1.png", "defects/2.png"):
             put(name)
         (tmp_path / "defects/labels.csv").write_bytes(text.encode("latin-1"))
-        with pytest.raises(BadInputError, match=told):
+        with pytest.raises(BadInputError, match=message):
             catalog(tmp_path)
 
     def test_a_category_that_the_table_does_not_name(self, put: Put, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ class TestSeveralCategoriesOnOnePhotograph:
         with pytest.raises(UsageError, match=r"--category dent: .*labels.csv has crack"):
             catalog(tmp_path, category="dent")
 
-    def test_the_same_file_in_two_folders_is_one_photograph_and_the_same_name_alone_is_not(
+    def test_the_same_file_in_two_folders_is_one_image_but_the_same_name_alone_is_not(
         self, put: Put, tmp_path: Path
     ) -> None:
         for name, value in (("crack/1", 50), ("rust/1", 50), ("dent/1", 70), ("crack/2", 70)):

@@ -1,4 +1,4 @@
-"""The command line: it parses and prints, and decides nothing about images. One file a subcommand."""
+"""The command line. It parses options and prints results; one module per command, image processing elsewhere."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from defectgen.methods import names
 
 app = typer.Typer(
     add_completion=False,
-    rich_markup_mode=None,  # plain text, whose line breaks are ours
+    rich_markup_mode=None,  # plain text, keeps our line breaks
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.command("train", epilog=train.EXAMPLES)(train.train)
@@ -34,9 +34,9 @@ Examples:
   defectgen train --method {names()[0]} photos/normal photos/defects --time 30m
   defectgen synthesize -n 500 --category crack --out dataset
 
-Each option can also come from the environment, as DEFECTGEN_<OPTION>, or from
-a TOML file named with --config. Results go to standard output, all else to
-standard error.""",
+Options can also be set in the environment, as DEFECTGEN_<OPTION>, or in a TOML
+file (--config). Results go to standard output, everything else to standard
+error.""",
 )
 def defectgen(
     ctx: typer.Context,
@@ -44,7 +44,7 @@ def defectgen(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Labelled defect images from normal photographs and a handful of defects."""
+    """Generate labeled defect images from normal images and a few real defects."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)
         raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""`defectgen compose`: defects of images or of a model, blended onto normal images."""
+"""`defectgen compose`: blends real or generated defects into normal images."""
 
 from enum import Enum
 from pathlib import Path
@@ -30,27 +30,30 @@ def compose(
     num: output.Num,
     defects: Annotated[
         Path | None,
-        typer.Argument(metavar="DEFECTS", help="Folder of defects with masks, as for train; none with --model."),
+        typer.Argument(metavar="DEFECTS", help="Folder of defects with masks, as for train; omit with --model."),
     ] = None,
     normals: Annotated[
-        Path | None, typer.Argument(metavar="NORMALS", help="Folder of normal images to blend them onto.")
+        Path | None, typer.Argument(metavar="NORMALS", help="Folder of normal images to blend the defects into.")
     ] = None,
-    model: Annotated[str | None, option("--model", metavar="NAME", help="A model that makes the defects.")] = None,
+    model: Annotated[str | None, option("--model", metavar="NAME", help="Model that generates the defects.")] = None,
     weights: options.Weights = None,
     masks: Annotated[
-        Path | None, option("--masks", metavar="DIR", help="Masks that do not lie beside the defects.")
+        Path | None, option("--masks", metavar="DIR", help="Folder of masks, if not beside the defects.")
     ] = None,
     category: Annotated[
         list[str] | None,
-        option("--category", "-c", metavar="NAME", help="Repeat for several, in turn  [default: all]"),
+        option(
+            "--category", "-c", metavar="NAME", help="Category to use; repeat for several, used in turn  [default: all]"
+        ),
     ] = None,
     per_image: output.PerImage = "1",
     scale: output.Scale = "0.8:1.25",
     rotation: output.Rotation = "0:360",
     region: output.Where = None,
     blend: Annotated[
-        Blend, option("--blend", help="Improved Poisson blending; the others are there to compare.")
+        Blend, option("--blend", help="Blending method; poisson and alpha are for comparison.")
     ] = Blend.IMPROVED,
+    gate: output.GateFolder = None,
     on_bad: options.Skip = options.OnBad.SKIP,
     out: output.Out = Path("dataset"),
     layout: output.Layout = output.Format.PLAIN,
@@ -67,9 +70,9 @@ def compose(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> int:
-    """Blend real or generated defects onto normal images.
+    """Blend real or generated defects into normal images.
 
-    Real ones are cut out by their masks; they need no training and no network.
+    Real defects are cut out by their masks. This needs no training and no network.
     """
     options.exclusive(resume, overwrite, "dataset")
     if model is not None and normals is None:
@@ -89,6 +92,7 @@ def compose(
             masks=masks,
             categories=tuple(dict.fromkeys(category or ())),
             placement=output.placement(scale, rotation, per_image, region, mode=blend.value),
+            gate=gate,
             on_bad=on_bad.value,
             seed=seed,
             device=device,

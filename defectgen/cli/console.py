@@ -1,4 +1,4 @@
-"""What a command prints: results on standard output, progress and warnings on standard error."""
+"""The output of commands: results on standard output, progress and warnings on standard error."""
 
 import json
 import os
@@ -13,17 +13,17 @@ import typer
 if TYPE_CHECKING:
     from defectgen.folders import Skipped
 
-_PERIOD = 10.0  # seconds between plain lines of progress
+_PERIOD = 10.0  # seconds between progress lines, where there is no progress bar
 
 
 class Report(Protocol):
-    """Takes how far a long piece of work is, in words for people, and in values for programs."""
+    """A callback for progress: `detail` is text for people, `values` are data for programs (--json)."""
 
     def __call__(self, done: int, total: int, detail: str = "", values: Mapping[str, Any] | None = None) -> None: ...
 
 
 class Console:
-    """One command's output, in the form that its options ask for."""
+    """The output of one command, as set by --json and --quiet."""
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self._json = as_json
@@ -34,16 +34,16 @@ class Console:
         _print(json.dumps({"message_type": kind, **values}, default=str) if self._json else text)
 
     def note(self, text: str) -> None:
-        """Tell people how it goes."""
+        """Print information for people, unless --quiet is set."""
         if not self._quiet:
             typer.echo(f"defectgen: {text}", err=True)
 
     def warn(self, text: str) -> None:
-        """Tell what people must know, even with --quiet."""
+        """Print a warning, even with --quiet."""
         typer.echo(f"defectgen: {text}", err=True)
 
     def skipped(self, skipped: "Sequence[Skipped]") -> None:
-        """Name each input that was left out."""
+        """Print a warning for each skipped input, and their number."""
         for each in skipped:
             self.warn(f"skipped {each.path}: {each.reason}")
         if skipped:
@@ -51,7 +51,7 @@ class Console:
 
     @contextmanager
     def progress(self, stage: str) -> Iterator[Report]:
-        """A bar on a terminal, else a line every few seconds; with --json these lines are results."""
+        """Show progress: a bar on a terminal, else a line every few seconds. With --json these lines are results."""
         if self._quiet:
             yield lambda done, total, detail="", values=None: None
         elif self._json:
@@ -72,7 +72,7 @@ class Console:
 
 
 def duration(total: float) -> str:
-    """Seconds in words: `45 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Format a number of seconds: `45 s`, `3 min 20 s`, `2 h 05 min`."""
     hours, rest = divmod(round(total), 3600)
     minutes, left = divmod(rest, 60)
     if hours:
@@ -81,16 +81,16 @@ def duration(total: float) -> str:
 
 
 def table(values: Mapping[str, Any]) -> str:
-    """Names and values for people, a line each."""
+    """Format names and values for people, one per line."""
     width = max(map(len, values))
-    return "\n".join(f"{name.replace('_', ' '):{width}}  {_words(value)}" for name, value in values.items())
+    return "\n".join(f"{name.replace('_', ' '):{width}}  {_format(value)}" for name, value in values.items())
 
 
-def _words(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_words(each)}" for key, each in value.items())
+        return ", ".join(f"{key} {_format(each)}" for key, each in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_words, value))
+        return ", ".join(map(_format, value))
     return str(value)
 
 
@@ -98,12 +98,12 @@ def _print(text: str) -> None:
     try:
         typer.echo(text)
     except BrokenPipeError:
-        # Who read the results has gone; the work goes on without. What is left in the buffer goes nowhere.
+        # The reader of the results is gone. Continue without it, and discard further output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _periodically(show: Callable[[int, int, str, Mapping[str, Any]], None]) -> Report:
-    """`show` at the first call, then every few seconds, and at the end."""
+    """A report that calls `show` the first time, then every few seconds, and at the end."""
     last = -_PERIOD
 
     def report(done: int, total: int, detail: str = "", values: Mapping[str, Any] | None = None) -> None:
@@ -124,7 +124,7 @@ def _bar(stage: str) -> Iterator[Report]:
     from rich.text import Text
 
     class Bar(Progress):
-        """The bar, and below it what may need more than a line."""
+        """A progress bar with the detail text below it, which may need several lines."""
 
         def get_renderables(self) -> Iterator[RenderableType]:
             yield self.make_tasks_table(self.tasks)

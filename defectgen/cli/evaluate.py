@@ -1,4 +1,4 @@
-"""`defectgen evaluate`: real images and a dataset in, a report of whether it helps out."""
+"""`defectgen evaluate`: reports whether a dataset improves networks that are tested on real images."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,34 +21,58 @@ _KINDS = ("inception", "lpips")
 def evaluate(
     real: Annotated[
         Path,
-        typer.Argument(metavar="REAL", help="Real images: an MVTec AD category, or defects, masks and normals."),
+        typer.Argument(
+            metavar="REAL", help="Folder of real images: an MVTec AD category, or defects, masks and normals."
+        ),
     ],
     synthetic: Annotated[
-        Path, typer.Argument(metavar="SYNTHETIC", help="A dataset of defectgen, or a folder of defects with masks.")
+        list[Path],
+        typer.Argument(
+            metavar="SYNTHETIC", help="Dataset made by defectgen, or folder of defects with masks; one or several."
+        ),
     ],
     test: Annotated[
         Path | None,
         option("--test", metavar="DIR", help="Held-out real images to test on  [default: those not used, 40 percent]"),
     ] = None,
     normals: Annotated[
-        Path | None, option("--normals", metavar="DIR", help="Normals that do not lie beside the real defects.")
+        Path | None, option("--normals", metavar="DIR", help="Folder of normal images, if not beside the real defects.")
     ] = None,
-    quick: Annotated[bool, option("--quick", help="Smaller: minutes on a CPU.")] = False,
+    quick: Annotated[bool, option("--quick", help="Run a smaller evaluation: minutes on a CPU.")] = False,
     seeds: Annotated[
-        int | None, option("--seeds", min=1, help="Networks of each kind  [default: 5, 3 with --quick]")
+        int | None, option("--seeds", min=1, help="Number of networks per training set  [default: 5, 2 with --quick]")
     ] = None,
     steps: Annotated[
-        int | None, option("--steps", min=1, help="Steps to train each of them  [default: 600, 200 with --quick]")
+        int | None, option("--steps", min=1, help="Training steps per network  [default: 150, 60 with --quick]")
     ] = None,
+    shots: Annotated[
+        str,
+        option("--shots", metavar="N,...", help="Number of real defects per category to train on: 1,5,20,all."),
+    ] = "all",
+    share: Annotated[
+        float | None,
+        option(
+            "--share",
+            min=0,
+            max=1,
+            help="Share of synthetic defects in training  [default: chosen by cross-validation]",
+        ),
+    ] = None,
+    from_scratch: Annotated[
+        bool, option("--from-scratch", help="Train small networks from random weights instead of ImageNet features.")
+    ] = False,
+    reversal: Annotated[
+        bool, option("--reversal", help="Hide from the networks which defects are synthetic (gradient reversal).")
+    ] = False,
     features: Annotated[
         list[str] | None,
         option(
             "--features",
             metavar="KIND=FILE",
-            help="A feature network for FID, KID (inception) or LPIPS (lpips); repeat for both.",
+            help="Feature network for FID and KID (inception) or LPIPS (lpips); repeat for both.",
         ),
     ] = None,
-    out: Annotated[Path, option("--out", "-o", metavar="DIR", help="Where the report goes.")] = Path("report"),
+    out: Annotated[Path, option("--out", "-o", metavar="DIR", help="Output folder of the report.")] = Path("report"),
     seed: options.Seed = 0,
     device: options.Device = "auto",
     resume: options.Resume = False,
@@ -60,9 +84,9 @@ def evaluate(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> int:
-    """Measure whether a dataset helps, and how real it looks.
+    """Measure how useful and how realistic a dataset is.
 
-    The same networks are trained without and with it, and tested on real images that nothing was made of.
+    Trains the same networks without and with the dataset, and tests them on real images that were not used to make it.
     """
     options.exclusive(resume, overwrite, "report")
     files = dict(_feature(text) for text in features or [])
@@ -72,11 +96,15 @@ def evaluate(
     console = Console(as_json=as_json, quiet=quiet)
     request = pipeline.EvaluateRequest(
         real=real,
-        synthetic=synthetic,
+        synthetic=tuple(synthetic),
         out=out,
         normals=normals,
         test=test,
         extent=(pipeline.QUICK if quick else pipeline.WHOLE).of(seeds, steps),
+        shots=_shots(shots),
+        share=share,
+        kind="scratch" if from_scratch else "fine-tuned",
+        reversal=reversal,
         features=files,
         seed=seed,
         device=device,
@@ -88,7 +116,7 @@ def evaluate(
         if dry_run:
             console.result(plan, table(plan), kind="plan")
             return ExitCode.OK
-        console.note(f"with\n{table(plan)}")
+        console.note(f"configuration:\n{table(plan)}")
 
     with console.progress("evaluating") as report:
         result = pipeline.evaluate(request, lambda stage, done, total: report(done, total, stage, {"part": stage}))
@@ -96,13 +124,21 @@ def evaluate(
         console.warn(f"skipped {each}")
     for warning in result.warnings:
         console.warn(warning)
-    lines = [*result.verdicts, f"look at {result.report}"]
+    lines = [*result.verdicts, f"see {result.report}"]
     console.result({**result.found, "report": str(result.report)}, "\n".join(lines))
     return ExitCode.SKIPPED if result.skipped else ExitCode.OK
+
+
+def _shots(text: str) -> tuple[int | None, ...]:
+    """Parse `1,5,all` into numbers, with None for `all`."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part == "all" or (part.isdecimal() and int(part) > 0) for part in parts):
+        raise UsageError(f"--shots {text}: give numbers of 1 or more, or all, such as 1,5,all")
+    return tuple(None if part == "all" else int(part) for part in dict.fromkeys(parts))
 
 
 def _feature(text: str) -> tuple[str, Path]:
     kind, _, file = text.partition("=")
     if kind not in _KINDS or not file:
-        raise UsageError(f"--features {text}: give KIND=FILE, with {' or '.join(_KINDS)} as the kind")
+        raise UsageError(f"--features {text}: give KIND=FILE, where KIND is {' or '.join(_KINDS)}")
     return kind, Path(file)

@@ -1,4 +1,4 @@
-"""`defectgen inspect`: line images in; verdicts, masks, overlays and a report out."""
+"""`defectgen inspect`: finds defects in images, and writes masks, overlays and a report."""
 
 import time
 from pathlib import Path
@@ -16,18 +16,19 @@ Examples:
   defectgen inspect line/images --model tiles --fail-on-defect
   defectgen inspect line/images --reference golden --calibrate good --watch"""
 
-_SHOWN = 40  # lines on the terminal
+_SHOWN = 40  # maximum number of images listed on the terminal
 
 
 def inspect(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of images to inspect, or one image.")],
     model: Annotated[
-        str | None, option("--model", metavar="NAME", help="A model that repairs images  [default: the newest one]")
+        str | None,
+        option("--model", metavar="NAME", help="Model that reconstructs images without defects  [default: the newest]"),
     ] = None,
     weights: options.Weights = None,
     reference: Annotated[
         Path | None,
-        option("--reference", metavar="DIR", help="Golden images of the same names, instead of a model."),
+        option("--reference", metavar="DIR", help="Golden images with the same file names, instead of a model."),
     ] = None,
     threshold: Annotated[
         float | None,
@@ -35,18 +36,23 @@ def inspect(
     ] = None,
     calibrate: Annotated[
         Path | None,
-        option("--calibrate", metavar="DIR", help="Flawless images, to set the threshold by; a model keeps it."),
+        option(
+            "--calibrate",
+            metavar="DIR",
+            help="Defect-free images to set the threshold by, which is saved in the model.",
+        ),
     ] = None,
     share: Annotated[
-        float, option("--share", min=0.5, max=1, help="Share of the flawless images that pass, when calibrating.")
+        float,
+        option("--share", min=0.5, max=1, help="Share of the defect-free images that pass the calibrated threshold."),
     ] = 0.99,
     border: Annotated[
         int | None,
-        option("--border", min=0, help="Pixels along the edges that are not judged  [default: as calibrated, or 0]"),
+        option("--border", min=0, help="Pixels to ignore along the edges  [default: as calibrated, or 0]"),
     ] = None,
-    fail_on_defect: Annotated[bool, option("--fail-on-defect", help="End with code 9 if a defect was found.")] = False,
-    watch: Annotated[bool, option("--watch", help="Keep inspecting images as they arrive, until stopped.")] = False,
-    out: Annotated[Path, option("--out", "-o", metavar="DIR", help="Where the report goes.")] = Path("report"),
+    fail_on_defect: Annotated[bool, option("--fail-on-defect", help="Exit with code 9 if a defect is found.")] = False,
+    watch: Annotated[bool, option("--watch", help="Continue with new images as they arrive, until stopped.")] = False,
+    out: Annotated[Path, option("--out", "-o", metavar="DIR", help="Output folder of the report.")] = Path("report"),
     device: options.Device = "auto",
     workers: options.Workers = options.WORKERS,
     resume: options.Resume = False,
@@ -56,9 +62,9 @@ def inspect(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> int:
-    """Find defects on images that nobody has labelled.
+    """Find defects in unlabeled images.
 
-    Each image is compared with itself repaired, or with a golden image.
+    Compares each image with its defect-free reconstruction by a model, or with a golden image.
     """
     options.exclusive(resume, overwrite, "report")
 
@@ -84,13 +90,13 @@ def inspect(
         )
     )
     if calibrate is not None:
-        console.note(f"threshold {job.threshold:.4f}, which {share:.1%} of the images in {calibrate} stay below")
+        console.note(f"threshold {job.threshold:.4f}, calibrated: {share:.1%} of the images in {calibrate} pass")
     elif not job.calibrated:
         console.note(
-            f"threshold {job.threshold}, not calibrated; --calibrate DIR finds a better one on flawless images"
+            f"threshold {job.threshold}, not calibrated; calibrate it on defect-free images with --calibrate DIR"
         )
     noted: list[dict[str, Any]] = []
-    began = time.monotonic()
+    start = time.monotonic()
     with console.progress("inspecting") as progress:
         for inspected in job:
             if as_json:
@@ -99,7 +105,7 @@ def inspect(
             if inspected.row.get("defective") or "error" in inspected.row:
                 noted.append(inspected.row)
             progress(job.inspected, len(job), f"{job.defective} defective", job.totals)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     lines = _table(noted)
     lines += [f"... and {len(noted) - _SHOWN} more, in {out}/report.csv"] if len(noted) > _SHOWN else []
     lines += [
@@ -116,7 +122,7 @@ def inspect(
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
-    """A line for each image with defects, or that cannot be read."""
+    """One line for each image that is defective or unreadable, below a header."""
     if not rows:
         return []
     width = max(len("image"), *(len(row["image"]) for row in rows[:_SHOWN]))

@@ -1,4 +1,4 @@
-"""The options that commands share, each defined once; the environment and `--config` behind all of them."""
+"""Options shared by several commands, and reading options from the environment and from `--config`."""
 
 import os
 import re
@@ -18,7 +18,7 @@ WORKERS = min(8, os.cpu_count() or 1)
 
 @dataclass
 class Switches:
-    """What the program and its command tell each other: how it was called, how to tell of a failure."""
+    """State shared by `__main__` and the command: the command line, and how to report errors."""
 
     command: str = "defectgen"
     json: bool = False
@@ -26,21 +26,25 @@ class Switches:
 
 
 class OnBad(str, Enum):
-    """What to do with an input that cannot be used."""
+    """How to handle inputs that cannot be used."""
 
     SKIP = "skip"
     FAIL = "fail"
 
 
 def option(*names: str, help: str, **settings: Any) -> Any:
-    """A Typer option that the environment gives too, by its long name: --batch-size, DEFECTGEN_BATCH_SIZE."""
+    """A Typer option that can also be set in the environment: --batch-size as DEFECTGEN_BATCH_SIZE."""
     long = next(name for name in names if name.startswith("--"))
     variable = "DEFECTGEN_" + long[2:].replace("-", "_").upper()
     return typer.Option(*names, help=help, envvar=variable, show_envvar=False, **settings)
 
 
 def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Lay the values of a TOML file under those of the command line and the environment."""
+    """Use the values of a TOML file as defaults. The command line and the environment take precedence.
+
+    Raises:
+        UsageError: the file is unreadable, or has unknown options or values of the wrong form.
+    """
     if path is None:
         return None
     try:
@@ -53,7 +57,7 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     values = {key: value for key, value in document.items() if key not in commands}
     own = document.get(str(ctx.info_name), {})
     if not isinstance(own, dict):
-        raise UsageError(f"--config {path}: {ctx.info_name} must be a table, as [{ctx.info_name}]")
+        raise UsageError(f"--config {path}: {ctx.info_name} must be a table: [{ctx.info_name}]")
     parameters = {
         max([*parameter.opts], key=len).lstrip("-").replace("-", "_"): parameter
         for parameter in ctx.command.params
@@ -64,11 +68,11 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
         parameter = parameters.get(key.replace("-", "_"))
         if parameter is None:
             known = ", ".join(sorted(name.replace("_", "-") for name in parameters))
-            raise UsageError(f"--config {path}: {key} is no option of {ctx.info_name}; it has {known}")
+            raise UsageError(f"--config {path}: {ctx.info_name} has no option {key}; it has {known}")
         many = getattr(parameter, "multiple", False)
         if isinstance(value, dict) or (isinstance(value, list) and not many):
             raise UsageError(f"--config {path}: {key} takes {'values or a list' if many else 'one value'}")
-        # As on the command line, so that all is checked in the same way; flags alone take true and false.
+        # Text, as on the command line, so that Typer checks it in the same way. Only flags accept true and false.
         flag = getattr(parameter, "is_flag", False) and isinstance(value, bool)
         texts = [each if flag else str(each) for each in (value if isinstance(value, list) else [value])]
         defaults[str(parameter.name)] = texts if many else texts[0]
@@ -87,23 +91,27 @@ def _note_debug(ctx: typer.Context, wanted: bool) -> bool:
 
 
 def exclusive(resume: bool, overwrite: bool, what: str) -> None:
-    """Refuse --resume and --overwrite together."""
+    """Check that --resume and --overwrite are not both given. `what` names the output, for the message.
+
+    Raises:
+        UsageError: both are given.
+    """
     if resume and overwrite:
-        raise UsageError(f"--resume continues a {what} and --overwrite replaces it: give one of them")
+        raise UsageError(f"--resume continues a {what}, --overwrite replaces it: give one of them")
 
 
 def seconds(text: str) -> float:
-    """The seconds of `90s`, `30m`, `2h` or `1h30m`.
+    """Parse a duration such as `90s`, `30m`, `2h` or `1h30m` into seconds.
 
     Raises:
-        UsageError: anything else, or no time at all.
+        UsageError: the text has another form, or the duration is 0.
     """
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text.strip().lower())
     total = (
         sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
     )
     if total <= 0:
-        raise UsageError(f"--time {text}: give hours, minutes or seconds, as 2h, 30m, 90s or 1h30m")
+        raise UsageError(f"--time {text}: give hours, minutes or seconds, such as 2h, 30m, 90s or 1h30m")
     return total
 
 
@@ -114,19 +122,19 @@ Config = Annotated[
         metavar="FILE",
         is_eager=True,
         callback=_read_config,
-        help="Options from a TOML file, by their long names.",
+        help="Read options from a TOML file, by their long names.",
     ),
 ]
 Json = Annotated[
     bool,
-    option("--json", is_eager=True, callback=_note_json, help="Print JSON lines, each with a message_type."),
+    option("--json", is_eager=True, callback=_note_json, help="Print JSON Lines, each with a message_type."),
 ]
-Debug = Annotated[bool, option("--debug", is_eager=True, callback=_note_debug, help="Show the traceback of a failure.")]
-Quiet = Annotated[bool, option("--quiet", "-q", help="No progress, only results, warnings and errors.")]
+Debug = Annotated[bool, option("--debug", is_eager=True, callback=_note_debug, help="Show the traceback of an error.")]
+Quiet = Annotated[bool, option("--quiet", "-q", help="Print only results, warnings and errors, no progress.")]
 Verbose = Annotated[bool, option("--verbose", "-v", help="Print the resolved configuration first.")]
 Weights = Annotated[
     Path | None,
-    option("--weights", metavar="FILE", help="The list of models  [default: weights.toml, here or above]"),
+    option("--weights", metavar="FILE", help="The list of models  [default: weights.toml, here or in a parent folder]"),
 ]
 Seed = Annotated[int, option("--seed", min=0, help="Random seed.")]
 Device = Annotated[str, option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
@@ -134,8 +142,8 @@ BatchSize = Annotated[
     int | None,
     option("--batch-size", min=1, help="Batch size  [default: from preset or device]"),
 ]
-Workers = Annotated[int, option("--workers", min=1, help="Threads that read, crop and encode images.")]
-Resume = Annotated[bool, option("--resume", help="Continue where an earlier run stopped.")]
-Overwrite = Annotated[bool, option("--overwrite", help="Replace what an earlier run left.")]
-DryRun = Annotated[bool, option("--dry-run", help="Print what would be done, and stop.")]
-Skip = Annotated[OnBad, option("--on-bad", help="Images that cannot be used: name and skip them, or fail at once.")]
+Workers = Annotated[int, option("--workers", min=1, help="Number of threads that read, crop and encode images.")]
+Resume = Annotated[bool, option("--resume", help="Continue an earlier run where it stopped.")]
+Overwrite = Annotated[bool, option("--overwrite", help="Replace the output of an earlier run.")]
+DryRun = Annotated[bool, option("--dry-run", help="Print the resolved configuration and exit.")]
+Skip = Annotated[OnBad, option("--on-bad", help="Images that cannot be used: skip them with a warning, or fail.")]

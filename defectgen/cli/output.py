@@ -1,4 +1,4 @@
-"""What `synthesize`, `transfer` and `compose` share: the options of a dataset, and writing it."""
+"""Shared by `synthesize`, `transfer` and `compose`: the options of a dataset, and writing it."""
 
 import math
 import re
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Format(str, Enum):
-    """As `defectgen.dataset.Layout`, which cannot be imported for the help alone: it needs NumPy."""
+    """The values of `defectgen.dataset.Layout`. Importing that needs NumPy, which would slow down --help."""
 
     PLAIN = "plain"
     MVTEC = "mvtec"
@@ -27,20 +27,31 @@ class Format(str, Enum):
 
 
 Num = Annotated[int, option("--num", "-n", min=1, help="Number of samples to generate.")]
-Out = Annotated[Path, option("--out", "-o", metavar="DIR", help="Where the dataset goes.")]
-Layout = Annotated[Format, option("--format", help="The layout of the dataset.")]
-Model = Annotated[str | None, option("--model", metavar="NAME", help="[default: the newest that knows the categories]")]
-PerImage = Annotated[
-    str, option("--per-image", metavar="RANGE", help="Defects in an image: 2, or 1:3 for one to three.")
+Out = Annotated[Path, option("--out", "-o", metavar="DIR", help="Output folder of the dataset.")]
+Layout = Annotated[Format, option("--format", help="Layout of the dataset.")]
+Model = Annotated[
+    str | None, option("--model", metavar="NAME", help="Model to use  [default: the newest with the categories]")
 ]
-Scale = Annotated[str, option("--scale", metavar="RANGE", help="Of the defects: 1, or 0.5:2.")]
-Rotation = Annotated[str, option("--rotation", metavar="RANGE", help="Of the defects, in degrees: 0, or -10:10.")]
+PerImage = Annotated[str, option("--per-image", metavar="RANGE", help="Defects per image: 2, or 1:3 for one to three.")]
+Scale = Annotated[str, option("--scale", metavar="RANGE", help="Scale of the defects: 1, or 0.5:2.")]
+Rotation = Annotated[
+    str, option("--rotation", metavar="RANGE", help="Rotation of the defects in degrees: 0, or -10:10.")
+]
 Where = Annotated[
     str | None,
     option(
         "--region",
         metavar="WHERE",
-        help="x,y,width,height in pixels; a mask image; or 'object', not its backdrop  [default: anywhere]",
+        help="Where to place defects: x,y,width,height in pixels; a mask image; or 'object', to leave out a plain "
+        "background  [default: anywhere]",
+    ),
+]
+GateFolder = Annotated[
+    Path | None,
+    option(
+        "--gate",
+        metavar="DEFECTS",
+        help="Regenerate samples that do not resemble these defects, nearly copy one, or have a wrong mask.",
     ),
 ]
 
@@ -59,7 +70,12 @@ def run(
     dry_run: bool,
     verbose: bool,
 ) -> ExitCode:
-    """Make and write the samples of a job, with progress, and print a summary that names the `maker`."""
+    """Generate and write the samples of a job, with progress, and print a summary.
+
+    Args:
+        title: the title of the progress bar.
+        maker: the key of the summary for the source of the defects.
+    """
     from defectgen.dataset import Layout as DatasetLayout
     from defectgen.pipelines.synthesize import DatasetRequest, write
 
@@ -69,7 +85,7 @@ def run(
         if dry_run:
             console.result(plan, table(plan), kind="plan")
             return ExitCode.SKIPPED if job.skipped else ExitCode.OK
-        console.note(f"with\n{table(plan)}")
+        console.note(f"configuration:\n{table(plan)}")
     request = DatasetRequest(
         out=out, layout=DatasetLayout(layout.value), command=switches.command, resume=resume, overwrite=overwrite
     )
@@ -103,13 +119,13 @@ def run(
     console.result(
         values,
         f"{out}: {result.written} samples written, {result.kept} kept, {result.redrawn} regenerated, "
-        f"{result.failed} failed; look at {result.sheet}",
+        f"{result.failed} failed; see {result.sheet}",
     )
     return ExitCode.SKIPPED if job.skipped else ExitCode.OK
 
 
 def folder(text: str) -> "Folder":
-    """`PRODUCT=DIR`, or a folder alone."""
+    """Parse `PRODUCT=DIR` or `DIR`. The product is None if not given."""
     product, equals, path = text.partition("=")
     if not equals or Path(text).is_dir():
         return None, Path(text)
@@ -117,7 +133,12 @@ def folder(text: str) -> "Folder":
 
 
 def region(text: str) -> "Region":
-    """Where defects may lie: `x,y,width,height`, a mask image, or `object`."""
+    """Parse a region to place defects in: `x,y,width,height`, a mask image, or `object`.
+
+    Raises:
+        UsageError: the text has another form, or the box is empty.
+        BadInputError: the mask is unreadable or empty.
+    """
     from defectgen.imaging.images import read_mask
     from defectgen.imaging.windows import Box
     from defectgen.synthesis.pasted import Region
@@ -127,25 +148,29 @@ def region(text: str) -> "Region":
     if re.fullmatch(r"\d+(,\d+){3}", text):
         box = Box(*map(int, text.split(",")))
         if box.width == 0 or box.height == 0:
-            raise UsageError(f"--region {text}: is empty; give x,y,width,height in pixels")
+            raise UsageError(f"--region {text}: the box is empty; give x,y,width,height in pixels")
         return Region(box=box, name=text)
     if not Path(text).is_file():
-        raise UsageError(f"--region {text}: is no file; give x,y,width,height, a mask image, or 'object'")
+        raise UsageError(f"--region {text}: no such file; give x,y,width,height, a mask image, or 'object'")
     mask = read_mask(Path(text))
     if not mask.any():
-        raise BadInputError(f"--region {text}: marks nothing; write 255 where defects may lie")
+        raise BadInputError(f"--region {text}: the mask is empty; write 255 where defects may be placed")
     return Region(mask=mask, name=text)
 
 
 def placement(
     scale: str, rotation: str, per_image: str, where: str | None, crop: str = "1", **settings: Any
 ) -> "Placement":
-    """How contents are laid on, of the options' texts; `settings` are the rest of a `Placement`."""
+    """The placement of patches, from the texts of the options. `settings` are further fields of `Placement`.
+
+    Raises:
+        UsageError: a text has the wrong form or is out of range.
+    """
     from defectgen.synthesis.pasted import Placement
 
     counts = _range("--per-image", per_image, low=1)
     if any(count % 1 for count in counts):
-        raise UsageError(f"--per-image {per_image}: give whole numbers, as 2 or 1:3")
+        raise UsageError(f"--per-image {per_image}: give whole numbers, such as 2 or 1:3")
     return Placement(
         scale=_range("--scale", scale, low=0.01),
         rotation=_range("--rotation", rotation),
@@ -157,14 +182,14 @@ def placement(
 
 
 def _range(name: str, text: str, low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
-    """`LOW:HIGH`, or one number for both."""
+    """Parse `LOW:HIGH`, or one number for both, with limits `low` and `high`."""
     first, _, last = text.partition(":")
     try:
         values = float(first), float(last or first)
     except ValueError:
         values = math.nan, math.nan
     if not (low <= values[0] <= values[1] <= high and all(map(math.isfinite, values))):
-        least = f" of {low:g} or more" if low > -math.inf else ""
-        least += f", {high:g} at most" if high < math.inf else ""
-        raise UsageError(f"{name} {text}: give a number{least}, or a range LOW:HIGH")
+        limits = f" of {low:g} or more" if low > -math.inf else ""
+        limits += f", {high:g} at most" if high < math.inf else ""
+        raise UsageError(f"{name} {text}: give a number{limits}, or a range LOW:HIGH")
     return values

@@ -1,4 +1,4 @@
-"""`defectgen synthesize`: normal images in, a dataset of labelled defects out."""
+"""`defectgen synthesize`: generates a dataset of labeled defects on normal images."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,7 +28,8 @@ def synthesize(
             "--category",
             "-c",
             metavar="NAME",
-            help="Repeat for several, made in turn; a+b unites, a:0.3,b:0.7 mixes  [default: all]",
+            help="Category to generate; repeat for several, generated in turn; a+b for both in one image, "
+            "a:0.3,b:0.7 for a mix  [default: all]",
         ),
     ] = None,
     region: Annotated[
@@ -36,20 +37,12 @@ def synthesize(
         option(
             "--region",
             metavar="WHERE",
-            help="x,y,width,height in pixels; a mask image; 'object'. CATEGORY=WHERE, repeated, for several at once.",
+            help="Where to place defects: x,y,width,height in pixels; a mask image; 'object'. CATEGORY=WHERE, "
+            "repeated, for several categories.",
         ),
     ] = None,
-    restored: Annotated[
-        bool, option("--restored", help="Also write each image with its defects removed again.")
-    ] = False,
-    gate: Annotated[
-        Path | None,
-        option(
-            "--gate",
-            metavar="DEFECTS",
-            help="Regenerate samples that do not resemble these defects, nearly copy one, or have a wrong mask.",
-        ),
-    ] = None,
+    restored: Annotated[bool, option("--restored", help="Also write each image with its defects removed.")] = False,
+    gate: output.GateFolder = None,
     model: output.Model = None,
     weights: options.Weights = None,
     normals: Annotated[
@@ -78,7 +71,7 @@ def synthesize(
 ) -> int:
     """Generate a dataset of defects on normal images.
 
-    Each sample has a mask of what changed; a manifest records how each was made.
+    Each sample has a defect mask. A manifest records how each sample was made.
     """
     options.exclusive(resume, overwrite, "dataset")
 
@@ -108,6 +101,6 @@ def synthesize(
 
 
 def _region(text: str) -> "tuple[str | None, Region]":
-    """`WHERE`, or `CATEGORY=WHERE`."""
+    """Parse `WHERE` or `CATEGORY=WHERE`. The category is None if not given."""
     category, equals, where = text.rpartition("=")
     return (category if equals else None, output.region(where))

@@ -1,4 +1,4 @@
-"""`defectgen train`: images in, a run folder and an entry in weights.toml out."""
+"""`defectgen train`: trains a model, writes a run folder, and lists the model in weights.toml."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,50 +24,52 @@ _GENERIC = {"good", "images", "normal", "normals", "ok", "train"}
 
 
 def train(
-    method: Annotated[str | None, option("--method", metavar="|".join(names()), help="The generator.")] = None,
+    method: Annotated[str | None, option("--method", metavar="|".join(names()), help="Method to train.")] = None,
     normals: Annotated[
         Path | None,
-        typer.Argument(metavar="NORMALS", help="Folder of defect-free photographs, or of an MVTec AD category."),
+        typer.Argument(metavar="NORMALS", help="Folder of normal images, or an MVTec AD category."),
     ] = None,
     defects: Annotated[
         Path | None,
-        typer.Argument(metavar="DEFECTS", help="Folder of defects, with a folder a category, or of one category."),
+        typer.Argument(
+            metavar="DEFECTS", help="Folder of defects: one folder per category, or the images of one category."
+        ),
     ] = None,
     product: Annotated[
         list[str] | None,
         option(
             "--product",
             metavar="NAME=NORMALS:DEFECTS",
-            help="A product, in place of the two folders; repeat for several.",
+            help="Product, instead of NORMALS and DEFECTS; repeat for several.",
         ),
     ] = None,
     masks: Annotated[
-        Path | None, option("--masks", metavar="DIR", help="Masks that do not lie beside the defects.")
+        Path | None, option("--masks", metavar="DIR", help="Folder of masks, if not beside the defects.")
     ] = None,
     category: Annotated[
         str | None,
-        option("--category", "-c", metavar="NAME", help="The category of a flat folder  [default: its name]"),
+        option("--category", "-c", metavar="NAME", help="Category of a flat folder  [default: its name]"),
     ] = None,
     on_bad: options.Skip = options.OnBad.SKIP,
-    preset: Annotated[
-        str, option("--preset", metavar="NAME", help="paper, compact or tiny (tiny suits a CPU).")
-    ] = "compact",
+    preset: Annotated[str, option("--preset", metavar="NAME", help="paper, compact or tiny (for a CPU).")] = "compact",
     settings: Annotated[
         list[str] | None,
         option(
             "--set",
             metavar="KEY=VALUE",
-            help="A hyperparameter in place of the preset's; repeat for several.",
+            help="Hyperparameter to override; repeat for several.",
         ),
     ] = None,
     backbone: Annotated[
         str | None,
-        option("--backbone", metavar="NAME", help="A model whose backbone to share, instead of training the first stage."),
+        option("--backbone", metavar="NAME", help="Model whose backbone to use, instead of training the first stage."),
     ] = None,
-    steps: Annotated[int | None, option("--steps", min=1, help="Steps to train  [default: the preset's]")] = None,
+    steps: Annotated[
+        int | None, option("--steps", min=1, help="Number of training steps  [default: the preset's]")
+    ] = None,
     time: Annotated[
         str | None,
-        option("--time", metavar="TIME", help="Time to train, as 30m, 2h or 1h30m; the steps may end it sooner."),
+        option("--time", metavar="TIME", help="Maximum training time, such as 30m, 2h or 1h30m."),
     ] = None,
     batch_size: options.BatchSize = None,
     seed: options.Seed = 0,
@@ -75,9 +77,11 @@ def train(
     workers: options.Workers = options.WORKERS,
     name: Annotated[
         str | None,
-        option("--name", metavar="NAME", help="Of the run and the model  [default: METHOD-PRODUCT, a new one]"),
+        option(
+            "--name", metavar="NAME", help="Name of the run and the model  [default: METHOD-PRODUCT, numbered if taken]"
+        ),
     ] = None,
-    out: Annotated[Path, option("--out", "-o", metavar="DIR", help="Where run folders go.")] = Path("runs"),
+    out: Annotated[Path, option("--out", "-o", metavar="DIR", help="Folder for run folders.")] = Path("runs"),
     weights: options.Weights = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
@@ -88,7 +92,7 @@ def train(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> int:
-    """Train a model on images without and with defects."""
+    """Train a model on normal images and images with defects."""
     options.exclusive(resume, overwrite, "run")
     if method is None:
         raise UsageError(f"--method: choose one of {', '.join(names())} (defectgen train --help)")
@@ -127,7 +131,7 @@ def train(
 
     console.note(f"training {job.name} in {job.run_folder}, on {job.images} images")
     if verbose:
-        console.note(f"with\n{table(job.settings)}")
+        console.note(f"configuration:\n{table(job.settings)}")
     with console.progress("training") as report:
         losses: dict[str, float] = {}
         diagnoses: set[str] = set()
@@ -151,8 +155,8 @@ def train(
 
     if result.threshold is not None:
         count = result.calibrated_on
-        few = "; that is few: 'defectgen inspect --calibrate DIR' on more" if count < FEW else ""
-        console.note(f"threshold {result.threshold:.4f}, calibrated on {count} normals held out{few}")
+        few = "; these are few: calibrate on more with 'defectgen inspect --calibrate DIR'" if count < FEW else ""
+        console.note(f"threshold {result.threshold:.4f}, calibrated on {count} held-out normals{few}")
     summary = {
         "name": result.name,
         "model": str(result.model),
@@ -167,11 +171,11 @@ def train(
     }
     console.result(
         summary,
-        f"{result.name}: {result.steps} steps in {duration(result.seconds)}, knows {', '.join(result.categories)}; "
-        f"{result.model}, entered in {result.weights}",
+        f"{result.name}: {result.steps} steps in {duration(result.seconds)}, "
+        f"categories {', '.join(result.categories)}; {result.model}, listed in {result.weights}",
     )
     if result.stopped is not None:
-        console.warn(f"stopped, everything saved; continue with --resume --name {result.name}")
+        console.warn(f"stopped, everything is saved; continue with --resume --name {result.name}")
         return result.stopped
     return ExitCode.SKIPPED if result.skipped else ExitCode.OK
 
@@ -190,7 +194,7 @@ def _sources(
 
     if products:
         if normals or masks:
-            raise UsageError("--product takes the place of NORMALS, DEFECTS and --masks: give one or the other")
+            raise UsageError("--product replaces NORMALS, DEFECTS and --masks: give one or the other")
         sources = tuple(parse_product(text) for text in products)
         given = [source.product for source in sources]
         if twice := next((each for each in given if given.count(each) > 1), None):
@@ -204,6 +208,6 @@ def _sources(
 
 
 def _product(normals: Path) -> str:
-    """What a folder of normals is called after: itself, or the first folder above with a telling name."""
+    """The product name for a folder of normals: the name of the folder, or of the first parent that is not generic."""
     folder = normals.absolute()
     return next((each.name for each in (folder, *folder.parents) if each.name.lower() not in _GENERIC), "") or "product"

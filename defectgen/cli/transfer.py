@@ -1,4 +1,4 @@
-"""`defectgen transfer`: the defects of one product on images of another."""
+"""`defectgen transfer`: puts the defects of one product onto images of another."""
 
 from enum import Enum
 from pathlib import Path
@@ -30,47 +30,56 @@ def transfer(
     num: output.Num,
     to: Annotated[
         list[str],
-        option("--to", metavar="[PRODUCT=]NORMALS", help="Normal images that get the defects; repeat for several."),
+        option(
+            "--to", metavar="[PRODUCT=]NORMALS", help="Folder of normal images to put defects onto; repeat for several."
+        ),
     ],
     source: Annotated[
         list[str] | None,
         option(
             "--from",
             metavar="[PRODUCT=]DEFECTS",
-            help="Images whose defects they get, as for train; repeat for several.",
+            help="Folder of defects to transfer, as for train; repeat for several.",
         ),
     ] = None,
     model: Annotated[
         str | None,
-        option("--model", metavar="NAME", help="Makes or moves the defects  [default: none, real ones are cut out]"),
+        option(
+            "--model",
+            metavar="NAME",
+            help="Model that generates or transfers the defects  [default: none, cut out real ones]",
+        ),
     ] = None,
     weights: options.Weights = None,
     masks: Annotated[
-        Path | None, option("--masks", metavar="DIR", help="Masks of --from that do not lie beside the defects.")
+        Path | None, option("--masks", metavar="DIR", help="Folder of masks of --from, if not beside the defects.")
     ] = None,
     style: Annotated[
         str,
         option(
             "--style",
             metavar="own|sampled|DEFECTS",
-            help="Of a model that takes references: the defect's own style, a random one, or that of other images.",
+            help="For models that use references: the defect's own style, a random one, or that of other images.",
         ),
     ] = "own",
     category: Annotated[
         list[str] | None,
-        option("--category", "-c", metavar="NAME", help="Repeat for several, in turn  [default: all]"),
+        option(
+            "--category", "-c", metavar="NAME", help="Category to use; repeat for several, used in turn  [default: all]"
+        ),
     ] = None,
     per_image: output.PerImage = "1",
     scale: output.Scale = "0.8:1.25",
     rotation: output.Rotation = "0:360",
     crop: Annotated[
-        str, option("--crop", metavar="RANGE", help="The part of a defect's longer side to use: 0.3:1.")
+        str, option("--crop", metavar="RANGE", help="Fraction of a defect's longer side to use: 1, or 0.3:1.")
     ] = "1",
     colour: Annotated[
         Colour,
-        option("--colour", help="Match the contrast of the new background, keep the defect's, or make it gray."),
+        option("--colour", help="Match the contrast of the new background, keep the defect's colors, or make it gray."),
     ] = Colour.MATCH,
     region: output.Where = None,
+    gate: output.GateFolder = None,
     on_bad: options.Skip = options.OnBad.SKIP,
     out: output.Out = Path("dataset"),
     layout: output.Layout = output.Format.PLAIN,
@@ -89,14 +98,14 @@ def transfer(
 ) -> int:
     """Put the defects of one product onto images of another.
 
-    Real defects, cut out by their masks; or by a model, which moves those of --from or makes its own.
+    Real defects are cut out by their masks. A model transfers the defects of --from or generates its own.
     """
     options.exclusive(resume, overwrite, "dataset")
 
     from defectgen.pipelines.synthesize import TransferRequest, prepare_transfer
 
     placement = output.placement(scale, rotation, per_image, region, crop, colour=colour.value)
-    as_default = (scale, rotation, per_image, crop, colour) == ("0.8:1.25", "0:360", "1", "1", Colour.MATCH)
+    default_placement = (scale, rotation, per_image, crop, colour) == ("0.8:1.25", "0:360", "1", "1", Colour.MATCH)
     job = prepare_transfer(
         TransferRequest(
             num=num,
@@ -107,8 +116,9 @@ def transfer(
             masks=masks,
             style="own" if style == "own" else "sampled" if style == "sampled" else Path(style),
             categories=tuple(dict.fromkeys(category or ())),
-            placement=None if as_default else placement,
+            placement=None if default_placement else placement,
             region=placement.region,
+            gate=gate,
             on_bad=on_bad.value,
             seed=seed,
             device=device,

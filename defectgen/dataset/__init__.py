@@ -1,7 +1,7 @@
-"""Datasets on disk: samples in, images, masks, a manifest and a sheet out. Knows no sampler.
+"""Datasets on disk: samples in, images, masks, a manifest and a contact sheet out. Independent of how samples are made.
 
-A dataset can be stopped at any moment and gone on with: every file is whole or not there, and a sample counts once
-its row stands in the manifest. What is derived from the manifest (annotations, the sheet) is made at the end.
+Writing can stop at any moment and resume later: every file is either complete or absent, and a sample counts once the
+manifest has its row. Files derived from the manifest (annotations, the sheet) are written at the end.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ from defectgen.imaging.images import Pixels, encode_jpeg, encode_png
 
 _RECORD = "dataset.json"
 _SHEET = "sheet.jpg"
-_BESIDE = ("restored", "normal")  # of some samples
+_EXTRA_IMAGES = ("restored", "normal")  # that some samples have
 
 
 class Layout(str, Enum):
-    """How the files of a dataset are laid out."""
+    """The file layout of a dataset."""
 
     PLAIN = "plain"
     MVTEC = "mvtec"
@@ -42,10 +42,10 @@ class Layout(str, Enum):
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with a defect, its mask, and how it came about."""
+    """A generated image with a defect, its mask and its provenance."""
 
     index: int
-    """Its position in the run, and its file's name."""
+    """Its number in the run, which is also its file name."""
     category: str
     product: str
     image: Pixels
@@ -54,14 +54,14 @@ class Sample:
     """[H, W], never empty."""
     provenance: Provenance
     restored: Pixels | None = None
-    """The image with its defects painted over again, if that was asked for."""
+    """The image with its defects removed by the model, if requested."""
     normal: Pixels | None = None
-    """The image without its defects, if it was made together with them."""
+    """The version without defects, if the model generates both together."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a call of `Dataset.write` did."""
+    """The result of `Dataset.write`."""
 
     written: int
     kept: int
@@ -69,21 +69,21 @@ class Summary:
 
 
 def open_folder(out: Path, *, layout: Layout, command: str, resume: bool, overwrite: bool) -> "Dataset":
-    """The dataset at `out`: new, or with what an earlier run left, to be resumed.
+    """Open the dataset folder `out`: a new one, or that of an earlier run to resume or overwrite.
 
     Raises:
-        UsageError: something is there and neither `resume` nor `overwrite` is given; or it is in another layout.
-        BadInputError: what is there is not ours, or its manifest is damaged.
+        UsageError: the folder is not empty and neither `resume` nor `overwrite` is given, or the layouts differ.
+        BadInputError: the folder holds no dataset, or its manifest is damaged.
     """
     if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: a file is there; choose another folder with --out")
+        raise UsageError(f"{out}: is a file; choose a folder with --out")
     if out.is_dir() and any(out.iterdir()):
         if not resume and not overwrite:
             raise UsageError(
-                f"{out}: something is there; go on with --resume, replace it with --overwrite, or choose another --out"
+                f"{out}: not empty; continue with --resume, replace it with --overwrite, or choose another --out"
             )
         if not (out / _RECORD).is_file():
-            raise BadInputError(f"{out}: not a dataset of ours (it has no {_RECORD}); choose another --out")
+            raise BadInputError(f"{out}: not a defectgen dataset (it has no {_RECORD}); choose another --out")
         for leftover in out.rglob(".*.tmp"):
             leftover.unlink()
         dataset = Dataset(out, layout, command)
@@ -93,14 +93,14 @@ def open_folder(out: Path, *, layout: Layout, command: str, resume: bool, overwr
             before = json.loads((out / _RECORD).read_text(encoding="utf-8")).get("layout")
             if before != layout.value:
                 raise UsageError(
-                    f"{out}: is laid out as {before}, not as {layout.value}; use --format {before} or another --out"
+                    f"{out}: has layout {before}, not {layout.value}; use --format {before} or another --out"
                 )
         return dataset
     return Dataset(out, layout, command)
 
 
 class Dataset:
-    """A dataset's folder. `done` are the indices of the samples that are complete."""
+    """A dataset folder. `done` holds the indices of the complete samples."""
 
     def __init__(self, out: Path, layout: Layout, command: str) -> None:
         self.out = out
@@ -117,7 +117,7 @@ class Dataset:
         )
 
     def replace(self) -> None:
-        """Begin anew: what is there goes once the first sample is to be written."""
+        """Start over. The old files are removed when `write` begins."""
         self._replaced, self.done = True, frozenset()
 
     def write(
@@ -129,15 +129,15 @@ class Dataset:
         workers: int = 2,
         on_sample: Callable[[Sample], None] = lambda _: None,
     ) -> Summary:
-        """Write what `samples` yields, then all that is derived. The images are encoded beside the iteration.
+        """Write all samples, then the derived files. Worker threads encode the images.
 
-        However the iteration ends, what it had yielded is recorded, and the dataset is whole.
+        However the iteration ends, every sample that it yielded is recorded and the dataset is consistent.
 
         Args:
             samples: in any order; read lazily, a few ahead of the disk.
-            normals: photographs without defects, with their products, for the layout that has them (mvtec).
-            metadata: what is known of all of them, JSON-able, for the record; read in the end once more.
-            on_sample: called for each sample that was recorded.
+            normals: normal images with their products, for the layout that includes them (mvtec).
+            metadata: JSON-serializable facts about all samples, for `dataset.json`. They are read again at the end.
+            on_sample: called for each recorded sample.
         """
         if self._replaced:
             self._clear()
@@ -174,25 +174,25 @@ class Dataset:
         for key, value in sample.provenance.run.items():
             if self._run is not None and self._run[key] != value:
                 raise UsageError(
-                    f"{self.out}: cannot resume, {key} was {self._run[key]} and is {value}; "
-                    "give the command that began it, or another --out"
+                    f"{self.out}: cannot resume: {key} was {self._run[key]} and is now {value}; "
+                    "repeat the original command, or choose another --out"
                 )
 
     def _write_sample(self, sample: Sample) -> Row:
         image, mask = self._paths(sample)
         files.write(self.out / image, encode_png(sample.image))
         files.write(self.out / mask, encode_png(sample.mask.astype(np.uint8) * 255))
-        beside = {}
-        for key in _BESIDE:
+        extra = {}
+        for key in _EXTRA_IMAGES:
             pixels: Pixels | None = getattr(sample, key)
             if pixels is not None:
-                beside[key] = f"{key}/{sample.index:06}.png"
-                files.write(self.out / beside[key], encode_png(pixels))
+                extra[key] = f"{key}/{sample.index:06}.png"
+                files.write(self.out / extra[key], encode_png(pixels))
         return Row(
             index=sample.index,
             image=str(image),
             mask=str(mask),
-            **beside,
+            **extra,
             category=sample.category,
             product=sample.product,
             boxes=boxes(sample.mask),
@@ -207,7 +207,7 @@ class Dataset:
             case Layout.PLAIN:
                 return PurePosixPath(f"images/{category}/{name}.png"), PurePosixPath(f"masks/{category}/{name}.png")
             case Layout.MVTEC:
-                # anomalib takes printable ASCII alone.
+                # anomalib accepts printable ASCII only.
                 product, category = ascii_name(sample.product), ascii_name(sample.category)
                 return (
                     PurePosixPath(f"{product}/test/{category}/{name}.png"),
@@ -229,17 +229,17 @@ class Dataset:
         self._run = self._run or row.run
 
     def _rows(self) -> Iterator[Row]:
-        """The rows, without a last one that was cut short."""
+        """The rows. An incomplete last line is removed from the file."""
         if not self._manifest.is_file():
             return
         text = self._manifest.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            files.write(self._manifest, whole)
-        yield from manifest.parse(self._manifest, whole)
+        complete = text[: text.rfind(b"\n") + 1]
+        if complete != text:
+            files.write(self._manifest, complete)
+        yield from manifest.parse(self._manifest, complete)
 
     def _put_in_order(self) -> None:
-        """Sort the manifest by index, each sample once, if a resumed run filled holes."""
+        """Sort the manifest by index and remove duplicates, which a resumed run that filled gaps leaves."""
         indices = [row.index for row in self._rows()]
         if indices == sorted(set(indices)):
             return
@@ -258,7 +258,7 @@ class Dataset:
                 products = {row.product for row in self._rows()}
                 numbers: Counter[str] = Counter()
                 for product, pixels in normals:
-                    if product in products:  # a product without a defect would not load
+                    if product in products:  # anomalib does not load a product without defects
                         path = self.out / ascii_name(product) / "train" / "good" / f"{numbers[product]:06}.png"
                         files.write(path, encode_png(pixels))
                         numbers[product] += 1
@@ -291,7 +291,7 @@ class Dataset:
         files.write(self.out / _RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def _clear(self) -> None:
-        """Remove what an earlier run of ours wrote, and the folders that are empty then; nothing else."""
+        """Remove the files of an earlier run and the folders that this empties; nothing else."""
         ours = [name for names in self._files.values() for name in names]
         ours += [manifest.NAME, _RECORD, _SHEET, coco.ANNOTATIONS, yolo.DATA]
         for path in [self.out / name for name in ours] + [
@@ -306,25 +306,28 @@ class Dataset:
 
 
 def boxes(mask: NDArray[np.bool_]) -> list[list[int]]:
-    """The bounding box [x, y, width, height] of each connected piece of a mask, [H, W]."""
+    """The bounding box, [x, y, width, height], of each 8-connected component of a mask, [H, W]."""
     count, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     return [[int(value) for value in statistics[i, :4]] for i in range(1, count)]
 
 
 def folder_name(text: str) -> str:
-    """A category as a folder's name that every system takes; unchanged if it is one."""
+    """A category as a folder name that is valid on every operating system; unchanged if it already is."""
     name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", text).strip(" .")
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name)
     return f"_{name}" if reserved or not name else name
 
 
 def ascii_name(text: str) -> str:
-    """A name of letters, digits, '-' and '_'; one that had others ends in a code of its own, so that two stay two."""
+    """A name reduced to ASCII letters, digits, '-' and '_'.
+
+    If that changes it, a hash of the original name is appended, so that different names stay different.
+    """
     name = re.sub(r"[^A-Za-z0-9_-]", "_", text)
     return name if name == text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _spread(rows: Callable[[], Iterable[Row]], count: int, most: int = 24) -> Iterator[Row]:
-    """At most `most` rows from all over the manifest."""
+    """At most `most` rows, evenly spaced over the manifest."""
     chosen = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
     return (row for position, row in enumerate(rows()) if position in chosen)

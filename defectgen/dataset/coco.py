@@ -1,7 +1,7 @@
-"""COCO: `annotations.json`, an annotation for each connected piece of a mask.
+"""COCO: `annotations.json`, with an annotation for each connected component of a mask.
 
-https://cocodataset.org/#format-data. `iscrowd` is always 0: evaluation leaves crowds out. Polygons, and run
-lengths where a piece has holes, which polygons cannot say.
+https://cocodataset.org/#format-data. `iscrowd` is always 0, because COCO evaluation ignores crowds. Segmentations are
+polygons, or run lengths for components with holes, which polygons cannot express.
 """
 
 import json
@@ -24,7 +24,7 @@ Rows = Callable[[], Iterable[Row]]
 
 
 def write(out: Path, rows: Rows) -> None:
-    """Write the annotations of all rows of a manifest, a row at a time."""
+    """Write the annotations of all manifest rows, one row at a time."""
     names = sorted({row.category for row in rows()})
     now = datetime.now(timezone.utc).date().isoformat()
     info = {
@@ -75,7 +75,7 @@ def _annotations(out: Path, rows: Rows, names: list[str]) -> Iterator[dict[str, 
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO's compressed RLE of a mask [H, W]: runs down the columns, zeros first, as differences in base 32."""
+    """COCO's compressed RLE of a mask, [H, W]: column-major run lengths, zeros first, as differences in base 32."""
     flat = np.concatenate([[0], mask.ravel(order="F"), [2]])
     edges = np.flatnonzero(np.diff(flat.astype(np.int8)) != 0)
     counts = np.diff(np.concatenate([[0], edges])).tolist()

@@ -1,4 +1,4 @@
-"""A mask's outlines as polygons, whose filling is the mask again."""
+"""Outlines of masks as polygons that fill to exactly the same mask."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Piece:
-    """A connected piece of a mask: its pixels, its outline and those of its holes, [N, 2] as x, y in pixels."""
+    """A connected component of a mask: its pixels, its outline and those of its holes, [N, 2] as x, y in pixels."""
 
     mask: NDArray[np.bool_]
     outline: Points
@@ -20,11 +20,11 @@ class Piece:
 
 
 def pieces(mask: NDArray[np.bool_]) -> Iterator[Piece]:
-    """The pieces of a mask [H, W], 8-connected, from the top.
+    """The 8-connected components of a mask, [H, W], from the top.
 
-    Coordinates are continuous: pixel (0, 0) covers 0 to 1. OpenCV's contours run through pixel centres and lose
-    half a pixel all around, a line of one pixel wholly; at twice the size they lose a quarter, and every pixel's
-    centre stays inside.
+    Coordinates are continuous: pixel (0, 0) covers 0 to 1. OpenCV's contours run through pixel centers, so they lose
+    half a pixel on each side, and a line of one pixel completely. At twice the size they lose a quarter, and every
+    pixel center stays inside.
     """
     count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     for label in range(1, count):
@@ -38,7 +38,7 @@ def pieces(mask: NDArray[np.bool_]) -> Iterator[Piece]:
 
 
 def bridged(piece: Piece) -> Points:
-    """One polygon for a piece with holes: a cut of no width leads to each hole, around it, and back."""
+    """One polygon for a component with holes: a cut of zero width leads to each hole, around it, and back."""
     line = piece.outline
     for hole in piece.holes:
         distance = np.square(line[:, None] - hole[None]).sum(axis=2)

@@ -1,4 +1,4 @@
-"""The contact sheet: samples beside the same with the outline of their mask."""
+"""The contact sheet: each sample without and with the outline of its mask."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from defectgen.dataset.manifest import Row
 from defectgen.imaging.images import read_image, read_mask
 
-_TILE = 160  # pixels, the side of a picture on the sheet
+_TILE = 160  # pixels, the side of an image on the sheet
 _LABEL = 18
 _COLUMNS = 4  # pairs
 _RED = (230, 40, 40)
 
 
 def draw(out: Path, rows: Sequence[Row]) -> NDArray[np.uint8]:
-    """A sheet of the samples in `rows` of a manifest, [H, W, 3]: crops around the defects, so that small ones show."""
+    """The sheet of the samples in manifest `rows`, [H, W, 3], with crops around the defects to show small ones."""
     lines = -(-len(rows) // _COLUMNS)
     sheet = np.full((lines * (_TILE + _LABEL), _COLUMNS * (2 * _TILE + 6), 3), 255, np.uint8)
     for number, row in enumerate(rows):
@@ -32,10 +32,10 @@ def draw(out: Path, rows: Sequence[Row]) -> NDArray[np.uint8]:
 
 
 def _crops(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The defect with some of its surroundings, plain and outlined, each [_TILE, _TILE, 3]."""
+    """A crop around the defect, without and with outline, each [_TILE, _TILE, 3]."""
     left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
     side = min(max(2 * max(width, height), 96), *mask.shape)
-    if max(width, height) > side:  # defects too far apart to be seen together: the largest
+    if max(width, height) > side:  # defects too far apart for one crop: show the largest
         _, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
         largest = 1 + int(statistics[1:, cv2.CC_STAT_AREA].argmax())
         left, top, width, height = map(int, statistics[largest, :4])

@@ -1,7 +1,8 @@
-"""YOLO segmentation labels: a text file an image, a row `class x1 y1 x2 y2 ...` for each piece, and `data.yaml`.
+"""YOLO segmentation labels: one text file per image, and `data.yaml`.
 
-https://docs.ultralytics.com/datasets/segment. The rows are our own: Ultralytics' converter of masks drops 0/255
-masks and holes.
+A label file has a row `class x1 y1 x2 y2 ...` for each connected component
+(https://docs.ultralytics.com/datasets/segment). This module writes the rows itself, because Ultralytics' mask converter
+drops 0/255 masks and holes.
 """
 
 import json
@@ -18,12 +19,12 @@ DATA: Final = "data.yaml"
 
 
 def split(index: int) -> str:
-    """Every fifth sample is for validation."""
+    """The split of a sample: every fifth is for validation."""
     return "val" if index % 5 == 4 else "train"
 
 
 def write(out: Path, rows: Callable[[], Iterable[Row]]) -> None:
-    """Write the labels of all rows of a manifest and `data.yaml`."""
+    """Write the labels of all manifest rows and `data.yaml`."""
     names = sorted({row.category for row in rows()})
     for row in rows():
         mask = read_mask(out / row.mask)
@@ -34,8 +35,8 @@ def write(out: Path, rows: Callable[[], Iterable[Row]]) -> None:
             lines.append(" ".join([str(names.index(row.category)), *(f"{value:.6f}" for value in points.ravel())]))
         label = PurePosixPath("labels", *PurePosixPath(row.image).parts[1:]).with_suffix(".txt")
         files.write(out / label, "\n".join(lines) + "\n")
-    # A folder that is named and missing is an error there; a small dataset may have nothing for validation.
+    # Ultralytics fails if a named folder is missing, and a small dataset may have no validation samples.
     val = "val" if (out / "images/val").is_dir() else "train"
-    # JSON strings are YAML strings, whatever the name holds.
+    # Every JSON string is a valid YAML string.
     listed = "".join(f"  {i}: {json.dumps(name)}\n" for i, name in enumerate(names))
     files.write(out / DATA, f"path: .\ntrain: images/train\nval: images/{val}\nnames:\n{listed}")

@@ -1,13 +1,17 @@
 """Does the synthetic data help? Fidelity, copies, masks, and what networks learn from it, in one report.
 
-Sees files alone: real photographs, a dataset, and what its manifest says of how it was made.
+Sees files alone: real images, datasets, and what their manifests say of how they were made.
 """
 
 import hashlib
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import cv2
@@ -33,15 +37,30 @@ from defectgen.evaluation.data import (
     to_common_channels,
     to_model_range,
 )
-from defectgen.evaluation.downstream import TRAINING_SETS, Plan, TrainingSet
+from defectgen.evaluation.downstream import AUGMENTATIONS, Plan, TrainingSet, Verdict
+from defectgen.evaluation.networks import Kind
 from defectgen.folders import DEFECT, NORMAL, collapsed
 from defectgen.imaging.images import read_image
-from defectgen.imaging.windows import FloatArray, value_range
-from defectgen.nn.features import Extractor, extractor
+from defectgen.imaging.windows import BoolArray, FloatArray, value_range
+from defectgen.nn.features import extractor
 
-_DECIDES = {"classification": "accuracy", "segmentation": "f1"}
+SHARES = 0.0, 0.25, 0.5
+"""Of the defects that a network sees, the synthetic part: what is tried on a validation part of the real images."""
+METRICS = {"classification": "balanced_accuracy", "segmentation": "ap"}
+"""What decides whether a dataset helps."""
+NAMES = {
+    "balanced_accuracy": "balanced accuracy", "f1": "F1", "ap": "average precision", "auroc": "AUROC of images",
+    "iou": "IoU", "recall": "recall", "f1_pixels": "F1 of pixels",
+}  # fmt: skip
+_FOLDS = 3
+_USUAL_SHARE = 0.25  # where there is one real defect of a kind, and nothing to validate on
+_TELLS = 0.05  # a change of a category's score that is worth a word
 _RESULTS, _REPORT = "results.json", "report.json"
 _WORST = 6  # pairs to look at
+
+CutOuts = Callable[[Sequence[LabeledImage], Sequence[LabeledImage], int], list[tuple[FloatArray, BoolArray]]]
+"""Cut-outs of some real defects on normals, so many of them, with their masks: the yardstick of fidelity."""
+OnStage = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -51,29 +70,38 @@ class Extent:
     steps: int
     seeds: int
     samples: int
-    """With defects, real or synthetic, in all, at most."""
+    """With defects, of a dataset or of the real ones to train on, in all, at most."""
     normals: int
-    """To train on, and to test on, at most."""
+    """To train on, at most."""
+    tested: int
+    """Real images to test on, at most: two thirds of them with defects."""
 
     def of(self, seeds: int | None = None, steps: int | None = None) -> "Extent":
         """The same with another number of networks of each kind, or of steps to train them."""
         return replace(self, seeds=seeds or self.seeds, steps=steps or self.steps)
 
 
-QUICK = Extent(steps=200, seeds=3, samples=200, normals=100)
-WHOLE = Extent(steps=600, seeds=5, samples=1000, normals=300)
+QUICK = Extent(steps=60, seeds=2, samples=200, normals=100, tested=90)
+WHOLE = Extent(steps=150, seeds=5, samples=1000, normals=300, tested=240)
 
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """What to evaluate. `test` are real photographs kept apart; without them some of `real` are put aside."""
+    """What to evaluate. `test` are held-out real images; without them some of `real` are held out."""
 
     real: Path
-    synthetic: Path
+    synthetic: tuple[Path, ...]
+    """Datasets, which are compared with each other, too."""
     out: Path = Path("report")
     normals: Path | None = None
     test: Path | None = None
     extent: Extent = WHOLE
+    shots: tuple[int | None, ...] = (None,)
+    """So many real defects of each category to train on, one evaluation each; None takes all."""
+    share: float | None = None
+    """Of the defects that a network sees, the synthetic part; None chooses it by cross-validation on the real ones."""
+    kind: Kind = "fine-tuned"
+    reversal: bool = False
     features: Mapping[str, Path] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
@@ -81,90 +109,148 @@ class EvaluateRequest:
     overwrite: bool = False
 
 
-OnStage = Callable[[str, int, int], None]
-
-
-def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> dict[str, Any]:
+def evaluate(
+    request: EvaluateRequest, on_stage: OnStage = lambda *_: None, cut_outs: CutOuts | None = None
+) -> dict[str, Any]:
     """The report, also written as `report.json` and `report.html`; what was measured is kept for `resume`.
 
     Raises:
-        BadInputError: folders without what is needed, or a test photograph that the dataset was made of.
+        BadInputError: folders without what is needed, or a test image that a dataset was made of.
         UsageError: nothing left to test on, or a report that is there already.
         WeightsError: a feature network that cannot be used.
     """
     out, device = request.out, resolve(request.device)
     if (out / _RESULTS).exists() and not request.resume and not request.overwrite:
-        raise UsageError(f"{out}: a report is there; go on with --resume, or replace it with --overwrite")
+        raise UsageError(f"{out}: a report is there; continue with --resume, or replace it with --overwrite")
     # Before anything long begins.
     networks = {kind: extractor(kind, path, device) for kind, path in request.features.items()}
-    real, synthetic, left_out, skipped = read(request)
-    categories = _categories(real, synthetic)
+    found = read(request)
+    categories = _categories(found)
     rng = np.random.default_rng(request.seed)
-    # All are held in memory: of normals there may be tens of thousands.
-    real = Real(*(_thinned(part, request.extent, rng) for part in (real.train, real.test)))
-    made = _thinned(synthetic.images, request.extent, rng)
+    extent = request.extent
+    train = _thinned(found.real.train, extent.samples, extent.normals, rng)
+    test = _thinned(found.real.test, extent.tested * 2 // 3, extent.tested // 3, rng)
+    made = {name: _thinned(each.images, extent.samples, 0, rng) for name, each in found.datasets.items()}
     if categories == (DEFECT,):
-        real, made = Real(*(_as_one_category(part) for part in (real.train, real.test))), _as_one_category(made)
+        train, test, made = (
+            _as_one_category(train),
+            _as_one_category(test),
+            {k: _as_one_category(v) for k, v in made.items()},
+        )
 
-    train, test, synthesized = (
-        load_examples(images, categories, synthetic=images is made) for images in (real.train, real.test, made)
-    )
-    train, test, synthesized = to_common_channels(train, test, synthesized)
-    if all(each.mask.all() for each in test if each.label):
+    sets = [
+        load_examples(images, categories, synthetic=number > 1)
+        for number, images in enumerate((train, test, *made.values()))
+    ]
+    train_examples, test_examples, *made_examples = to_common_channels(*sets)
+    if all(each.mask.all() for each in test_examples if each.label):
         raise UsageError(f"{request.test or request.real}: the masks of the test mark everything; nothing can be found")
-    plan = Plan(request.extent.steps, request.extent.seeds, device)
-    kept = _ScoreCache(out / _RESULTS, _identity(request, real, made), resume=request.resume)
-    found: dict[str, Any] = {
+    scores = _ScoreCache(out / _RESULTS, _identity(request, (*train, *test), made), resume=request.resume)
+    defects = [each for each in train_examples if each.label]
+    real_defects = [each for each in train if each.category != NORMAL]
+    figures = fidelity.Figures(device, networks, request.seed)
+    datasets: dict[str, Any] = {}
+    sheets: dict[str, Any] = {}
+    yardsticks = _yardsticks(cut_outs, categories, train, request.seed, on_stage)
+    for number, (name, images) in enumerate(made.items()):
+        on_stage("fidelity", number, len(made))
+        examples, source = made_examples[number], found.datasets[name]
+        near, pairs = _memorisation(defects, examples, real_defects, images)
+        datasets[name] = {
+            "path": str(source.path),
+            "counts": counts(images),
+            "traceable": source.traceable,
+            "made_by_model": source.made_by_model,
+            "trained_on_known": source.trained_on_known,
+            "fidelity": {
+                category: figures.of(_of_label(defects, label), _of_label(examples, label), yardsticks.get(category))
+                for label, category in enumerate(categories, start=1)
+                if len(_of_label(defects, label)) > 1 and len(_of_label(examples, label)) > 1
+            },
+            "memorisation": near,
+            "mask_agreement": _agreement(images),
+        }
+        sheets[name] = {
+            "windows": _rows(defects, examples, categories),
+            "pairs": [(_strip(np.stack([a, b])), similarity) for a, b, similarity in pairs],
+        }
+    learning = _Learning(
+        request, categories, train, train_examples, test_examples, made_examples, found, scores, on_stage
+    )
+    result: dict[str, Any] = {
         "defectgen": __version__,
         "device": str(device),
         "real": str(request.real),
-        "synthetic": str(request.synthetic),
-        "extent": asdict(request.extent),
+        "kind": request.kind,
+        "extent": asdict(extent),
         "seed": request.seed,
         "counts": {
-            "real_train": counts(real.train), "real_test": counts(real.test), "synthetic": counts(made),
-            "left_out_as_near_duplicates": left_out,
+            "real_train": counts(train), "real_test": counts(test), "left_out_as_near_duplicates": found.left_out,
         },
-        "traceable": synthetic.traceable,
-        "made_by_model": synthetic.made_by_model,
-        "trained_on_known": synthetic.trained_on_known,
-        "skipped": skipped,
+        "skipped": list(found.skipped),
+        "datasets": datasets,
+        "downstream": [learning.of(shots) for shots in request.shots],
     }  # fmt: skip
-    defects = [each for each in train if each.label]
-    found["fidelity"] = _fidelity(defects, synthesized, categories, networks, request.seed, on_stage)
-    found["memorisation"], pairs = _memorisation(defects, synthesized, real.train, made, on_stage)
-    found["mask_agreement"] = _agreement(made, on_stage)
-    found["downstream"] = _downstream(train, synthesized, test, len(categories) + 1, plan, request.seed, kept, on_stage)
-    files.write(out / _REPORT, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    report.write(out / "report.html", found, _sheets(defects, synthesized, categories, pairs))
-    return found
+    files.write(out / _REPORT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    report.write(out / "report.html", result, sheets)
+    return result
 
 
-def read(request: EvaluateRequest) -> tuple[Real, Synthetic, int, list[str]]:
-    """The real photographs in two parts, and the dataset.
+# --- What is evaluated -----------------------------------------------------------------------------------------
 
-    And how many were left out as near-duplicates of the test, and what cannot be used.
+
+@dataclass(frozen=True)
+class Found:
+    """The real images in two parts, and the datasets by name, without near-duplicates of the test."""
+
+    real: Real
+    datasets: dict[str, Synthetic]
+    left_out: int
+    skipped: tuple[str, ...]
+
+
+def read(request: EvaluateRequest) -> Found:
+    """Read what a request names; nothing that a dataset was made of is left to test on.
+
+    Raises:
+        BadInputError, UsageError: as `evaluate`.
     """
-    found, synthetic = read_real(request.real, request.normals), read_synthetic(request.synthetic)
-    images, skipped = found.images, [*found.skipped, *synthetic.skipped]
+    source = read_real(request.real, request.normals)
+    read_all = [read_synthetic(folder) for folder in request.synthetic]
+    images, skipped = source.images, [*source.skipped, *(text for each in read_all for text in each.skipped)]
     if request.test is None:
-        real = split(images, synthetic, request.seed)
+        together = Synthetic(
+            tuple(image for each in read_all for image in each.images),
+            frozenset().union(*(each.seen for each in read_all)),
+        )
+        real = split(images, together, request.seed)
     else:
-        apart_found = read_real(request.test, apart=True)
-        test = apart_found.images
-        skipped += apart_found.skipped
-        twins = near_duplicates(images, test)
-        real = Real(tuple(each for each, twin in zip(images, twins, strict=True) if not twin), test)
+        held_out = read_real(request.test, apart=True)
+        skipped += held_out.skipped
+        twins = near_duplicates(images, held_out.images)
+        real = Real(tuple(each for each, twin in zip(images, twins, strict=True) if not twin), held_out.images)
         check_sides(real)
-    apart = remove_test_leakage(synthetic, real.test)
-    left_out = len(images) + len(synthetic.images) - len(apart.images) - len(real.train)
-    return real, apart, left_out - (0 if request.test else len(real.test)), skipped
+    kept = [remove_test_leakage(each, real.test) for each in read_all]
+    left_out = sum(len(a.images) - len(b.images) for a, b in zip(read_all, kept, strict=True))
+    left_out += len(images) - len(real.train) if request.test else 0
+    names = _names(request.synthetic)
+    datasets = {
+        name: replace(each, path=folder) for name, each, folder in zip(names, kept, request.synthetic, strict=True)
+    }
+    return Found(real, datasets, left_out, tuple(skipped))
 
 
-def _categories(real: Real, synthetic: Synthetic) -> tuple[str, ...]:
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What datasets are called: their folders' names, or whole paths where two share one."""
+    short = [folder.resolve().name for folder in folders]
+    return [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
+
+
+def _categories(found: Found) -> tuple[str, ...]:
     """Those of the real defects to train on; one for all, if other defects are told apart in another way."""
-    known = sorted({each.category for each in real.train} - {NORMAL})
-    strange = {each.category for each in (*real.test, *synthetic.images)} - {NORMAL, *known}
+    known = sorted({each.category for each in found.real.train} - {NORMAL})
+    others = [image for each in found.datasets.values() for image in each.images]
+    strange = {each.category for each in (*found.real.test, *others)} - {NORMAL, *known}
     return (DEFECT,) if strange else tuple(known)
 
 
@@ -172,14 +258,16 @@ def _as_one_category(images: Sequence[LabeledImage]) -> tuple[LabeledImage, ...]
     return tuple(replace(image, category=collapsed(image.category)) for image in images)
 
 
-def _thinned(images: Sequence[LabeledImage], extent: Extent, rng: np.random.Generator) -> tuple[LabeledImage, ...]:
-    """As many as the extent allows, of each category of defects alike."""
+def _thinned(
+    images: Sequence[LabeledImage], defects: int, normals: int, rng: np.random.Generator
+) -> tuple[LabeledImage, ...]:
+    """So many images with defects at most, of each category the same number, and so many normals."""
     categories = sorted({each.category for each in images})
-    of_each = max(extent.samples // max(len(set(categories) - {NORMAL}), 1), 1)
+    of_each = max(defects // max(len(set(categories) - {NORMAL}), 1), 1)
     chosen: set[int] = set()
     for category in categories:
         mine = [i for i, each in enumerate(images) if each.category == category]
-        chosen.update(rng.permutation(mine)[: extent.normals if category == NORMAL else of_each].tolist())
+        chosen.update(rng.permutation(mine)[: normals if category == NORMAL else of_each].tolist())
     return tuple(each for i, each in enumerate(images) if i in chosen)
 
 
@@ -189,86 +277,75 @@ def counts(images: Sequence[LabeledImage]) -> dict[str, int]:
     return {name: names.count(name) for name in sorted(set(names))}
 
 
-def _identity(request: EvaluateRequest, real: Real, made: Sequence[LabeledImage]) -> str:
-    """What the measurements depend on; those of another are not gone on with."""
-    images = (*real.train, *real.test, *made)
+def _identity(
+    request: EvaluateRequest, real: Sequence[LabeledImage], made: Mapping[str, Sequence[LabeledImage]]
+) -> str:
+    """What the measurements depend on; those of another are not continued."""
+    images = (*real, *(image for each in made.values() for image in each))
     masks = [None if each.mask is None else files.sha256(each.mask) for each in images]
     parts = [(each.sha256, mask, each.category) for each, mask in zip(images, masks, strict=True)]
-    return hashlib.sha256(json.dumps([asdict(request.extent), request.seed, parts]).encode()).hexdigest()
+    how = [asdict(request.extent), request.seed, request.kind, request.reversal, request.share, list(made)]
+    return hashlib.sha256(json.dumps([how, parts]).encode()).hexdigest()
 
 
 class _ScoreCache:
-    """What was measured so far, on disk after each network."""
+    """What was measured so far, on disk after each network. Safe to share among threads."""
 
     def __init__(self, path: Path, identity: str, *, resume: bool) -> None:
         self._path, self._identity, self._scores = path, identity, dict[str, Any]()
+        self._lock = Lock()
         if resume and path.is_file():
             saved = json.loads(path.read_text(encoding="utf-8"))
             if saved["identity"] != identity:
-                raise UsageError(f"{path}: is of other photographs or options; start anew with --overwrite")
+                raise UsageError(f"{path}: is of other images or options; replace it with --overwrite")
             self._scores = saved["scores"]
 
-    def get(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        if key not in self._scores:
-            self._scores[key] = measure()
+    def get(self, key: str, measure: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key in self._scores:
+                return self._scores[key]
+        value = measure()
+        with self._lock:
+            self._scores[key] = value
             files.write(self._path, json.dumps({"identity": self._identity, "scores": self._scores}) + "\n")
-        scores: dict[str, Any] = self._scores[key]
-        return scores
+        return value
 
 
-# --- The parts -------------------------------------------------------------------------------------------------
+# --- Windows, copies, masks ------------------------------------------------------------------------------------
+
+
+def _of_label(examples: Sequence[Example], label: int) -> list[Example]:
+    return [each for each in examples if each.label == label and each.mask.any()]
 
 
 def _windows(examples: Sequence[Example]) -> FloatArray:
     return np.stack([fidelity.window_around(each.x, each.mask) for each in examples])
 
 
-def _fidelity(
-    defects: Sequence[Example],
-    made: Sequence[Example],
-    categories: Sequence[str],
-    networks: Mapping[str, Extractor],
-    seed: int,
-    on_stage: OnStage,
-) -> dict[str, dict[str, float]]:
-    """For each category the distances; beside that of the patches its floor, between the halves of the real ones."""
-    found = {}
-    for done, category in enumerate(categories):
-        on_stage("fidelity", done, len(categories))
-        ours, theirs = ([e for e in each if e.label == done + 1 and e.mask.any()] for each in (defects, made))
-        if len(ours) < 2 or len(theirs) < 2:
-            continue
-        real, synthesized = _windows(ours), _windows(theirs)
-        half = np.random.default_rng(seed).permutation(len(real))
-        found[category] = {
-            "real": len(real),
-            "synthetic": len(synthesized),
-            "swd": fidelity.sliced_wasserstein(real, synthesized, seed),
-            "swd_of_real_halves": fidelity.sliced_wasserstein(real[half[::2]], real[half[1::2]], seed),
-        }
-        if "inception" in networks:
-            a, b = (networks["inception"](windows) for windows in (real, synthesized))
-            precision, recall = fidelity.precision_and_recall(a, b)
-            found[category] |= {
-                "fid": fidelity.fid(a, b), "kid": fidelity.kid(a, b), "precision": precision, "recall": recall,
-            }  # fmt: skip
-        if "lpips" in networks:
-            a, b = (networks["lpips"](windows) for windows in (real, synthesized))
-            found[category]["clustered_lpips"] = fidelity.clustered_lpips(a, b)
+def _yardsticks(
+    cut_outs: CutOuts | None, categories: Sequence[str], train: Sequence[LabeledImage], seed: int, on_stage: OnStage
+) -> dict[str, FloatArray]:
+    """Of each category windows around cut-outs of the real defects on real normals."""
+    found: dict[str, FloatArray] = {}
+    normals = [each for each in train if each.category == NORMAL]
+    for done, category in enumerate(categories if cut_outs is not None else ()):
+        on_stage("cut-outs", done, len(categories))
+        mine = [each for each in train if each.category == category and each.mask is not None]
+        assert cut_outs is not None
+        pairs = cut_outs(mine, normals, min(max(2 * len(mine), 20), 100)) if mine else []
+        if len(pairs) > 1:
+            found[category] = np.stack([fidelity.window_around(x, mask) for x, mask in pairs])
     return found
 
 
 def _memorisation(
     defects: Sequence[Example],
     made: Sequence[Example],
-    real: Sequence[LabeledImage],
+    photographs: Sequence[LabeledImage],
     images: Sequence[LabeledImage],
-    on_stage: OnStage,
 ) -> tuple[dict[str, Any], list[tuple[FloatArray, FloatArray, float]]]:
     """How many synthetic defects are near-copies; the nearest pairs, by name and to look at."""
-    on_stage("copies", 0, 1)
     shown = [i for i, each in enumerate(made) if each.mask.any()]
-    photographs = [each for each in real if each.category != NORMAL]
     known = [i for i, each in enumerate(defects) if each.mask.any()]
     ours = [defects[i] for i in known]
     of_real = [copies.defects_of(each.x, each.mask) for each in ours]
@@ -297,12 +374,10 @@ def _memorisation(
     return found, pairs
 
 
-def _agreement(images: Sequence[LabeledImage], on_stage: OnStage) -> dict[str, float] | None:
+def _agreement(images: Sequence[LabeledImage]) -> dict[str, float] | None:
     """IoU of the masks with what differs from the source, where that is named and still there."""
     ious = []
-    for done, each in enumerate(images):
-        if done % 50 == 0:
-            on_stage("masks", done, len(images))
+    for each in images:
         if each.source is None or each.mask is None or not each.source.is_file():
             continue
         ground = read_image(each.source)
@@ -319,86 +394,15 @@ def _agreement(images: Sequence[LabeledImage], on_stage: OnStage) -> dict[str, f
     }
 
 
-def _downstream(
-    train: Sequence[Example],
-    made: Sequence[Example],
-    test: Sequence[Example],
-    classes: int,
-    plan: Plan,
-    seed: int,
-    kept: _ScoreCache,
-    on_stage: OnStage,
-) -> dict[str, Any]:
-    """For each task the scores of each arm, a seed each, and what they say."""
-    examples: dict[TrainingSet, list[Example]] = {
-        "real": list(train), "traditional": list(train), "synthetic": [*train, *made],
-    }  # fmt: skip
-
-    def classification(arm: TrainingSet, own: int, on_step: Callable[[], None]) -> dict[str, Any]:
-        network = downstream.train_classifier(examples[arm], classes, plan, own, augment=arm != "real", on_step=on_step)
-        return downstream.test_classifier(network, test, plan.device)
-
-    def segmentation(arm: TrainingSet, own: int, on_step: Callable[[], None]) -> dict[str, Any]:
-        network = downstream.train_segmenter(examples[arm], plan, own, augment=arm != "real", on_step=on_step)
-        return downstream.test_segmenter(network, test, plan.device)
-
-    tasks: dict[str, Callable[[TrainingSet, int, Callable[[], None]], dict[str, Any]]] = {
-        "classification": classification,
-        "segmentation": segmentation,
-    }
-    total = (downstream.CLASSIFIER_STEPS + 1) * len(TRAINING_SETS) * plan.seeds * plan.steps
-    done = 0
-
-    def on_step() -> None:
-        nonlocal done
-        done += 1
-        if done % 10 == 0:
-            on_stage("networks", done, total)
-
-    found: dict[str, Any] = {}
-    for task, run in tasks.items():
-        scores: dict[TrainingSet, dict[str, list[float]]] = {arm: {} for arm in TRAINING_SETS}
-        curves: dict[TrainingSet, list[list[float]]] = {arm: [] for arm in TRAINING_SETS}
-        for number in range(plan.seeds):
-            own = seed * 1000 + number  # the arms of a seed begin with the same weights: they are a pair
-            for arm in TRAINING_SETS:
-                before = done
-                row = dict(kept.get(f"{task}/{arm}/{own}", lambda arm=arm, own=own, run=run: run(arm, own, on_step)))  # type: ignore[misc]
-                done = before + plan.steps * (downstream.CLASSIFIER_STEPS if task == "classification" else 1)
-                curves[arm].append(row.pop("curve", []))
-                for name, value in row.items():
-                    scores[arm].setdefault(name, []).append(value)
-        decides = _DECIDES[task]
-        # Against the better of the two: what only makes up for an augmentation that harms does not help.
-        baselines: tuple[TrainingSet, ...] = ("traditional", "real")
-        baseline = max(baselines, key=lambda arm: float(np.mean(scores[arm][decides])))
-        verdict = downstream.judge(scores["synthetic"][decides], scores[baseline][decides])
-        found[task] = {
-            "scores": {arm: downstream.summary(scores[arm]) for arm in TRAINING_SETS},
-            "by_seed": scores,
-            "decided_by": decides,
-            "baseline": baseline,
-            "against_baseline": asdict(verdict),
-        }
-        if any(curves["real"]):
-            found[task]["curves"] = {arm: np.mean(curves[arm], axis=0).round(4).tolist() for arm in TRAINING_SETS}
-    return found
-
-
-def _sheets(
-    defects: Sequence[Example],
-    made: Sequence[Example],
-    categories: Sequence[str],
-    pairs: Sequence[tuple[FloatArray, FloatArray, float]],
-) -> dict[str, Any]:
-    """What the report shows: windows of real and of synthetic defects, and the nearest pairs."""
+def _rows(defects: Sequence[Example], made: Sequence[Example], categories: Sequence[str]) -> list[tuple[str, Any]]:
+    """Windows of real and of synthetic defects to look at."""
     rows = []
     for label, category in enumerate(categories, start=1):
         for kind, examples in (("real", defects), ("synthetic", made)):
-            mine = [each for each in examples if each.label == label and each.mask.any()][:8]
+            mine = _of_label(examples, label)[:8]
             if mine:
                 rows.append((f"{category}, {kind}", _strip(_windows(mine))))
-    return {"windows": rows, "pairs": [(_strip(np.stack([a, b])), similarity) for a, b, similarity in pairs]}
+    return rows
 
 
 def _strip(windows: FloatArray) -> Any:
@@ -408,14 +412,226 @@ def _strip(windows: FloatArray) -> Any:
     return cv2.resize(pixels, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
 
 
+# --- What networks learn ---------------------------------------------------------------------------------------
+
+
+class _Learning:
+    """Trains and tests the networks of an evaluation, several at a time."""
+
+    def __init__(
+        self,
+        request: EvaluateRequest,
+        categories: Sequence[str],
+        images: Sequence[LabeledImage],
+        train: Sequence[Example],
+        test: Sequence[Example],
+        made: Sequence[Sequence[Example]],
+        found: Found,
+        scores: _ScoreCache,
+        on_stage: OnStage,
+    ) -> None:
+        self._request, self._categories, self._test = request, categories, test
+        self._images, self._train = images, train
+        self._made = dict(zip(found.datasets, made, strict=True))
+        self._datasets = found.datasets
+        self._scores, self._on_stage = scores, on_stage
+        device = resolve(request.device)
+        self._plan = Plan(request.extent.steps, device, request.kind, request.reversal)
+        self._threads = 1 if device.type == "cuda" else max(1, os.cpu_count() or 1)
+        self._lock, self._done, self._total = Lock(), 0, 0
+
+    def of(self, shots: int | None) -> dict[str, Any]:
+        """Every training set with so many real defects of each category, over the seeds."""
+        request, word = self._request, "all" if shots is None else str(shots)
+        seeds = [request.seed * 1000 + number for number in range(request.extent.seeds)]
+        reals = {seed: self._drawn(shots, seed) for seed in seeds}
+        networks = len(seeds) * (len(AUGMENTATIONS) + 2 * len(self._made))
+        validations = (_FOLDS * (1 + (len(SHARES) - 1) * len(self._made))) / 2 if request.share is None else 0
+        self._done, self._total = 0, int((networks + validations) * self._plan.steps)
+        shares = {name: self._share(name, word, reals[seeds[0]]) for name in self._made}
+        jobs: dict[str, Callable[[int], TrainingSet]] = {
+            name: lambda seed, name=name: TrainingSet(reals[seed], augmentation=name)  # type: ignore[misc]
+            for name in AUGMENTATIONS
+        }
+        for name, made in self._made.items():
+            if shares[name] > 0:
+                jobs[name] = lambda seed, made=made, share=shares[name]: TrainingSet(reals[seed], made, share)  # type: ignore[misc]
+            jobs[f"{name} alone"] = lambda seed, made=made: TrainingSet(  # type: ignore[misc]
+                [each for each in reals[seed] if not each.label], made, 1.0
+            )
+        keys = [(name, seed) for seed in seeds for name in jobs]
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="networks") as pool:
+            rows = list(
+                pool.map(lambda key: self._score(f"{word}/{key[0]}/{key[1]}", jobs[key[0]](key[1]), key[1]), keys)
+            )
+        by_set = {name: [row for (own, _), row in zip(keys, rows, strict=True) if own == name] for name in jobs}
+        return {
+            "shots": shots,
+            "sets": {name: _summarized(mine) for name, mine in by_set.items()},
+            "datasets": {name: self._answer(name, shares[name], by_set, shots) for name in self._made},
+        }
+
+    def _drawn(self, shots: int | None, seed: int) -> list[Example]:
+        """The normals, and so many real defects of each category, which a seed draws.
+
+        Those that a dataset was made of are among them, if they are no more: whoever made it has them.
+        """
+        if shots is None:
+            return list(self._train)
+        used = frozenset().union(*(each.used for each in self._datasets.values()))
+        rng = np.random.default_rng([seed, shots])
+        chosen = [i for i, each in enumerate(self._train) if not each.label]
+        for label in range(1, len(self._categories) + 1):
+            mine = [i for i, each in enumerate(self._train) if each.label == label]
+            known = [i for i in mine if self._images[i].sha256 in used]
+            first = known if len(known) <= shots else []
+            others = rng.permutation([i for i in mine if i not in first]).tolist()
+            chosen += [*first, *others][:shots]
+        return [self._train[i] for i in chosen]
+
+    def _score(self, key: str, training: TrainingSet, seed: int) -> dict[str, Any]:
+        def measure() -> dict[str, Any]:
+            network = downstream.train(training, len(self._categories) + 1, self._plan, seed, self._step)
+            return downstream.test(network, self._test, self._categories, self._plan.device)
+
+        found: dict[str, Any] = self._scores.get(key, measure)
+        return found
+
+    def _step(self) -> None:
+        with self._lock:
+            self._done += 1
+            done = self._done
+        if done % 10 == 0:
+            self._on_stage("networks", min(done, self._total), self._total)
+
+    def _share(self, name: str, word: str, real: Sequence[Example]) -> float:
+        """The share of synthetic defects with which networks do best on real ones that they did not see."""
+        if self._request.share is not None:
+            return self._request.share
+        smallest = min(Counter(each.label for each in real if each.label).values())
+        if smallest < 2:
+            return _USUAL_SHARE
+        folds = min(_FOLDS, smallest)
+        plan = replace(self._plan, steps=max(self._plan.steps // 2, 1))
+
+        def measure(share: float, fold: int) -> float:
+            # The places of each class in turn, so that every fold has some of each.
+            place: Counter[int] = Counter()
+            inside: list[Example] = []
+            outside: list[Example] = []
+            for each in real:
+                (outside if place[each.label] % folds == fold else inside).append(each)
+                place[each.label] += 1
+            training = TrainingSet(inside, self._made[name] if share else (), share)
+            network = downstream.train(training, len(self._categories) + 1, plan, self._request.seed, self._step)
+            found = downstream.test(network, outside, self._categories, plan.device)
+            return float(found["ap"] + found["balanced_accuracy"]) / 2
+
+        keys = [(share, fold) for share in SHARES for fold in range(folds)]
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="shares") as pool:
+            values = list(
+                pool.map(
+                    lambda key: self._scores.get(
+                        f"share/{word}/{name if key[0] else 'none'}/{key[0]}/{key[1]}", lambda: measure(*key)
+                    ),
+                    keys,
+                )
+            )
+        means = {
+            share: float(np.mean([v for (s, _), v in zip(keys, values, strict=True) if s == share])) for share in SHARES
+        }
+        return max(SHARES, key=lambda share: (means[share], -share))
+
+    def _answer(
+        self, name: str, share: float, by_set: Mapping[str, list[dict[str, Any]]], shots: int | None
+    ) -> dict[str, Any]:
+        """What the scores say of a dataset: for each task a verdict, and why, category by category."""
+        answer: dict[str, Any] = {"share": share, "tasks": {}, "categories": {}, "reasons": []}
+        for task, metric in METRICS.items():
+            baseline = max(AUGMENTATIONS, key=lambda own: _mean(by_set[own], metric))
+            if share == 0:
+                answer["tasks"][task] = {"verdict": "do not use it", "decided_by": metric, "baseline": baseline}
+                continue
+            verdict = downstream.judge(*([row[metric] for row in by_set[own]] for own in (name, baseline)))
+            answer["tasks"][task] = {**asdict(verdict), "decided_by": metric, "baseline": baseline}
+        if share == 0:
+            answer["reasons"].append("on real images held out from training, networks did best without it")
+        else:
+            for category in self._categories:
+                gains = self._gains(category, name, answer["tasks"], by_set)
+                answer["categories"][category] = {key: asdict(value) for key, (value, _, _) in gains.items()}
+                for metric, (verdict, before, after) in gains.items():
+                    if abs(verdict.gain) >= _TELLS:
+                        way = "better" if verdict.gain > 0 else "worse"
+                        answer["reasons"].append(f"{category} gets {way}: {NAMES[metric]} {before:.2f} -> {after:.2f}")
+        if (note := self._too_many(name, shots)) is not None:
+            answer["note"] = note
+        return answer
+
+    def _gains(
+        self, category: str, name: str, tasks: Mapping[str, Any], by_set: Mapping[str, list[dict[str, Any]]]
+    ) -> dict[str, tuple[Verdict, float, float]]:
+        found = {}
+        for task, metric in (("classification", "recall"), ("segmentation", "ap")):
+            after, before = (
+                [row["categories"][category][metric] for row in by_set[own] if category in row["categories"]]
+                for own in (name, tasks[task]["baseline"])
+            )
+            if after:
+                found[metric] = downstream.judge(after, before), float(np.mean(before)), float(np.mean(after))
+        return found
+
+    def _too_many(self, name: str, shots: int | None) -> str | None:
+        """That a dataset was made of more real defects than the shots allow, if it was, by what is written of it."""
+        if shots is None:
+            return None
+        used = self._datasets[name].used
+        counted = Counter(image.category for image in self._images if image.category != NORMAL and image.sha256 in used)
+        more = {category: count for category, count in counted.items() if count > shots}
+        if not more:
+            return None
+        words = ", ".join(f"{count} of {category}" for category, count in sorted(more.items()))
+        return f"{name} was made of more real defects than {shots} shots: {words}; its gain is that of those, too"
+
+
+def _summarized(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means and spreads over the seeds, in all and for each category."""
+    names = [key for key, value in rows[0].items() if isinstance(value, float)]
+    categories = rows[0]["categories"]
+    return {
+        "scores": downstream.summary({key: [row[key] for row in rows] for key in names}),
+        "categories": {
+            category: downstream.summary({key: [row["categories"][category][key] for row in rows] for key in of})
+            for category, of in categories.items()
+        },
+        "curve": np.mean([row["curve"] for row in rows], axis=0).round(4).tolist(),
+        "by_seed": {key: [row[key] for row in rows] for key in METRICS.values()},
+    }
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], metric: str) -> float:
+    return float(np.mean([row[metric] for row in rows]))
+
+
 def verdicts(found: Mapping[str, Any]) -> list[str]:
-    """What the report comes to, a line a task."""
+    """What the report comes to, a line for each dataset, number of shots and task, with its reasons."""
     lines = []
-    for task, of_task in found["downstream"].items():
-        against, name, baseline = of_task["against_baseline"], of_task["decided_by"], of_task["baseline"]
-        p = "" if against["p"] is None else f", p = {against['p']:.3f}"
-        lines.append(
-            f"{task}: {against['verdict']} ({name} {of_task['scores']['synthetic'][name]['mean']:.3f} with synthetic "
-            f"images, {of_task['scores'][baseline][name]['mean']:.3f} without{p}, {against['seeds']} seeds)"
-        )
+    for of_shots in found["downstream"]:
+        shots = "all real defects" if of_shots["shots"] is None else f"{of_shots['shots']} shots"
+        for name, answer in of_shots["datasets"].items():
+            for task, of_task in answer["tasks"].items():
+                metric, baseline = of_task["decided_by"], of_task["baseline"]
+                before = of_shots["sets"][baseline]["scores"][metric]["mean"]
+                if answer["share"] == 0:
+                    lines.append(f"{name}, {shots}, {task}: do not use it ({NAMES[metric]} {before:.3f} without)")
+                    continue
+                after = of_shots["sets"][name]["scores"][metric]["mean"]
+                reach = "" if of_task["low"] is None else f", gain {of_task['low']:+.3f} to {of_task['high']:+.3f}"
+                lines.append(
+                    f"{name}, {shots}, {task}: {of_task['verdict']} ({NAMES[metric]} {after:.3f} with it, {before:.3f} "
+                    f"without{reach}, {of_task['seeds']} seeds, {answer['share']:.0%} of the defects)"
+                )
+            lines += [f"  {reason}" for reason in answer["reasons"]]
+            if "note" in answer:
+                lines.append(f"  {answer['note']}")
     return lines

@@ -1,10 +1,12 @@
 """What is evaluated: photographs with their masks and categories, from folders and from datasets; and their split."""
 
 import json
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 
 import cv2
 import numpy as np
@@ -18,6 +20,7 @@ from defectgen.imaging.images import DecodedImage, read_image, read_mask
 from defectgen.imaging.windows import BoolArray, FloatArray, normalize, value_range
 
 _SIDE = 512  # pixels that the longer side of a photograph is evaluated at, at most
+_MEMORY = 1 << 28  # bytes of images, of each set, that are held at a time
 _GRID = 8  # blocks a side of what two photographs are compared by
 _ENOUGH = 8  # photographs, to know what all of a kind look like
 _ALIKE = 0.97  # correlation from which on two photographs are near-duplicates
@@ -69,6 +72,7 @@ class Synthetic:
     """Whether it is written down what each sample was made of."""
     made_by_model: bool = False
     skipped: tuple[str, ...] = ()
+    path: Path = Path()
 
     @property
     def used(self) -> frozenset[str]:
@@ -178,7 +182,7 @@ def check_sides(real: Real) -> None:
             if not there:
                 raise UsageError(
                     f"no real {what} are left to {name}: near-duplicates stay on one side, and the synthetic images "
-                    "were made of the others; name photographs that were kept apart with --test"
+                    "were made of the others; name held-out images with --test"
                 )
 
 
@@ -192,15 +196,15 @@ def remove_test_leakage(synthetic: Synthetic, test: Sequence[LabeledImage]) -> S
     seen = [image.path for image in test if image.sha256 in used]
     if seen:
         raise BadInputError(
-            f"{seen[0]}: is a test photograph, but the synthetic images were made of it, as of {len(seen)} of "
-            f"{len(test)}; keep the test apart from what defectgen train, synthesize, transfer and compose see"
+            f"test-set leakage: {len(seen)} of {len(test)} test images were used to make the dataset (first: "
+            f"{seen[0]}); hold the test out from what defectgen train, synthesize, transfer and compose use"
         )
     twins = near_duplicates(synthetic.images, test)
     if sum(twins) > len(twins) / 2:
         first = next(image.path for image, twin in zip(synthetic.images, twins, strict=True) if twin)
         raise BadInputError(
-            f"{first}: looks like a test photograph, as {sum(twins)} of {len(twins)} synthetic images do; what they "
-            "were made of must not be tested on"
+            f"test-set leakage: {sum(twins)} of {len(twins)} synthetic images look like a test image (first: {first}); "
+            "hold the test out from what they are made of"
         )
     images = tuple(image for image, twin in zip(synthetic.images, twins, strict=True) if not twin)
     return replace(synthetic, images=images)
@@ -281,33 +285,85 @@ def _size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-@dataclass(frozen=True)
 class Example:
-    """A photograph as networks see it: x [C, H, W] in [-1, 1], its mask [H, W], its class, whether it is synthetic."""
+    """An image as networks see it: `x` [C, H, W] in [-1, 1] and its `mask` [H, W], read when they are asked for.
 
-    x: FloatArray
-    mask: BoolArray
-    label: int
-    synthetic: bool
+    `label` is 0 for normals, then the category's place; `synthetic` says whether it was made.
+    """
+
+    def __init__(
+        self, load: Callable[[], tuple[FloatArray, BoolArray]], label: int, *, synthetic: bool = False
+    ) -> None:
+        self._load = load
+        self.label = label
+        self.synthetic = synthetic
+
+    @classmethod
+    def of(cls, x: FloatArray, mask: BoolArray, label: int, *, synthetic: bool = False) -> "Example":
+        """One that is in memory."""
+        return cls(lambda: (x, mask), label, synthetic=synthetic)
+
+    @property
+    def x(self) -> FloatArray:
+        return self._load()[0]
+
+    @property
+    def mask(self) -> BoolArray:
+        return self._load()[1]
+
+    def gray(self) -> "Example":
+        """The same without colors."""
+
+        def load() -> tuple[FloatArray, BoolArray]:
+            x, mask = self._load()
+            return x.mean(axis=0, keepdims=True), mask
+
+        return Example(load, self.label, synthetic=self.synthetic)
+
+
+class _Loaded:
+    """Images and masks in memory, up to a limit, the last used longest. Safe to share among threads."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._bytes = limit, 0
+        self._kept: OrderedDict[tuple[Path, Path | None], tuple[FloatArray, BoolArray]] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, path: Path, mask: Path | None) -> tuple[FloatArray, BoolArray]:
+        key = (path, mask)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        x = load_image(path)
+        found = x, load_mask(mask, (x.shape[1], x.shape[2]))
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = found
+                self._bytes += x.nbytes + found[1].nbytes
+            while self._bytes > self._limit and len(self._kept) > 1:
+                _, (old, its_mask) = self._kept.popitem(last=False)
+                self._bytes -= old.nbytes + its_mask.nbytes
+        return found
 
 
 def load_examples(
     images: Sequence[LabeledImage], categories: Sequence[str], *, synthetic: bool = False
 ) -> list[Example]:
-    """Images with their classes: 0 the normals, then the categories in order."""
-    examples = []
-    for image in images:
-        x = load_image(image.path)
-        label = 0 if image.category == NORMAL else 1 + categories.index(image.category)
-        examples.append(Example(x, load_mask(image.mask, x.shape[1:]), label, synthetic))
-    return examples
+    """Images with their classes: 0 the normals, then the categories in order. They share a gigabyte of memory."""
+    store = _Loaded(_MEMORY)
+    return [
+        Example(
+            partial(store.get, image.path, image.mask),
+            0 if image.category == NORMAL else 1 + categories.index(image.category),
+            synthetic=synthetic,
+        )
+        for image in images
+    ]
 
 
 def to_common_channels(*sets: Sequence[Example]) -> list[list[Example]]:
-    """All in gray, if any of them is: so that no network can tell where an image comes from by its colour."""
+    """All in gray, if any of them is: so that no network can tell where an image comes from by its color."""
     if len({example.x.shape[0] for examples in sets for example in examples}) == 1:
         return [list(examples) for examples in sets]
-    return [
-        [Example(each.x.mean(axis=0, keepdims=True), each.mask, each.label, each.synthetic) for each in examples]
-        for examples in sets
-    ]
+    return [[each.gray() for each in examples] for examples in sets]

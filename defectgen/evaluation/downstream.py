@@ -1,124 +1,68 @@
-"""Whether data help: the same compact network trained with and without them, tested on real photographs kept apart.
+"""Whether data help: the same network trained without and with them, tested on real images held out from both.
 
-A classifier of windows of photographs, a ResNet with a source classifier behind a gradient reversal layer (Defect-GAN,
-section 3.2; DT-GAN, section 4.2), and a U-Net that finds the defects' pixels.
+A network both classifies windows of images and finds the pixels of their defects. Everything random comes from (seed,
+step), and a network runs on one thread of the CPU, so that the same seed gives the same scores on any number of cores.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any, Literal
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Literal, get_args
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.stats import ttest_rel
+from scipy.stats import t as student
 from torch import Tensor, nn
 
 from defectgen.device import torch_rng
 from defectgen.evaluation.data import Example
+from defectgen.evaluation.networks import Kind, Network, build
 from defectgen.imaging.windows import BoolArray, FloatArray
-from defectgen.nn.layers import mixed_precision, standardized
+from defectgen.nn.layers import mixed_precision
 from defectgen.seeding import numpy_rng
 
-TrainingSet = Literal["real", "traditional", "synthetic"]
-TRAINING_SETS: tuple[TrainingSet, ...] = ("real", "traditional", "synthetic")
-"""Real photographs as they are; with traditional augmentation; with that and the synthetic ones."""
-_WINDOW = 96  # pixels
+Augmentation = Literal["none", "traditional", "mixing"]
+"""Nothing; flips, brightness and contrast; these and CutMix, MixUp and CutOut by turns (DT-GAN, table 3)."""
+AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
+_WINDOW = 128  # pixels
 _BATCH = 8
-CLASSIFIER_STEPS = 2
-"""A classifier takes so many steps for each of a U-Net, and is still the faster."""
+_RATE = 2e-3
+_MARGIN = 1.2  # a window around a defect larger than 128 pixels is this much larger than the defect
+_LEVEL = 0.95  # of the confidence interval
 _LAMBDA_SRC = 0.1
-_LEVEL = 0.05  # of the test
-_BINS, _REACH = 1 << 14, 16.0  # of a U-Net's logits
+_BINS, _REACH = 1 << 14, 16.0  # of the logits of pixels
+_BUILDING = Lock()  # the first weights come from PyTorch's global generator
 
 
-# --- Networks --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a network is trained on. Of the defects that it sees, `share` are synthetic."""
+
+    real: Sequence[Example]
+    synthetic: Sequence[Example] = ()
+    share: float = 0.0
+    augmentation: Augmentation = "traditional"
 
 
-class _Reverse(torch.autograd.Function):
-    """The gradient reversal layer: the identity, whose gradient is turned round (Ganin and Lempitsky 2015)."""
+@dataclass(frozen=True)
+class Plan:
+    """How networks are trained. `reversal` hides from the features which defects are synthetic."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
-        ctx.weight = weight
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return -ctx.weight * gradients[0], None
-
-
-class _Residual(nn.Module):
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
-        self.norm1, self.norm2 = nn.GroupNorm(8, c_out), nn.GroupNorm(8, c_out)
-        self.skip = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if stride > 1 or c_in != c_out else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return F.relu(h + self.skip(x))
-
-
-class Classifier(nn.Module):
-    """A compact ResNet: f_theta, the classes' head, and f_src, which tells synthetic from real behind a reversal."""
-
-    def __init__(self, channels: int, classes: int, width: int = 16) -> None:
-        super().__init__()
-        widths = [width, width, 2 * width, 4 * width, 8 * width]
-        self.stem = nn.Conv2d(channels, width, 5, 2, 2)
-        self.blocks = nn.Sequential(*(_Residual(a, b, 1 + (a != b)) for a, b in pairwise(widths)))
-        self.head = nn.Linear(2 * widths[-1], classes)
-        self.source = nn.Sequential(nn.Linear(2 * widths[-1], 32), nn.ReLU(), nn.Linear(32, 1))
-
-    def forward(self, x: Tensor, reversal: float = 0.0) -> tuple[Tensor, Tensor]:
-        """[B, channels, H, W] -> logits of the classes [B, classes], and of being synthetic [B]."""
-        h = self.blocks(F.relu(self.stem(standardized(x))))
-        v = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)  # a small defect is in the maximum
-        return self.head(v), self.source(_Reverse.apply(v, reversal))[:, 0]  # type: ignore[no-untyped-call]
-
-
-class UNet(nn.Module):
-    """A compact U-Net: [B, channels, H, W] -> logits [B, 1, H, W]; sides are multiples of 16."""
-
-    def __init__(self, channels: int, width: int = 12) -> None:
-        super().__init__()
-        widths = [min(width * 2**i, 8 * width) for i in range(5)]
-        self.down = nn.ModuleList(_double_conv(a, b) for a, b in pairwise([channels, *widths]))
-        self.up = nn.ModuleList(_double_conv(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
-        self.out = nn.Conv2d(widths[0], 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept, x = [], standardized(x)
-        for i, block in enumerate(self.down):
-            x = block(x if i == 0 else F.max_pool2d(x, 2))
-            kept.append(x)
-        for block, skip in zip(self.up, kept[-2::-1], strict=True):
-            x = block(torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skip], dim=1))
-        y: Tensor = self.out(x)
-        return y
-
-
-def _double_conv(c_in: int, c_out: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for channels in (c_in, c_out):
-        layers += [nn.Conv2d(channels, c_out, 3, padding=1, bias=False), nn.GroupNorm(4, c_out), nn.ReLU()]
-    return nn.Sequential(*layers)
+    steps: int
+    device: torch.device
+    kind: Kind = "fine-tuned"
+    reversal: bool = False
 
 
 # --- Batches ---------------------------------------------------------------------------------------------------
 
 
 def augmented(rng: np.random.Generator, x: FloatArray, mask: BoolArray) -> tuple[FloatArray, BoolArray]:
-    """Traditional augmentation: flips, brightness, contrast.
-
-    No turns, as surfaces have a direction, and no noise: with those a network of some hundred steps got worse (on
-    magnetic tiles, from 0.96 to 0.86 of windows classified right).
-    """
+    """Traditional augmentation: flips, brightness, contrast. No turns, as surfaces have a direction."""
     if rng.random() < 0.5:
         x, mask = x[:, ::-1], mask[::-1]
     if rng.random() < 0.5:
@@ -127,167 +71,220 @@ def augmented(rng: np.random.Generator, x: FloatArray, mask: BoolArray) -> tuple
     return np.clip(changed, -1, 1).astype(np.float32), mask
 
 
-class _Drawer:
-    """Draws the training examples of an arm: half of them defects, of these half synthetic where there are any."""
+class Drawer:
+    """Draws the examples of a training set: half of them defects, each category as often as any other."""
 
-    def __init__(self, examples: Sequence[Example], *, augment: bool) -> None:
-        self.augment = augment
-        self._normals = [each for each in examples if each.label == 0]
-        # By class, so that a frequent category does not drown a rare one.
+    def __init__(self, training: TrainingSet) -> None:
+        self._share = training.share if training.synthetic else 0.0
+        self._normals = [each for each in training.real if each.label == 0]
         self._defects: dict[bool, dict[int, list[Example]]] = {False: {}, True: {}}
-        for each in examples:
-            if each.label:
-                self._defects[each.synthetic].setdefault(each.label, []).append(each)
+        for synthetic, examples in ((False, training.real), (True, training.synthetic)):
+            for each in examples:
+                if each.label:
+                    self._defects[synthetic].setdefault(each.label, []).append(each)
+        if not self._defects[False]:
+            self._share = 1.0
 
     def draw(self, rng: np.random.Generator) -> Example:
+        """An example, and whether it is real is chance too."""
         if self._normals and rng.random() < 0.5:
             return self._normals[int(rng.integers(len(self._normals)))]
-        there = [kind for kind in (False, True) if self._defects[kind]]
-        of_kind = self._defects[there[int(rng.integers(len(there)))]]
-        of_class = of_kind[list(of_kind)[int(rng.integers(len(of_kind)))]]
+        of_kind = self._defects[bool(rng.random() < self._share)]
+        of_class = of_kind[sorted(of_kind)[int(rng.integers(len(of_kind)))]]
         return of_class[int(rng.integers(len(of_class)))]
 
 
-def _window(rng: np.random.Generator, example: Example) -> tuple[FloatArray, BoolArray]:
-    """A square of a photograph, with some of its defect inside if it has one; mirrored beyond the edges."""
+def window(rng: np.random.Generator, example: Example) -> tuple[FloatArray, BoolArray]:
+    """A square of an image at its own resolution, with some of its defect inside if it has one.
+
+    Returns it and its mask, [C, 128, 128] and [128, 128]. A defect that does not fit is half of the time shown whole,
+    scaled down. Small images are mirrored at their edges.
+    """
     x, mask = example.x, example.mask
-    pad = [(0, max(0, _WINDOW - side)) for side in mask.shape]
+    side, corner = _WINDOW, None
+    if mask.any():
+        left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+        if max(width, height) > _WINDOW and rng.random() < 0.5:
+            side = round(max(width, height) * _MARGIN)
+            corner = np.array([top + (height - side) // 2, left + (width - side) // 2])
+    pad = [(0, max(0, side - length)) for length in mask.shape]
     if any(after for _, after in pad):
         x, mask = np.pad(x, [(0, 0), *pad], mode="symmetric"), np.pad(mask, pad, mode="symmetric")
-    room = np.array(mask.shape) - _WINDOW
-    corner = rng.integers(0, room + 1)
-    if mask.any():
-        ground = np.argwhere(mask)
-        corner = np.clip(ground[int(rng.integers(len(ground)))] - rng.integers(8, _WINDOW - 8, 2), 0, room)
-    rows, columns = (slice(start, start + _WINDOW) for start in corner)
-    return x[:, rows, columns], mask[rows, columns]
+    room = np.array(mask.shape) - side
+    if corner is None:
+        corner = rng.integers(0, room + 1)
+        if example.mask.any():
+            ground = np.argwhere(example.mask)
+            corner = ground[int(rng.integers(len(ground)))] - rng.integers(12, _WINDOW - 12, 2)
+    rows, columns = (slice(start, start + side) for start in np.clip(corner, 0, room))
+    x, mask = x[:, rows, columns], mask[rows, columns]
+    if side > _WINDOW:
+        size = (_WINDOW, _WINDOW)
+        x = np.stack([cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in np.ascontiguousarray(x)])
+        mask = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.25
+    return np.array(x, np.float32), np.array(mask)
+
+
+def batch(
+    rng: np.random.Generator, drawer: Drawer, augmentation: Augmentation, classes: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Windows [B, C, S, S], their masks [B, S, S], class weights [B, classes], whether synthetic [B]; -1 of normals."""
+    rows = []
+    for _ in range(_BATCH):
+        example = drawer.draw(rng)
+        x, mask = window(rng, example)
+        if augmentation != "none":
+            x, mask = augmented(rng, x, mask)
+        # The window of a large defect's image may hold none of it.
+        label = example.label if mask.any() or not example.label else 0
+        rows.append((x, mask.astype(np.float32), label, float(example.synthetic) if label else -1.0))
+    columns = [np.stack([np.asarray(row[i]) for row in rows]) for i in range(4)]
+    windows, masks, labels, source = (torch.from_numpy(each) for each in columns)
+    weights = F.one_hot(labels, classes).float()
+    if augmentation == "mixing":
+        windows, masks, weights = mixed(rng, windows, masks, weights)
+    return windows, masks, weights, source.float()
+
+
+def mixed(rng: np.random.Generator, x: Tensor, mask: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch under one of three: MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019), CutOut (DeVries et al. 2017)."""
+    kind = int(rng.integers(3))
+    if kind == 0:
+        part = float(rng.beta(0.4, 0.4))
+        x, mask, weights = (part * each + (1 - part) * each.roll(1, 0) for each in (x, mask, weights))
+        return x, mask, weights
+    side = x.shape[3]
+    width, height = (int(rng.integers(side // 4, side // 2 + 1)) for _ in range(2))
+    left, top = int(rng.integers(side - width + 1)), int(rng.integers(side - height + 1))
+    box = (slice(top, top + height), slice(left, left + width))
+    x, mask = x.clone(), mask.clone()
+    if kind == 1:
+        x[(..., *box)], mask[(..., *box)] = x.roll(1, 0)[(..., *box)], mask.roll(1, 0)[(..., *box)]
+        part = 1 - width * height / side**2
+        return x, mask, part * weights + (1 - part) * weights.roll(1, 0)
+    x[(..., *box)], mask[(..., *box)] = 0.0, 0.0
+    return x, mask, weights
 
 
 # --- Training and testing --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How much is trained."""
+def train(
+    training: TrainingSet, classes: int, plan: Plan, seed: int, on_step: Callable[[], None] = lambda: None
+) -> Network:
+    """A network after AdamW with a rate that falls along a cosine; the seed alone decides it, on one device.
 
-    steps: int
-    seeds: int
-    device: torch.device
-
-
-def train_segmenter(
-    examples: Sequence[Example], plan: Plan, seed: int, *, augment: bool, on_step: Callable[[], None] = lambda: None
-) -> UNet:
-    """A U-Net of windows of `examples`, by cross-entropy and the Dice loss."""
-    drawer = _Drawer(examples, augment=augment)
-
-    def loss(network: UNet, rng: np.random.Generator, _done: float) -> Tensor:
-        rows = []
-        for _ in range(_BATCH):
-            window = _window(rng, drawer.draw(rng))
-            rows.append(augmented(rng, *window) if augment else window)
-        x, target = (torch.from_numpy(np.stack(column)).to(plan.device).float() for column in zip(*rows, strict=True))
-        with mixed_precision(plan.device):
-            logits = network(x)[:, 0]
-        logits = logits.float()
-        p = logits.sigmoid()
-        dice = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
-        return F.binary_cross_entropy_with_logits(logits, target) + dice
-
-    return _fit(lambda: UNet(examples[0].x.shape[0]), loss, plan, seed, on_step)
-
-
-def train_classifier(
-    examples: Sequence[Example],
-    classes: int,
-    plan: Plan,
-    seed: int,
-    *,
-    augment: bool,
-    on_step: Callable[[], None] = lambda: None,
-) -> Classifier:
-    """A classifier of windows; with synthetic ones among them its features are kept from telling which those are."""
-    drawer, mixed = _Drawer(examples, augment=augment), any(each.synthetic for each in examples)
-
-    def loss(network: Classifier, rng: np.random.Generator, done: float) -> Tensor:
-        drawn = [drawer.draw(rng) for _ in range(2 * _BATCH)]
-        windows = [_window(rng, each) for each in drawn]
-        if augment:
-            windows = [augmented(rng, *window) for window in windows]
-        x = torch.from_numpy(np.stack([window for window, _ in windows])).to(plan.device)
-        label = torch.tensor([each.label for each in drawn], device=plan.device)
-        reversal = 2 / (1 + math.exp(-10 * done)) - 1  # rises from 0 to 1 (Ganin and Lempitsky, section 5.1)
-        with mixed_precision(plan.device):
-            logits, source = network(x, reversal * _LAMBDA_SRC)
-        total = F.cross_entropy(logits.float(), label)
-        if mixed:
-            made = torch.tensor([float(each.synthetic) for each in drawn], device=plan.device)
-            total = total + F.binary_cross_entropy_with_logits(source.float(), made)
-        return total
-
-    longer = replace(plan, steps=CLASSIFIER_STEPS * plan.steps)
-    return _fit(lambda: Classifier(examples[0].x.shape[0], classes), loss, longer, seed, on_step)
-
-
-def _fit(
-    build: Callable[[], Any],
-    loss: Callable[[Any, np.random.Generator, float], Tensor],
-    plan: Plan,
-    seed: int,
-    on_step: Callable[[], None],
-) -> Any:
-    """A network after AdamW with a rate that falls along a cosine; the seed alone decides it, on one device."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=torch_rng(seed))))
-        network = build().to(plan.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
-    for step in range(plan.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 20) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
-        optimizer.zero_grad(set_to_none=True)
-        loss(network, numpy_rng(seed, step), step / plan.steps).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        on_step()
+    Its losses are the cross-entropy of the classes, and the cross-entropy and the Dice loss of the pixels.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _BUILDING, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=torch_rng(seed))))
+            network = build(plan.kind, classes).to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        drawer = Drawer(training)
+        optimizer = torch.optim.AdamW(network.groups(_RATE), weight_decay=1e-2)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for step in range(plan.steps):
+            fall = min(1.0, (step + 1) / 20) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * fall
+            optimizer.zero_grad(set_to_none=True)
+            rows = batch(numpy_rng(seed, step), drawer, training.augmentation, classes)
+            _loss(network, rows, plan, step / plan.steps).backward()
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+            optimizer.step()
+            on_step()
+    finally:
+        torch.set_num_threads(threads)
     return network.eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def test_segmenter(network: UNet, examples: Sequence[Example], device: torch.device) -> dict[str, Any]:
-    """AUC, average precision, and the best F1 with its IoU, of all pixels of the photographs together.
+def _loss(network: Network, rows: tuple[Tensor, Tensor, Tensor, Tensor], plan: Plan, done: float) -> Tensor:
+    x, mask, weights, source = (each.to(plan.device) for each in rows)
+    # How loudly the reversal layer speaks rises with the training (Ganin and Lempitsky 2015, section 4).
+    reversal = _LAMBDA_SRC * (2 / (1 + math.exp(-10 * done)) - 1) if plan.reversal else 0.0
+    with mixed_precision(plan.device):
+        logits, pixels, origin = network(x.contiguous(memory_format=torch.channels_last), reversal)
+    logits, pixels, origin = logits.float(), pixels.float(), origin.float()
+    p = pixels.sigmoid()
+    dice = 1 - (2 * (p * mask).sum() + 1) / (p.sum() + mask.sum() + 1)
+    total = F.cross_entropy(logits, weights) + F.binary_cross_entropy_with_logits(pixels, mask) + dice
+    # Of defects alone: all normals are real, and hiding the source would pull defects towards them.
+    defects = source >= 0
+    if plan.reversal and defects.any():
+        total = total + F.binary_cross_entropy_with_logits(origin[defects], source[defects])
+    return total
 
+
+@torch.no_grad()
+def test(
+    network: Network, examples: Sequence[Example], categories: Sequence[str], device: torch.device
+) -> dict[str, Any]:
+    """Scores of a network on real images, in all and for each category against the normals.
+
+    `balanced_accuracy` and `f1` of the classes of windows, `ap`, `iou` and `f1_pixels` of the pixels of all images
+    together, `auroc` of images by their most suspicious place. A category has its `recall` in place of the first two.
     And `curve`, the precision at recalls of 0, 0.05, ..., 1.
     """
-    # Counted, not kept: a hundred million pixels would take gigabytes.
-    counts = np.zeros((2, _BINS), np.int64)
-    for example in examples:
-        height, width = example.mask.shape
-        pad = [(0, -height % 16), (0, -width % 16)]
-        x = torch.from_numpy(np.pad(example.x, [(0, 0), *pad], mode="symmetric"))[None].to(device)
-        logits = network(x)[0, 0, :height, :width].float().cpu().numpy()
-        bins = np.clip((logits + _REACH) * (_BINS / (2 * _REACH)), 0, _BINS - 1).astype(np.int64)
-        for kind in (0, 1):
-            counts[kind] += np.bincount(bins[example.mask == kind], minlength=_BINS)
-    return scores_of(counts[1], counts[0])
-
-
-@torch.no_grad()
-def test_classifier(network: Classifier, examples: Sequence[Example], device: torch.device) -> dict[str, float]:
-    """The mean over the classes of the part of each that is told right, and F1 likewise; of a window of each."""
-    windows = [_window(numpy_rng(i), example)[0] for i, example in enumerate(examples)]
-    predicted = np.concatenate(
-        [
-            network(torch.from_numpy(np.stack(windows[i : i + 32])).to(device))[0].argmax(dim=1).cpu().numpy()
-            for i in range(0, len(windows), 32)
-        ]
-    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        classes = 1 + max(len(categories), *(each.label for each in examples))
+        counts = np.zeros((classes, 2, _BINS), np.int64)
+        worst, predicted = np.zeros(len(examples)), np.zeros(len(examples), np.int64)
+        for i, example in enumerate(examples):
+            levels = _pixel_logits(network, example.x, device)
+            worst[i] = np.partition(levels.ravel(), -min(50, levels.size))[-min(50, levels.size)]
+            bins = np.clip((levels + _REACH) * (_BINS / (2 * _REACH)), 0, _BINS - 1).astype(np.int64)
+            for kind in (0, 1):
+                counts[example.label, kind] += np.bincount(bins[example.mask == kind], minlength=_BINS)
+            x, _ = window(numpy_rng(i), example)
+            predicted[i] = int(network(torch.from_numpy(x[None]).to(device))[0].argmax())
+    finally:
+        torch.set_num_threads(threads)
     labels = np.array([each.label for each in examples])
+    found: dict[str, Any] = _of_classes(predicted, labels)
+    found |= _of_pixels(counts.sum(axis=0))
+    found["auroc"] = _auroc(worst[labels > 0], worst[labels == 0])
+    found["categories"] = {}
+    for label, category in enumerate(categories, start=1):
+        mine = labels == label
+        if mine.any():
+            own = _of_pixels(counts[[0, label]].sum(axis=0))
+            own.pop("curve")
+            recall = float((predicted[mine] == label).mean())
+            found["categories"][category] = {"recall": recall, **own, "auroc": _auroc(worst[mine], worst[labels == 0])}
+    return found
+
+
+def _pixel_logits(network: Network, x: FloatArray, device: torch.device) -> FloatArray:
+    """The logits of an image's pixels, [H, W]."""
+    height, width = x.shape[1:]
+    pad = [(0, -height % 32), (0, -width % 32)]
+    whole = torch.from_numpy(np.pad(x, [(0, 0), *pad], mode="symmetric"))[None].to(device)
+    pixels = network(whole.contiguous(memory_format=torch.channels_last))[1]
+    return np.asarray(pixels[0, :height, :width].float().cpu().numpy(), np.float32)
+
+
+def _of_classes(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
     recalls, f1s = [], []
     for label in np.unique(labels):
         right = float(((predicted == label) & (labels == label)).sum())
         recalls.append(right / (labels == label).sum())
         f1s.append(2 * right / ((predicted == label).sum() + (labels == label).sum()))
-    return {"accuracy": float(np.mean(recalls)), "f1": float(np.mean(f1s))}
+    return {"balanced_accuracy": float(np.mean(recalls)), "f1": float(np.mean(f1s))}
+
+
+def _of_pixels(counts: NDArray[np.int64]) -> dict[str, Any]:
+    scores = scores_of(counts[1], counts[0])
+    return {"ap": scores["ap"], "iou": scores["iou"], "f1_pixels": scores["f1"], "curve": scores["curve"]}
+
+
+def _auroc(defective: NDArray[np.float64], normal: NDArray[np.float64]) -> float:
+    """The chance that a defective image scores above a normal one."""
+    above = defective[:, None] - normal[None]
+    return float(np.mean((above > 0) + 0.5 * (above == 0)))
 
 
 def scores_of(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> dict[str, Any]:
@@ -324,27 +321,32 @@ def scores_of(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> dict[
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a paired t-test over the seeds says of one arm against another."""
+    """What the seeds say of one training set against another: the mean gain, and the interval that it lies in."""
 
     verdict: Literal["helps", "no difference", "hurts"]
-    difference: float
-    p: float | None
+    gain: float
+    low: float | None
+    """None of a single seed, as `high`."""
+    high: float | None
     seeds: int
 
 
 def judge(with_it: Sequence[float], without: Sequence[float]) -> Verdict:
-    """Whether scores, one a seed, are better with than without: two-sided, at the level of 0.05."""
+    """Whether scores, one a seed, are better with than without.
+
+    The interval is Student's, at 95 percent, of the differences in pairs; what excludes 0 is a difference.
+    """
     differences = np.asarray(with_it, float) - np.asarray(without, float)
-    difference, count = float(differences.mean()), len(differences)
+    gain, count = float(differences.mean()), len(differences)
     if count < 2:
-        return Verdict("no difference", difference, None, count)
-    if np.ptp(differences) < 1e-12:  # no spread to judge by: the sign test
-        p = 1.0 if abs(difference) < 1e-12 else 2 * 0.5**count
-    else:
-        p = float(ttest_rel(with_it, without).pvalue)
-    if p >= _LEVEL:
-        return Verdict("no difference", difference, p, count)
-    return Verdict("helps" if difference > 0 else "hurts", difference, p, count)
+        return Verdict("no difference", gain, None, None, count)
+    reach = float(student.ppf(0.5 + _LEVEL / 2, count - 1) * differences.std(ddof=1) / math.sqrt(count))
+    if np.ptp(differences) < 1e-12 and 2 * 0.5**count > 1 - _LEVEL:
+        reach = abs(gain)  # no spread to judge by: the sign test, which few seeds do not pass
+    low, high = gain - reach, gain + reach
+    if low > 0:
+        return Verdict("helps", gain, low, high, count)
+    return Verdict("hurts" if high < 0 else "no difference", gain, low, high, count)
 
 
 def summary(scores: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:

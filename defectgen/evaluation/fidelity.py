@@ -1,15 +1,21 @@
 """How near synthetic defects are to real ones: statistics of windows around defects, as functions of arrays.
 
-The sliced Wasserstein distance needs nothing but the images. FID, KID, precision and recall, and LPIPS compare what
-a network sees, and exist only where the user names that network's file: there is no number from random weights.
+The sliced Wasserstein distance needs nothing but the images. The others compare what a network sees:
+EfficientNet-Lite0, which ships, and whose figures are named after it (`lite0_kid`), since they are not those that
+papers print; or the papers' own networks, where the user names their files (FID, KID, LPIPS).
 """
+
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy.linalg import sqrtm
 
+from defectgen.evaluation.data import Example
 from defectgen.imaging.windows import BoolArray, FloatArray, defect_pieces
-from defectgen.nn.features import Features
+from defectgen.nn.features import Extractor, Features, Lite0, embed, lite0
 
 WINDOW = 64  # pixels of a window around a defect
 _LEVELS = 3  # of the pyramid: 64, 32 and 16 pixels
@@ -133,3 +139,88 @@ def clustered_lpips(real: Features, made: Features) -> float:
 def _distances(a: Features, b: Features) -> Features:
     squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
     return np.sqrt(np.maximum(squares, 0))
+
+
+# --- All figures of a category ---------------------------------------------------------------------------------
+
+
+class Figures:
+    """Measures windows around the defects of a category: synthetic against real ones.
+
+    Beside each figure stand its floor, between two halves of the real ones, and its yardstick, of cut-outs of the same
+    real ones: `swd`, `swd_floor`, `swd_cutouts`.
+    """
+
+    def __init__(self, device: torch.device, networks: Mapping[str, Extractor], seed: int) -> None:
+        self._lite0, self._networks, self._seed = lite0(device), networks, seed
+
+    def of(self, real: Sequence[Example], made: Sequence[Example], cut_outs: FloatArray | None) -> dict[str, float]:
+        """The figures of a category. `cut_outs` are windows [N, C, 64, 64]."""
+        ours, theirs = (np.stack([window_around(each.x, each.mask) for each in some]) for some in (real, made))
+        half = np.random.default_rng(self._seed).permutation(len(ours))
+        found = {"real": float(len(ours)), "synthetic": float(len(theirs)), **self._between(ours, theirs)}
+        if len(ours) > 3:
+            floor = self._between(ours[half[::2]], ours[half[1::2]])
+            found |= {f"{name}_floor": value for name, value in floor.items()}
+        if cut_outs is not None:
+            if cut_outs.shape[1] != ours.shape[1]:
+                cut_outs = cut_outs.mean(axis=1, keepdims=True)
+            found |= {f"{name}_cutouts": value for name, value in self._between(ours, cut_outs).items()}
+        return found | self._of_users(ours, theirs)
+
+    def _between(self, real: FloatArray, made: FloatArray) -> dict[str, float]:
+        a, b = (embed(self._lite0, _enlarged(each)) for each in (real, made))
+        value, spread = kid_with_spread(a, b, self._seed)
+        precision, recall = precision_and_recall(a, b)
+        near, far = (perceptual(self._lite0, _enlarged(each)) for each in (real, made))
+        return {
+            "swd": sliced_wasserstein(real, made, self._seed),
+            "lite0_kid": value,
+            "lite0_kid_spread": spread,
+            "lite0_precision": precision,
+            "lite0_recall": recall,
+            "lite0_variety": clustered_lpips(near, far),
+        }
+
+    def _of_users(self, real: FloatArray, made: FloatArray) -> dict[str, float]:
+        found: dict[str, float] = {}
+        if "inception" in self._networks:
+            a, b = (self._networks["inception"](windows) for windows in (real, made))
+            precision, recall = precision_and_recall(a, b)
+            found |= {"fid": fid(a, b), "kid": kid(a, b), "precision": precision, "recall": recall}
+        if "lpips" in self._networks:
+            a, b = (self._networks["lpips"](windows) for windows in (real, made))
+            found["clustered_lpips"] = clustered_lpips(a, b)
+        return found
+
+
+def kid_with_spread(real: Features, made: Features, seed: int, draws: int = 20) -> tuple[float, float]:
+    """KID, and its standard deviation over random subsets of four fifths of either set."""
+    rng, values = np.random.default_rng(seed), []
+    for _ in range(draws):
+        parts = [each[rng.permutation(len(each))[: max(2, round(0.8 * len(each)))]] for each in (real, made)]
+        values.append(kid(*parts))
+    return kid(real, made), float(np.std(values))
+
+
+@torch.no_grad()
+def perceptual(network: Lite0, images: FloatArray) -> Features:
+    """Features whose Euclidean distance is perceptual: each place's channels at length 1 (Zhang et al. 2018, eq. 1).
+
+    Of the maps at strides 8 and 16, weighed alike.
+    """
+    device = next(network.parameters()).device
+    rows = []
+    for image in images:
+        maps = network(torch.from_numpy(image[None]).to(device))[1:3]
+        parts = [F.normalize(each[0], dim=0) / (each.shape[2] * each.shape[3] * len(maps)) ** 0.5 for each in maps]
+        rows.append(torch.cat([part.flatten() for part in parts]).cpu().numpy())
+    return np.stack(rows).astype(np.float64)
+
+
+def _enlarged(windows: FloatArray) -> FloatArray:
+    """Windows at twice their size: the network was trained on objects that fill its view."""
+    x = F.interpolate(
+        torch.from_numpy(np.ascontiguousarray(windows)), scale_factor=2, mode="bilinear", align_corners=False
+    )
+    return np.asarray(x.numpy(), np.float32)

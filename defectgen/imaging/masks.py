@@ -1,4 +1,4 @@
-"""From what a generator did to a window, to the mask of the defect."""
+"""Defect masks, computed from what a generator changed in a window."""
 
 import cv2
 import numpy as np
@@ -8,14 +8,14 @@ from skimage.metrics import structural_similarity
 
 from defectgen.imaging.windows import BoolArray, FloatArray
 
-_DISSIMILAR = 0.08  # 1 - SSIM below this is not seen as a defect
+_DISSIMILAR = 0.08  # 1 - SSIM below this does not count as a defect
 VISIBLE = 10 / 255
-"""Part of the range from black to white that a change must exceed to be seen."""
-SMALLEST = 6  # pixels; a smaller piece is noise
+"""The smallest visible change, as a fraction of the range from black to white."""
+SMALLEST = 6  # pixels; smaller pieces are noise
 
 
 def difference(before: FloatArray, after: FloatArray) -> FloatArray:
-    """How unlike two windows are at each pixel: 1 - SSIM (Wang et al. 2004), in [0, 1], [S, S].
+    """The dissimilarity of two windows at each pixel, 1 - SSIM (Wang et al. 2004): [S, S] in [0, 1].
 
     Args:
         before, after: [C, S, S] in [-1, 1].
@@ -28,10 +28,10 @@ def difference(before: FloatArray, after: FloatArray) -> FloatArray:
 
 
 def mask_from_difference(before: FloatArray, after: FloatArray) -> BoolArray:
-    """The mask of what visibly changed between two windows, [S, S]; all False if nothing did.
+    """The mask of the visible difference between two windows, [S, S]. All False if there is none.
 
-    The SSIM difference, cut at Otsu's threshold; SSIM looks around each pixel, so what it finds is trimmed to
-    where the gray values themselves changed; then cleaned.
+    Thresholds the SSIM difference by Otsu's method. SSIM also responds around a change, so the mask is limited to
+    pixels whose own values changed. Then it is cleaned (`clean`).
 
     Args:
         before, after: [C, S, S] in [-1, 1].
@@ -39,59 +39,63 @@ def mask_from_difference(before: FloatArray, after: FloatArray) -> BoolArray:
     soft = difference(before, after)
     if soft.max() < _DISSIMILAR:
         return np.zeros(soft.shape, np.bool_)
-    unlike = soft > max(threshold_otsu(soft), _DISSIMILAR)
-    return clean(unlike & _shows(before, after))
+    dissimilar = soft > max(threshold_otsu(soft), _DISSIMILAR)
+    return clean(dissimilar & _visible(before, after))
 
 
 def mask_from_map(before: FloatArray, after: FloatArray, m: FloatArray) -> BoolArray:
-    """The mask of a spatial distribution map: where it is strong, and what it laid on can be seen. [S, S].
+    """The mask of a spatial distribution map: where the map is high and the change is visible. [S, S].
 
     Args:
         before, after: [C, S, S] in [-1, 1].
-        m: [S, S] in [0, 1]; strong is half of its largest value.
+        m: the map, [S, S] in [0, 1]. High means more than half of its maximum.
     """
-    return clean((m > 0.5 * m.max()) & _shows(before, after))
+    return clean((m > 0.5 * m.max()) & _visible(before, after))
 
 
-def _shows(before: FloatArray, after: FloatArray) -> BoolArray:
-    """Where a change can be seen, and is not faint beside the strongest."""
+def _visible(before: FloatArray, after: FloatArray) -> BoolArray:
+    """Where a change is visible, and not weak compared with the strongest one: [S, S]."""
     level = np.abs(after - before).max(axis=0)
-    shows: BoolArray = level > max(2 * VISIBLE, 0.2 * float(level.max()))
-    return shows
+    visible: BoolArray = level > max(2 * VISIBLE, 0.2 * float(level.max()))
+    return visible
 
 
 def visible_part(
     before: FloatArray, after: FloatArray, defect_mask: BoolArray, unit: float, *, annotated: bool
 ) -> BoolArray:
-    """The part of a defect_mask, [H, W], where a blended content can be seen.
+    """The part of a defect mask, [H, W], where the blended patch is visible.
 
     Args:
-        before, after: [H, W, C], with gray levels of 255 `unit` apart.
-        annotated: the defect_mask is right where the content shows: only what lies apart from that is taken off.
+        before, after: the image before and after blending, [H, W, C].
+        unit: one gray level of an 8-bit image, in the units of `before` and `after`.
+        annotated: the mask was drawn by a person or a network, so its outline is right wherever the patch is
+            visible. Only parts away from any visible change are removed.
     """
     if not defect_mask.any():
         return defect_mask
     change = np.asarray(cv2.GaussianBlur(after - before, (0, 0), 1.0)).reshape(before.shape)
     strength = np.abs(change).max(axis=2)
-    shows = defect_mask & (strength > max(VISIBLE * 255 * unit, 0.25 * float(np.quantile(strength[defect_mask], 0.98))))
+    visible = defect_mask & (
+        strength > max(VISIBLE * 255 * unit, 0.25 * float(np.quantile(strength[defect_mask], 0.98)))
+    )
     depth = cv2.distanceTransform(np.pad(defect_mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5).max()
     if not annotated:
-        side = 2 * int(depth / 4) + 1
-        disc = np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)), np.uint8)
-        closed = cv2.morphologyEx(shows.astype(np.uint8), cv2.MORPH_CLOSE, disc)
+        size = 2 * int(depth / 4) + 1
+        disc = np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)), np.uint8)
+        closed = cv2.morphologyEx(visible.astype(np.uint8), cv2.MORPH_CLOSE, disc)
         return defect_mask & clean(closed > 0)
-    side = 2 * max(3, int(depth)) + 1  # the flat middle of a large defect belongs to its visible border
-    return defect_mask & (cv2.dilate(shows.astype(np.uint8), np.ones((side, side), np.uint8)) > 0)
+    size = 2 * max(3, int(depth)) + 1  # keeps the flat middle of a large defect, whose border is visible
+    return defect_mask & (cv2.dilate(visible.astype(np.uint8), np.ones((size, size), np.uint8)) > 0)
 
 
 def foreground(pixels: NDArray[np.generic]) -> BoolArray:
-    """The object on a plain backdrop, [H, W]; all of the photograph where there is no such backdrop.
+    """The mask of the object in front of a plain background, [H, W]. All True if there is no such background.
 
-    The backdrop is what looks like the photograph's border, if the border is of one kind and something else is
-    clearly apart from it.
+    The background is what resembles the image's border. It counts as plain if the border is uniform and other
+    pixels differ clearly from it.
 
     Args:
-        pixels: [H, W, C] of any depth.
+        pixels: [H, W, C], 8 or 16 bits.
     """
     height, width = pixels.shape[:2]
     shrink = max(1, max(height, width) // 512)
@@ -112,7 +116,7 @@ def foreground(pixels: NDArray[np.generic]) -> BoolArray:
 
 
 def clean(mask: BoolArray) -> BoolArray:
-    """A mask with gaps of a pixel closed, holes of a few filled, and specks removed. [S, S]."""
+    """A mask without gaps of one pixel, small holes and small pieces (below `SMALLEST` pixels). [S, S]."""
     closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
     solid = _without_small(np.asarray(closed, np.uint8), connectivity=8)
     return _without_small(1 - solid, connectivity=4) == 0
@@ -126,6 +130,9 @@ def _without_small(mask: NDArray[np.uint8], *, connectivity: int) -> NDArray[np.
 
 
 def feather(mask: BoolArray, width: float) -> FloatArray:
-    """Full strength on a mask and a pixel around it, falling to 0 over `width` pixels. [S, S] in [0, 1]."""
+    """Weights of a mask with soft edges: 1 on the mask and one pixel around, then falling to 0 over `width` pixels.
+
+    Returns [S, S] in [0, 1].
+    """
     distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.clip(1 - (distance - 1) / width, 0, 1).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Windows: square pieces of a photograph at its own resolution, for the network, and the way back.
+"""Windows: square crops of an image for the network, and pasting the network's changes back.
 
-A network never sees a photograph squashed. It sees a square of `side` native pixels, at `image_size`; the two
-are equal unless the defects are larger than the window, then side = image_size / scale with a scale below 1.
+Images are not resized to fit the network. It gets a window of `side` native pixels, resized to `image_size`. The two
+are equal unless defects are larger than the window: then side = image_size / scale, with a scale below 1.
 """
 
 from collections import OrderedDict
@@ -20,12 +20,12 @@ from defectgen.imaging.images import DecodedImage, Pixels, read_image
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
-_GAP = 7  # pieces of a mask nearer than this, in pixels, are one defect
+_GAP = 7  # pixels; pieces of a mask that are closer together are one defect
 
 
 @dataclass(frozen=True)
 class Window:
-    """A square of a photograph: its upper left corner and side, in native pixels. It may reach past the border."""
+    """A square of an image: its upper left corner and side, in native pixels. It may extend beyond the image."""
 
     x: int
     y: int
@@ -34,7 +34,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Box:
-    """A defect's bounding box, in native pixels."""
+    """The bounding box of a defect, in native pixels."""
 
     x: int
     y: int
@@ -43,12 +43,12 @@ class Box:
 
 
 def defect_boxes(mask: NDArray[np.bool_]) -> list[Box]:
-    """The bounding boxes of a mask's defects, [H, W]; pieces that nearly touch are one defect."""
+    """The bounding boxes of the defects in a mask, [H, W]. Pieces that nearly touch are one defect."""
     return [box for box, _ in defect_pieces(mask)]
 
 
 def defect_pieces(mask: NDArray[np.bool_]) -> list[tuple[Box, NDArray[np.bool_]]]:
-    """A mask's defects: the bounding box of each, and its own part of the mask therein."""
+    """The defects in a mask, [H, W]: the bounding box of each, and its part of the mask cropped to that box."""
     joined = cv2.dilate(mask.astype(np.uint8), np.ones((_GAP, _GAP), np.uint8))
     count, labels = cv2.connectedComponents(joined)
     pieces = []
@@ -62,9 +62,9 @@ def defect_pieces(mask: NDArray[np.bool_]) -> list[tuple[Box, NDArray[np.bool_]]
 
 
 def scale_of(scales: Mapping[str, Mapping[str, float]], product: str, category: str) -> float:
-    """The scale for a category on a product; where it never occurred there, the product's coarsest one.
+    """The scale of a category on a product, or the product's smallest scale if it has no such category.
 
-    On a product that is not known it is that of the products where the category occurred, in the mean.
+    For an unknown product it is the mean scale of the category over the products that have it, or 1.
     """
     if product not in scales:
         return float(np.mean([its[category] for its in scales.values() if category in its] or [1.0]))
@@ -75,10 +75,10 @@ def scale_of(scales: Mapping[str, Mapping[str, float]], product: str, category: 
 def place(
     rng: np.random.Generator, height: int, width: int, side: int, box: Box | None = None, *, beyond: int = 0
 ) -> Window:
-    """A window at a random place: inside the photograph as far as it goes, and around `box` if it fits.
+    """A window at a random position, inside the image where possible, and around `box` where it fits.
 
-    A box longer than the window is seen in a random piece. A photograph smaller than the window lies
-    somewhere inside it. `beyond` are pixels by which a window may reach over the photograph's edges.
+    If the box is longer than the window, the window shows a random part of it. If the image is smaller than the
+    window, it lies at a random position inside it. The window may extend up to `beyond` pixels over the image's edges.
     """
 
     def corner(length: int, start: int, extent: int) -> int:
@@ -93,41 +93,41 @@ def place(
 
 
 def inside(start: int, side: int, length: int) -> int:
-    """The start of a window that reaches no further over the ends of an axis than it must."""
+    """`start` of a window on an axis of `length`, moved so that it extends beyond the ends as little as possible."""
     return min(max(start, min(0, length - side)), max(0, length - side))
 
 
-def value_range(photograph: DecodedImage) -> tuple[float, float]:
-    """The native values that become -1 and 1. A 16-bit photograph seldom uses its range: 0.1 to 99.9 percent.
+def value_range(image: DecodedImage) -> tuple[float, float]:
+    """The native pixel values that are mapped to -1 and 1.
 
-    Some 65 000 pixels tell them as well as all would.
+    0 and 255 for 8 bits. A 16-bit image rarely uses its full range: there they are the 0.1 and 99.9 percentiles,
+    estimated from some 65 000 pixels.
     """
-    if photograph.depth == 8:
+    if image.depth == 8:
         return 0.0, 255.0
-    thin = photograph.pixels[:: 1 + photograph.height // 256, :: 1 + photograph.width // 256]
-    low, high = np.percentile(thin[..., : photograph.channels] if thin.ndim == 3 else thin, [0.1, 99.9])
+    thin = image.pixels[:: 1 + image.height // 256, :: 1 + image.width // 256]
+    low, high = np.percentile(thin[..., : image.channels] if thin.ndim == 3 else thin, [0.1, 99.9])
     return float(low), float(max(high, low + 1))
 
 
-def crop(photograph: DecodedImage, window: Window, image_size: int, channels: int) -> FloatArray:
-    """A window as the network sees it: [channels, image_size, image_size] in [-1, 1], no alpha.
+def crop(image: DecodedImage, window: Window, image_size: int, channels: int) -> FloatArray:
+    """A window of an image as the network's input: [channels, image_size, image_size] in [-1, 1], without alpha.
 
-    Outside the photograph it is mirrored. A gray photograph fills three channels alike; three channels become
-    one by their mean.
+    Beyond its edges the image is mirrored. Gray is repeated for three channels; color is averaged for one.
     """
-    rows = mirrored(window.y, window.side, photograph.height)
-    columns = mirrored(window.x, window.side, photograph.width)
-    pixels: FloatArray = photograph.pixels[rows[:, None], columns[None, :]].astype(np.float32)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
+    rows = mirrored(window.y, window.side, image.height)
+    columns = mirrored(window.x, window.side, image.width)
+    pixels: FloatArray = image.pixels[rows[:, None], columns[None, :]].astype(np.float32)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : image.channels]
     if window.side != image_size:
         shape = (image_size, image_size)
         pixels = np.asarray(cv2.resize(pixels, shape, interpolation=cv2.INTER_AREA), np.float32).reshape(*shape, -1)
-    return normalize(pixels, value_range(photograph), channels)
+    return normalize(pixels, value_range(image), channels)
 
 
-def normalize(pixels: FloatArray, tones: tuple[float, float], channels: int) -> FloatArray:
-    """Pixels [H, W, 1 or 3] between two tones, as `tone` tells them: [channels, H, W] in [-1, 1]."""
-    low, high = tones
+def normalize(pixels: FloatArray, limits: tuple[float, float], channels: int) -> FloatArray:
+    """Map pixels [H, W, 1 or 3] from `limits`, as given by `value_range`, to [channels, H, W] in [-1, 1]."""
+    low, high = limits
     pixels = np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1)
     if channels == 1:
         pixels = pixels.mean(axis=2, keepdims=True)
@@ -135,41 +135,41 @@ def normalize(pixels: FloatArray, tones: tuple[float, float], channels: int) -> 
 
 
 def paste_change(
-    photograph: DecodedImage, window: Window, before: FloatArray, after: FloatArray, alpha: FloatArray
+    image: DecodedImage, window: Window, before: FloatArray, after: FloatArray, alpha: FloatArray
 ) -> Pixels:
-    """The photograph with what changed from `before` to `after` added where `alpha` says.
+    """A copy of the image with the change from `before` to `after` added, weighted by `alpha`.
 
-    What is added is the change, not the window: the photograph's own grain stays, at its own resolution and
-    depth, also where the network saw it scaled down. Where alpha is 0 every pixel keeps its value; so does an
-    alpha channel everywhere.
+    Adding the change rather than pasting the window keeps the image's grain at its own resolution and depth, even if
+    the network's input was scaled down. Pixels where `alpha` is 0, and an alpha channel, keep their exact values.
 
     Args:
-        before, after: windows [C, S, S] in [-1, 1].
+        window: the position of `before` and `after` in the image.
+        before, after: the network's input and output, [C, S, S] in [-1, 1].
         alpha: [side, side] in [0, 1], at native resolution.
     """
     change = (after - before).transpose(1, 2, 0)
     if change.shape[0] != window.side:
         shape = (window.side, window.side)
         change = np.asarray(cv2.resize(change, shape, interpolation=cv2.INTER_CUBIC), np.float32).reshape(*shape, -1)
-    if change.shape[2] != photograph.channels:
+    if change.shape[2] != image.channels:
         change = change.mean(axis=2, keepdims=True)
-    low, high = value_range(photograph)
+    low, high = value_range(image)
     change = change * alpha[..., None] * ((high - low) / 2)
 
-    pixels = photograph.pixels.copy()
+    pixels = image.pixels.copy()
     top, left = max(window.y, 0), max(window.x, 0)
-    bottom = min(window.y + window.side, photograph.height)
-    right = min(window.x + window.side, photograph.width)
+    bottom = min(window.y + window.side, image.height)
+    right = min(window.x + window.side, image.width)
     change = change[top - window.y : bottom - window.y, left - window.x : right - window.x]
     inside = pixels[top:bottom, left:right]
-    colours = inside[..., None] if inside.ndim == 2 else inside[..., : photograph.channels]
+    colors = inside[..., None] if inside.ndim == 2 else inside[..., : image.channels]
     limit = np.iinfo(pixels.dtype).max
-    colours[...] = np.clip(np.rint(colours + change), 0, limit).astype(pixels.dtype)
+    colors[...] = np.clip(np.rint(colors + change), 0, limit).astype(pixels.dtype)
     return pixels
 
 
 def paste_on_zeros(values: NDArray[Any], at: tuple[int, int], size: tuple[int, int]) -> NDArray[Any]:
-    """An array [h, w] laid at (x, y) onto zeros of `size` (height, width); what sticks out is clipped."""
+    """An array of zeros of `size` (height, width), with `values` [h, w] pasted at (x, y) and clipped to it."""
     whole = np.zeros(size, values.dtype)
     (x, y), (height, width) = at, values.shape
     top, left = max(y, 0), max(x, 0)
@@ -179,37 +179,38 @@ def paste_on_zeros(values: NDArray[Any], at: tuple[int, int], size: tuple[int, i
 
 
 def crop_zero_padded(whole: NDArray[Any], at: tuple[int, int], size: tuple[int, int]) -> NDArray[Any]:
-    """The reverse of `laid`: what lies at (x, y) in `whole`, [height, width] of `size`, zeros beyond its edges."""
+    """The inverse of `paste_on_zeros`: a crop of `whole` at (x, y) of `size` (height, width), zeros beyond it."""
     return paste_on_zeros(whole, (-at[0], -at[1]), size)
 
 
 def mirrored(start: int, count: int, length: int) -> NDArray[np.intp]:
-    """`count` indices from `start` on into an axis of `length`, mirrored at its ends without repeating them."""
+    """`count` indices from `start` into an axis of `length`, mirrored at its ends without repeating the end itself."""
     period = max(2 * (length - 1), 1)
     index = np.arange(start, start + count) % period
     return np.minimum(index, period - index) if length > 1 else np.zeros(count, np.intp)
 
 
 class ImageCache:
-    """Decoded photographs, kept in memory up to a limit, the last used longest. Safe to share among threads."""
+    """A thread-safe cache of decoded images. It drops the least recently used ones above `limit` bytes of pixels."""
 
     def __init__(self, limit: int = 2 << 30, read: Callable[[Path], DecodedImage] = read_image) -> None:
         self._limit = limit
         self._decode = read
-        self._kept: OrderedDict[Path, DecodedImage] = OrderedDict()
+        self._images: OrderedDict[Path, DecodedImage] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
 
     def read(self, path: Path) -> DecodedImage:
+        """The image of a file, read if it is not in the cache. Raises as the `read` function."""
         with self._lock:
-            if path in self._kept:
-                self._kept.move_to_end(path)
-                return self._kept[path]
-        photograph = self._decode(path)
+            if path in self._images:
+                self._images.move_to_end(path)
+                return self._images[path]
+        image = self._decode(path)
         with self._lock:
-            if path not in self._kept:
-                self._kept[path] = photograph
-                self._bytes += photograph.pixels.nbytes
-            while self._bytes > self._limit and len(self._kept) > 1:
-                self._bytes -= self._kept.popitem(last=False)[1].pixels.nbytes
-        return photograph
+            if path not in self._images:
+                self._images[path] = image
+                self._bytes += image.pixels.nbytes
+            while self._bytes > self._limit and len(self._images) > 1:
+                self._bytes -= self._images.popitem(last=False)[1].pixels.nbytes
+        return image

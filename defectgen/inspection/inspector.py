@@ -1,8 +1,8 @@
-"""Inspection: an image against what it should look like, an SSIM score map, Otsu, a verdict (isu-gan.txt).
+"""Inspection: compare an image with a defect-free version by SSIM, segment by Otsu's method, decide (isu-gan.txt).
 
-What it should look like is a golden image, or the image repaired by a network. The score map compares the two at
-the image's own resolution, the verdict asks for more than Otsu, who splits any image in two: a score above a
-threshold that flawless images stay below.
+The defect-free version is a golden image, or the image repaired by a network. The score map compares the two at the
+image's own resolution. Otsu's method splits any image in two, so an image is defective only if its score is also above
+a threshold that flawless images stay below.
 """
 
 from collections import deque
@@ -21,24 +21,24 @@ from defectgen.imaging.ssim import WINDOW, histogram, otsu, ssim_map
 from defectgen.imaging.windows import BoolArray, FloatArray, value_range
 
 Repair = Callable[[Path, DecodedImage], Pixels]
-"""What an image should look like, as pixels of its own shape; raises ImageError where that cannot be told."""
+"""Returns the defect-free version of an image, as pixels of the same shape; raises ImageError if there is none."""
 
 UNCALIBRATED = 0.5
-"""A threshold for golden images, where none was calibrated."""
-_TRIM = 0.25  # of the largest change in a defect: less is not of it
-_PIXELS = WINDOW**2  # a score is what so many pixels exceed: as many as see a single one that differs
+"""The threshold for golden images if none is calibrated."""
+_TRIM = 0.25  # fraction of a defect's largest change; pixels that change less are trimmed
+_PIXELS = WINDOW**2  # number of pixels that reach the score: as many as one differing pixel affects
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found on an image. `score` is how unlike the repaired image its worst place is, from 0 to 2."""
+    """The result for an image. `score`, 0 to 2, is the dissimilarity to the repaired image at the worst place."""
 
     path: Path
     photograph: DecodedImage
     score: float
     threshold: float
     mask: BoolArray
-    """[H, W]; empty where nothing was found."""
+    """The defects, [H, W]; all False if there are none."""
 
     @property
     def defective(self) -> bool:
@@ -47,75 +47,80 @@ class Finding:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that cannot be inspected, and why."""
+    """An image that cannot be inspected, and the reason."""
 
     path: Path
     reason: str
 
 
 def compare(photograph: DecodedImage, repaired: Pixels, *, threads: int = 1) -> FloatArray:
-    """How unlike its repaired self a photograph is, 1 - SSIM, [H, W] in [0, 2]; alpha is left out."""
+    """The score map, 1 - SSIM of an image and its repaired version, [H, W] in [0, 2]. Alpha is ignored."""
     low, high = value_range(photograph)
     x, y = (np.atleast_3d(each)[..., : photograph.channels] for each in (photograph.pixels, repaired))
-    if photograph.depth == 16:  # black and white where the photograph's own are
+    if photograph.depth == 16:  # clip both to the image's own value range
         x, y = (np.clip(each, low, high) - low for each in (x, y))
     similar = ssim_map(x, y, high - low, threads=threads)
     return np.subtract(1, similar, out=similar)
 
 
-def score_of(unlike: FloatArray) -> float:
-    """The level that 81 pixels exceed: how unlike the worst place is, of the size of SSIM's window."""
-    worst = min(_PIXELS, unlike.size)
-    if unlike.size <= 1 << 16:
-        return float(np.partition(unlike.ravel(), -worst)[-worst])
-    counts, centres = histogram(unlike)
+def score_of(scores: FloatArray) -> float:
+    """The score of a map: the greatest value that at least 81 pixels, the area of SSIM's window, reach."""
+    worst = min(_PIXELS, scores.size)
+    if scores.size <= 1 << 16:
+        return float(np.partition(scores.ravel(), -worst)[-worst])
+    counts, centers = histogram(scores)
     exceeding = np.cumsum(counts[::-1])[::-1]
-    least = centres[np.flatnonzero(exceeding >= worst)[-1]]
-    top = unlike[unlike >= least - (centres[1] - centres[0] if len(centres) > 1 else 0)]
+    least = centers[np.flatnonzero(exceeding >= worst)[-1]]
+    top = scores[scores >= least - (centers[1] - centers[0] if len(centers) > 1 else 0)]
     return float(np.partition(top, -worst)[-worst])
 
 
 def find(
     path: Path, photograph: DecodedImage, repaired: Pixels, threshold: float, *, border: int = 0, threads: int = 1
 ) -> Finding:
-    """The verdict on a photograph, and its defects: what Otsu separates, where that holds a place above `threshold`.
+    """Inspect an image: its score and its defects.
 
-    `border` are pixels along the photograph's edges that are not judged.
+    Defects are the components that Otsu's method separates and that have a pixel above `threshold`.
+
+    Args:
+        repaired: the defect-free version.
+        border: pixels along the image's edges that are ignored.
     """
-    unlike = compare(photograph, repaired, threads=threads)
+    scores = compare(photograph, repaired, threads=threads)
     if border:
-        unlike[:border] = unlike[-border:] = 0
-        unlike[:, :border] = unlike[:, -border:] = 0
-    score = score_of(unlike)
-    mask = np.zeros(unlike.shape, np.bool_)
+        scores[:border] = scores[-border:] = 0
+        scores[:, :border] = scores[:, -border:] = 0
+    score = score_of(scores)
+    mask = np.zeros(scores.shape, np.bool_)
     if score > threshold:
-        mask = _defects(unlike, photograph.pixels, repaired, threshold)
+        mask = _defects(scores, photograph.pixels, repaired, threshold)
     return Finding(path, photograph, score, threshold, mask)
 
 
-def _defects(unlike: FloatArray, before: Pixels, after: Pixels, threshold: float) -> BoolArray:
-    """The mask of what Otsu separates in a score map, where it holds a place above `threshold`."""
-    count, labels = cv2.connectedComponents((unlike > otsu(unlike)).astype(np.uint8), connectivity=8)
+def _defects(scores: FloatArray, before: Pixels, after: Pixels, threshold: float) -> BoolArray:
+    """The components that Otsu's method separates in a score map and that have a pixel above `threshold`, [H, W]."""
+    count, labels = cv2.connectedComponents((scores > otsu(scores)).astype(np.uint8), connectivity=8)
     strong = np.zeros(count, np.bool_)
-    strong[labels[unlike > threshold]] = True
+    strong[labels[scores > threshold]] = True
     strong[0] = False
     mask: BoolArray = strong[labels]
-    # SSIM looks around each pixel: what it finds is trimmed to where the gray values themselves changed.
+    # SSIM compares windows, so its components are too large: trim them to the pixels whose gray values change.
     level = np.atleast_3d(cv2.absdiff(before, after)).max(axis=2)
     pieces, levels = labels[mask].astype(np.int64), level[mask].astype(np.float32)
     most = np.zeros(count, np.float32)
     np.maximum.at(most, pieces, levels)
     mask[mask] = levels > _TRIM * most[pieces]
     mask = masks.clean(mask)
-    return mask if mask.any() else unlike > threshold
+    return mask if mask.any() else scores > threshold
 
 
 def inspect(
     paths: Iterable[Path | None], repair: Repair, threshold: float, *, border: int = 0, workers: int = 2
 ) -> Iterator[Finding | Unreadable]:
-    """A finding for each image, in their order; several are read, repaired and compared at a time.
+    """Yield a finding for each image, in order. Worker threads inspect several images at a time.
 
-    None among the paths tells that no image is there at the moment: what is under way is then finished first.
+    A path of None means that no image is available at the moment. All pending findings are yielded before the next
+    path is taken.
     """
     queue: deque[Future[Finding | Unreadable]] = deque()
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="inspecting") as pool:
@@ -141,13 +146,13 @@ def _inspect(path: Path, repair: Repair, threshold: float, border: int) -> Findi
 
 
 def calibrate(findings: Iterable[Finding | Unreadable], share: float) -> float:
-    """The score that `share` of the flawless images stays below or at."""
+    """The `share` quantile of the flawless images' scores: the next score at or above it."""
     scores = [finding.score for finding in findings if isinstance(finding, Finding)]
     return float(np.quantile(scores, share, method="higher"))
 
 
 def golden(folder: Path) -> Repair:
-    """Repair by a golden image of the same name in `folder`, or the one image that is in there."""
+    """A `Repair` that returns the golden image of the same file name in `folder`."""
     return partial(_golden, folder)
 
 
@@ -156,11 +161,11 @@ def _golden(folder: Path, path: Path, photograph: DecodedImage) -> Pixels:
     if reference.pixels.shape != photograph.pixels.shape or reference.depth != photograph.depth:
         raise ImageError(
             path,
-            f"is {_described(photograph)}, but its reference {folder / path.name} is {_described(reference)}",
+            f"is {_format_of(photograph)}, but its reference {folder / path.name} is {_format_of(reference)}",
         )
     return reference.pixels
 
 
-def _described(photograph: DecodedImage) -> str:
-    colours = "gray" if photograph.channels == 1 else "colour"
-    return f"{photograph.width}x{photograph.height} {colours}, {photograph.depth} bit"
+def _format_of(photograph: DecodedImage) -> str:
+    kind = "gray" if photograph.channels == 1 else "color"
+    return f"{photograph.width}x{photograph.height} {kind}, {photograph.depth} bit"

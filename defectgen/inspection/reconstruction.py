@@ -1,4 +1,4 @@
-"""Images of any size repaired by a network that knows windows alone, tile by tile, without seams."""
+"""Tiled reconstruction: repairs images of any size with a network that takes windows, without seams."""
 
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ _BATCH = {"cpu": 4, "cuda": 64}
 
 
 class NetworkRepair:
-    """A trained model as an `inspector.Repair`. What it changes is added to the photograph, at its own resolution.
+    """A trained model as an `inspector.Repair`. The network's change is added to the image at native resolution.
 
     Raises:
-        WeightsError: a file that is no model, or one of a method that cannot repair.
+        WeightsError: the file is not a model, or its method cannot repair images.
     """
 
     def __init__(self, model: Path, device: str = "auto") -> None:
@@ -33,18 +33,18 @@ class NetworkRepair:
         loaded = load(model, self._device)
         if not isinstance(loaded.method, Repairer):
             can = " or ".join(which(lambda row: row.repairs))
-            raise WeightsError(f"{model}: a model of {loaded.info.name} cannot repair images; take one of {can}")
+            raise WeightsError(f"{model}: a model of {loaded.info.name} cannot repair images; use one of {can}")
         self._method, task = loaded.method, loaded.task
         self._scale = min(scale for of_product in task.scales.values() for scale in of_product.values())
         self._channels, self._size = task.channels, loaded.method.config.image_size
         self.threshold, self.border = loaded.threshold, loaded.border
 
     def __call__(self, _path: Path, photograph: DecodedImage) -> Pixels:
-        """The photograph without its defects: its own size, colours and depth; alpha as it was."""
+        """The image without its defects, with the same size, colors and depth. Alpha is unchanged."""
         low, high = value_range(photograph)
-        colours: NDArray[Any] = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
-        height, width, _ = colours.shape
-        change = self._change(_scaled(colours, self._scale), low, high)
+        colors: NDArray[Any] = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
+        height, width, _ = colors.shape
+        change = self._change(_scaled(colors, self._scale), low, high)
         if change.shape[2] != photograph.channels:
             change = change.mean(axis=2, keepdims=True)
         if change.shape[:2] != (height, width):
@@ -53,49 +53,51 @@ class NetworkRepair:
         repaired = photograph.pixels.copy()
         target = repaired.reshape(height, width, -1)[..., : photograph.channels]
         limit = np.iinfo(repaired.dtype).max
-        for top in range(0, height, _STRIP):  # a whole image in floating point may be large
+        for top in range(0, height, _STRIP):  # strips, because a whole image in floating point may be large
             rows = slice(top, top + _STRIP)
-            target[rows] = np.clip(np.rint(colours[rows] + change[rows] * ((high - low) / 2)), 0, limit)
+            target[rows] = np.clip(np.rint(colors[rows] + change[rows] * ((high - low) / 2)), 0, limit)
         return repaired
 
     def _change(self, image: NDArray[Any], low: float, high: float) -> FloatArray:
-        """What the network changes of an image [H, W, 1 or 3]: [H, W, C], from tiles that fade into each other."""
+        """The network's change of an image [H, W, 1 or 3], in units of [-1, 1]: [H, W, C], from overlapping tiles."""
         size, (height, width, _) = self._size, image.shape
-        fades_y, fades_x = _fades(height, size), _fades(width, size)
-        places = [(top, left) for top in fades_y for left in fades_x]
+        weights_y, weights_x = _tile_weights(height, size), _tile_weights(width, size)
+        places = [(top, left) for top in weights_y for left in weights_x]
         total = np.zeros((height, width, self._channels), np.float32)
         count = _BATCH[self._device.type]
         for start in range(0, len(places), count):
             batch = places[start : start + count]
             tiles = np.stack([_tile(image, at, size, (low, high), self._channels) for at in batch])
-            given = torch.from_numpy(tiles).to(self._device, memory_format=torch.channels_last)
-            made = self._method.repair(given).float().cpu().numpy() - tiles
-            for (top, left), change in zip(batch, made.transpose(0, 2, 3, 1), strict=True):
+            x = torch.from_numpy(tiles).to(self._device, memory_format=torch.channels_last)
+            changes = self._method.repair(x).float().cpu().numpy() - tiles
+            for (top, left), change in zip(batch, changes.transpose(0, 2, 3, 1), strict=True):
                 rows, columns = slice(max(-top, 0), height - top), slice(max(-left, 0), width - left)
                 into = total[max(top, 0) : top + size, max(left, 0) : left + size]
-                into += (change * fades_y[top][:, None, None] * fades_x[left][:, None])[rows, columns]
+                into += (change * weights_y[top][:, None, None] * weights_x[left][:, None])[rows, columns]
         return total
 
 
-def _scaled(colours: NDArray[Any], scale: float) -> NDArray[Any]:
+def _scaled(colors: NDArray[Any], scale: float) -> NDArray[Any]:
     if scale == 1:
-        return colours
-    height, width = (max(1, round(length * scale)) for length in colours.shape[:2])
-    smaller = cv2.resize(colours.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+        return colors
+    height, width = (max(1, round(length * scale)) for length in colors.shape[:2])
+    smaller = cv2.resize(colors.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
     return np.asarray(smaller).reshape(height, width, -1)
 
 
-def _tile(image: NDArray[Any], at: tuple[int, int], size: int, tones: tuple[float, float], channels: int) -> FloatArray:
-    """A window as the network sees it, [channels, size, size] in [-1, 1]; mirrored outside the image."""
+def _tile(
+    image: NDArray[Any], at: tuple[int, int], size: int, levels: tuple[float, float], channels: int
+) -> FloatArray:
+    """A tile as the network's input, [channels, size, size] in [-1, 1]; mirrored outside the image."""
     rows, columns = (mirrored(start, size, length) for start, length in zip(at, image.shape[:2], strict=True))
-    return normalize(image[rows[:, None], columns].astype(np.float32), tones, channels)
+    return normalize(image[rows[:, None], columns].astype(np.float32), levels, channels)
 
 
-def _fades(length: int, size: int) -> dict[int, FloatArray]:
-    """Where tiles begin along one side of an image, with the weight of each along it.
+def _tile_weights(length: int, size: int) -> dict[int, FloatArray]:
+    """The start of each tile along one side of an image, with its blending weights, [size].
 
-    They overlap by a quarter of their side or more, and lie inside: mirrored, an edge is a shape that no image has.
-    An image smaller than a tile lies in its middle. The weights of all tiles at a place add to 1.
+    Tiles overlap by at least a quarter of their side. They lie inside the image, because mirrored edges look like
+    defects. An image smaller than a tile is centered in it. At each pixel, the weights of all tiles add up to 1.
     """
     whole = max(length, size)
     count = 1 + -(-(whole - size) // (size - size // _OVERLAP))

@@ -1,4 +1,4 @@
-"""Findings on disk: a record for each image as it comes, masks, overlays; a table of all in the end."""
+"""The inspection report on disk: a record per image, written at once, masks, overlays, and finally a table."""
 
 import csv
 import io
@@ -21,13 +21,14 @@ _COLUMNS = ("image", "defective", "score", "threshold", "defects", "area", "erro
 _RED = (230, 40, 40)
 
 
-class Report:
-    """A folder of findings. `done` are the images that have a record, as they were given.
+class InspectionReport:
+    """A report folder. `done` holds the paths, as given, of the images that have a record.
 
-    An image counts once its record stands in `report.jsonl`; what it names was written before.
+    An image is done once `report.jsonl` has its record, which is written after the files that it names.
 
     Raises:
-        UsageError: something is there and neither `resume` nor `overwrite` is given. BadInputError: it is not ours.
+        UsageError: the folder is not empty and neither `resume` nor `overwrite` is given.
+        BadInputError: the folder holds no inspection report.
     """
 
     def __init__(self, out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -38,10 +39,10 @@ class Report:
             return
         if not resume and not overwrite:
             raise UsageError(
-                f"{out}: something is there; go on with --resume, replace it with --overwrite, or choose another --out"
+                f"{out}: not empty; continue with --resume, replace it with --overwrite, or choose another --out"
             )
         if not self._records.is_file():
-            raise BadInputError(f"{out}: no report of ours (it has no {_RECORDS}); choose another --out")
+            raise BadInputError(f"{out}: not an inspection report (it has no {_RECORDS}); choose another --out")
         if overwrite:
             for row in self.rows():
                 for key in ("mask", "overlay"):
@@ -52,17 +53,17 @@ class Report:
         self.done = {row["image"] for row in self.rows()}
 
     def rows(self) -> list[dict[str, Any]]:
-        """The records, without a last one that was cut short."""
+        """The records. An incomplete last line is removed from the file."""
         if not self._records.is_file():
             return []
         text = self._records.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if whole != text:
-            files.write(self._records, whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        complete = text[: text.rfind(b"\n") + 1]
+        if complete != text:
+            files.write(self._records, complete)
+        return [json.loads(line) for line in complete.splitlines()]
 
     def add(self, finding: Finding | Unreadable) -> dict[str, Any]:
-        """Write what was found on an image; its record."""
+        """Write the record, mask and overlay of an image; returns the record."""
         row: dict[str, Any]
         if isinstance(finding, Unreadable):
             row = {"image": str(finding.path), "error": finding.reason}
@@ -96,7 +97,7 @@ class Report:
         }
 
     def write_table(self) -> Path:
-        """`report.csv`, of all records there are."""
+        """Write `report.csv` with all records; returns its path."""
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
         table.writeheader()
@@ -107,7 +108,7 @@ class Report:
 
 
 def overlay(photograph: DecodedImage, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The photograph with the outlines of its defects, [H, W, 3], thick enough to be seen when it is shown small."""
+    """The image with the outlines of its defects, [H, W, 3], thick enough to stay visible when it is scaled down."""
     shown = photograph.as_rgb()
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     width = max(1, round(max(mask.shape) / 600))

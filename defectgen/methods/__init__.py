@@ -1,7 +1,8 @@
-"""What each method learns, makes and can be told: one table, read without importing a network.
+"""The table of methods: what each one learns from, what it makes, and how it can be controlled.
 
-A method is a file of this package and a row of `BUILT_IN`. Another package adds one by an entry point of the group
-`defectgen.methods`, whose name is the method's and whose value leads to its `MethodInfo`:
+Reading the table imports no network. A built-in method is a file of this package and a row of `BUILT_IN`. Another
+package adds a method with an entry point in the group `defectgen.methods`. The entry point's name is the method's
+name, and its value refers to the method's `MethodInfo`:
 
     [project.entry-points."defectgen.methods"]
     my-gan = "my_package:INFO"
@@ -24,53 +25,64 @@ if TYPE_CHECKING:
 GROUP: Final = "defectgen.methods"
 
 DataKind = Literal["domains", "pairs", "labels", "masks", "patches"]
-"""What a training row holds.
+"""What a row of a training batch holds.
 
-- `domains`: a window of any domain, and one of its target domain;
-- `pairs`: a normal and a defective window at the same scale, all categories taken as one;
-- `labels`: the same with all the categories of the defective window, and where they are;
-- `masks`: a normal and a defective window with its mask, all at one scale;
-- `patches`: a defect cut out by its mask, on a pure background.
+- `domains`: a window from any domain, and one from its target domain;
+- `pairs`: a normal and a defective window at the same scale; all categories count as one;
+- `labels`: as `pairs`, with all the categories of the defective window and where each one is;
+- `masks`: a normal and a defective window with its mask; each product has one scale;
+- `patches`: a defect patch, cut out by its mask, on a pure background.
 """
 Output = Literal["window", "patch", "image"]
-"""What a method makes: a window of a normal image, painted; a defect patch, to be blended onto one; a whole image
-with its mask and its normal twin, whose defect can be blended as a patch, too."""
+"""What a method makes.
+
+- `window`: a window of a normal image with a defect painted into it;
+- `patch`: a defect patch, which is blended onto a normal image;
+- `image`: a whole image with its mask and the same image without the defect. The defect can also be blended as a patch.
+"""
 Control = Literal["region", "mask", "mixture", "union", "reference", "style"]
-"""How a sample can be controlled: by a box, by a mask image, by weights of several categories, by several categories
-on one image (each with a region of its own), by an image whose defect it takes, by one whose style it takes."""
+"""How a sample can be controlled.
+
+- `region`: by a box;
+- `mask`: by a mask image;
+- `mixture`: by weights of several categories;
+- `union`: by several categories on one image, each with its own region;
+- `reference`: by an image whose defect is transferred;
+- `style`: by an image whose style is used.
+"""
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """A row of the table: all that the rest of defectgen knows of a method before it loads it."""
+    """A row of the table: everything the rest of defectgen knows about a method before loading it."""
 
     name: str
-    """As on the command line."""
+    """The method's name on the command line."""
     implementation: str
-    """`module:class`; the class is a `defectgen.methods.base.Method`."""
+    """`module:class`, where the class is a `defectgen.methods.base.Method`."""
     learns: DataKind
     makes: Output
     controls: frozenset[Control] = frozenset()
     needs_masks: bool = False
-    """Whether each defect of the training data must have a mask."""
+    """Whether every defect image in the training data needs a mask."""
     repairs: bool = False
-    """Whether it takes defects out of any image (`Repairer`), as `inspect` needs."""
+    """Whether it removes defects from any image (`Repairer`), as `inspect` requires."""
     restores: bool = False
-    """Whether it takes its own defects out of its samples (`Restorer`)."""
+    """Whether it removes its own defects from its samples (`Restorer`)."""
     stages: tuple[str, ...] = ("generator",)
-    """What is trained one after the other. The first of two is a backbone that models can share (`Staged`)."""
+    """The training stages, in order. With two stages, the first trains a backbone that models can share (`Staged`)."""
     presets: tuple[str, ...] = ("paper", "compact", "tiny")
 
     @property
     def pastes(self) -> bool:
-        """Whether its defects are blended onto images as patches are, at a place, scale and turn of the caller's."""
+        """Whether its defects are blended onto images, at a place, scale and rotation that the caller chooses."""
         return self.makes != "window"
 
     def load(self) -> "type[Method]":
-        """Import the class.
+        """Import and return the class.
 
         Raises:
-            UsageError: another package's method that cannot be imported.
+            UsageError: the method belongs to another package and cannot be imported.
         """
         module, _, name = self.implementation.partition(":")
         try:
@@ -80,13 +92,13 @@ class MethodInfo:
         return found
 
     def configure(self, preset: str, settings: Mapping[str, str]) -> "MethodConfig":
-        """The configuration of a preset with `--set key=value` laid over it.
+        """The configuration of a preset, with `--set key=value` settings applied.
 
         Raises:
-            UsageError: an unknown preset or key, or a bad value, with those allowed.
+            UsageError: unknown preset or key, or invalid value; the message says what is allowed.
         """
         if preset not in self.presets:
-            raise UsageError(f"--preset {preset}: {self.name} has {', '.join(self.presets)}")
+            raise UsageError(f"--preset {preset}: not a preset of {self.name}; it has {', '.join(self.presets)}")
         method = self.load()
         fields = method.Config.model_fields
         for key in settings:
@@ -96,7 +108,7 @@ class MethodInfo:
             return method.Config.model_validate({**method.presets[preset], **settings})
         except ValidationError as error:
             first = error.errors()[0]
-            if not first["loc"]:  # no one setting is to blame
+            if not first["loc"]:  # the error concerns several settings
                 raise UsageError(f"--set: {first['msg']}") from error
             key = str(first["loc"][0])
             raise UsageError(f"--set {key}: {first['msg']} ({fields[key].description})") from error
@@ -151,38 +163,39 @@ def _built_in() -> dict[str, MethodInfo]:
 
 
 def _added() -> dict[str, EntryPoint]:
-    """Methods of other packages, unread. None of them can take the name of ours."""
+    """Entry points of other packages' methods, not loaded yet. They cannot override a built-in method."""
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in _built_in()}
 
 
 def names() -> tuple[str, ...]:
-    """The names of all methods, ours first."""
+    """The names of all methods, built-in ones first."""
     return (*_built_in(), *sorted(_added()))
 
 
 def info(name: str) -> MethodInfo:
-    """The row of a method.
+    """The table row of a method.
 
     Raises:
-        UsageError: there is none, with those that there are; or another package's row that cannot be read.
+        UsageError: unknown method (the message lists the available ones), or another package's row that cannot be
+            loaded.
     """
     if name in _built_in():
         return _built_in()[name]
     point = _added().get(name)
     if point is None:
-        raise UsageError(f"--method {name}: no such method; there are {', '.join(names())}")
+        raise UsageError(f"--method {name}: unknown method; available: {', '.join(names())}")
     package = point.dist.name if point.dist else point.value
     try:
         found = point.load()
-    except Exception as error:  # whatever another package's import raises
+    except Exception as error:  # another package's import may raise anything
         raise UsageError(f"--method {name}: the package {package} cannot be loaded: {error}") from error
     if not isinstance(found, MethodInfo) or found.name != name:
-        raise UsageError(f"--method {name}: {point.value} of the package {package} is no MethodInfo of that name")
+        raise UsageError(f"--method {name}: {point.value} of the package {package} is not a MethodInfo of that name")
     return found
 
 
 def which(can: Callable[[MethodInfo], bool]) -> tuple[str, ...]:
-    """The names of the methods whose row satisfies `can`; packages that cannot be loaded can nothing."""
+    """The names of the methods whose row satisfies `can`. Methods that cannot be loaded are skipped."""
     found = []
     for name in names():
         try:
@@ -195,6 +208,6 @@ def which(can: Callable[[MethodInfo], bool]) -> tuple[str, ...]:
 
 
 def having(control: Control) -> str:
-    """The methods with a control, in words, for messages: `dcdganc, defect-gan and dfmgan`."""
+    """The methods that support a control, as text for messages: `dcdganc, defect-gan and dfmgan`."""
     *others, last = which(lambda row: control in row.controls) or ("no method",)
     return f"{', '.join(others)} and {last}" if others else last

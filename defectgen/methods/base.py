@@ -1,4 +1,4 @@
-"""What a method is to the rest of defectgen: the protocol, and the records that pass through it."""
+"""The interface of a method: the protocol `Method`, its optional extensions, and the records that they exchange."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ from torch import Tensor
 from defectgen.methods.networks import Networks
 
 ANCHOR = 0
-"""The index of the domain of the normals."""
+"""Index of the domain of the normals (the anchor domain)."""
 
 
 class Task(BaseModel):
-    """What the photographs decide about a model.
+    """What the training images determine about a model.
 
-    `domains` are the normals, first, and the defect categories; `scales` tells for each product and category by
-    how much its photographs are scaled down before windows are taken (1 or less).
+    `domains` are the normals, first, and the defect categories. `scales` holds, per product and category, the factor
+    by which images are scaled before windows are cropped (at most 1). `shapes` holds, per category, the (width,
+    height) of its defects as fractions of the window's side, for methods that learn labels or masks.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,12 +32,12 @@ class Task(BaseModel):
 
 
 class MethodConfig(BaseModel):
-    """The hyperparameters that every method has."""
+    """The hyperparameters that all methods share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sizes: ClassVar[tuple[int, ...]] = (32, 64, 128, 256)
-    """What `image_size` may be."""
+    """Allowed values of `image_size`."""
 
     image_size: int = Field(128, description="side of the window, in pixels: 32, 64, 128 or 256")
     batch_size: int = Field(8, ge=1)
@@ -54,10 +55,11 @@ class MethodConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows for one training step: sources, and references of the target domains; a row is at one scale.
+    """Windows for one training step: sources, and references from their target domains.
 
-    Images are [B, C, H, W] in [-1, 1]; domains and products are indices into the task's, [B]. `a_ref`,
-    [B, domains - 1, H, W], is 1 where a reference shows a category, or may show it; for methods that learn labels.
+    Source and reference of a row have the same scale. Images `x` are [B, C, H, W] in [-1, 1]; domains `y` and
+    products `p` are indices into the task's, [B]. `a_ref`, [B, domains - 1, H, W], is 1 where a reference shows a
+    category or may show it. It is present for methods that learn labels or masks.
     """
 
     x: Tensor
@@ -71,12 +73,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class GenerateBatch:
-    """Normal windows x, [B, C, H, W] in [-1, 1], the domains wanted, [B], and a CPU generator for each row.
+    """Normal windows x, [B, C, H, W] in [-1, 1], the requested domains y, [B], and a CPU generator for each row.
 
-    `mix`, [B, domains - 1], are the weights of the defect categories in place of `y`, where a method can mix or
-    unite them; `a`, [B, domains - 1, H, W], tells the same for each place, where a method can be told. `x_ref` and
-    `x_style`, like x, show the defects to take, and others whose style they shall have, where a method can be guided
-    by references (`Guided`); what is None is drawn.
+    The other fields are for methods with the matching control. `mix`, [B, domains - 1], gives weights of the defect
+    categories in place of `y`. `a`, [B, domains - 1, H, W], gives them for each pixel. `x_ref` and `x_style`, shaped
+    like x, show the defects to transfer and the defects whose style to use; without them, defect and style are random.
     """
 
     x: Tensor
@@ -90,9 +91,9 @@ class GenerateBatch:
 
 @dataclass(frozen=True)
 class Generated:
-    """Windows [B, C, H, W] in [-1, 1], and soft masks [B, 1, H, W] in [0, 1] where the method draws its own.
+    """Windows x, [B, C, H, W] in [-1, 1], and soft masks, [B, 1, H, W] in [0, 1], if the method makes masks.
 
-    `normal` are the same windows without their defects, of methods that make whole images.
+    `normal` holds the same windows without their defects, if the method makes whole images.
     """
 
     x: Tensor
@@ -101,9 +102,9 @@ class Generated:
 
 
 class Method(Protocol):
-    """A generator of defects. Tensors come and go on the device that it was built on.
+    """A generator of defects. Its inputs and outputs are on the device that it was built on.
 
-    What it learns, makes and can be told stands in its row of `defectgen.methods.BUILT_IN`.
+    Its row of `defectgen.methods.BUILT_IN` says what it learns from, what it makes, and how it can be controlled.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -119,17 +120,17 @@ class Method(Protocol):
     def task(self) -> Task: ...
 
     def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Update every network once; returns the losses by name, detached. Random numbers come from `rng` (CPU)."""
+        """Run one training step and return the losses by name, detached. Random numbers come from `rng` (CPU)."""
         ...
 
     def generate(self, request: GenerateBatch) -> Generated:
-        """Defects of the domains wanted."""
+        """Make defects of the requested domains."""
         ...
 
 
 @runtime_checkable
 class Staged(Protocol):
-    """A method that trains a backbone first, which other defects can share, and then what makes the defects."""
+    """A method trained in two stages: first a backbone, which other models can share, then the part for defects."""
 
     @property
     def backbone_steps(self) -> int:
@@ -137,36 +138,36 @@ class Staged(Protocol):
         ...
 
     def backbone(self) -> dict[str, Tensor]:
-        """What the second stage needs of the first."""
+        """The tensors of the first stage that the second one needs."""
         ...
 
     def take_backbone(self, tensors: Mapping[str, Tensor]) -> None:
-        """Begin the second stage with what `backbone` gave, of this model or another of the same widths."""
+        """Start the second stage from the result of `backbone`, of this model or another with the same widths."""
         ...
 
 
 @runtime_checkable
 class Monitored(Protocol):
-    """A method whose losses show when a training goes wrong in a way that it knows."""
+    """A method that recognizes known training failures from its losses."""
 
     def diagnose(self, losses: Mapping[str, float]) -> str | None:
-        """What goes wrong and what to do, of losses averaged over some 200 steps; None if nothing does."""
+        """The failure and its remedy, from losses averaged over some 200 steps; None if there is no failure."""
         ...
 
 
 @runtime_checkable
 class Restorer(Protocol):
-    """A method that can paint over what it painted."""
+    """A method that removes its own defects."""
 
     def restore(self, x: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-        """Defective windows, [B, C, H, W] in [-1, 1], with their defects painted over; a CPU generator for each."""
+        """Remove the defects from windows x, [B, C, H, W] in [-1, 1]. `rngs` holds a CPU generator for each."""
         ...
 
 
 @runtime_checkable
 class Repairer(Protocol):
-    """A method that takes the defects out of any window."""
+    """A method that removes the defects from any window."""
 
     def repair(self, x: Tensor) -> Tensor:
-        """Windows, [B, C, S, S] in [-1, 1], without their defects."""
+        """Remove the defects from windows x, [B, C, S, S] in [-1, 1]."""
         ...

@@ -1,19 +1,23 @@
-"""DCDGANc: defect contents on a pure background, their category and style under control.
+"""DCDGANc: generates defect contents on a pure background, with control over their category and style.
 
     Jing Wei, Fei Shen, Chengkan Lv, Zhengtao Zhang, Feng Zhang, Huabin Yang: Diversified and Multi-Class
     Controllable Industrial Defect Synthesis for Data Augmentation and Transfer. CVPR Workshops 2023. Sections,
     equations and tables below are the paper's.
 
-The symbols: I a real content image, c the one-hot class code, C the class constant map, z a random code, E the
-encoder, G the generator, D the discriminator; `_r` marks what is reconstructed from I, `_s` what is sampled.
+Symbols: I a real content image (the rest of defectgen calls a cut-out defect a defect patch), c the one-hot class
+code, C the class constant map, z a random code, E the encoder, G the generator, D the discriminator. `_r` marks what
+is reconstructed from I, `_s` what is sampled.
 
-Figure 2 gives the kinds of layers (convolutions, average pooling, up-sampling by 2), not their numbers; widths, the
-length of z and the side of the map that OD-SPADE's fully connected layer makes are ours. "500 iterations" (section
-3.1) are read as Table 1's epochs, of some 300 batches each. The "WGAN-GP loss with the weight of 10" is read as its
-gradient penalty, beside the logistic loss of equation 6.
+Figure 2 gives the kinds of layers (convolutions, average pooling, upsampling by 2), not their sizes. The widths, the
+length of z and the side of OD-SPADE's map are chosen here. "500 iterations" (section 3.1) is read as Table 1's epochs,
+of some 300 batches each. "WGAN-GP loss with the weight of 10" is read as the gradient penalty of WGAN-GP, in addition
+to the logistic loss of equation 6.
 
-Where we leave the paper, each told at its line: the generator minimises -log D, not log(1 - D), whose gradient
-vanishes while D wins; the contents are augmented anew at each draw instead of once to about 1000 (`contents`).
+Differences from the paper; each is noted where it applies:
+    - the generator minimizes -log D, not log(1 - D), whose gradient vanishes while D wins (`g_loss`);
+    - D takes the class by projection, too (`Discriminator`), and the range of G exceeds [-1, 1] (`Generator`);
+    - content images are augmented at each draw, not once to about 1000 (`defectgen.training.data.TrainingPatches`);
+    - the presets `compact` and `tiny` raise the weights of equations 2 and 4.
 """
 
 from collections.abc import Mapping
@@ -31,20 +35,20 @@ from defectgen.nn.layers import ResBlock, he_init, mixed_precision
 from defectgen.nn.penalties import adversarial, gradient_penalty
 
 BOTTLENECK = 8
-"""Side of the feature map in the middle of G, and of the map that OD-SPADE makes of its code."""
-_FINEST = 32  # side at which OD-SPADE computes its modulation at most; above, it is interpolated
+"""Side of the feature map in the middle of G, and of the map that OD-SPADE makes from its code."""
+_FINEST = 32  # largest side at which OD-SPADE computes its modulation; above, the modulation is interpolated
 
 
 class DCDGANcConfig(MethodConfig):
-    """The paper's training (section 3.1)."""
+    """The paper's training settings (section 3.1)."""
 
     image_size: int = Field(256, description="side of the window, in pixels: 32, 64, 128 or 256")
     batch_size: int = Field(20, ge=1)
     steps: int = Field(150_000, ge=1)
     width: int = Field(32, ge=4, description="channels at full resolution; doubled at each halving")
-    max_width: int = Field(256, ge=8, description="channels at most")
+    max_width: int = Field(256, ge=8, description="upper limit of the channels")
     latent_dim: int = Field(16, ge=1, description="length of the random code z")
-    map_channels: int = Field(8, ge=1, description="channels of the map that OD-SPADE makes of [c, z]")
+    map_channels: int = Field(8, ge=1, description="channels of the map that OD-SPADE makes from [c, z]")
     hidden_channels: int = Field(32, ge=1, description="channels of OD-SPADE's first convolution (SPADE has 128)")
     lr: float = Field(5e-4, gt=0, description="learning rate of E, G and D")
     lambda_p: float = Field(10.0, ge=0, description="weight of equation 4")
@@ -53,13 +57,13 @@ class DCDGANcConfig(MethodConfig):
     lambda_gp: float = Field(10.0, ge=0, description="weight of WGAN-GP's gradient penalty (section 3.1)")
 
 
-# --- The networks, in the order in which data meets them -------------------------------------------------------
+# --- Networks, in the order of the data flow -------------------------------------------------------------------
 
 
 def class_constant_map(c: Tensor, channels: int, size: int) -> Tensor:
     """Equation 1: C_n = 2n/N - 1 at every pixel of every channel, for the n-th of N classes (n from 1).
 
-    Between classes, the mean by their weights: what is interpolated in Figure 5.
+    For a mixture, the mean of the classes' values by weight, as interpolated in Figure 5.
 
     Args:
         c: [B, N], one-hot or the weights of a mixture.
@@ -73,7 +77,7 @@ def class_constant_map(c: Tensor, channels: int, size: int) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """E: a content image to the mean and the logarithm of the variance of its code, [B, latent_dim] each."""
+    """E: encodes a content image as the mean and the log variance of its code, [B, latent_dim] each."""
 
     def __init__(self, config: DCDGANcConfig, channels: int) -> None:
         super().__init__()
@@ -86,10 +90,10 @@ class Encoder(nn.Module):
 
 
 class ODSPADE(nn.Module):
-    """One-dimensional SPADE: a code sets the scale and shift of each element, not only of each channel (2.2).
+    """One-dimensional SPADE: a code sets the scale and shift of each element, not only of each channel (section 2.2).
 
-    A fully connected layer makes a small map of the code [c, z]; from there it is SPADE (Park et al. 2019) with a
-    narrower first convolution. Interpolated above 32x32, where the modulation's own detail would cost most.
+    A fully connected layer turns the code [c, z] into a small map. The rest is SPADE (Park et al. 2019) with a narrower
+    first convolution. Above 32x32 the modulation is interpolated, because it would cost most there.
     """
 
     def __init__(self, channels: int, code_dim: int, config: DCDGANcConfig) -> None:
@@ -97,8 +101,8 @@ class ODSPADE(nn.Module):
         self.to_map = nn.Linear(code_dim, config.map_channels * BOTTLENECK**2)
         self.first = nn.Conv2d(config.map_channels, config.hidden_channels, 3, padding=1)
         self.affine = nn.Conv2d(config.hidden_channels, 2 * channels, 3, padding=1)
-        # PyTorch's own initialisation shrinks what passes these layers to a tenth, and G then learns to do
-        # without the code before it learns to use it.
+        # PyTorch's default initialization attenuates the code about 10 times in these layers. G then learns to ignore
+        # the code before it learns to use it.
         for layer in (self.to_map, self.first, self.affine):
             he_init(layer)
         with torch.no_grad():
@@ -113,9 +117,9 @@ class ODSPADE(nn.Module):
 
 
 class ODSPADEBlock(nn.Module):
-    """A residual block modulated by [c, z], as SPADE's, that doubles its input if asked.
+    """A residual block, as SPADE's, modulated by [c, z]. Doubles the resolution if `up`.
 
-    By interpolation: repeated pixels showed as stripes in thin oblique cracks.
+    It interpolates, since repeated pixels showed as stripes in thin oblique cracks.
     """
 
     def __init__(self, c_in: int, c_out: int, code_dim: int, config: DCDGANcConfig, *, up: bool) -> None:
@@ -129,13 +133,13 @@ class ODSPADEBlock(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         h, x = self.conv1(F.leaky_relu(self.norm1(x, code), 0.2)), self.skip(x)
-        if self.up:  # after the first convolution: a quarter of its work
+        if self.up:  # after the first convolution, which then costs a quarter
             h, x = (_resize(each, 2 * each.shape[2]) for each in (h, x))
         return self.conv2(F.leaky_relu(self.norm2(h, code), 0.2)) + x
 
 
 class Generator(nn.Module):
-    """G(z|c): the class constant map, down to 8x8 and up again, modulated by [c, z] all the way up."""
+    """G(z|c): takes the class constant map down to 8x8 and up again, modulated by [c, z] from 8x8 on."""
 
     def __init__(self, config: DCDGANcConfig, classes: int, channels: int) -> None:
         super().__init__()
@@ -151,12 +155,12 @@ class Generator(nn.Module):
         self.to_image = nn.Conv2d(widths[0], channels, 3, padding=1)
 
     def forward(self, z: Tensor, c: Tensor) -> Tensor:
-        """z [B, latent_dim], c [B, N] -> content images [B, channels, S, S] in [-1.2, 1.2], meant to be in [-1, 1].
+        """z [B, latent_dim], c [B, N] -> content images [B, channels, S, S] in [-1.2, 1.2]; [-1, 1] is the valid range.
 
-        Most of an image is the pure background, -1. A tanh that ended there would be driven into saturation, where
-        no gradient brings it back: training then turned black for good.
+        Most of an image is the pure background, -1. A tanh with range [-1, 1] would saturate there and lose its
+        gradient; training then ended in black images.
         """
-        # As strong as z in all: among many normal numbers a single 1 would hardly be heard.
+        # Scale c to the norm of z: among many normal values, a single 1 would have little effect.
         code = torch.cat([c * z.shape[1] ** 0.5, z], dim=1)
         h = self.stem(class_constant_map(c, self.channels, self.image_size))
         for conv in self.encoder:
@@ -170,8 +174,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """D(I|c): whether a content image is real, given its class; logits [B].
 
-    c comes as maps beside the image, and once more by projection (Miyato and Koyama 2018): with the maps alone, G
-    drew much the same shapes for every class.
+    c enters as maps beside the image, and again by projection (Miyato and Koyama 2018): with the maps alone, G drew
+    similar shapes for all classes.
     """
 
     def __init__(self, config: DCDGANcConfig, classes: int, channels: int) -> None:
@@ -189,13 +193,13 @@ class Discriminator(nn.Module):
 
 
 def _widths(config: DCDGANcConfig) -> list[int]:
-    """Channels from full resolution down to G's bottleneck."""
+    """Channels at each resolution, from full resolution down to G's bottleneck."""
     halvings = (config.image_size // BOTTLENECK).bit_length() - 1
     return [min(config.width * 2**i, config.max_width) for i in range(halvings + 1)]
 
 
 def _down(config: DCDGANcConfig, channels: int) -> tuple[nn.Sequential, int]:
-    """An image down to 4x4 by residual blocks with average pooling, and the channels there."""
+    """The layers from an image to 4x4, residual blocks with average pooling, and the number of channels there."""
     widths = [*_widths(config), min(2 * _widths(config)[-1], config.max_width)]
     blocks = [ResBlock(a, b, normalize=False, down=True) for a, b in pairwise(widths)]
     return nn.Sequential(nn.Conv2d(channels, widths[0], 3, padding=1), *blocks, nn.LeakyReLU(0.2)), widths[-1]
@@ -205,11 +209,11 @@ def _resize(x: Tensor, side: int) -> Tensor:
     return x if x.shape[2] == side else F.interpolate(x, size=side, mode="bilinear", align_corners=False)
 
 
-# --- The losses, by the paper's names --------------------------------------------------------------------------
+# --- Losses, named as in the paper -----------------------------------------------------------------------------
 
 
 def kl_loss(mu: Tensor, log_var: Tensor) -> Tensor:
-    """Equation 2: the divergence of E's Gaussians from N(0, I), summed over the code, averaged over the batch."""
+    """Equation 2: the KL divergence of E's Gaussians from N(0, I), summed over the code, averaged over the batch."""
     return 0.5 * (mu.square() + log_var.exp() - 1 - log_var).sum(dim=1).mean()
 
 
@@ -219,37 +223,37 @@ def reparameterize(mu: Tensor, log_var: Tensor, z: Tensor) -> Tensor:
 
 
 def p_loss(image: Tensor, image_r: Tensor) -> Tensor:
-    """Equation 4: what is reconstructed from an image's own code is that image."""
+    """Equation 4: the reconstruction from an image's own code equals the image."""
     return F.l1_loss(image_r, image)
 
 
 def l_loss(z_s: Tensor, mu_s: Tensor) -> Tensor:
-    """Equation 5: E finds in a sampled image the code that it was made from."""
+    """Equation 5: E recovers the code from which an image was sampled."""
     return F.l1_loss(mu_s, z_s)
 
 
 def d_loss(real: Tensor, fake_r: Tensor, fake_s: Tensor) -> Tensor:
-    """Equation 6 as D sees it, negated: the real counts twice, for the two fakes. Logits [B]."""
+    """Equation 6 for D, negated. The real term counts twice, once for each fake. Logits [B]."""
     return 2 * adversarial(real, real=True) + adversarial(fake_r, real=False) + adversarial(fake_s, real=False)
 
 
 def g_loss(fake_r: Tensor, fake_s: Tensor) -> Tensor:
-    """Equation 6 as E and G see it: -log D for log(1 - D), whose gradient vanishes while D wins. Logits [B]."""
+    """Equation 6 for E and G, with -log D for log(1 - D), whose gradient vanishes while D wins. Logits [B]."""
     return adversarial(fake_r, real=True) + adversarial(fake_s, real=True)
 
 
-# --- The method ------------------------------------------------------------------------------------------------
+# --- Method ----------------------------------------------------------------------------------------------------
 
 
 class DCDGANc:
-    """DCDGANc as a method; see `defectgen.methods.base.Method`. Its images are contents on a pure background."""
+    """The method DCDGANc; see `defectgen.methods.base.Method`. Its images are contents on a pure background."""
 
     Config: ClassVar[type[MethodConfig]] = DCDGANcConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
-        # D's gradient at an image does not shrink with the number of pixels, the mean of equation 4 does: in few
-        # steps G would answer D alone and never look at the code. With equation 4 goes equation 2, or sampled
-        # codes would be unlike encoded ones, and the code would tell the class as well.
+        # The gradient of equation 4, a mean over pixels, shrinks with their number; D's gradient does not. In few
+        # steps, G would follow only D and ignore the code, hence the larger lambda_p. lambda_kl grows with it:
+        # otherwise sampled codes would differ from encoded ones, and codes would also contain the class.
         "compact": {
             "image_size": 128, "batch_size": 16, "steps": 40_000, "lr": 3e-4, "lambda_p": 100.0, "lambda_kl": 0.2,
         },
@@ -275,11 +279,11 @@ class DCDGANc:
         self.networks = Networks(modules, optimizers, averaged=("G",), device=device)
 
     def class_code(self, y: Tensor) -> Tensor:
-        """Domains [B] (from 1: the normals are no class) to one-hot c [B, N]."""
+        """Domains [B] (from 1, as the normals are not a class) to one-hot c [B, N]."""
         return F.one_hot(y - 1, self.classes).float()
 
     def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Table 1: E, then G, then D."""
+        """Table 1: update E, then G, then D."""
         config, image = self.config, batch.x
         c = self.class_code(batch.y)
         z_r, z_s = torch.randn(2, len(image), config.latent_dim, generator=rng).to(self.device)
@@ -295,10 +299,10 @@ class DCDGANc:
             fake_r, fake_s = self.D(torch.cat([image_r, image_s]), c.repeat(2, 1)).float().chunk(2)
         parts = {"adv": g_loss(fake_r, fake_s), "p": p_loss(image, image_r), "kl": kl_loss(mu, log_var)}
         total = parts["adv"] + config.lambda_p * parts["p"] + config.lambda_kl * parts["kl"]
-        total.backward(retain_graph=True)  # I_s is needed once more
+        total.backward(retain_graph=True)  # the graph of I_s is needed again
         self.networks.step("E")
 
-        # G alone learns from the second loop: E would otherwise help it to hide the code in the image.
+        # Equation 5 trains only G: otherwise E would help G to hide the code in the image.
         self.E.requires_grad_(False)
         with mixed_precision(self.device):
             mu_s, _ = self.E(image_s)
@@ -320,7 +324,7 @@ class DCDGANc:
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
-        """DefectPatch images of the classes or mixtures wanted; the windows in `request` are not looked at."""
+        """Content images of the requested classes or mixtures. `request.x` is not used."""
         c = self.class_code(request.y) if request.mix is None else request.mix
         z = torch.stack([torch.randn(self.config.latent_dim, generator=rng) for rng in request.rngs])
         return Generated(self.G(z.to(self.device), c.to(self.device)).clamp(-1, 1))

@@ -1,16 +1,19 @@
-"""Defect-GAN: defects painted onto normals, and off again, with control over where and what.
+"""Defect-GAN: paints defects onto normals and removes them again, with control over their place and category.
 
     Gongjie Zhang, Kaiwen Cui, Tzu-Yi Hung, Shijian Lu: Defect-GAN: High-Fidelity Defect Synthesis for Automated
     Defect Inspection. WACV 2021. Sections, equations and figures below are the paper's.
 
-The symbols: n a normal image, d a defective one; c the categories of its defects, 1 or 0 each, which need not exclude
-each other; A the control map, c at each place, 0 where nothing shall be; f the foreground and m its spatial
-distribution map. G paints defects (n -> d) and, with A = 0, paints them over (d -> n).
+Symbols: n a normal image, d a defective one; c the categories of its defects, a vector of 0 and 1 in which several
+may be 1; A the control map, which holds c at each pixel, and 0 where no defect is wanted; f the foreground and m its
+spatial distribution map. G paints defects (n -> d) and, with A = 0, removes them (d -> n).
 
-What the paper leaves open follows StarGAN (Choi et al. 2018), which it builds on, and SPADE (Park et al. 2019), here
-with instance in place of batch normalisation, as in the rest of G. Feature maps are doubled bilinearly: transposed
-convolutions left their grid on photographs. Labels are learnt as StarGAN learns attributes that do not exclude each
-other, by a logistic loss for each. Equation 12 calls two weights by other names than the text; the text's are used.
+Where the paper gives no details, the code follows StarGAN (Choi et al. 2018), on which the paper builds, and SPADE
+(Park et al. 2019), with instance instead of batch normalization, as in the rest of G. Upsampling is bilinear:
+transposed convolutions left a grid on the images. Categories have one logistic loss each, as StarGAN's attributes
+that do not exclude each other. Equation 12 and the text name two weights differently; the names here are the text's.
+
+Additions to the paper, which the preset `paper` does not use, are the settings `warmup`, `masks` (with `where_loss`)
+and `relative`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,18 +31,18 @@ from defectgen.nn.penalties import gradient_penalty
 
 
 class DefectGANConfig(MethodConfig):
-    """The paper's training (section 4.1): windows of 128, batches of 4, 500,000 iterations."""
+    """The paper's training settings (section 4.1): windows of 128 pixels, batches of 4, 500,000 iterations."""
 
     image_size: int = Field(128, description="side of the window, in pixels: 32, 64, 128 or 256")
     batch_size: int = Field(4, ge=1)
-    steps: int = Field(500_000, ge=1, description="of the critic; G learns at every fifth")
+    steps: int = Field(500_000, ge=1, description="updates of D; G is updated at every `critic_steps`-th")
     width: int = Field(64, ge=8, description="channels after the first convolution of G and of D")
-    max_width: int = Field(2048, ge=8, description="channels at most, in D")
-    blocks: int = Field(3, ge=1, description="residual blocks in G's encoder, and again in its decoder")
-    control_channels: int = Field(64, ge=1, description="channels that a SPADE layer makes of A (SPADE has 128)")
-    critic_steps: int = Field(5, ge=1, description="updates of D for one of G")
+    max_width: int = Field(2048, ge=8, description="upper limit of the channels of D")
+    blocks: int = Field(3, ge=1, description="residual blocks in G's encoder, and as many in its decoder")
+    control_channels: int = Field(64, ge=1, description="channels of SPADE's convolution on A (SPADE has 128)")
+    critic_steps: int = Field(5, ge=1, description="updates of D per update of G")
     lr: float = Field(2e-4, gt=0, description="learning rate at the first step")
-    lr_end: float = Field(1e-6, ge=0, description="learning rate at the last step; linear in between")
+    lr_end: float = Field(1e-6, ge=0, description="learning rate at the last step; changes linearly")
     lambda_gp: float = Field(10.0, ge=0, description="weight of the gradient penalty")
     lambda_cls_r: float = Field(2.0, ge=0, description="weight of equation 6, for D")
     lambda_cls_f: float = Field(5.0, ge=0, description="weight of equation 7, for G")
@@ -50,18 +53,18 @@ class DefectGANConfig(MethodConfig):
         0.0,
         ge=0,
         lt=0.5,
-        description="part of the steps for D alone, and then again for the maps' weights to rise",
+        description="fraction of the steps that train D alone; the weights of the maps' losses rise over as many steps",
     )
-    masks: bool = Field(False, description="teach the control map where, by the masks of defects that have one")
-    lambda_where: float = Field(5.0, ge=0, description="weight of what is painted where A is 0, if `masks`")
-    relative: bool = Field(False, description="the foreground is made relative to the image")
+    masks: bool = Field(False, description="control maps follow the masks of defects that have one")
+    lambda_where: float = Field(5.0, ge=0, description="weight of what G paints where A is 0, with `masks`")
+    relative: bool = Field(False, description="G makes the foreground as a difference from the image")
 
 
-# --- The networks, in the order in which data meets them -------------------------------------------------------
+# --- Networks, in the order of the data flow -------------------------------------------------------------------
 
 
 class NoiseInjection(nn.Module):
-    """Gaussian noise added to a feature map, as strong as a learned scalar says ("Stochastic Variation")."""
+    """Adds Gaussian noise, scaled by a learned scalar, to a feature map ("Stochastic Variation")."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class NoiseInjection(nn.Module):
 
 
 class SPADE(nn.Module):
-    """Normalisation whose scale and shift at each place two convolutions make of the control map there."""
+    """Normalization with a scale and shift per pixel, which two convolutions compute from the control map."""
 
     def __init__(self, channels: int, categories: int, hidden: int) -> None:
         super().__init__()
@@ -88,7 +91,7 @@ class SPADE(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """A convolution with instance normalisation, ReLU and noise; residual if it changes no shape."""
+    """Convolution, instance normalization, ReLU, noise. Residual if the shape does not change."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """A convolution, after doubling if asked, normalised by SPADE; residual if it changes no shape."""
+    """Convolution, SPADE, ReLU, noise; doubles the resolution first if `up`. Residual if the shape does not change."""
 
     def __init__(self, c_in: int, c_out: int, categories: int, hidden: int, *, up: bool = False) -> None:
         super().__init__()
@@ -122,7 +125,7 @@ class DecoderBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """G(x, A): encoded at a quarter of the side, decoded under the control of A to f and m (Figure 2)."""
+    """G(x, A): encodes x to a quarter of its side, and decodes it to f and m under the control of A (Figure 2)."""
 
     def __init__(self, config: DefectGANConfig, channels: int, categories: int) -> None:
         super().__init__()
@@ -153,13 +156,13 @@ class Generator(nn.Module):
         for block in self.decoder:
             h = block(h, a, noise)
         f, m = self.head(h).split([self.channels, 1], dim=1)
-        # A foreground as bright as the place where it lies is otherwise hard to make of normalised features.
+        # Normalization removes the brightness of x, so a foreground that fits it is hard to make without adding x.
         f = (x + f).clamp(-1, 1) if self.relative else torch.tanh(f)
         return f, torch.sigmoid(m)
 
 
 class Discriminator(nn.Module):
-    """StarGAN's: D_src, a score for each patch, and D_cls, a logit for each category."""
+    """StarGAN's discriminator: D_src, a score for each image patch, and D_cls, a logit for each category."""
 
     def __init__(self, config: DefectGANConfig, channels: int, categories: int) -> None:
         super().__init__()
@@ -173,54 +176,54 @@ class Discriminator(nn.Module):
         self.cls = nn.Conv2d(c_in, categories, side, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, channels, S, S] -> D_src(x), the patches' mean, [B]; D_cls(x), [B, categories]."""
+        """x [B, channels, S, S] -> D_src(x), averaged over the image patches, [B], and D_cls(x), [B, categories]."""
         h = self.body(x)
         return self.src(h).mean(dim=(1, 2, 3)), self.cls(h).flatten(1)
 
 
 def compose(x: Tensor, f: Tensor, m: Tensor) -> Tensor:
-    """Equations 2 and 4: a foreground laid over an image where the map says."""
+    """Equations 2 and 4: blend the foreground f into the image x, weighted by the map m."""
     return x * (1 - m) + f * m
 
 
-# --- The losses, by the paper's names --------------------------------------------------------------------------
+# --- Losses, named as in the paper -----------------------------------------------------------------------------
 
 
 def adv_d_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Equation 5 as section 4.1 replaces it: Wasserstein's, for the critic. Scores [B]."""
+    """The critic's Wasserstein loss, with which section 4.1 replaces equation 5. Scores [B]."""
     return fake.mean() - real.mean()
 
 
 def cls_loss(logits: Tensor, c: Tensor) -> Tensor:
-    """Equations 6 and 7: -log of the probability of the categories, [B, C] of 1 or 0, averaged over images."""
+    """Equations 6 and 7: -log of the probability of the categories c, [B, C] of 0 and 1, averaged over images."""
     return F.binary_cross_entropy_with_logits(logits, c, reduction="sum") / len(c)
 
 
 def rec_loss(x: Tensor, restored: Tensor) -> Tensor:
-    """Equation 8."""
+    """Equation 8: the cycle restores the image."""
     return F.l1_loss(restored, x)
 
 
 def sd_cyc_loss(m: Tensor, m_back: Tensor) -> Tensor:
-    """Equation 9: what was painted is painted over, and nothing else."""
+    """Equation 9: the way back changes the same pixels as the way there, and no others."""
     return F.l1_loss(m_back, m)
 
 
 def sd_con_loss(m: Tensor, m_back: Tensor) -> Tensor:
-    """Equation 10: maps shall be small."""
+    """Equation 10: the maps are small."""
     return m.mean() + m_back.mean()
 
 
 def where_loss(m: Tensor, a: Tensor) -> Tensor:
-    """Not the paper's: what a map covers where A wants nothing."""
+    """Not in the paper: how much the map covers where A is 0."""
     return (m * (1 - a.amax(dim=1, keepdim=True))).mean()
 
 
-# --- The method ------------------------------------------------------------------------------------------------
+# --- Method ----------------------------------------------------------------------------------------------------
 
 
 class DefectGAN:
-    """Defect-GAN as a method; see `defectgen.methods.base.Method`."""
+    """The method Defect-GAN; see `defectgen.methods.base.Method`."""
 
     Config: ClassVar[type[MethodConfig]] = DefectGANConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -241,7 +244,8 @@ class DefectGAN:
         self.device = device
         categories = len(task.domains) - 1
         self.G = Generator(config, task.channels, categories)
-        # PyTorch's own initialisation leaves a twentieth of what passes D: it then takes a thousand steps to wake.
+        # PyTorch's default initialization attenuates D's activations about 20 times, which delays learning by some
+        # 1,000 steps.
         self.D = Discriminator(config, task.channels, categories).apply(he_init)
         modules = {"G": self.G, "D": self.D}
         optimizers = {
@@ -251,11 +255,11 @@ class DefectGAN:
         self.networks = Networks(modules, optimizers, averaged=("G",), device=device)
 
     def lr(self, step: int) -> float:
-        """The learning rate at a step: linear from `lr` to `lr_end`."""
+        """The learning rate at a step. It changes linearly from `lr` to `lr_end`."""
         return self.config.lr + (self.config.lr_end - self.config.lr) * min(1.0, step / self.config.steps)
 
     def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """An update of D and, every fifth time, of G; `batch.x` are normals, `batch.x_ref` defective with `a_ref`."""
+        """Update D and, at every `critic_steps`-th step, G. `x` are normals; `x_ref` defective, with `a_ref`."""
         n, d = batch.x, batch.x_ref
         assert batch.a_ref is not None
         c = batch.a_ref.amax(dim=(2, 3))
@@ -263,10 +267,10 @@ class DefectGAN:
         noise = Noise.seeded(draw_seed(rng), self.device)
         self.networks.begin(self.lr(step))
         parts = self._update_d(n, d, a, c, noise, rng)
-        # Until D tells categories apart, G learns best to paint nothing, and its empty maps then stay empty.
-        risen = self._risen(step)
-        if step % self.config.critic_steps == self.config.critic_steps - 1 and risen > 0:
-            parts |= self._update_g(n, d, a, c, noise, risen)
+        # Until D can tell categories apart, G does best to paint nothing, and its maps then stay empty.
+        map_weight = self._map_weight(step)
+        if step % self.config.critic_steps == self.config.critic_steps - 1 and map_weight > 0:
+            parts |= self._update_g(n, d, a, c, noise, map_weight)
         return {name: value.detach() for name, value in parts.items()}
 
     def _update_d(
@@ -291,15 +295,17 @@ class DefectGAN:
         self.networks.step("D")
         return parts
 
-    def _risen(self, step: int) -> float:
-        """How much of their weights the losses of maps have: 0, then rising to 1."""
+    def _map_weight(self, step: int) -> float:
+        """The factor on the weights of the maps' losses: 0 or less while D trains alone, then rising to 1."""
         warmup = self.config.warmup * self.config.steps
         return min(1.0, (step + 1) / warmup - 1) if warmup else 1.0
 
-    def _update_g(self, n: Tensor, d: Tensor, a: Tensor, c: Tensor, noise: Noise, risen: float) -> dict[str, Tensor]:
+    def _update_g(
+        self, n: Tensor, d: Tensor, a: Tensor, c: Tensor, noise: Noise, map_weight: float
+    ) -> dict[str, Tensor]:
         config = self.config
         self.D.requires_grad_(False)
-        # Both cycles at once: n -> d -> n and d -> n -> d.
+        # Both cycles in one batch: n -> d -> n and d -> n -> d.
         x, there, back = torch.cat([n, d]), torch.cat([a, torch.zeros_like(a)]), torch.cat([torch.zeros_like(a), a])
         with mixed_precision(self.device):
             f, m = (each.float() for each in self.G(x, there, noise))
@@ -316,11 +322,11 @@ class DefectGAN:
         }
         weights = {
             "adv_g": 1.0, "cls_f": config.lambda_cls_f, "rec": config.lambda_rec,
-            "sd_cyc": risen * config.lambda_sd_cyc, "sd_con": risen * config.lambda_sd_con,
+            "sd_cyc": map_weight * config.lambda_sd_cyc, "sd_con": map_weight * config.lambda_sd_con,
         }  # fmt: skip
-        if config.masks:  # neither is a defect painted elsewhere, nor is what lies beside a real one painted over
+        if config.masks:  # G paints defects only inside A, and removes real ones without changing their surroundings
             parts["where"] = where_loss(m, torch.cat([a, a]))
-            weights["where"] = risen * config.lambda_where
+            weights["where"] = map_weight * config.lambda_where
         sum((weights[name] * value for name, value in parts.items()), torch.zeros((), device=self.device)).backward()
         self.networks.step("G")
         self.D.requires_grad_(True)
@@ -328,13 +334,13 @@ class DefectGAN:
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
-        """Normals with defects, and the maps m_d, [B, 1, H, W]; where and what as `request.a` says, if given."""
+        """Normals with defects, and the maps m_d, [B, 1, H, W]. `request.a`, if given, controls place and category."""
         f, m = self.G(request.x, self._control(request), Noise(request.rngs))
         return Generated(compose(request.x, f, m), m)
 
     @torch.no_grad()
     def restore(self, x: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-        """Defective windows with their defects painted over (eqs. 3 and 4)."""
+        """Remove the defects from windows (equations 3 and 4)."""
         a = x.new_zeros(len(x), len(self.task.domains) - 1, *x.shape[2:])
         return compose(x, *self.G(x, a, Noise(rngs)))
 

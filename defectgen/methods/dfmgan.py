@@ -1,17 +1,19 @@
-"""DFMGAN: few-shot defects, as changes of the features of a StyleGAN2 that knows the normals.
+"""DFMGAN: few-shot defects, made by changing the features of a StyleGAN2 that was trained on normals.
 
     Yuxuan Duan, Yan Hong, Li Niu, Liqing Zhang: Few-Shot Defect Image Generation via Defect-Aware Feature
-    Manipulation. AAAI 2023. Sections, equations and figures below are the paper's. Its backbone and losses are those
-    of StyleGAN2 ("S2") and StyleGAN2-ADA ("ADA"): `defectgen.nn.stylegan2`.
+    Manipulation. AAAI 2023. Sections, equations and figures below are the paper's. The backbone and the losses are
+    those of StyleGAN2 ("S2") and StyleGAN2-ADA ("ADA"); see `defectgen.nn.stylegan2`.
 
-The symbols: z_object and z_defect random codes, w_object and w_defect what the two mapping networks make of them;
-F the feature maps of the backbone's synthesis blocks S and of the defect-aware residual blocks R; M the mask, a
-defect where it is 0 or more. Stage 1 trains the backbone on normals; stage 2 freezes it and trains R, ToMask and the
-defect mapping network on defects.
+Symbols: z_object and z_defect are random codes, which two mapping networks map to w_object and w_defect; F the feature
+maps of the backbone's synthesis blocks S and of the defect-aware residual blocks R; M the mask, with a defect where it
+is 0 or more. Stage 1 trains the backbone on normals. Stage 2 freezes it and trains R, ToMask and the defect mapping
+network on defects.
 
-One model holds several categories: z_defect comes with the category, and both discriminators judge under it. The
-paper trains a model for each; but what a category lacks in examples, the others can give, and one backbone serves
-all. With one category nothing is left of this.
+Differences from the paper:
+    - One model holds several categories: the defect mapping network and both discriminators take the category. The
+      paper trains a model for each. Here, categories with few examples learn from the others, and all share one
+      backbone. With a single category, the condition is constant.
+    - The settings `match_logistic`, `mismatched` and `lambda_area` are additions that the preset `paper` does not use.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,46 +44,46 @@ from defectgen.nn.stylegan2 import (
 
 
 class DFMGANConfig(MethodConfig):
-    """StyleGAN2-ADA's settings for 256 pixels, which the paper takes over; its own supplement is not in the text."""
+    """StyleGAN2-ADA's settings for 256 pixels, which the paper adopts. The paper's supplement was not available."""
 
     sizes: ClassVar[tuple[int, ...]] = (64, 128, 256)
 
     image_size: int = Field(256, description="side of the window, in pixels: 64, 128 or 256")
     batch_size: int = Field(32, ge=2)
-    steps: int = Field(40_000, ge=2, description="of both stages together")
-    backbone_steps: int = Field(30_000, ge=1, description="of stage 1, on normals")
-    width: int = Field(64, ge=4, description="channels at the finest resolution; twice as many at each coarser one")
-    max_width: int = Field(512, ge=4, description="channels at most")
+    steps: int = Field(40_000, ge=2, description="steps of both stages together")
+    backbone_steps: int = Field(30_000, ge=1, description="steps of stage 1, on normals")
+    width: int = Field(64, ge=4, description="channels at the finest resolution; doubled at each coarser one")
+    max_width: int = Field(512, ge=4, description="upper limit of the channels")
     match_width: int = Field(
-        16, ge=4, description="`width` of D_match; its `max_width` is a quarter of D's, 64 at least"
+        16, ge=4, description="`width` of D_match; its `max_width` is a quarter of D's, at least 64"
     )
-    z_dim: int = Field(512, ge=1, description="length of z_object and of z_defect")
-    w_dim: int = Field(512, ge=1, description="length of w_object and of w_defect")
-    mapping_layers: int = Field(2, ge=1, description="of both mapping networks (ADA; 8 in S2)")
-    style_mixing: float = Field(0.9, ge=0, le=1, description="part of the images of stage 1 made of two w")
+    z_dim: int = Field(512, ge=1, description="length of z_object and z_defect")
+    w_dim: int = Field(512, ge=1, description="length of w_object and w_defect")
+    mapping_layers: int = Field(2, ge=1, description="layers of each mapping network (ADA; 8 in S2)")
+    style_mixing: float = Field(0.9, ge=0, le=1, description="fraction of the images made from two w_object")
     lr: float = Field(2.5e-3, gt=0, description="learning rate; falls to 0 over the second half of each stage")
     r1_gamma: float = Field(1.0, ge=0, description="weight of R1, for both discriminators")
-    r1_every: int = Field(16, ge=1, description="steps from one R1 to the next")
-    pl_weight: float = Field(2.0, ge=0, description="weight of the path length regularisation, in stage 1")
-    pl_every: int = Field(4, ge=1, description="steps from one to the next")
-    ada_target: float = Field(0.6, ge=0, le=1, description="of the sign of D's outputs for real images")
-    ada_images: int = Field(500_000, ge=1, description="images over which the strength of augmentation may reach 1")
+    r1_every: int = Field(16, ge=1, description="steps between R1 penalties")
+    pl_weight: float = Field(2.0, ge=0, description="weight of the path length regularization, in stage 1")
+    pl_every: int = Field(4, ge=1, description="steps between path length regularizations")
+    ada_target: float = Field(0.6, ge=0, le=1, description="target of the mean sign of D's outputs for real images")
+    ada_images: int = Field(500_000, ge=1, description="images over which the augmentation's strength may rise by 1")
     lambda_ms: float = Field(0.1, ge=0, description="weight of equation 2")
-    lambda_match: float = Field(1.0, ge=0, description="weight of D_match's judgement")
-    match_logistic: bool = Field(False, description="train D_match by the logistic loss, not Wasserstein's")
-    mismatched: float = Field(0.0, ge=0, description="weight of real images with the masks of others, as fakes")
+    lambda_match: float = Field(1.0, ge=0, description="weight of D_match's loss for the generator")
+    match_logistic: bool = Field(False, description="train D_match with the logistic loss, not the Wasserstein loss")
+    mismatched: float = Field(0.0, ge=0, description="weight of real images with masks of others, as fakes of D_match")
     lambda_area: float = Field(
-        0.0, ge=0, description="weight of the areas of masks being other than those of real ones"
+        0.0, ge=0, description="weight of the difference between the areas of generated and real masks"
     )
 
 
-# --- The generator ---------------------------------------------------------------------------------------------
+# --- Generator -------------------------------------------------------------------------------------------------
 
 
 class Generator(nn.Module):
-    """The backbone, and what stage 2 attaches to it: residual blocks, ToMask, the defect mapping network (Figure 2).
+    """The backbone, and what stage 2 adds to it: residual blocks, ToMask, the defect mapping network (Figure 2).
 
-    The first residual block lies at a quarter of the side, 64 for the paper's 256.
+    The first residual block is at a quarter of the side: at 64 for the paper's 256.
     """
 
     def __init__(self, config: DFMGANConfig, channels: int, categories: int) -> None:
@@ -100,8 +102,8 @@ class Generator(nn.Module):
             }
         )
         self.to_mask = ToImage(widths[self.start], 1, config.w_dim)
-        if config.lambda_area:  # which brings masks back that have become empty
-            nn.init.constant_(self.to_mask.bias, -1.0)  # a defect is the smaller part, from the first step on
+        if config.lambda_area:  # recovers masks that have become empty
+            nn.init.constant_(self.to_mask.bias, -1.0)  # so masks start small
 
     def forward(
         self,
@@ -112,12 +114,12 @@ class Generator(nn.Module):
         *,
         mask_alone: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """The image, [B, channels, S, S], and M at the first residual block's resolution, if there is a w_defect.
+        """Make the image, [B, channels, S, S], and, with w_defect, M at the first residual block's resolution.
 
         Args:
             ws: [B, styles, w_dim], w_object for each convolution.
             w_defect: [B, w_dim].
-            mask_alone: stop once there is a mask; the image is not finished then.
+            mask_alone: stop as soon as M is computed; the image is then incomplete.
         """
         g = self.backbone
         x = g.first(g.const.expand(len(ws), -1, -1, -1), ws[:, 0], noise)
@@ -139,23 +141,24 @@ class Generator(nn.Module):
 
 
 def manipulated(f_object: Tensor, f_defect: Tensor, m: Tensor) -> Tensor:
-    """Equation 1: the defect's features are added where the mask, brought to their resolution, is 0 or more."""
+    """Equation 1: add the defect's features where the mask, resized to their resolution, is 0 or more."""
     here = F.interpolate(m, size=f_object.shape[2:], mode="bilinear", align_corners=False)
     return torch.where(here >= 0, f_object + f_defect, f_object)
 
 
-# --- The losses ------------------------------------------------------------------------------------------------
+# --- Losses ----------------------------------------------------------------------------------------------------
 
 
 def mode_seeking_loss(w1: Tensor, w2: Tensor, m1: Tensor, m2: Tensor) -> Tensor:
-    """Equation 2: other codes shall make other masks."""
+    """Equation 2: small if different codes make different masks."""
     return (w1 - w2).abs().mean() / ((m1 - m2).abs().mean() + 1e-5)
 
 
 def mask_statistics(here: Tensor) -> dict[str, Tensor]:
-    """Of masks [B, 1, H, W]: the part of them that is defect, how many are empty, and how much lies along the border.
+    """Fractions over masks [B, 1, H, W]: defect pixels, empty masks, and those of the defect pixels near the border.
 
-    The last is of the pixels that are defect, in the outer sixteenth on each side: a quarter would be nothing strange.
+    Near the border means in the outer sixteenth on each side. About a quarter of the pixels are there, so a fraction of
+    a quarter is normal.
     """
     rim, pixels = max(here.shape[-1] // 16, 1), here.float()
     inside = pixels[..., rim:-rim, rim:-rim].sum()
@@ -167,19 +170,19 @@ def mask_statistics(here: Tensor) -> dict[str, Tensor]:
 
 
 def area_loss(mask: Tensor, real: Tensor) -> Tensor:
-    """Not the paper's: how far the areas of masks are from those of real ones, both in order, in parts of their mean.
+    """Not in the paper: the mean difference between the sorted areas of masks and real masks, over the mean real area.
 
-    Masks that have become empty, or cover all, get no other gradient that would bring them back.
+    No other loss recovers masks that have become empty or cover everything.
     """
     areas, real_areas = (((each + 1) / 2).mean(dim=(1, 2, 3)).sort().values for each in (mask, real))
     return (areas - real_areas).abs().mean() / real_areas.mean().clamp(min=1e-3)
 
 
-# --- The method ------------------------------------------------------------------------------------------------
+# --- Method ----------------------------------------------------------------------------------------------------
 
 
 class DFMGAN:
-    """DFMGAN as a method; see `defectgen.methods.base.Method`. Stage 1 ends at step `backbone_steps`."""
+    """The method DFMGAN; see `defectgen.methods.base.Method`. Stage 1 ends at step `backbone_steps`."""
 
     Config: ClassVar[type[MethodConfig]] = DFMGANConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -204,7 +207,7 @@ class DFMGAN:
         self.G = Generator(config, task.channels, domains - 1)
         size, most = config.image_size, config.max_width
         self.D = Discriminator(size, task.channels, domains, config.width, most)
-        # Pairs: the mask lies beside the image, as one more channel.
+        # D_match takes pairs: the mask is one more channel of the image.
         self.D_match = Discriminator(
             size, task.channels + 1, domains, config.match_width, min(max(most // 4, 64), most)
         )
@@ -214,14 +217,14 @@ class DFMGAN:
         modules: dict[str, nn.Module] = {
             "G": self.G, "D": self.D, "D_match": self.D_match, "statistics": self.statistics,
         }  # fmt: skip
-        trained = {"backbone": self.G.backbone, "defects": self._attached(), "D": self.D, "D_match": self.D_match}
+        trained = {"backbone": self.G.backbone, "defects": self._defect_modules(), "D": self.D, "D_match": self.D_match}
         optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.0, 0.99))
             for name, module in trained.items()
         }
         self.networks = Networks(modules, optimizers, averaged=("G",), device=device)
 
-    def _attached(self) -> nn.ModuleList:
+    def _defect_modules(self) -> nn.ModuleList:
         return nn.ModuleList([self.G.mapping, self.G.residual, self.G.to_mask])
 
     @property
@@ -232,7 +235,7 @@ class DFMGAN:
         return {**flatten("G.backbone", self.G.backbone), **flatten("D", self.D), **flatten("s", self.statistics)}
 
     def take_backbone(self, tensors: Mapping[str, Tensor]) -> None:
-        """Also of a model with other categories: D then knows the normals alone."""
+        """Also takes that of a model with another number of categories; D then knows only the domain of the normals."""
         own = dict(unflatten("D", tensors))
         fresh = self.D.state_dict()
         if (weight := own["embed.weight"]).shape != fresh["embed.weight"].shape:
@@ -242,13 +245,13 @@ class DFMGAN:
         self.statistics.load_state_dict(unflatten("s", tensors))
 
     def lr(self, step: int) -> float:
-        """The learning rate at a step: constant, then falling to 0 over the second half of its stage."""
+        """The learning rate at a step. It is constant, then falls linearly to 0 over the second half of its stage."""
         first = self.config.backbone_steps
         done = step / first if step < first else (step - first) / max(self.config.steps - first, 1)
         return self.config.lr * min(1.0, 2 * (1 - done))
 
     def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Stage 1 on `batch.x`, then stage 2 on `batch.x_ref` with their masks, `batch.a_ref`."""
+        """Stage 1 trains on `batch.x`, stage 2 on `batch.x_ref` with the masks `batch.a_ref`."""
         self.networks.begin(self.lr(step))
         stage = self._stage_1 if step < self.config.backbone_steps else self._stage_2
         return {name: value.detach() for name, value in stage(batch, step, rng).items()}
@@ -260,7 +263,7 @@ class DFMGAN:
         return Noise.seeded(draw_seed(rng), self.device)
 
     def _ws(self, count: int, rng: torch.Generator) -> Tensor:
-        """w_object for each convolution; with style mixing the later ones may be another's (S2, from Karras 2019)."""
+        """w_object for each convolution. Style mixing takes another one for later layers (S2, Karras et al. 2019)."""
         g = self.G.backbone
         ws = g.broadcast(g.mapping(self._z(count, rng)))
         other = g.broadcast(g.mapping(self._z(count, rng)))
@@ -302,7 +305,7 @@ class DFMGAN:
         augment = self._augment(count, rng)
         with mixed_precision(self.device):
             made, m, w_defect, remake = self._defective(c, rng)
-            mask, image = self._shown(m.float()), augment.image(made.float())
+            mask, image = self._binarize(m.float()), augment.image(made.float())
             score = self.D(image, c)
             match = self.D_match(torch.cat([image, augment.geometry(mask)], dim=1), c)
             w_other, m_other = remake()
@@ -321,10 +324,10 @@ class DFMGAN:
         self.networks.train_only("D", "D_match")
         with torch.no_grad(), mixed_precision(self.device):
             made, m, _, _ = self._defective(c, rng)
-        mask, augments = self._shown(m.float()), (self._augment(count, rng), self._augment(count, rng))
+        mask, augments = self._binarize(m.float()), (self._augment(count, rng), self._augment(count, rng))
         real, fake = augments[0].image(x), augments[1].image(made.float())
         marked, of_real = augments[1].geometry(mask), augments[0].geometry(real_mask)
-        # Not the paper's: so D_match learns what matching is, not what made images look like (Reed et al. 2016).
+        # Not in the paper: D_match learns what a matching pair is, not how fakes look (Reed et al. 2016).
         wrong = torch.cat([real, of_real.roll(1, dims=0)], dim=1)
         parts |= self._update_d(real, fake, c, step)
         on_pairs = [(torch.cat([fake, marked], dim=1), 1.0), (wrong, config.mismatched)]
@@ -335,7 +338,7 @@ class DFMGAN:
         return Augment(count, float(self.statistics["p"]), rng, self.device)
 
     def _update_d(self, real: Tensor, fake: Tensor, c: Tensor, step: int) -> dict[str, Tensor]:
-        """A step of D on augmented images; then the augmentation's strength."""
+        """Update D on augmented images, then adapt the augmentation's strength."""
         config, p = self.config, self.statistics["p"]
         on_real, d, penalty = self._update("D", real, [(fake, 1.0)], c, step)
         p.fill_(adapted(float(p), float(on_real.sign().mean()), config.ada_target, len(real), config.ada_images))
@@ -344,9 +347,9 @@ class DFMGAN:
     def _update(
         self, name: Literal["D", "D_match"], real: Tensor, fakes: list[tuple[Tensor, float]], c: Tensor, step: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A step of D or D_match, real ones against fakes with their weights, now and then with R1.
+        """Update D or D_match on real inputs and weighted fakes, with R1 at every `r1_every`-th step.
 
-        Returns what it says of the real ones, its loss without R1, and R1.
+        Returns the scores of the real inputs, the loss without R1, and R1 (None if not computed).
         """
         network, loss = (self.D, adversarial) if name == "D" else (self.D_match, self._match)
         penalized = step % self.config.r1_every == 0
@@ -367,10 +370,10 @@ class DFMGAN:
         return on_real.detach(), value, penalty
 
     def _match(self, scores: Tensor, *, real: bool) -> Tensor:
-        """The loss of what D_match says of pairs that it, or the generator, wants to be real.
+        """The loss of D_match's scores for pairs that count as real, or as fake.
 
-        The paper's is Wasserstein's, which has no bound: on few examples D_match ran away with it, and the generator
-        after it. The authors' code takes the logistic one, as the small presets here.
+        The paper uses the Wasserstein loss, which is unbounded: on few examples D_match diverged, and the generator
+        with it. The authors' code uses the logistic loss, as do the presets `compact` and `tiny`.
         """
         if self.config.match_logistic:
             return adversarial(scores, real=real)
@@ -379,7 +382,7 @@ class DFMGAN:
     def _defective(
         self, c: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Callable[[], tuple[Tensor, Tensor]]]:
-        """Images with defects of domains c, their M, their w_defect; and a function that makes another w and M."""
+        """Images with defects of domains c, their M and w_defect, and a function that makes another w_defect and M."""
         with torch.no_grad():
             ws = self._ws(len(c), rng)
         seeds = torch.randint(2**62, (2,), generator=rng).tolist()
@@ -397,10 +400,10 @@ class DFMGAN:
 
         return *make(mask_alone=False), remake
 
-    def _shown(self, m: Tensor) -> Tensor:
-        """M as D_match sees it: at the image's resolution, -1 or 1 as real masks are, passing gradients as tanh does.
+    def _binarize(self, m: Tensor) -> Tensor:
+        """M as D_match's input: at the image's resolution, -1 or 1 as in real masks, with the gradient of tanh.
 
-        By soft masks D_match would know the made ones at a glance, and look no further.
+        D_match would recognize generated pairs by soft masks alone, and learn nothing else.
         """
         size = (self.config.image_size,) * 2
         m = F.interpolate(m, size=size, mode="bilinear", align_corners=False)
@@ -408,19 +411,19 @@ class DFMGAN:
         return soft + (torch.where(m >= 0, 1.0, -1.0) - soft).detach()
 
     def diagnose(self, losses: Mapping[str, float]) -> str | None:
-        """The troubles that users of the public code report: masks that stay empty, or lie along the border."""
+        """Detect two failures that users of the public code report: masks that stay empty, or lie along the border."""
         if losses.get("empty", 0.0) > 0.5:
             if losses["match_g"] > 3:
                 weight = self.config.lambda_match / 5
-                return f"most masks are empty: D_match drives the defects away; try --set lambda_match={weight:g}"
+                return f"most masks are empty: D_match suppresses defects; try --set lambda_match={weight:g}"
             return f"most masks are empty; try --set lambda_area={max(2 * self.config.lambda_area, 2):g}"
         if losses.get("rim", 0.0) > 0.6:
-            return "most of what the masks mark lies along the border; try --set mismatched=1, or train longer"
+            return "most masked pixels lie along the border; try --set mismatched=1, or train longer"
         return None
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
-        """Whole images with a defect, their masks, and the same images without: triplets (section 4.2, Figure 4)."""
+        """Whole images with a defect, their masks, and the images without it: triplets (section 4.2, Figure 4)."""
         c = F.one_hot(request.y, len(self.task.domains)).float()
         z = torch.stack([torch.randn(2, self.config.z_dim, generator=rng) for rng in request.rngs]).to(self.device)
         seeds = [torch.randint(2**62, (2,), generator=rng).tolist() for rng in request.rngs]

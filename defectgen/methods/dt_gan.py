@@ -1,25 +1,29 @@
-"""DT-GAN: defects and their styles, apart from the product that they lie on.
+"""DT-GAN: generates and transfers defects and their styles, separated from the product that they appear on.
 
     Ruyu Wang, Sabrina Hoppe, Eduardo Monari, Marco F. Huber: Defect Transfer GAN: Diverse Defect Synthesis for
     Data Augmentation. BMVC 2022, arXiv:2302.08366. Sections and equations below are the paper's.
 
-The symbols: x an image, y its domain (0 the normals, the anchor), p its product; c_y a spatial defect map,
-s_y a style vector; M the mapping network, E the style-defect encoder, G the generator, D the discriminator;
-`_t` marks what the paper marks with a tilde: the target domain, and the image translated to it.
+Symbols: x an image, y its domain (0 for the normals, the anchor domain), p its product; c_y a spatial defect map,
+s_y a style vector; M the mapping network, E the style-defect encoder, G the generator, D the discriminator. The
+suffix `_t` stands for the paper's tilde: the target domain, and the image translated to it.
 
-The layers (Appendix D) and the training details (Appendix B) are not in the published paper. Both follow
-StarGAN v2 (Choi et al. 2020), which DT-GAN builds on:
-    non-saturating logistic loss with R1 on the reals, weight 1; Adam with betas (0, 0.99) and weight decay 1e-4;
-    learning rate 1e-4, 1e-6 for M; averaged weights, decay 0.999; every lambda 1, the diversity loss's shared by
-    its six distances (one there) and falling linearly to 0; He initialisation; batches of 8, 100 000 steps; a
-    bottleneck of 16x16.
-Latent-guided and reference-guided updates, both in each iteration there, alternate here: a step costs one.
+The published paper omits the layers (Appendix D) and the training details (Appendix B). Both follow StarGAN v2
+(Choi et al. 2020), on which DT-GAN builds:
+    - non-saturating logistic loss, with R1 of weight 1 on the reals;
+    - Adam with betas (0, 0.99) and weight decay 1e-4; learning rate 1e-4, 1e-6 for M;
+    - averaged weights, with decay 0.999;
+    - every lambda 1; that of the diversity loss is divided among its six distances (StarGAN v2 has one) and falls
+      linearly to 0;
+    - He initialization; batches of 8; 100,000 steps; a bottleneck of 16x16.
+Each iteration of StarGAN v2 does a latent-guided and a reference-guided update. Here they alternate: one per step.
 
-Where we leave the paper, to learn small defects from few photographs in an hour; each is told at its line:
-    what G's bottleneck loses of a photograph is handed past it, and nothing is painted at the rim (`translate`);
-    the foreground is hidden at the first step (`hide_foreground`); D and E see each window standardised;
-    D_FG looks for the strongest place, not the average; the anchor is left out of the diversity loss;
-    the presets `compact` and `tiny` let M learn faster than 1e-6, which needs 100 000 steps.
+Differences from the paper, to learn small defects from few images within an hour; each is noted where it applies:
+    - a skip path restores the detail that G's bottleneck loses, and G paints nothing at the rim (`translate`);
+    - the foreground is hidden at the first step (`hide_foreground`);
+    - D and E standardize each window (`standardized`);
+    - D_FG takes the maximum over the feature map, not the mean;
+    - the diversity loss ignores the anchor domain (`ds_loss`);
+    - the presets `compact` and `tiny` raise M's learning rate, as 1e-6 needs 100,000 steps.
 """
 
 from collections.abc import Mapping
@@ -42,10 +46,10 @@ BOTTLENECK = 16
 
 
 class DTGANConfig(MethodConfig):
-    """The paper's model and StarGAN v2's training; `image_size` 128 is section 4's."""
+    """The paper's model with StarGAN v2's training settings; `image_size` 128 is from section 4."""
 
     width: int = Field(128, ge=8, description="channels at full resolution; doubled at each halving")
-    max_width: int = Field(512, ge=16, description="channels at most")
+    max_width: int = Field(512, ge=16, description="upper limit of the channels")
     c_channels: int = Field(64, ge=1, description="channels of the defect map c_y")
     latent_dim: int = Field(16, ge=1, description="length of the latent code z")
     style_dim: int = Field(512, ge=1, description="length of the style s_y (section 3.1)")
@@ -58,22 +62,22 @@ class DTGANConfig(MethodConfig):
     lambda_fg: float = Field(1.0, ge=0, description="weight of equation 6")
     lambda_bg: float = Field(1.0, ge=0, description="weight of equation 7")
     lambda_r1: float = Field(1.0, ge=0, description="weight of the gradient penalty")
-    r1_every: int = Field(1, ge=1, description="steps from one gradient penalty to the next, weighted to match")
-    augment: bool = Field(True, description="differentiable augmentation before D, for few-shot data")
+    r1_every: int = Field(1, ge=1, description="steps between gradient penalties; the weight is scaled to match")
+    augment: bool = Field(True, description="differentiable augmentation of D's inputs, for few-shot data")
 
     @model_validator(mode="after")
     def _leaves_room_for_the_background(self) -> "DTGANConfig":
         bottleneck = _widths(self)[-1]
         if self.c_channels >= bottleneck:
-            raise ValueError(f"c_channels={self.c_channels} should be less than the {bottleneck} of the bottleneck")
+            raise ValueError(f"c_channels={self.c_channels} must be less than the bottleneck's {bottleneck} channels")
         return self
 
 
-# --- The networks, in the order in which data meets them -------------------------------------------------------
+# --- Networks, in the order of the data flow -------------------------------------------------------------------
 
 
 class UpBlock(nn.Module):
-    """The background's decoder block: instance normalisation, no style; doubles its input if asked."""
+    """Decoder block of the background: instance normalization, no style. Doubles the resolution if `up`."""
 
     def __init__(self, c_in: int, c_out: int, *, up: bool) -> None:
         super().__init__()
@@ -86,14 +90,14 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h, x = self.conv1(F.leaky_relu(self.norm1(x), 0.2)), self.skip(x)
-        if self.up:  # after the first convolution: a quarter of its work
+        if self.up:  # after the first convolution, which then costs a quarter
             h, x = _double(h), _double(x)
         h = self.conv2(F.leaky_relu(self.norm2(h), 0.2))
         return (h + x) * 0.5**0.5
 
 
 class AdaIN(nn.Module):
-    """Adaptive instance normalisation (Huang and Belongie 2017): the style sets each channel's scale and shift."""
+    """Adaptive instance normalization (Huang and Belongie 2017): the style sets each channel's scale and shift."""
 
     def __init__(self, channels: int, style_dim: int) -> None:
         super().__init__()
@@ -105,7 +109,7 @@ class AdaIN(nn.Module):
 
 
 class StyledBlock(nn.Module):
-    """The foreground's decoder block: an UpBlock whose normalisations are styled."""
+    """Decoder block of the foreground: an `UpBlock` with AdaIN. Doubles the resolution if `up`."""
 
     def __init__(self, c_in: int, c_out: int, style_dim: int, *, up: bool) -> None:
         super().__init__()
@@ -119,16 +123,16 @@ class StyledBlock(nn.Module):
         h = self.conv1(F.leaky_relu(self.norm1(x, s), 0.2))
         if self.up:
             h = _double(h)
-        # No skip: a raw c_y past the AdaIN would carry its scale around the style.
+        # No skip connection: it would carry the scale of c_y past the AdaIN.
         return self.conv2(F.leaky_relu(self.norm2(h, s), 0.2))
 
 
 class MappingNetwork(nn.Module):
-    """M: a latent code to a defect map and a style for each domain (section 3.1).
+    """M: maps a latent code to a defect map and a style for each domain (section 3.1).
 
-    The defect branch grows from 4x4 to 16x16 and takes per-pixel noise after each convolution, as StyleGAN does
-    ("Anchor Domain and Noise Injection"). Its output is normalised: G's AdaIN ignores the scale of c_y, so
-    equation 2 could otherwise be met by shrinking it to nothing.
+    The defect branch grows from 4x4 to 16x16 and adds per-pixel noise after each convolution, as StyleGAN does
+    ("Anchor Domain and Noise Injection"). Its output is normalized: G's AdaIN ignores the scale of c_y, so M could
+    otherwise satisfy equation 2 by shrinking c_y to zero.
     """
 
     SIDES = (4, 8, 16, 16)  # of the noise maps
@@ -148,7 +152,7 @@ class MappingNetwork(nn.Module):
 
     @property
     def latent_size(self) -> int:
-        """The normal numbers that one sample takes: z, then the noise maps."""
+        """How many standard normal values a sample takes: z, then the noise maps."""
         return self.z_dim + sum(side * side for side in self.SIDES)
 
     def forward(self, latent: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +172,7 @@ class MappingNetwork(nn.Module):
 
 
 class StyleDefectEncoder(nn.Module):
-    """E: an image to its own defect map c_y = C_E(x) and style s_y = S_E(x) (section 3.1)."""
+    """E: encodes an image as its own defect map c_y = C_E(x) and style s_y = S_E(x) (section 3.1)."""
 
     def __init__(self, config: DTGANConfig, domains: int, channels: int) -> None:
         super().__init__()
@@ -188,11 +192,11 @@ class StyleDefectEncoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """G: takes an image's features apart by depth into background and foreground, and puts them together.
+    """G: splits an image's features by channel into background and foreground, and recombines them.
 
-    The background BG_G is decoded without style; the foreground, replaced by the target's c_y, with AdaIN
-    ("FG/BG Disentanglement"). The two meet as one depth that a 1x1 convolution pools into the image: no pixel
-    outside the defect has to pass through the style.
+    The background BG_G is decoded without style. The foreground is replaced by the target's c_y and decoded with
+    AdaIN ("FG/BG Disentanglement"). A 1x1 convolution over the channels of both makes the image, so pixels outside
+    the defect need not pass through the style.
     """
 
     def __init__(self, config: DTGANConfig, channels: int) -> None:
@@ -202,7 +206,7 @@ class Generator(nn.Module):
             down, ResBlock(width, width, normalize=True), ResBlock(width, width, normalize=True)
         )
         self.split = [width - config.c_channels, config.c_channels]
-        widths = _widths(config)[::-1]  # from the bottleneck out
+        widths = _widths(config)[::-1]  # from the bottleneck to full resolution
         self.background = nn.Sequential(
             UpBlock(self.split[0], width, up=False),
             UpBlock(width, width, up=False),
@@ -221,7 +225,7 @@ class Generator(nn.Module):
         self.to_image = nn.Conv2d(self.bg_width + widths[-1], channels, 1)
 
     def hide_foreground(self) -> None:
-        """Begin with a background alone: learning to paint defects then starts from a picture, not from noise."""
+        """Zero the foreground's output weights: training starts from the background's image, not from noise."""
         with torch.no_grad():
             self.to_image.weight[:, self.bg_width :] = 0
 
@@ -233,7 +237,7 @@ class Generator(nn.Module):
     def decode(self, bg: Tensor, c: Tensor, s: Tensor) -> Tensor:
         """BG_G [B, width - C, 16, 16], c [k·B, C, 16, 16], s [k·B, style_dim] -> images [k·B, channels, H, W].
 
-        With k > 1 each background serves k foregrounds, decoded once: row i·B + j has background j.
+        With k > 1 each background is decoded once and serves k foregrounds: row i·B + j has background j.
         """
         b = self.background(bg)
         b = b.repeat(len(c) // len(b), 1, 1, 1)
@@ -244,14 +248,16 @@ class Generator(nn.Module):
     def translate(
         self, x: Tensor, bg: Tensor, own: tuple[Tensor, Tensor], targets: list[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, ...]:
-        """x to each target (c, s), with what the bottleneck loses of x handed past it.
+        """Translate x to each target (c, s). A skip path restores the detail of x that the bottleneck loses.
 
-        The paper's G redraws the whole image from its bottleneck. Here what it fails to redraw of x with x's own
-        (c_y, s_y) is added to every translation: x_t = x + G(x, c, s) - G(x, c_y, s_y). The photograph's grain is
-        then in the fakes as in the reals, and D and G are left with the defect; it is also just what is painted
-        onto the photograph in the end. The gradient passes through both G: what they share, the background,
-        is left to the cycle (equation 5); without it D would push there for ever against what cancels.
-        The change fades out towards the window's rim, where zero padding would show as a frame.
+        The paper's G redraws the whole image from its bottleneck. Here, what G loses of x when it redraws x with its
+        own (c_y, s_y) is added to every translation: x_t = x + G(x, c, s) - G(x, c_y, s_y). Fakes then have the same
+        grain as reals, so D and G deal with the defect alone. The same difference is later painted onto the image.
+
+        The gradient passes through both terms. It cancels in the background that they share, which equation 5 (the
+        cycle) trains. If the gradient passed through the first term only, D would change the background forever,
+        without any effect on x_t. The difference fades out towards the window's rim, where zero padding would show
+        as a frame.
         """
         codes = [own, *targets]
         decoded = self.decode(bg, torch.cat([c for c, _ in codes]), torch.cat([s for _, s in codes]))
@@ -260,9 +266,9 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D: a real-or-fake branch for each domain, and the two classifiers ("Multi-Task Discriminator").
+    """D: a real-or-fake branch for each domain, and two classifiers ("Multi-Task Discriminator").
 
-    D_FG reads the defect from the 16x16 latent; D_BG the product from the whole image's vector.
+    D_FG classifies the defect from the 16x16 feature map, D_BG the product from the vector of the whole image.
     """
 
     def __init__(self, config: DTGANConfig, domains: int, products: int, channels: int) -> None:
@@ -274,7 +280,7 @@ class Discriminator(nn.Module):
             ResBlock(width, width, normalize=False, down=True),
             ResBlock(width, width, normalize=False, down=True),
             nn.LeakyReLU(0.2),
-            nn.AdaptiveMaxPool2d(1),  # a defect is somewhere, and small: an average would drown it
+            nn.AdaptiveMaxPool2d(1),  # not the mean, which would dilute a small defect
             nn.Flatten(),
             nn.Linear(width, domains),
         )
@@ -288,20 +294,20 @@ class Discriminator(nn.Module):
 
 
 def _widths(config: DTGANConfig) -> list[int]:
-    """Channels from full resolution down to the bottleneck."""
+    """Channels at each resolution, from full resolution down to the bottleneck."""
     halvings = (config.image_size // BOTTLENECK).bit_length() - 1
     return [min(config.width * 2**i, config.max_width) for i in range(halvings + 1)]
 
 
 def _down(config: DTGANConfig, channels: int, *, normalize: bool) -> tuple[nn.Sequential, int]:
-    """An image down to the 16x16 bottleneck, and the channels there."""
+    """The layers from an image to the 16x16 bottleneck, and the number of channels there."""
     widths = _widths(config)
     blocks = [ResBlock(a, b, normalize=normalize, down=True) for a, b in pairwise(widths)]
     return nn.Sequential(nn.Conv2d(channels, widths[0], 3, padding=1), *blocks), widths[-1]
 
 
 def _to_vector(width: int) -> nn.Sequential:
-    """The bottleneck [B, width, 16, 16] to one vector [B, width]."""
+    """The layers from the bottleneck [B, width, 16, 16] to a vector [B, width]."""
     return nn.Sequential(
         ResBlock(width, width, normalize=False, down=True),
         ResBlock(width, width, normalize=False, down=True),
@@ -320,7 +326,7 @@ def _mlp(sizes: list[int]) -> nn.Sequential:
 
 
 def _rim(size: int, width: int = 8) -> Tensor:
-    """1 inside a window, falling to nearly 0 over the last `width` pixels to its border; [1, 1, size, size]."""
+    """1 inside a window, falling to nearly 0 over the last `width` pixels before its border; [1, 1, size, size]."""
     distance = torch.arange(size).minimum(torch.arange(size).flip(0)) + 0.5
     ramp = (distance / width).clamp(max=1)
     return (ramp[:, None] * ramp[None, :])[None, None]
@@ -331,35 +337,35 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _select(c: Tensor, y: Tensor, channels: int) -> Tensor:
-    """The branch of each row's domain: [B, domains·C, h, w] -> [B, C, h, w]."""
+    """Select the branch of each row's domain: [B, domains·C, h, w] -> [B, C, h, w]."""
     return c.unflatten(1, (-1, channels))[torch.arange(len(y), device=y.device), y]
 
 
 def _anchored(c: Tensor, y: Tensor) -> Tensor:
-    """The anchor domain: a normal's defect map is zero (section 3.1)."""
+    """Set the defect maps of the anchor domain to zero: a normal has no defect (section 3.1)."""
     return c * (y != ANCHOR)[:, None, None, None]
 
 
-# --- The losses, by the paper's names --------------------------------------------------------------------------
+# --- Losses, named as in the paper -----------------------------------------------------------------------------
 
 
 def sd_rec_loss(c_t: Tensor, c_e: Tensor, s_t: Tensor, s_e: Tensor) -> Tensor:
-    """Equation 2: E recovers from the translated image the defect and the style that went into it."""
+    """Equation 2: E recovers the defect map and the style from which the translated image was made."""
     return F.l1_loss(c_e, c_t) + F.l1_loss(s_e, s_t)
 
 
 def d_rec_loss(fg: Tensor, c_y: Tensor, fg_t: Tensor, c_t: Tensor) -> Tensor:
-    """Equation 3: the foreground that G takes out of an image is the defect that E sees in it."""
+    """Equation 3: the foreground that G splits off an image equals the defect map that E extracts from it."""
     return F.l1_loss(fg, c_y) + F.l1_loss(fg_t, c_t)
 
 
 def ds_loss(x11: Tensor, x12: Tensor, x21: Tensor, x22: Tensor, y_t: Tensor) -> Tensor:
-    """Equation 4, for two latent codes: every two of the mixtures x_ij = G(x, c_i, s_j) should differ. Made large.
+    """Equation 4 for two latent codes: the sum of the distances between x_ij = G(x, c_i, s_j). G maximizes it.
 
-    The first two terms are the pairs that share nothing; the sum over m, n, o, written out, is the four pairs
-    that share the defect or the style. Rows whose target is the anchor count nothing: a normal has no defect to
-    vary, and the term would be met by repainting its background. Nothing is gained beyond black and white, where
-    the term would otherwise drive the images without end. Images [B, channels, H, W]; y_t [B].
+    The first two pairs share neither defect nor style. The sum over m, n, o expands to the four pairs that share one
+    of the two. Rows whose target is the anchor domain count as 0: a normal has no defect to vary, and G could increase
+    the distance by repainting the background. Images are clamped to [-1, 1]; otherwise the loss would drive them ever
+    further beyond black and white. Images are [B, channels, H, W]; y_t [B].
     """
     x11, x12, x21, x22 = (image.clamp(-1, 1) for image in (x11, x12, x21, x22))
     pairs = [(x12, x21), (x11, x22), (x12, x11), (x12, x22), (x21, x11), (x21, x22)]
@@ -368,20 +374,20 @@ def ds_loss(x11: Tensor, x12: Tensor, x21: Tensor, x22: Tensor, y_t: Tensor) -> 
 
 
 def cyc_loss(x: Tensor, x_rec: Tensor) -> Tensor:
-    """Equation 5: translated back with its own defect and style, an image is itself again."""
+    """Equation 5: an image translated back with its own defect map and style equals itself."""
     return F.l1_loss(x_rec, x)
 
 
 def class_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Equations 6 and 7, either half: -log D(label | x), averaged. D learns from the reals, G from the fakes."""
+    """Either half of equations 6 and 7: -log D(label | x), averaged. D minimizes it on reals, G on fakes."""
     return F.cross_entropy(logits, label)
 
 
-# --- The method ------------------------------------------------------------------------------------------------
+# --- Method ----------------------------------------------------------------------------------------------------
 
 
 class DTGAN:
-    """DT-GAN as a method; see `defectgen.methods.base.Method`."""
+    """The method DT-GAN; see `defectgen.methods.base.Method`."""
 
     Config: ClassVar[type[MethodConfig]] = DTGANConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -421,17 +427,17 @@ class DTGAN:
         self.networks = Networks(modules, optimizers, averaged=("M", "E", "G"), device=device)
 
     def lambda_ds(self, step: int) -> float:
-        """The weight of the diversity loss at a step: linear, to 0 at the last one (StarGAN v2)."""
+        """The weight of the diversity loss at a step. It falls linearly to 0 at the last step (StarGAN v2)."""
         return self.config.lambda_ds * max(0.0, 1 - step / self.config.steps)
 
     def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        latents = None  # a reference-guided step
+        latents = None  # None in a reference-guided step
         if step % 2 == 0:
             latents = torch.randn(2, len(batch.x), self.M.latent_size, generator=rng).to(self.device)
         return self._discriminator_step(batch, step, latents, rng) | self._generator_step(batch, step, latents, rng)
 
     def _target(self, batch: Batch, latent: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The target's c and s: from a latent code by M, or from the reference image by E."""
+        """The target's c and s: M makes them from a latent code, or E from the reference image."""
         c, s = self.E(batch.x_ref, batch.y_ref) if latent is None else self.M(latent, batch.y_ref)
         return c, s
 
@@ -496,7 +502,7 @@ class DTGAN:
         if ds is not None:
             parts["ds"] = (-self.lambda_ds(step), ds)
         total = torch.stack([weight * value.float() for weight, value in parts.values()]).sum()
-        # As in StarGAN v2, a reference-guided step trains G alone.
+        # As in StarGAN v2, a reference-guided step trains only G.
         self._update(total, *(["G"] if latents is None else ["G", "M", "E"]))
         self.D.requires_grad_(True)
         return {name: value.detach() for name, (_, value) in parts.items()}
@@ -508,9 +514,10 @@ class DTGAN:
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
-        """Latent-guided, or reference-guided where there is an x_ref: the defect of that, in a style of its own (4.1).
+        """Translate normals to the requested domains, latent-guided or reference-guided (section 4.1).
 
-        The style is that of x_style, or a random one. One reference for both, or two: as the caller says.
+        The defect map is that of `x_ref`, the style that of `x_style`; what is not given comes from a random code.
+        To transfer a defect in its own style, pass the same image as both.
         """
         x, y = request.x, request.y
         latent = torch.stack([torch.randn(self.M.latent_size, generator=rng) for rng in request.rngs])

@@ -1,22 +1,27 @@
-"""ISU-GAN: defects repaired, or made, by a cycle between normals and defects without any label.
+"""ISU-GAN: repairs defects, or makes them, by a cycle between normal and defective images, without labels.
 
     Yijing Guo, Linwei Zhong, Yi Qiu, Huawei Wang, Fengqiang Gao, Zongheng Wen, Choujun Zhan: Using ISU-GAN for
     unsupervised small sample defect detection. Scientific Reports 12, 2022. Sections, equations and figures below
     are the paper's.
 
-The symbols: p a normal (positive) image, n a defective (negative) one; G_n2p repairs, G_p2n manufactures; D_p and
-D_n tell real ones from made ones. The inspector compares an image with G_n2p of it (`defectgen.inspection.inspector`).
+Symbols: p a normal (positive) image, n a defective (negative) one; G_n2p repairs an image, G_p2n adds a defect; D_p
+and D_n tell real images from generated ones. The inspector compares an image with its repair by G_n2p
+(`defectgen.inspection.inspector`).
 
-What the paper leaves open follows CycleGAN (Zhu et al. 2017), which it builds on: weights 10 and 5 of the cycle and
-identity losses, Adam with betas (0.5, 0.999), a learning rate that falls to 0 over the second half, the residual
-blocks; and involution (Li et al. 2021): kernels of 7x7, a reduction of 4. Figure 2's stars, the layers without
-instance normalisation, cannot be read in the text: here they are the first, whose map is handed across, those after
-the skip connections, and the last. With all of them normalised, no image could keep its brightness.
-The two smaller presets depart further, or a few thousand steps teach them to keep photographs and not to mend
-them: their generators make a change of the image; their discriminators see real images of the other kind as well as
-made ones; and the cycle weighs less (a mended image cannot tell where its defect was).
-The kernel generator's batch normalisation is instance normalisation: on the paper's batches of one image they are
-the same, and there are no running statistics to differ when it is used.
+Where the paper gives no details, the code follows CycleGAN (Zhu et al. 2017), on which the paper builds: weights 10
+and 5 of the cycle and identity losses, Adam with betas (0.5, 0.999), a learning rate that falls to 0 over the second
+half, the residual blocks. Involution follows Li et al. (2021): 7x7 kernels, a reduction of 4. Figure 2 marks the
+layers without instance normalization with stars, but the text does not name them. Here they are the first layer, whose
+map a skip connection passes on, the layers after the skip connections, and the last layer. If all layers were
+normalized, images would lose their brightness.
+
+Differences from the paper:
+    - The involution's kernel generator uses instance instead of batch normalization. The two are equal on the paper's
+      batches of one image, and instance normalization has no running statistics that differ after training.
+    - In the presets `compact` and `tiny`, the generators output a change of the image (`residual`), the
+      discriminators also see real images of the other kind as fakes (`crosswise`), and the cycle loss weighs less,
+      as a repaired image does not show where its defect was. Without these changes, a few thousand steps teach the
+      generators to keep images, but not to repair them.
 """
 
 from collections.abc import Mapping
@@ -34,29 +39,29 @@ from defectgen.nn.layers import instance_norm, mixed_precision
 
 
 class ISUGANConfig(MethodConfig):
-    """The paper's training ("Implementation details"): windows of 256, batches of 1, 100 epochs of some 500 images."""
+    """The paper's settings ("Implementation details"): windows of 256, batches of 1, 100 epochs of some 500 images."""
 
     image_size: int = Field(256, description="side of the window, in pixels: 32, 64, 128 or 256")
     batch_size: int = Field(1, ge=1)
     steps: int = Field(50_000, ge=1)
     width: int = Field(
-        64, ge=16, multiple_of=16, description="channels after the first convolution; 4 times in the middle"
+        64, ge=16, multiple_of=16, description="channels after the first convolution; 4 times as many in the middle"
     )
     blocks: int = Field(9, ge=1, description="residual blocks (Figure 2)")
     involution_kernel: int = Field(7, ge=3, description="side of the involution kernels, odd")
-    lr: float = Field(2e-4, gt=0, description="learning rate, until half of the steps")
+    lr: float = Field(2e-4, gt=0, description="learning rate in the first half; falls to 0 over the second")
     lambda_cycle: float = Field(10.0, ge=0, description="weight of equation 10")
     lambda_identity: float = Field(5.0, ge=0, description="weight of equation 11")
-    residual: bool = Field(False, description="the generators make a change of the image instead of the whole image")
-    crosswise: bool = Field(False, description="a discriminator also tells real images of the other kind from its own")
-    ssim_part: float = Field(0.1, ge=0, le=1, description="part of the steps with SSIM losses: k = 10 of 100 epochs")
+    residual: bool = Field(False, description="the generators output a change of the image, not the whole image")
+    crosswise: bool = Field(False, description="discriminators also see real images of the other kind as fakes")
+    ssim_part: float = Field(0.1, ge=0, le=1, description="fraction of steps with SSIM losses: k = 10 of 100 epochs")
 
 
-# --- The networks, in the order in which data meets them -------------------------------------------------------
+# --- Networks, in the order of the data flow -------------------------------------------------------------------
 
 
 class SqueezeExcitation(nn.Module):
-    """Each channel rescaled by its importance, which a bottleneck tells from all channels' means (eqs. 1 and 2)."""
+    """Scales each channel by a weight that a bottleneck computes from all channels' means (equations 1 and 2)."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -70,9 +75,9 @@ class SqueezeExcitation(nn.Module):
 
 
 class Involution(nn.Module):
-    """A kernel of its own for each place, made from the pixel there, shared by groups of 16 channels (eq. 3).
+    """Convolution with a kernel per pixel, computed from that pixel and shared by 16 channels (equation 3).
 
-    The kernels are applied shift by shift: the patches, which are k² times the map, are never laid out.
+    The kernels are applied shift by shift, which avoids unfolding the map to k² times its size.
     """
 
     GROUP = 16  # channels that share a kernel
@@ -97,7 +102,7 @@ class Involution(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """CycleGAN's: two convolutions with instance normalisation, mirrored at the edges."""
+    """CycleGAN's residual block: two convolutions with instance normalization and reflection padding."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -115,15 +120,16 @@ class ResidualBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Figure 2: down by three convolutions, SE, involution, residual blocks, involution, SE, up by three transposed.
+    """Figure 2: three convolutions, SE, involution, residual blocks, involution, SE, three transposed convolutions.
 
-    The maps of `width` and 4 `width` channels are handed across, filtered by SE, and joined by a convolution.
+    Skip connections pass the maps of `width` and of 4 `width` channels through SE; a convolution merges each of them
+    into the decoder.
     """
 
     def __init__(self, config: ISUGANConfig, channels: int) -> None:
         super().__init__()
         w = config.width
-        self.down1 = _down(channels, w, normalize=False)  # how bright a window is must reach the other side
+        self.down1 = _down(channels, w, normalize=False)  # so the skip connection passes on the brightness
         self.down2 = _down(w, 2 * w)
         self.down3 = _down(2 * w, 4 * w)
         self.middle = nn.Sequential(
@@ -134,7 +140,7 @@ class Generator(nn.Module):
             SqueezeExcitation(4 * w),
         )
         self.filter3 = SqueezeExcitation(4 * w)
-        # Where no change is wanted most of the time, a ReLU before the last layer falls silent for good.
+        # With `residual` the output is mostly 0, for which a ReLU before the last layer would die.
         activation = partial(nn.LeakyReLU, 0.2) if config.residual else nn.ReLU
         self.join3 = nn.Sequential(_conv(8 * w, 4 * w), activation())
         self.up3 = _up(4 * w, 2 * w)
@@ -144,7 +150,7 @@ class Generator(nn.Module):
         self.up1 = nn.ConvTranspose2d(w, channels, 4, stride=2, padding=1)
         self.residual = config.residual
         if self.residual:
-            with torch.no_grad():  # nearly no change to begin with
+            with torch.no_grad():  # start with nearly no change
                 for parameter in self.up1.parameters():
                     parameter.mul_(0.1)
 
@@ -154,14 +160,14 @@ class Generator(nn.Module):
         d3 = self.down3(self.down2(d1))
         h = self.middle(d3)
         h = self.up3(self.join3(torch.cat([self.filter3(d3), h], dim=1)))
-        h = _fitted(self.up2(h), d1)
+        h = _match_size(self.up2(h), d1)
         h = self.up1(self.join1(torch.cat([self.filter1(d1), h], dim=1)))
-        h = _fitted(h, x)
+        h = _match_size(h, x)
         return x + h if self.residual else torch.tanh(h)
 
 
 class Discriminator(nn.Module):
-    """PatchGAN of four 4x4 convolutions: a score for each patch, [B, 1, h, w]."""
+    """PatchGAN of four 4x4 convolutions: a score for each image patch, [B, 1, h, w]."""
 
     def __init__(self, config: ISUGANConfig, channels: int) -> None:
         super().__init__()
@@ -189,47 +195,47 @@ def _up(c_in: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1), instance_norm(c_out), nn.ReLU())
 
 
-def _fitted(x: Tensor, like: Tensor) -> Tensor:
-    """A map at the resolution of another: cropped, or mirrored at the far edges ("Skip connection")."""
+def _match_size(x: Tensor, like: Tensor) -> Tensor:
+    """Crop a map to the size of another, or extend it by reflection at the far edges ("Skip connection")."""
     x = x[..., : like.shape[2], : like.shape[3]]
     missing = like.shape[3] - x.shape[3], like.shape[2] - x.shape[2]
     return F.pad(x, (0, missing[0], 0, missing[1]), mode="reflect") if any(missing) else x
 
 
-# --- The losses, by the paper's names --------------------------------------------------------------------------
+# --- Losses, named as in the paper -----------------------------------------------------------------------------
 
 
 def ssim(x: Tensor, y: Tensor, window: int = 9) -> Tensor:
-    """Equation 7, averaged over all windows that lie inside. Images [B, C, H, W] in [-1, 1]."""
+    """Equation 7, averaged over all SSIM windows inside the images, [B, C, H, W] in [-1, 1]."""
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
     mx, my, mxx, myy, mxy = (F.avg_pool2d(each, window, stride=1) for each in (x, y, x * x, y * y, x * y))
     sample = window**2 / (window**2 - 1)
     vx, vy, vxy = sample * (mxx - mx * mx), sample * (myy - my * my), sample * (mxy - mx * my)
-    # The luminance term wants values from black on: [0, 2].
+    # The luminance term needs black at 0: values in [0, 2].
     mx, my = mx + 1, my + 1
     return (((2 * mx * my + c1) * (2 * vxy + c2)) / ((mx * mx + my * my + c1) * (vx + vy + c2))).mean()
 
 
 def gan_g_loss(fake_p: Tensor, fake_n: Tensor) -> Tensor:
-    """Equation 8: what the discriminators say of made images should be 1."""
+    """Equation 8: drives the scores of generated images to 1."""
     return (fake_n - 1).square().mean() + (fake_p - 1).square().mean()
 
 
 def gan_d_loss(real: Tensor, *fakes: Tensor) -> Tensor:
-    """Equation 9, for one discriminator: 1 of real images, 0 of made ones."""
+    """Equation 9 for one discriminator: drives the scores of real images to 1, of generated ones to 0."""
     return (real - 1).square().mean() + torch.cat(fakes).square().mean()
 
 
 def difference_loss(x: Tensor, y: Tensor, *, by_ssim: bool) -> Tensor:
-    """A term of equations 10 and 11: 1 - SSIM in the first k epochs, then L1."""
+    """A term of equations 10 and 11: 1 - SSIM in the first k epochs, L1 after that."""
     return 1 - ssim(x, y) if by_ssim else F.l1_loss(x, y)
 
 
-# --- The method ------------------------------------------------------------------------------------------------
+# --- Method ----------------------------------------------------------------------------------------------------
 
 
 class ISUGAN:
-    """ISU-GAN as a method; see `defectgen.methods.base.Method`. It knows normal and defective, no categories."""
+    """The method ISU-GAN; see `defectgen.methods.base.Method`. It treats all defects as one category."""
 
     Config: ClassVar[type[MethodConfig]] = ISUGANConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -258,11 +264,11 @@ class ISUGAN:
         self.networks = Networks(modules, optimizers, averaged=("G_n2p", "G_p2n"), device=device)
 
     def lr(self, step: int) -> float:
-        """The learning rate at a step: constant, then falling to 0 over the second half (CycleGAN)."""
+        """The learning rate at a step. It is constant, then falls linearly to 0 over the second half (CycleGAN)."""
         return self.config.lr * min(1.0, 2 * (1 - step / self.config.steps))
 
     def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Both generators, then both discriminators; `batch.x` are normals p, `batch.x_ref` defective n."""
+        """Update both generators, then both discriminators. `batch.x` are normals p, `batch.x_ref` defective n."""
         config, p, n = self.config, batch.x, batch.x_ref
         by_ssim = step < config.ssim_part * config.steps
         self.networks.begin(self.lr(step))
@@ -285,9 +291,9 @@ class ISUGAN:
 
         for name, real, made, other in (("D_p", p, made_p, n), ("D_n", n, made_n, p)):
             module = self.networks.modules[name].requires_grad_(True)
-            shown = [real, made.detach(), *([other] if config.crosswise else [])]
+            inputs = [real, made.detach(), *([other] if config.crosswise else [])]
             with mixed_precision(self.device):
-                scores = module(torch.cat(shown)).float()
+                scores = module(torch.cat(inputs)).float()
             parts[name] = gan_d_loss(*scores.split(len(real)))
             parts[name].backward()
             self.networks.step(name)
@@ -295,11 +301,11 @@ class ISUGAN:
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
-        """Normals made defective by G_p2n; the same for the same window, whatever the generators of chance."""
+        """Add defects to normals by G_p2n. The result depends on the window alone; `request.rngs` is not used."""
         return Generated(self.G_p2n(request.x))
 
     @torch.no_grad()
     def repair(self, x: Tensor) -> Tensor:
-        """Windows [B, channels, H, W] without their defects, by G_n2p."""
+        """Remove the defects from windows x, [B, channels, H, W], by G_n2p."""
         repaired: Tensor = self.G_n2p(x)
         return repaired

@@ -1,4 +1,4 @@
-"""A method's networks, their optimizers and their state: kept, stepped and saved in one way for all methods."""
+"""A method's networks, optimizers and weight averages, handled the same way for all methods."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ class Networks:
     """The modules of a method by name, with their optimizers.
 
     Args:
-        modules: all that a checkpoint holds; moved to `device`, channels last.
-        optimizers: by the names that `step` is called with.
-        averaged: the modules that generating needs: their averages over the steps are the trained model.
+        modules: everything that a checkpoint holds. They are moved to `device`, in channels-last memory format.
+        optimizers: the optimizers, by the names that `step` takes.
+        averaged: the modules that generating needs. Their averages over the steps are the trained model.
     """
 
     def __init__(
@@ -32,27 +32,29 @@ class Networks:
             module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def begin(self, lr: float | None = None) -> None:
-        """Forget the gradients of the step before, and set the learning rate of this one, if it changes."""
+        """Clear the gradients of the previous step. If `lr` is given, set it as the learning rate of all optimizers."""
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups if lr is not None else ():
                 group["lr"] = lr
 
     def step(self, *names: str) -> None:
-        """Update what the optimizers `names` hold. The only place where parameters change: here gradients of several
-        processes will be averaged."""
+        """Update the parameters of the optimizers `names`.
+
+        No other code updates parameters, so this is the place to average the gradients of several processes.
+        """
         for name in names:
             self.optimizers[name].step()
 
     def train_only(self, *names: str) -> None:
-        """Let gradients reach the parameters of the optimizers `names` alone."""
+        """Enable gradients for the parameters of the optimizers `names` only."""
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.requires_grad_(name in names)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything needed to go on training exactly: the tensors of the modules and of their optimizers."""
+        """The tensors needed to resume training exactly: those of the modules and of their optimizers."""
         tensors: dict[str, Tensor] = {}
         for name, module in self.modules.items():
             tensors |= flatten(name, module)
@@ -62,7 +64,7 @@ class Networks:
         return tensors
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """The reverse of `state`; the learning rates stay as they were built."""
+        """Restore the result of `state`. It has no learning rates; these stay unchanged."""
         for name, module in self.modules.items():
             module.load_state_dict(unflatten(name, state))
         for name, optimizer in self.optimizers.items():
@@ -74,9 +76,10 @@ class Networks:
 
 
 class Average:
-    """The exponential moving average of a method's networks, kept beside them.
+    """The exponential moving average of the weights of a method's networks.
 
-    The decay grows to its value as (1 + step) / (10 + step), so that a short run's average is not its first weights.
+    The decay grows as (1 + step) / (10 + step) up to `decay`, so that the initial weights do not dominate the average
+    of a short run.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], decay: float) -> None:
@@ -86,7 +89,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after a step, counted from 1."""
+        """Update the average with the weights after a step, counted from 1."""
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
         for name, network in self._networks.items():
             torch._foreach_lerp_(list(self.copies[name].parameters()), list(network.parameters()), weight)
@@ -96,23 +99,23 @@ class Average:
         return {key: value for name, copy in self.copies.items() for key, value in flatten(name, copy).items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """The reverse of `state`."""
+        """Restore the result of `state`."""
         for name, copy in self.copies.items():
             copy.load_state_dict(unflatten(name, state))
 
     def give(self) -> None:
-        """Set the networks to their averages."""
+        """Copy the averages into the networks."""
         for name, network in self._networks.items():
             network.load_state_dict(self.copies[name].state_dict())
 
     def take(self) -> None:
-        """Set the averages to the networks."""
+        """Copy the networks into the averages."""
         for name, network in self._networks.items():
             self.copies[name].load_state_dict(network.state_dict())
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Lend the averages to the networks, which have their own weights back afterwards."""
+        """Run the block with the averages in the networks, then restore the networks' own weights."""
         own = {name: deepcopy(network.state_dict()) for name, network in self._networks.items()}
         self.give()
         try:
@@ -123,10 +126,10 @@ class Average:
 
 
 def flatten(name: str, module: nn.Module) -> dict[str, Tensor]:
-    """A module's tensors under `name.`."""
+    """A module's tensors, their keys prefixed with `name.`."""
     return {f"{name}.{key}": value for key, value in module.state_dict().items()}
 
 
 def unflatten(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under `name.`, without it."""
+    """The tensors whose keys start with `name.`, without this prefix."""
     return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{name}.")}

@@ -1,6 +1,6 @@
-"""Tensors and their configuration in one safetensors file: written whole, refused if a single bit differs.
+"""Tensors and their configuration in one safetensors file: written atomically, refused if a single bit differs.
 
-safetensors reads a flipped bit without a word, so each file carries our own fingerprint of what it holds.
+safetensors does not detect flipped bits, so each file also contains a SHA-256 of its tensors and configuration.
 """
 
 import hashlib
@@ -17,27 +17,27 @@ from torch import Tensor
 from defectgen import files
 from defectgen.errors import WeightsError
 
-# One key: safetensors writes several in any order, and the same model would not be the same bytes.
+# Only one metadata key: safetensors writes several in any order, and equal models would differ in their bytes.
 _KEY = "defectgen"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write tensors of any shape, type and device, and a JSON-able configuration, to `path`.
+    """Write tensors of any shape, type and device, and a JSON-serializable configuration, to `path`.
 
     Raises:
-        DiskFullError: no room; what was at `path` before is still there.
+        DiskFullError: the disk is full. An earlier file at `path` is unchanged.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     record = json.dumps({"config": config, "sha256": _digest(on_cpu, config)}, ensure_ascii=False, sort_keys=True)
-    # Not save_file: it reports a full disk in an exception of its own, where Python raises an OSError.
+    # Not save_file, which reports a full disk by its own exception; Python raises an OSError.
     files.write(path, to_safetensors(on_cpu, metadata={_KEY: record}))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, on the CPU, and the configuration that `save` wrote to `path`.
+    """Read the tensors, onto the CPU, and the configuration that `save` wrote to `path`.
 
     Raises:
-        WeightsError: the file is missing, cut short, damaged, or not one of ours.
+        WeightsError: the file is missing, truncated, damaged, or not written by defectgen.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -49,24 +49,24 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
         raise WeightsError(
-            f"{path}: cut short, damaged or not a safetensors file ({error}); copy it again, or train again"
+            f"{path}: truncated, damaged or not a safetensors file ({error}); copy it again, or train again"
         ) from error
     try:
         record = json.loads(metadata[_KEY])
         config, sha256 = record["config"], record["sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{path}: not written by defectgen, which keeps its configuration and sha256 inside, or damaged"
+            f"{path}: not written by defectgen, or damaged: it has no valid configuration and sha256"
         ) from error
     if _digest(tensors, config) != sha256:
-        raise WeightsError(f"{path}: damaged, its contents do not match its sha256; copy it again, or train again")
-    # Copied, because they may be views of the file, which may change under them. Not before the check: a copy
-    # makes any odd byte of a boolean 1.
+        raise WeightsError(f"{path}: damaged: its contents do not match its sha256; copy it again, or train again")
+    # Cloned, since they may be views of the file, which may change later. Not before the check: cloning a boolean
+    # turns any nonzero byte into 1.
     return {name: tensor.clone() for name, tensor in tensors.items()}, config
 
 
 def _digest(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
-    """SHA-256 of the configuration and of each tensor's name, type, shape and bytes, by name."""
+    """SHA-256 of the configuration, and of the name, type, shape and bytes of each tensor, sorted by name."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -1,4 +1,4 @@
-"""Trained models: built with their first weights, saved whole, loaded ready to generate."""
+"""Models: build them with initial weights, save them, and load them for generating."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +17,18 @@ from defectgen.models import checkpoint, registry
 
 @dataclass(frozen=True)
 class Model:
-    """A trained method, ready to generate, and what its file says of it."""
+    """A trained method, ready to generate, and the metadata of its file."""
 
     file: Path
     info: MethodInfo
     method: Method
     steps: int
     trained_on: tuple[str, ...]
-    """The SHA-256 of the images that it was trained on; empty where the file does not say."""
+    """The SHA-256 of each image that it was trained on; empty if the file does not list them."""
     threshold: float | None = None
-    """For `inspect`: what the scores of flawless images stay below, once calibrated."""
+    """For `inspect`: an image with a higher score is defective. None if not calibrated."""
     border: int = 0
-    """Pixels along the edges of an image that the threshold does not judge."""
+    """Width in pixels of the edge of an image to which the threshold does not apply."""
 
     @property
     def task(self) -> Task:
@@ -36,10 +36,10 @@ class Model:
 
 
 def build(name: str, config: MethodConfig, task: Task, device: torch.device, seed: int) -> Method:
-    """A method with its first weights, which the seed alone decides.
+    """Build a method with initial weights, which depend only on the seed.
 
     Raises:
-        UsageError: no such method.
+        UsageError: unknown method.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -47,19 +47,19 @@ def build(name: str, config: MethodConfig, task: Task, device: torch.device, see
 
 
 def save(path: Path, average: Average, identity: dict[str, Any], steps: int) -> None:
-    """Write the averaged networks, and what they are, to `path`.
+    """Write the averaged networks and their metadata to `path`.
 
     Raises:
-        DiskFullError: no room; what was at `path` before is still there.
+        DiskFullError: the disk is full. An earlier file at `path` is unchanged.
     """
     checkpoint.save(path, average.state(), {**identity, "steps": steps})
 
 
 def load(path: Path, device: torch.device) -> Model:
-    """The model in a `model.safetensors`.
+    """Load the model from a `model.safetensors`.
 
     Raises:
-        WeightsError: the file is missing, damaged, no model, or of a method that is not installed.
+        WeightsError: the file is missing, damaged, or not a model, or its method is not installed.
     """
     tensors, saved = checkpoint.load(path)
     try:
@@ -78,9 +78,9 @@ def load(path: Path, device: torch.device) -> Model:
 
 
 def load_model(name: str | Path, *, weights: Path | None = None, device: str = "auto") -> Model:
-    """A trained model by its name in `weights.toml`, or by the path of its `model.safetensors`.
+    """Load a trained model by its name in `weights.toml`, or by the path of its `model.safetensors`.
 
-    `model.method.generate` makes windows, [B, C, S, S] in [-1, 1]; `defectgen.synthesize` puts them onto images.
+    `model.method.generate` makes windows, [B, C, S, S] in [-1, 1]; `defectgen.synthesize` pastes them onto images.
 
     >>> import defectgen
     >>> model = defectgen.load_model("dt-gan-samples", device="cpu")
@@ -88,12 +88,12 @@ def load_model(name: str | Path, *, weights: Path | None = None, device: str = "
     ('dt-gan', ('normal', 'crack', 'scratch', 'spot'))
 
     Args:
-        weights: the list of models; None takes the nearest `weights.toml`, then that of the package.
+        weights: the list of models; None searches the nearest `weights.toml`, then that of the package.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        WeightsError: there is no such model, or its file is missing, altered or damaged.
-        NoDeviceError: the device is not there.
+        WeightsError: the model is not listed, or its file is missing, altered or damaged.
+        NoDeviceError: the device is not available.
     """
     path = Path(name)
     if not (isinstance(name, Path) or path.is_file()):
@@ -104,6 +104,6 @@ def load_model(name: str | Path, *, weights: Path | None = None, device: str = "
 
 
 def keep_threshold(path: Path, threshold: float, border: int = 0) -> None:
-    """Write a threshold, and the border that it was calibrated with, into a model's file, whose SHA-256 changes."""
+    """Store a threshold, and the border that it was calibrated with, in a model's file. This changes its SHA-256."""
     tensors, saved = checkpoint.load(path)
     checkpoint.save(path, tensors, {**saved, "threshold": threshold, "border": border})

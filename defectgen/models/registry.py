@@ -1,7 +1,7 @@
-"""`weights.toml`, the list of trained models: its only reader and writer.
+"""Reads and writes `weights.toml`, the list of trained models. No other module does.
 
-One table a model; paths are relative to the file's folder where they lie below it. What people wrote into the
-file, comments included, is kept.
+The file has one table per model. Paths below the file's folder are stored relative to it. Edits by people, including
+comments, are kept.
 """
 
 import os
@@ -22,7 +22,7 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 class Entry(BaseModel):
-    """A trained model. `trained_on` maps each product to the folder of its normals; paths are absolute."""
+    """A trained model. `trained_on` maps each product to the folder of its normals. Paths are absolute."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -39,16 +39,16 @@ class Entry(BaseModel):
 
 
 def find_registry(explicit: Path | None) -> list[Path]:
-    """The files to search, in order: `explicit` alone, or that of this folder or above, then our own."""
+    """The files to search, in order: only `explicit`, or the nearest in this folder or above, then the package's."""
     if explicit is not None:
         return [explicit]
-    # In a source checkout our own file lies beside the package, in a wheel inside it.
+    # The package's file is beside the package in a source checkout, and inside it in a wheel.
     found = [path for path in (_nearest(), _PACKAGE / NAME, _PACKAGE.parent / NAME) if path and path.is_file()]
     return list(dict.fromkeys(found))
 
 
 def find_writable(explicit: Path | None) -> Path:
-    """The file to enter a new model in: `explicit`, or that of this folder or above, or a new one here."""
+    """The file to add a new model to: `explicit`, the nearest in this folder or above, or a new one here."""
     return explicit or _nearest() or Path.cwd() / NAME
 
 
@@ -59,12 +59,12 @@ def find(
     methods: Collection[str] = (),
     files: Sequence[Path],
 ) -> Entry:
-    """The model called `name`, or the newest that knows all `categories`, from the first of `files` with one.
+    """The model `name`, or the newest that knows all `categories`, from the first of `files` that has one.
 
-    `methods` are those that will do, if not any.
+    `methods` restricts the search to models of these methods.
 
     Raises:
-        WeightsError: there is none, with those that there are; or a file that cannot be read.
+        WeightsError: no model fits (the message lists the available ones), or a file cannot be read.
     """
     known = []
     for file in files:
@@ -80,50 +80,50 @@ def find(
         if fitting:
             return max(reversed(fitting), key=lambda entry: entry.created.timestamp())
     where = ", ".join(map(str, files)) or f"{NAME} (none in this folder or above)"
-    wanted = f"no model {name}" if name else "no model"
+    request = f"no model {name}" if name else "no model"
     if methods:
-        wanted += f" of {' or '.join(methods)}"
+        request += f" of {' or '.join(methods)}"
     if categories:
-        wanted += f" that knows {' and '.join(categories)}"
-    those = "; ".join(f"{entry.name} knows {', '.join(entry.categories)}" for entry in known)
-    advice = f"there are: {those}" if known else "train one first, or name another file with --weights"
-    raise WeightsError(f"{where}: {wanted}; {advice}")
+        request += f" that knows {' and '.join(categories)}"
+    available = "; ".join(f"{entry.name} knows {', '.join(entry.categories)}" for entry in known)
+    advice = f"available: {available}" if known else "train one first, or name another file with --weights"
+    raise WeightsError(f"{where}: {request}; {advice}")
 
 
 def verify(entry: Entry) -> None:
-    """Check that a model's file is the one that was entered.
+    """Check that a model's file is unchanged since the model was added.
 
     Raises:
-        WeightsError: it is missing, or another.
+        WeightsError: the file is missing or altered.
     """
     if not entry.file.is_file():
         raise WeightsError(
-            f"{entry.file}: the file of the model {entry.name} is missing; put it back, train again, "
+            f"{entry.file}: the file of the model {entry.name} is missing; restore it, train again, "
             "or choose another with --model"
         )
     if files.sha256(entry.file) != entry.sha256:
         raise WeightsError(
-            f"{entry.file}: the file of the model {entry.name} was altered since it was entered in {NAME}; "
+            f"{entry.file}: the file of the model {entry.name} was altered after it was added to {NAME}; "
             "copy it again, train again, or choose another with --model"
         )
 
 
 def check_name(name: str, model: Path, file: Path) -> None:
-    """Check that `model` can be entered in `file` as `name`: the name is free, or that model's own.
+    """Check that `model` can be added to `file` as `name`: the name is free, or already that of this model.
 
     Raises:
-        UsageError: another model has the name. WeightsError: `file` cannot be read.
+        UsageError: another model has this name. WeightsError: `file` cannot be read.
     """
     for entry in read(file) if file.exists() else []:
         if entry.name == name and entry.file != _absolute(model):
-            raise UsageError(f"{file}: the name {name} belongs to {entry.file}; give this model another with --name")
+            raise UsageError(f"{file}: the name {name} is that of {entry.file}; choose another with --name")
 
 
 def add(entry: Entry, file: Path) -> None:
-    """Enter a model in `file`, which is made if need be; a model with the same name and file is replaced.
+    """Add a model to `file`, which is created if missing. An entry with the same name and model file is replaced.
 
     Raises:
-        UsageError: another model has the name. WeightsError: `file` cannot be read.
+        UsageError: another model has this name. WeightsError: `file` cannot be read.
     """
     check_name(entry.name, entry.file, file)
     document = _parse(file) if file.exists() else tomlkit.document()
@@ -144,16 +144,16 @@ def add(entry: Entry, file: Path) -> None:
 
 
 def read(file: Path) -> list[Entry]:
-    """All models of a `weights.toml`, in its order.
+    """All models of a `weights.toml`, in the order of the file.
 
     Raises:
-        WeightsError: no such file, malformed TOML, or a table with missing, unknown or bad keys.
+        WeightsError: the file is missing or not valid TOML, or a table has missing, unknown or invalid keys.
     """
     folder = Path(_absolute(file)).parent
     entries = []
     for name, table in _parse(file).unwrap().items():
         if not isinstance(table, dict):
-            raise WeightsError(f"{file}: {name}: only tables may stand here, one a model, as [{name}]")
+            raise WeightsError(f"{file}: {name}: only tables are allowed here, one per model: [{name}]")
         try:
             entry = Entry.model_validate({"name": name, **table})
         except ValidationError as error:
@@ -180,7 +180,7 @@ def _parse(file: Path) -> tomlkit.TOMLDocument:
 
 
 def _absolute(path: Path) -> Path:
-    """`path` without `..`, its links unfollowed: a run folder may be a link to a larger disk."""
+    """`path` made absolute, without following links: a run folder may be a link to a larger disk."""
     return Path(os.path.abspath(path))
 
 

@@ -1,1 +1,1 @@
-"""What two methods really share, in PyTorch. Knows no method and no file."""
+"""PyTorch building blocks that several methods share. They depend on no method."""

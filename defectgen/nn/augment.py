@@ -1,4 +1,4 @@
-"""Differentiable augmentation: the discriminator never sees a bare image, so it cannot learn a few by heart."""
+"""Differentiable augmentation, which keeps a discriminator from memorizing a few images."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What was drawn for a batch of B images; `apply` is a deterministic function of it.
+    """Random parameters for a batch of B images. `apply` is deterministic given these.
 
-    DiffAugment (Zhao et al. 2020) with narrower colours, and without its cutout, which would erase a defect of
-    tens of pixels and leave the label.
+    DiffAugment (Zhao et al. 2020) with smaller color changes and without its cutout, which would erase a defect of
+    tens of pixels but keep its label.
     """
 
     brightness: Tensor  # [B, 1, 1, 1], added; ~ U(-0.25, 0.25)
     contrast: Tensor  # [B, 1, 1, 1], about the image's mean; ~ U(0.75, 1.25)
-    shift: Tensor  # [B, 2], in parts of the image's side; ~ U(-1/8, 1/8)
+    shift: Tensor  # [B, 2], as a fraction of the image's side; ~ U(-1/8, 1/8)
 
     @classmethod
     def draw(cls, count: int, rng: torch.Generator, device: torch.device) -> "Augmentation":
@@ -29,11 +29,11 @@ class Augmentation:
         )
 
     def apply(self, x: Tensor) -> Tensor:
-        """Augment `x`, [B, C, H, W] in [-1, 1]; what a shift uncovers is mirrored. Values may leave the range."""
+        """Augment `x`, [B, C, H, W] in [-1, 1]. Shifts reflect the image at its edges. Values may leave the range."""
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
         x = (x - mean) * self.contrast + mean + self.brightness
-        # Whole pixels and nearest sampling: interpolation would blur the reals and the fakes alike, and
-        # teach the generator that blur is real.
+        # Whole pixels and nearest sampling: interpolation would blur both reals and fakes, and teach the generator
+        # that blur is real.
         side = torch.tensor([x.shape[3], x.shape[2]], device=x.device)
         shift = (self.shift * side).round() * 2 / side
         identity = torch.eye(2, device=x.device).expand(len(x), 2, 2)

@@ -1,4 +1,4 @@
-"""Blocks, initialisation and precision that several methods share."""
+"""Blocks, noise, initialization and mixed precision that several methods share."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class Noise:
-    """Gaussian noise of one channel for any feature map, [B, C, H, W] -> [B, 1, H, W].
+    """Gaussian noise with one channel for any feature map, [B, C, H, W] -> [B, 1, H, W].
 
-    Each row has a generator of its own, so that it depends on nothing beside it, or all share one.
+    With a generator for each row, a row does not depend on the others in its batch. A single generator serves all rows.
     """
 
     def __init__(self, rngs: Sequence[torch.Generator]) -> None:
@@ -18,7 +18,7 @@ class Noise:
 
     @classmethod
     def seeded(cls, seed: int, device: torch.device) -> "Noise":
-        """TrainingSample on the device where it is needed, all of it from one number."""
+        """Noise for whole batches, drawn on `device` from one seed."""
         return cls([torch.Generator(device).manual_seed(seed)])
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -32,12 +32,12 @@ class Noise:
 
 
 def draw_seed(rng: torch.Generator) -> int:
-    """A seed for another generator."""
+    """Draw a seed for another generator."""
     return int(torch.randint(2**62, (), generator=rng))
 
 
 class ResBlock(nn.Module):
-    """A pre-activation residual block (He et al. 2016), halving its input if asked; unit variance is kept."""
+    """A pre-activation residual block (He et al. 2016) that keeps unit variance. Halves the resolution if `down`."""
 
     def __init__(self, c_in: int, c_out: int, *, normalize: bool, down: bool = False) -> None:
         super().__init__()
@@ -58,12 +58,12 @@ class ResBlock(nn.Module):
 
 
 def instance_norm(channels: int) -> nn.GroupNorm:
-    """Instance normalisation: a group a channel, PyTorch's kernel for which takes channels-last as it is."""
+    """Instance normalization as GroupNorm with one channel per group, whose kernel supports channels-last memory."""
     return nn.GroupNorm(channels, channels)
 
 
 def he_init(module: nn.Module) -> None:
-    """He initialisation (2015), for `Module.apply`."""
+    """He initialization (He et al. 2015), for `Module.apply`."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         if module.bias is not None:
@@ -71,17 +71,17 @@ def he_init(module: nn.Module) -> None:
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 where the device computes in it; a context that does nothing elsewhere."""
-    # bfloat16 has float32's range: no loss scaling, and nothing to save for resume.
+    """Autocast to bfloat16 if the device supports it natively; otherwise a context that does nothing."""
+    # bfloat16 has the range of float32, so no loss scaling is needed, whose state a checkpoint would have to hold.
     enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def standardized(x: Tensor) -> Tensor:
-    """Each image with mean 0 and a standard deviation near 1, [B, channels, H, W].
+    """Each image scaled to mean 0 and a standard deviation near 1, [B, channels, H, W].
 
-    How bright an image is says nothing of its defects, and a defect of tens of pixels is faint beside it: without
-    this, a discriminator without normalization takes some ten times as many steps to see the first defect.
+    An image's brightness says nothing about its defects, and a defect of tens of pixels is faint in comparison. Without
+    this, a discriminator without normalization takes some ten times as many steps to detect the first defect.
     """
     mean, std = x.mean(dim=(1, 2, 3), keepdim=True), x.std(dim=(1, 2, 3), keepdim=True)
     return (x - mean) / (std + 0.05)

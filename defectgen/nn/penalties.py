@@ -1,4 +1,4 @@
-"""Adversarial losses and the gradient penalty, as functions of tensors."""
+"""The logistic adversarial loss and the gradient penalties R1 and WGAN-GP, as functions of tensors."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor
 def adversarial(logits: Tensor, *, real: bool) -> Tensor:
     """The logistic GAN loss: -log D(x) for `real`, -log(1 - D(x)) otherwise, averaged.
 
-    The generator's non-saturating loss is the `real` one on its fakes (Goodfellow et al. 2014).
+    The generator's non-saturating loss is this loss with `real=True` on its fakes (Goodfellow et al. 2014).
 
     Args:
         logits: a discriminator's outputs before the sigmoid, any shape.
@@ -28,11 +28,11 @@ def r1(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def gradient_penalty(logits: Tensor, x: Tensor) -> Tensor:
-    """WGAN-GP: how far the norm of D's gradient is from 1, squared, averaged (Gulrajani et al. 2017, eq. 3).
+    """WGAN-GP: the squared difference of the norm of D's gradient from 1, averaged (Gulrajani et al. 2017, eq. 3).
 
     Args:
         logits: [B], D's outputs for `x`.
-        x: [B, C, H, W] that requires gradients: random points between reals and fakes.
+        x: [B, C, H, W], random points between reals and fakes, which require gradients.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()

@@ -1,9 +1,9 @@
-"""StyleGAN2 with adaptive discriminator augmentation, in plain PyTorch: nothing to compile.
+"""StyleGAN2 with adaptive discriminator augmentation, in plain PyTorch, without custom kernels.
 
     Karras et al.: Analyzing and Improving the Image Quality of StyleGAN, CVPR 2020 ("S2"); Training Generative
-    Adversarial Networks with Limited Data, NeurIPS 2020 ("ADA"). Written from the papers.
+    Adversarial Networks with Limited Data, NeurIPS 2020 ("ADA"). Implemented from the papers.
 
-w is what the mapping network makes of a random code z; each convolution of the synthesis is modulated by one.
+Symbols: z a random code, w the mapping network's output for it. A w modulates each convolution of the synthesis.
 """
 
 import math
@@ -16,34 +16,34 @@ from torch import Tensor, nn
 from defectgen.nn.layers import Noise
 
 _FIR = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-"""The low-pass filter of every change of resolution (S2, as in Karras et al. 2019)."""
-_GAIN = math.sqrt(2)  # keeps the variance through a leaky ReLU
+"""The low-pass filter for all changes of resolution (S2, as in Karras et al. 2019)."""
+_GAIN = math.sqrt(2)  # keeps the variance constant through a leaky ReLU
 
 
-# --- Layers ---------------------------------------------------------------------------------------
+# --- Layers ----------------------------------------------------------------------------------------------------
 
 
 def blur_kernel(channels: int, gain: float, like: Tensor) -> Tensor:
-    """The filter for each of `channels`, [channels, 1, 4, 4], in the type of a tensor and on its device."""
+    """The filter for each of `channels`, [channels, 1, 4, 4], in the type and on the device of `like`."""
     fir = _FIR.to(like.device, like.dtype)
     return (torch.outer(fir, fir) * gain).expand(channels, 1, 4, 4)
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Twice the resolution, [B, C, H, W] -> [B, C, 2H, 2W]: zeros in between, then the filter."""
+    """Double the resolution, [B, C, H, W] -> [B, C, 2H, 2W]: insert zeros, then filter."""
     return F.conv_transpose2d(x, blur_kernel(x.shape[1], 4.0, x), stride=2, padding=1, groups=x.shape[1])
 
 
 def downsample(x: Tensor) -> Tensor:
-    """Half the resolution, [B, C, H, W] -> [B, C, H/2, W/2]: the filter, then every second pixel."""
+    """Halve the resolution, [B, C, H, W] -> [B, C, H/2, W/2]: filter, then take every second pixel."""
     return F.conv2d(x, blur_kernel(x.shape[1], 1.0, x), stride=2, padding=1, groups=x.shape[1])
 
 
 def modulated_conv(x: Tensor, weight: Tensor, style: Tensor, *, demodulate: bool = True, up: bool = False) -> Tensor:
-    """Convolution with weights scaled for each sample, and normalised to unit output (S2, eqs. 1 and 3).
+    """Convolution with weights scaled for each sample, and normalized to unit output (S2, eqs. 1 and 3).
 
-    The features are scaled in place of the weights, and the outputs in place of the normalisation, which is the
-    same, and one convolution for the whole batch.
+    Scaling the features and the outputs instead of the weights gives the same result, with one convolution for the
+    whole batch.
 
     Args:
         x: [B, C_in, H, W].
@@ -64,7 +64,7 @@ def modulated_conv(x: Tensor, weight: Tensor, style: Tensor, *, demodulate: bool
 
 
 class EqualLinear(nn.Module):
-    """A fully connected layer whose weights are scaled when used (equalised learning rate)."""
+    """A fully connected layer whose weights are scaled at runtime (equalized learning rate)."""
 
     def __init__(self, c_in: int, c_out: int, *, bias: float = 0.0, lr: float = 1.0, activate: bool = False) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class EqualLinear(nn.Module):
 
 
 class EqualConv(nn.Module):
-    """A convolution whose weights are scaled when used; halves the resolution if asked, after the filter."""
+    """A convolution whose weights are scaled at runtime. Filters and halves the resolution if `down`."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int, *, down: bool = False, activate: bool = True) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class StyledConv(nn.Module):
 
 
 class ToImage(nn.Module):
-    """ToRGB, or ToMask: a modulated 1 x 1 convolution without normalisation."""
+    """ToRGB, or ToMask: a modulated 1x1 convolution without normalization."""
 
     def __init__(self, c_in: int, c_out: int, w_dim: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class ToImage(nn.Module):
 
 
 class MappingNetwork(nn.Module):
-    """A mapping network: a random code, and a category if there are any, to w; codes are normalised first."""
+    """Maps a random code, and a category if there are any, to w. Both are normalized first."""
 
     def __init__(self, z_dim: int, w_dim: int, layers: int, categories: int = 0) -> None:
         super().__init__()
@@ -153,11 +153,11 @@ def normalized(x: Tensor) -> Tensor:
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
 
 
-# --- The generator --------------------------------------------------------------------------------------------------
+# --- Generator -------------------------------------------------------------------------------------------------
 
 
 class SynthesisBlock(nn.Module):
-    """Doubles the resolution by a modulated convolution, and adds another one."""
+    """Two modulated convolutions, of which the first doubles the resolution."""
 
     def __init__(self, c_in: int, c_out: int, w_dim: int) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Backbone(nn.Module):
     def __init__(
         self, size: int, channels: int, width: int, max_width: int, z_dim: int, w_dim: int, mapping_layers: int
     ) -> None:
-        """Of images of `size` pixels a side; `width` at the finest resolution, twice that at each coarser one."""
+        """For images of `size` x `size` pixels; `width` channels at that resolution, doubled at each coarser one."""
         super().__init__()
         self.mapping = MappingNetwork(z_dim, w_dim, mapping_layers)
         sides = [2**i for i in range(2, int(math.log2(size)) + 1)]
@@ -188,7 +188,7 @@ class Backbone(nn.Module):
 
     @property
     def styles(self) -> int:
-        """How many w the synthesis takes, one for each convolution and the last ToRGB."""
+        """How many w the synthesis takes: one for each convolution, and one for the last ToRGB."""
         return 2 * len(self.sides)
 
     def broadcast(self, w: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class Backbone(nn.Module):
         return w[:, None].expand(-1, self.styles, -1)
 
 
-# --- The discriminator ----------------------------------------------------------------------------------------
+# --- Discriminator ---------------------------------------------------------------------------------------------
 
 
 class DiscriminatorBlock(nn.Module):
@@ -214,7 +214,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """S2's residual discriminator; a score under a domain, [B], as ADA's of conditional models."""
+    """S2's residual discriminator, conditioned on the domain as ADA's conditional models are. Scores [B]."""
 
     def __init__(self, size: int, channels: int, domains: int, width: int, max_width: int) -> None:
         super().__init__()
@@ -237,21 +237,21 @@ class Discriminator(nn.Module):
 
 
 def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
-    """A channel more: the mean standard deviation among the images of a group (Karras et al. 2018, section 3)."""
+    """Append a channel: the mean standard deviation within groups of images (Karras et al. 2018, section 3)."""
     count = next(size for size in range(min(group, len(x)), 0, -1) if len(x) % size == 0)
     y = x.unflatten(0, (count, -1))
     deviation = (y.var(dim=0, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
     return torch.cat([x, deviation.repeat(count)[:, None, None, None].expand(-1, 1, *x.shape[2:])], dim=1)
 
 
-# --- Adaptive discriminator augmentation -------------------------------------------------------------------------
+# --- Adaptive discriminator augmentation -----------------------------------------------------------------------
 
 
 class Augment:
-    """What was drawn for a batch: ADA's geometry and colours, for a part p of the images each (ADA, appendix B).
+    """Random parameters for a batch: ADA's geometric and color transforms, each with probability p (ADA, appendix B).
 
-    Flips, quarter turns, shifts, scales, turns; brightness, contrast, inverted luma and, of colours, hue and
-    saturation. A mask gets the geometry alone.
+    Geometry: flips, quarter turns, shifts, scales, rotations. Color: brightness, contrast, luma inversion, and, for
+    images with three channels, hue and saturation. Masks get the geometry only.
     """
 
     def __init__(self, count: int, p: float, rng: torch.Generator, device: torch.device) -> None:
@@ -275,14 +275,14 @@ class Augment:
         matrix = torch.stack([cos * sx, -sin * sy, sin * sx, cos * sy], dim=1).view(-1, 2, 2)
         self.theta = torch.cat([matrix, shift[:, :, None]], dim=2).to(device)
 
-        def colour(values: Tensor, neutral: float) -> Tensor:
+        def color(values: Tensor, neutral: float) -> Tensor:
             return draw(values, neutral).view(-1, 1, 1, 1).to(device)
 
-        self.brightness = colour(normal() * 0.2, 0.0)
-        self.contrast = colour((normal() * 0.5).exp2(), 1.0)
-        self.luma = colour(torch.where(uniform() < 0.5, -1.0, 1.0), 1.0)
-        self.hue = colour((uniform() * 2 - 1) * math.pi, 0.0)
-        self.saturation = colour(normal().exp2(), 1.0)
+        self.brightness = color(normal() * 0.2, 0.0)
+        self.contrast = color((normal() * 0.5).exp2(), 1.0)
+        self.luma = color(torch.where(uniform() < 0.5, -1.0, 1.0), 1.0)
+        self.hue = color((uniform() * 2 - 1) * math.pi, 0.0)
+        self.saturation = color(normal().exp2(), 1.0)
 
     def geometry(self, x: Tensor) -> Tensor:
         grid = F.affine_grid(self.theta, list(x.shape), align_corners=False)
@@ -293,24 +293,25 @@ class Augment:
         if x.shape[1] == 1:
             return x * self.luma
         gray = x.mean(dim=1, keepdim=True)
-        colour = x - gray
-        across = (colour.roll(1, dims=1) - colour.roll(-1, dims=1)) / math.sqrt(3)  # a quarter of the circle of hues on
-        return gray * self.luma + (colour * self.hue.cos() + across * self.hue.sin()) * self.saturation
+        color = x - gray
+        across = (color.roll(1, dims=1) - color.roll(-1, dims=1)) / math.sqrt(3)  # `color`, its hue rotated by 90°
+        return gray * self.luma + (color * self.hue.cos() + across * self.hue.sin()) * self.saturation
 
 
 def adapted(p: float, signs: float, target: float, images: int, of: int) -> float:
-    """The strength of augmentation after `images` more: towards more of it where D is too sure of reals (ADA, 3.1).
+    """The strength p after `images` more images: it rises if D is too sure of reals, else it falls (ADA, section 3.1).
 
-    It stays below 0.8, from where on generators learn the augmentations themselves (ADA, Figure 3).
+    `signs` is the mean sign of D's outputs for reals; over `of` images, p changes by 1. p is at most 0.8, above which
+    generators learn the augmentations themselves (ADA, Figure 3).
     """
     return min(max(p + math.copysign(images / of, signs - target), 0.0), 0.8)
 
 
-# --- Path length regularisation -------------------------------------------------------------------------------------
+# --- Path length regularization --------------------------------------------------------------------------------
 
 
 def path_length(images: Tensor, ws: Tensor, y: Tensor) -> Tensor:
-    """How far images move for a step in w, [B] (S2, eq. 4); y is Gaussian noise like the images."""
+    """The norm of the gradient of <images, y> by `ws`, [B] (S2, eq. 4); y is Gaussian noise shaped like the images."""
     y = y / math.sqrt(images.shape[2] * images.shape[3])
     (gradient,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
     return gradient.square().sum(dim=2).mean(dim=1).sqrt()

@@ -1,5 +1,5 @@
-"""What each command does, for the command line and for programs: a typed request in, a typed result out.
+"""The commands as functions, for the command line and for programs: a typed request in, a typed result out.
 
-A request is prepared first: its inputs are read and checked, nothing is written. What comes back says what would be
-done (`plan`), which inputs were skipped, and does it when it is told to.
+Preparing a request reads and checks its inputs and writes nothing. The prepared job has a `plan` of what it will do and
+the inputs that were skipped, and runs on demand.
 """

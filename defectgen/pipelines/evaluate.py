@@ -1,13 +1,19 @@
-"""Does a dataset help? Real images and a dataset in, a report out."""
+"""Evaluate whether a dataset helps: real images and a dataset in, a report out."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from defectgen import evaluation
 from defectgen.evaluation import QUICK, WHOLE, EvaluateRequest
-from defectgen.evaluation.downstream import TRAINING_SETS
+from defectgen.evaluation.data import LabeledImage, resize_mask, to_model_range
+from defectgen.evaluation.downstream import AUGMENTATIONS
+from defectgen.folders import Catalog, SourceImage
+from defectgen.imaging.images import DecodedImage, read_image
+from defectgen.imaging.windows import BoolArray, FloatArray, value_range
+from defectgen.synthesis import pasted
+from defectgen.synthesis.stream import SampleSpec
 
 OnStage = Callable[[str, int, int], None]
 
@@ -16,67 +22,101 @@ __all__ = ["QUICK", "WHOLE", "EvaluateRequest", "EvaluateResult", "evaluate", "p
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What came out. `found` is what stands in `report.json`."""
+    """The result of an evaluation. `found` is the content of `report.json`."""
 
     report: Path
-    """The page to look at."""
+    """The HTML page."""
     found: Mapping[str, Any]
     verdicts: tuple[str, ...]
-    """A line a task, and one on copies."""
+    """Lines for people: for each dataset whether it helps, why, and how many of its defects are near-copies."""
     warnings: tuple[str, ...]
-    """What could not be checked."""
+    """The checks that were not possible."""
     skipped: tuple[str, ...]
 
 
 def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> EvaluateResult:
-    """Train the same networks without and with a dataset, test them on real images that it was not made of.
+    """Train the same networks without and with a dataset, and test them on held-out real images.
 
-    Also measures fidelity, near-copies and masks; writes `OUT/report.html` and `OUT/report.json`.
+    Also measures fidelity, near-copies and masks. Writes `OUT/report.html` and `OUT/report.json`.
 
     >>> import defectgen
     >>> from pathlib import Path
     >>> from defectgen.pipelines.evaluate import QUICK
     >>> extent = QUICK.of(seeds=1, steps=2)  # far too few to tell anything, but fast
-    >>> request = defectgen.EvaluateRequest(real=Path("real"), synthetic=Path("made/defects"), extent=extent)
+    >>> request = defectgen.EvaluateRequest(real=Path("real"), synthetic=(Path("made/defects"),), extent=extent)
     >>> result = defectgen.evaluate(request)
-    >>> len(result.verdicts), result.report.is_file()
-    (3, True)
+    >>> result.verdicts[-1].endswith("are near-copies of real ones"), result.report.is_file()
+    (True, True)
 
     Args:
-        on_stage: called with what is being done, and how much of it of how much.
+        on_stage: called with the current stage, the units of it that are done, and their total.
 
     Raises:
-        BadInputError: folders without what is needed, or a test image that the dataset was made of.
-        UsageError: nothing left to test on, or a report that is there already.
-        WeightsError: a feature network that cannot be used.
+        BadInputError: folders without the images needed, or test-set leakage: the dataset was made from a test image.
+        UsageError: no images to test on, or the report already exists.
+        WeightsError: the feature network cannot be used.
     """
-    found = evaluation.evaluate(request, on_stage)
-    copies, synthetic = found["memorisation"], request.synthetic
-    warnings = []
-    if not found["traceable"]:
-        warnings.append(f"{synthetic}: does not say what it was made of: that no test image is in it is unchecked")
-    elif not found["trained_on_known"] and found["made_by_model"]:
-        warnings.append(f"{synthetic}: does not say what its model was trained on; was it the test images?")
-    near = f"{copies['near_copies']} of {copies['of']} synthetic defects are near-copies of real ones"
+    found = evaluation.evaluate(request, on_stage, _cut_outs)
+    lines, warnings = list(evaluation.verdicts(found)), []
+    for name, of in found["datasets"].items():
+        if not of["traceable"]:
+            warnings.append(f"{of['path']}: does not record its source images; test-set leakage cannot be checked")
+        elif not of["trained_on_known"] and of["made_by_model"]:
+            warnings.append(f"{of['path']}: does not say what its model was trained on; test-set leakage is possible")
+        copies = of["memorisation"]
+        lines.append(
+            f"{name}: {copies['near_copies']} of {copies['of']} synthetic defects are near-copies of real ones"
+        )
     return EvaluateResult(
         report=request.out / "report.html",
         found=found,
-        verdicts=(*evaluation.verdicts(found), near),
+        verdicts=tuple(lines),
         warnings=tuple(warnings),
         skipped=tuple(found["skipped"]),
     )
 
 
 def plan(request: EvaluateRequest) -> dict[str, Any]:
-    """What would be done, for people: counts of images, networks and steps. Reads all images, trains nothing."""
-    real, synthetic, left_out, skipped = evaluation.read(request)
+    """Counts of images, networks and steps, for people. Reads all images, trains nothing."""
+    found = evaluation.read(request)
+    sets = len(AUGMENTATIONS) + 2 * len(found.datasets)
     return {
-        "real_train": evaluation.counts(real.train),
-        "real_test": evaluation.counts(real.test),
-        "synthetic": evaluation.counts(synthetic.images),
-        "left_out_as_near_duplicates": left_out,
-        "skipped": len(skipped),
-        "networks": 2 * len(TRAINING_SETS) * request.extent.seeds,
+        "real_train": evaluation.counts(found.real.train),
+        "real_test": evaluation.counts(found.real.test),
+        "synthetic": {name: evaluation.counts(each.images) for name, each in found.datasets.items()},
+        "left_out_as_near_duplicates": found.left_out,
+        "skipped": len(found.skipped),
+        "shots": ["all" if shots is None else shots for shots in request.shots],
+        "networks": sets * request.extent.seeds * len(request.shots),
         "steps_of_each": request.extent.steps,
         "out": str(request.out),
     }
+
+
+def _cut_outs(
+    defects: Sequence[LabeledImage], normals: Sequence[LabeledImage], num: int
+) -> list[tuple[FloatArray, BoolArray]]:
+    """Cut-outs of real defects of one category on normals, as `compose` makes them, with their masks."""
+
+    def catalog(images: Sequence[LabeledImage]) -> Catalog:
+        decoded = [read_image(each.path) for each in images]
+        return Catalog(
+            images=tuple(
+                SourceImage(
+                    path=each.path, mask=each.mask, category=each.category, product="real",
+                    height=image.height, width=image.width, channels=image.channels, depth=image.depth,
+                )
+                for each, image in zip(images, decoded, strict=True)
+            ),
+            skipped=(),
+        )  # fmt: skip
+
+    spec = SampleSpec((defects[0].category,), num, catalog(normals))
+    made = []
+    for sample in pasted.compose(pasted.ComposeRequest(spec, catalog(defects), "cut-outs")):
+        source = read_image(Path(str(sample.provenance.source)))
+        x = to_model_range(DecodedImage(sample.image), value_range(source))
+        mask = resize_mask(sample.mask, (x.shape[1], x.shape[2]))
+        if mask.any():
+            made.append((x, mask))
+    return made

@@ -1,4 +1,4 @@
-"""Find defects on line images: a folder of images in, a verdict for each and a report out."""
+"""Find defects in images from a production line: a folder of images in, a verdict for each and a report out."""
 
 import time
 from collections.abc import Iterator
@@ -11,35 +11,35 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.imaging.images import is_image_file
 from defectgen.inspection import inspector
 from defectgen.inspection.inspector import Finding, Repair, Unreadable
-from defectgen.inspection.report import Report
+from defectgen.inspection.report import InspectionReport
 from defectgen.methods import which
 from defectgen.models import registry
 
 _POLL = 0.5  # seconds
-_PATIENCE = 5.0  # seconds that an image which cannot be read may still be being written
+_PATIENCE = 5.0  # seconds after the last change in which an unreadable image may still be incomplete
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectRequest:
-    """What to inspect, against what: golden images in `reference`, or each image as a model repairs it."""
+    """What to inspect, compared with golden images in `reference`, or with each image as a model repairs it."""
 
     images: Path
     """A folder of images, or one image."""
     model: str | None = None
-    """None takes the newest that can repair."""
+    """None means the newest model that can repair images."""
     weights: Path | None = None
-    """The list of models; None takes the nearest `weights.toml`."""
+    """The list of models; None means the nearest `weights.toml`."""
     reference: Path | None = None
     threshold: float | None = None
-    """The score above which an image is defective, 0 to 2; None takes the calibrated one."""
+    """The score above which an image is defective, 0 to 2; None means the calibrated one."""
     calibrate: Path | None = None
-    """A folder of flawless images to find the threshold with; a model keeps it."""
+    """A folder of flawless images to calibrate the threshold with. It is stored in the model file."""
     share: float = 0.99
-    """Of the flawless images that pass at the threshold."""
+    """The fraction of the flawless images that pass at the calibrated threshold."""
     border: int | None = None
-    """Pixels along the edges that are not judged; None takes those of the calibration."""
+    """Pixels along the edges that are ignored; None means the border used for calibration."""
     watch: bool = False
-    """Go on with images that arrive, until stopped."""
+    """Keep inspecting new images until stopped."""
     out: Path = Path("report")
     device: str = "auto"
     workers: int = 2
@@ -49,54 +49,55 @@ class InspectRequest:
 
 @dataclass(frozen=True)
 class Inspected:
-    """An image and what was found on it. `row` is its record in `report.jsonl`."""
+    """An inspected image and its finding. `row` is its record in `report.jsonl`."""
 
     finding: Finding | Unreadable
     row: dict[str, Any]
 
 
 class InspectionJob:
-    """A request whose threshold is known. Iterating inspects the images, and records each before it comes.
+    """A request with a known threshold. Iterating inspects the images; each is recorded before it is yielded.
 
-    `threshold`, `border` and `maker` (the model, or the folder of golden images) say how; `inspected`, `defective`
-    and `errors` count so far.
+    `threshold`, `border` and `maker` (the model, or the folder of golden images) are the settings. `inspected`,
+    `defective` and `errors` are the counts so far.
     """
 
     def __init__(self, request: InspectRequest) -> None:
-        """Load the model or find the golden images, and calibrate, if that was asked for.
+        """Load the model or find the golden images, and calibrate if requested.
 
         Raises:
-            UsageError: options that exclude each other, no threshold, or a report that is there already.
-            BadInputError: images or folders that are missing. WeightsError: no model that can repair.
+            UsageError: options that exclude each other, no threshold, or the report already exists.
+            BadInputError: images or folders are missing.
+            WeightsError: there is no model that can repair images.
         """
         if request.reference is not None and request.model is not None:
-            raise UsageError("--reference takes the place of --model: give one of them")
+            raise UsageError("--reference replaces --model: give one of them")
         if request.threshold is not None and request.calibrate is not None:
-            raise UsageError("--calibrate finds the threshold that --threshold gives: give one of them")
+            raise UsageError("--calibrate determines the threshold that --threshold sets: give one of them")
         if not request.images.exists():
             raise BadInputError(f"{request.images}: no such file or folder")
         self._request = request
-        self._repair, known, its_border, self.maker = _repair(request)
-        self.border = request.border if request.border is not None else its_border if request.calibrate is None else 0
+        self._repair, known, model_border, self.maker = _repair(request)
+        self.border = request.border if request.border is not None else model_border if request.calibrate is None else 0
         if request.calibrate is not None:
             flawless = list_images(request.calibrate)
             findings = inspector.inspect(flawless, self._repair, 0.0, border=self.border, workers=request.workers)
             known = inspector.calibrate(findings, request.share)
             if request.reference is None:
-                _keep(self.maker, request.weights, known, self.border)
+                _store_threshold(self.maker, request.weights, known, self.border)
         threshold = request.threshold if request.threshold is not None else known
         self.calibrated = threshold is not None
         if threshold is None:
             if request.reference is None:
-                raise UsageError(f"--model {self.maker}: knows no threshold yet; give --calibrate DIR or --threshold")
+                raise UsageError(f"--model {self.maker}: has no threshold yet; give --calibrate DIR or --threshold")
             threshold = inspector.UNCALIBRATED
         self.threshold = threshold
-        self._report = Report(request.out, resume=request.resume, overwrite=request.overwrite)
+        self._report = InspectionReport(request.out, resume=request.resume, overwrite=request.overwrite)
         self._arrivals = _Arrivals(request.images, self._report.done, forever=request.watch)
         self.inspected = self.defective = self.errors = 0
 
     def __len__(self) -> int:
-        """The images known so far."""
+        """The number of images known so far."""
         return max(self.inspected, len(self._arrivals))
 
     @property
@@ -106,7 +107,7 @@ class InspectionJob:
 
     @property
     def kept(self) -> int:
-        """Images that have a record from an earlier run."""
+        """The number of images with a record from an earlier run."""
         return len(self._report.done) - self.inspected
 
     def __iter__(self) -> Iterator[Inspected]:
@@ -115,7 +116,7 @@ class InspectionJob:
             for finding in inspector.inspect(
                 self._arrivals, self._repair, self.threshold, border=self.border, workers=request.workers
             ):
-                if isinstance(finding, Unreadable) and self._arrivals.offer_again(finding.path):
+                if isinstance(finding, Unreadable) and self._arrivals.retry_later(finding.path):
                     continue
                 row = self._report.add(finding)
                 self.inspected += 1
@@ -128,7 +129,7 @@ class InspectionJob:
 
 
 def inspect(request: InspectRequest) -> InspectionJob:
-    """Inspect images: an iterable of what was found on each, recorded in `OUT/report.jsonl` as it comes.
+    """Inspect images: an iterable of findings, each recorded in `OUT/report.jsonl` before it is yielded.
 
     >>> import defectgen
     >>> from pathlib import Path
@@ -138,8 +139,8 @@ def inspect(request: InspectRequest) -> InspectionJob:
     0.png False
     1.png True
 
-    A `Finding` has `score`, how unlike its repaired self the image is at its worst, 0 to 2, `threshold`, `defective`,
-    and `mask`, bool [H, W].
+    A `Finding` has `score`, the dissimilarity to the defect-free version at the worst place, 0 to 2; `threshold`;
+    `defective`; and `mask`, bool [H, W].
 
     Raises:
         UsageError, BadInputError, WeightsError: as `InspectionJob`.
@@ -148,10 +149,10 @@ def inspect(request: InspectRequest) -> InspectionJob:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images in a folder by name, or the one that is named.
+    """The images in a folder, sorted by name, or the one image if `folder` is a file.
 
     Raises:
-        BadInputError: there is none.
+        BadInputError: there are none.
     """
     if folder.is_file():
         return [folder]
@@ -168,7 +169,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _repair(request: InspectRequest) -> tuple[Repair, float | None, int, str]:
-    """What repairs images, the threshold that it knows, with which border, and its name."""
+    """The `Repair`, its calibrated threshold, the border of the calibration, and its name."""
     if request.reference is not None:
         if not request.reference.is_dir():
             raise BadInputError(f"--reference {request.reference}: no such folder")
@@ -183,7 +184,7 @@ def _repair(request: InspectRequest) -> tuple[Repair, float | None, int, str]:
     return repair, repair.threshold, repair.border, entry.name
 
 
-def _keep(model: str, weights: Path | None, threshold: float, border: int) -> None:
+def _store_threshold(model: str, weights: Path | None, threshold: float, border: int) -> None:
     """Write a calibrated threshold into a model's file, and its new SHA-256 into the list of models."""
     from defectgen.models.model import keep_threshold
 
@@ -196,10 +197,10 @@ def _keep(model: str, weights: Path | None, threshold: float, border: int) -> No
 
 
 class _Arrivals:
-    """The images of a folder that are not yet done, and, if `forever`, those that arrive, None while there are none.
+    """The images of a folder that are not yet done; if `forever`, also new ones, with None while there are none.
 
-    An arriving image is taken when its size and time have not changed from one look to the next; one that cannot be
-    read yet, being still written, is offered again when it has changed.
+    A new image is yielded once its size and time stay the same between two polls. An image that is unreadable because
+    it is still being written is yielded again after it changes.
     """
 
     def __init__(self, images: Path, done: set[str], *, forever: bool) -> None:
@@ -212,31 +213,31 @@ class _Arrivals:
 
     def __iter__(self) -> Iterator[Path | None]:
         yield from self._paths
-        seen: dict[Path, tuple[int, int]] = {}
+        previous: dict[Path, tuple[int, int]] = {}
         while self._forever:
-            now = {path: _stamp(path) for path in self._there()}
+            now = {path: _stamp(path) for path in self._waiting()}
             for path, stamp in now.items():
-                if stamp[0] and seen.get(path) == stamp:
+                if stamp[0] and previous.get(path) == stamp:
                     self._taken.add(path)
                     yield path
-            seen = now
+            previous = now
             yield None
             time.sleep(_POLL)
 
-    def _there(self) -> list[Path]:
+    def _waiting(self) -> list[Path]:
         return [path for path in _images_in(self._images) if path not in self._taken and str(path) not in self._done]
 
-    def offer_again(self, path: Path) -> bool:
-        """Whether an unreadable image was written to lately, and so may be whole soon; else it stands as read."""
-        lately = self._forever and time.time() - _stamp(path)[1] / 1e9 < _PATIENCE
-        if lately:
+    def retry_later(self, path: Path) -> bool:
+        """Whether an unreadable image changed recently, so that it may be incomplete and is to be yielded again."""
+        recent = self._forever and time.time() - _stamp(path)[1] / 1e9 < _PATIENCE
+        if recent:
             self._taken.discard(path)
-        return lately
+        return recent
 
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
-    except OSError:  # gone again
+    except OSError:  # removed in the meantime
         return 0, 0
     return status.st_size, status.st_mtime_ns

@@ -23,24 +23,27 @@ from defectgen.training.trainer import Progress
 __all__ = ["FEW", "Progress", "TrainJob", "TrainRequest", "TrainResult", "train"]
 
 FEW = 20
-"""Fewer flawless images than this tell no 99th percentile."""
-_SHARE = 0.99  # of flawless images that pass at the threshold
+"""The least number of flawless images for a useful 99th percentile."""
+_SHARE = 0.99  # fraction of the flawless images that pass at the threshold
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """What to train on what. `steps` and `seconds` end it, whichever comes first; None takes the preset's steps."""
+    """What to train on which images.
+
+    Training ends after `steps` or `seconds`, whichever comes first. None means the preset's steps.
+    """
 
     method: str
     sources: tuple[ProductFolders, ...]
     category: str | None = None
-    """Of a flat folder of defects; or the one of several category folders to use."""
+    """The category of a flat folder of defects, or the one of several category folders to use."""
     on_bad: OnBad = "skip"
     preset: str = "compact"
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Hyperparameters in place of the preset's, as `--set` takes them."""
+    """Hyperparameters that replace the preset's, as in `--set`."""
     backbone: str | None = None
-    """A model whose backbone to share, in place of the first stage."""
+    """A model whose backbone replaces the first stage of training."""
     steps: int | None = None
     seconds: float | None = None
     batch_size: int | None = None
@@ -48,17 +51,17 @@ class TrainRequest:
     device: str = "auto"
     workers: int = 2
     name: str | None = None
-    """Of the run and the model; None takes a new one after the method and the products."""
+    """The name of the run and the model; None means a new one from the method and the products."""
     out: Path = Path("runs")
     weights: Path | None = None
-    """The list of models; None takes the nearest `weights.toml`."""
+    """The list of models; None means the nearest `weights.toml`."""
     resume: bool = False
     overwrite: bool = False
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training left. `stopped` is the exit code of the signal that ended it early, if one did."""
+    """The result of a training. `stopped` is the exit code of the signal that ended it early; None if none did."""
 
     name: str
     model: Path
@@ -71,19 +74,19 @@ class TrainResult:
     skipped: tuple[Skipped, ...]
     stopped: ExitCode | None
     threshold: float | None = None
-    """For `inspect`, of a method that repairs."""
+    """The threshold for `inspect`; None if the method cannot repair images."""
     calibrated_on: int = 0
-    """Normals held out to find the threshold."""
+    """The number of held-out normals that the threshold was calibrated on."""
 
 
 class TrainJob:
-    """A request whose images were read and found good."""
+    """A request whose images are read and checked."""
 
     def __init__(self, request: TrainRequest, on_file: OnFile | None = None) -> None:
-        """Read the images, each once.
+        """Read each image once.
 
         Raises:
-            UsageError: a bad preset or setting, a name that is taken, a model without a backbone to share.
+            UsageError: a bad preset or setting, a name that is taken, or a model without a backbone to share.
             BadInputError: as `read_catalog`.
         """
         given = {**request.settings}
@@ -93,7 +96,7 @@ class TrainJob:
         self._registry = registry.find_writable(request.weights)
         self.name = request.name if request.name is not None else self._new_name()
         if self.name != slug(self.name):
-            raise UsageError(f"--name {self.name}: use letters, digits, '-', '_' and '.'; {slug(self.name)} would do")
+            raise UsageError(f"--name {self.name}: use letters, digits, '-', '_' and '.', such as {slug(self.name)}")
         self.run_folder = request.out / self.name
         registry.check_name(self.name, self.run_folder / "model.safetensors", self._registry)
         catalog = read_catalog(request.sources, category=request.category, on_bad=request.on_bad, progress=on_file)
@@ -114,11 +117,11 @@ class TrainJob:
         return {"seed": self._request.seed, "device": self._request.device, **self._config.model_dump(mode="json")}
 
     def plan(self) -> dict[str, Any]:
-        """Counts, and the time, memory and disk that a few steps on noise let expect."""
+        """Counts, and estimates of time, memory and disk space from a few steps on noise."""
         return trainer.estimate(self._spec)
 
     def run(self, on_step: Callable[[Progress], None] = lambda _: None) -> TrainResult:
-        """Train, calibrate a method that repairs, and enter the model in the list.
+        """Train, calibrate if the method can repair images, and add the model to the list.
 
         Raises:
             UsageError, WeightsError, OutOfMemoryError: as `training.trainer.train`.
@@ -151,7 +154,7 @@ class TrainJob:
         )  # fmt: skip
 
     def _new_name(self) -> str:
-        """The method and the products, with a number if that is not new; to resume or overwrite, the last there is."""
+        """The method and the products, with a number if that is taken. To resume or overwrite: the latest such name."""
         request = self._request
         taken = {entry.name for entry in registry.read(self._registry)} if self._registry.exists() else set()
         base = "-".join([request.method, *(slug(source.product) for source in request.sources)])
@@ -164,22 +167,22 @@ class TrainJob:
         return last if again else name
 
     def _backbone(self) -> Path | None:
-        """The file of the backbone to share."""
+        """The file of the backbone to share; None if none is requested."""
         wanted, method = self._request.backbone, self._request.method
         if wanted is None:
             return None
         staged = which(lambda row: len(row.stages) > 1)
         if method not in staged:
-            raise UsageError(f"--backbone {wanted}: {method} has no backbone to share; {' and '.join(staged)} has")
+            raise UsageError(f"--backbone {wanted}: {method} has no backbone to share; use {' or '.join(staged)}")
         entry = registry.find(name=wanted, files=registry.find_registry(self._request.weights), methods=(method,))
         path = entry.file.with_name(BACKBONE)
         if not path.is_file():
-            raise UsageError(f"--backbone {wanted}: {path} is not there; train the model again")
+            raise UsageError(f"--backbone {wanted}: {path} is missing; train the model again")
         return path
 
 
 def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _: None) -> TrainResult:
-    """Train a model and enter it in `weights.toml`; `on_step` is called after each step.
+    """Train a model and add it to `weights.toml`. `on_step` is called after each step.
 
     >>> import defectgen
     >>> from pathlib import Path
@@ -188,18 +191,18 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
     >>> defectgen.train(request).categories
     ('crack', 'scratch', 'spot')
 
-    Leaves `OUT/NAME/` with `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and
-    `model.safetensors`. A first Ctrl-C ends it after the step, with everything saved.
+    Writes `OUT/NAME/` with `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and
+    `model.safetensors`. The first Ctrl-C ends training after the current step and saves everything.
 
     Raises:
         UsageError: a bad setting, or a run folder or name that is taken.
-        BadInputError: folders or images that cannot be used.
-        WeightsError: nothing to resume, or a damaged checkpoint.
+        BadInputError: folders or images cannot be used.
+        WeightsError: there is nothing to resume, or the checkpoint is damaged.
         OutOfMemoryError: naming the batch size to try next.
     """
     return TrainJob(request).run(on_step)
 
 
 def slug(text: str) -> str:
-    """A name as a folder and a table of `weights.toml` can have it."""
+    """A name that is valid for a folder and for a table of `weights.toml`."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "product"

@@ -1,4 +1,4 @@
-"""What a trained model makes, on normal photographs: a request in, samples out, one at a time."""
+"""Samples of a trained model: a request in, a lazy stream of samples out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,10 +40,10 @@ from defectgen.synthesis.pasted import ComposeDraw, Composition, Placement, Regi
 from defectgen.synthesis.stream import Attempt, Draw, SampleSpec, SampleStream, mixture, mixture_name, require, visible
 
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
-_RIM, _FADE = 8, 4  # pixels of the network's window
-_SMALLEST = 6  # pixels of the window, a side of where a defect shall be
-_GROWN = 0.2  # parts of the window by which that may be larger than the defect
-_PATIENCE = 5  # attempts, after which a defect that the window's border cuts off is better than none
+_RIM, _FADE = 8, 4  # pixels of the network's window: an unpainted border, then a ramp to full strength
+_SMALLEST = 6  # pixels of the window: least side of a box in a control map
+_GROWN = 0.2  # fraction of the window by which such a box may exceed the defect's size
+_PATIENCE = 5  # attempts, after which defects that the window's border cuts off are accepted
 _BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
@@ -52,10 +52,11 @@ Style = Literal["own", "sampled"]
 
 @dataclass(frozen=True)
 class SynthesisRequest:
-    """What to make with which model. `placement` is for models that make patches; None takes its defaults.
+    """What to generate with which model.
 
-    A category may be a mixture, as `crack:0.3,hole:0.7`, or a union, as `crack+corrosion`, where the method can.
-    `regions` are for models that can be told where: each with a category, or all without, for those of the sample.
+    A category may be a mixture, such as `crack:0.3,hole:0.7`, or a union, such as `crack+corrosion`, if the method
+    supports it. `placement` is for models that generate defect patches; None means its defaults. `regions` are for
+    models with region control: either each has a category, or none has and they apply to the sample's categories.
     """
 
     entry: Entry
@@ -66,18 +67,22 @@ class SynthesisRequest:
     regions: tuple[tuple[str | None, Region], ...] = ()
     restored: bool = False
     whole: bool = False
-    """Whole images as the network makes them, on no photograph; of methods that can."""
+    """Generate whole images instead of defects on normals, if the method supports it."""
     references: Catalog | None = None
-    """Images whose defects are taken, of methods that can be guided; None draws defects."""
+    """Images whose defects are transferred, if the method supports it; None generates random defects."""
     style: Style | Catalog = "own"
-    """Whose style these get: their own, a random one, or that of other photographs."""
+    """The style of transferred defects: their own, a random one, or that of other images."""
     guides: str = ""
-    """What references and styles are, as they were named; a dataset that is resumed has the same."""
+    """A text that names the references and the style. It must not change when a dataset is resumed."""
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A window made by a network: [C, S, S]; its map [S, S] and itself restored or without, where there are such."""
+class _Output:
+    """The output of a network for one window.
+
+    `x` is the generated window, [C, S, S], and `m` its defect map, [S, S]. `restored` and `normal`, [C, S, S], are the
+    window with its defect removed, and the version without a defect; None if the method makes none.
+    """
 
     x: FloatArray
     m: FloatArray | None = None
@@ -86,7 +91,7 @@ class _Made:
 
 
 class _Network:
-    """A model, and how it is asked: whatever the batch, a row depends on its own keys alone."""
+    """A model and its batched calls. Each output depends on its own key alone, not on the batch."""
 
     def __init__(self, request: SynthesisRequest) -> None:
         self.device = resolve(request.device)
@@ -94,7 +99,7 @@ class _Network:
         self.info, self.method = model.info, model.method
         self.metadata = {"trained_on": list(model.trained_on)}
         self.batch_size = request.batch_size or _BATCH_SIZE[self.device.type]
-        self.record = {
+        self.provenance = {
             "model": request.entry.name,
             "model_sha256": request.entry.sha256,
             "method": request.entry.method,
@@ -108,16 +113,16 @@ class _Network:
         self.categories = tuple(self._weights)
 
     def weights(self, text: str) -> dict[str, float]:
-        """The categories that a text asks for, with their weights.
+        """The categories in a text with their weights, as `mixture`.
 
         Raises:
-            UsageError: the model does not know one, or cannot have several at once.
+            UsageError: the model does not know one, or does not support several at once.
         """
         known = self.method.task.domains[1:]
         weights = {text: 1.0} if text in known else mixture(text)
         for name in weights:
             if name not in known:
-                raise UsageError(f"--category {name}: {self.record['model']} knows {', '.join(known)}")
+                raise UsageError(f"--category {name}: {self.provenance['model']} knows {', '.join(known)}")
         if len(weights) > 1:
             require("mixture" if ":" in text else "union", self.info, f"--category {text}: {self.info.name}")
         return weights
@@ -128,18 +133,21 @@ class _Network:
         keys: Sequence[tuple[int, ...]],
         x: FloatArray | None = None,
         **guides: FloatArray,
-    ) -> list[_Made]:
-        """An image for each category and key of a random generator, on windows x, if any.
+    ) -> list[_Output]:
+        """Generate an image for each category and random key.
 
-        `guides` are what else a `GenerateBatch` takes: control maps `a`, references `x_ref` and `x_style`.
+        Args:
+            keys: seeds of the random generators, one per image.
+            x: the windows to paint, [N, C, S, S]; None for methods that need none.
+            guides: the other fields of a `GenerateBatch`: control maps `a`, references `x_ref` and `x_style`.
 
         Raises:
             OutOfMemoryError: naming the batch size to try next.
         """
-        # On the CPU one at a time: it is as fast, and a sample's last bits, on which the outline of its mask may
-        # hang, do not depend on how many are computed beside it.
+        # On the CPU the batch size is 1, which is as fast. Rounding then does not depend on the batch, and neither do
+        # the outlines of masks.
         size = self.batch_size if self.device.type == "cuda" else 1
-        made: list[_Made] = []
+        made: list[_Output] = []
         try:
             for start in range(0, len(keys), size):
                 part = slice(start, start + size)
@@ -148,14 +156,14 @@ class _Network:
                 windows = torch.empty(len(rngs), 0) if x is None else torch.from_numpy(x[part])
                 layout = torch.contiguous_format if x is None else torch.channels_last
                 windows = windows.to(self.device, memory_format=layout)
-                given = {name: torch.from_numpy(values[part]).to(self.device) for name, values in guides.items()}
-                generated = self.method.generate(GenerateBatch(windows, mix.argmax(dim=1) + 1, rngs, mix, **given))
+                inputs = {name: torch.from_numpy(values[part]).to(self.device) for name, values in guides.items()}
+                generated = self.method.generate(GenerateBatch(windows, mix.argmax(dim=1) + 1, rngs, mix, **inputs))
                 columns = [generated.x, generated.mask, self._restore(generated.x, rngs), generated.normal]
                 arrays = [None if each is None else each.float().cpu().numpy() for each in columns]
                 for i in range(len(rngs)):
                     image, m, restored, normal = (None if each is None else each[i] for each in arrays)
                     assert image is not None
-                    made.append(_Made(image, None if m is None else m[0], restored, normal))
+                    made.append(_Output(image, None if m is None else m[0], restored, normal))
         except torch.OutOfMemoryError as error:
             smaller = max(1, self.batch_size // 2)
             raise OutOfMemoryError(
@@ -172,7 +180,7 @@ class _Network:
 
 @dataclass(frozen=True)
 class _Reference:
-    """A window of a photograph that guides: [C, S, S]."""
+    """A window of a reference image, [C, S, S]."""
 
     sample: SourceImage
     sha256: str
@@ -180,15 +188,16 @@ class _Reference:
     x: FloatArray
 
     def summary(self) -> dict[str, Any]:
-        """As it stands in manifest rows."""
+        """Its entry in manifest rows."""
         return {"file": str(self.sample.path), "sha256": self.sha256, "window": vars(self.window)}
 
 
 @dataclass(frozen=True)
 class _WindowDraw(Draw):
-    """A draw with the window of the photograph that is painted.
+    """A draw with the window to paint: its position and its pixels `x`, [C, S, S].
 
-    And the control map, if it was told where, and the references whose defect and style it gets, if there are any.
+    `a` is the control map, [categories, S, S], for models with region control. `x_ref` and `x_style` are the references
+    for defect and style; None if there are none.
     """
 
     window: Window
@@ -198,49 +207,49 @@ class _WindowDraw(Draw):
     x_style: _Reference | None = None
 
 
-class PaintedSamples(SampleStream[_WindowDraw, _Made]):
-    """Samples of a method that paints a window of the photograph."""
+class PaintedSamples(SampleStream[_WindowDraw, _Output]):
+    """Samples of a method that paints defects into a window of a normal image."""
 
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
         self._network = network
         self.metadata |= network.metadata
         self._method = network.method
-        self._told = "region" in network.info.controls
+        self._takes_regions = "region" in network.info.controls
         self._regions = request.regions
         self._references = request.references
         self._style = request.style
         self._guides = {"guides": request.guides} if request.guides else {}
         self._boxes = lru_cache(maxsize=1024)(lambda mask: defect_boxes(read_mask(mask)))
-        self._area = lru_cache(maxsize=64)(lambda i, path: request.regions[i][1].within(self._photographs.read(path)))
+        self._area = lru_cache(maxsize=64)(lambda i, path: request.regions[i][1].within(self._images.read(path)))
 
     def _draw(self, index: int, attempt: int) -> _WindowDraw:
         rng = numpy_rng(self._wanted.seed, index, attempt)
-        drawn = self._draw_photograph(rng, index, attempt)
+        drawn = self._draw_source(rng, index, attempt)
         task, size, photograph = self._method.task, self._method.config.image_size, drawn.photograph
         names = self._network.weights(drawn.category)
         side = round(size / min(scale_of(task.scales, drawn.sample.product, name) for name in names))
         areas = [(category, self._area(i, drawn.sample.path)) for i, (category, _) in enumerate(self._regions)]
         box, rim = None, 0
         if areas:
-            x, y, width, height = cv2.boundingRect(np.any([area for _, area in areas], axis=0).view(np.uint8))
-            if len(areas) > 1:  # all of them in one window, at a smaller scale than was learnt if need be
+            left, top, width, height = cv2.boundingRect(np.any([area for _, area in areas], axis=0).view(np.uint8))
+            if len(areas) > 1:  # one window holds all, at a smaller scale than the model learned if necessary
                 side = max(side, -(-max(width, height) * size // (size - 2 * (_RIM + _FADE))))
             rim = -(-(_RIM + _FADE) * side // size)
-            box = Box(x - rim, y - rim, width + 2 * rim, height + 2 * rim)
+            box = Box(left - rim, top - rim, width + 2 * rim, height + 2 * rim)
         window = place(rng, photograph.height, photograph.width, side, box, beyond=rim)
-        a = self._control_map(rng, window, areas, tuple(names)) if self._told else None
+        a = self._control_map(rng, window, areas, tuple(names)) if self._takes_regions else None
         x_ref = x_style = None
         if self._references is not None:
-            x_ref = self._refer(rng, self._references, drawn.category)
+            x_ref = self._pick_reference(rng, self._references, drawn.category)
             x_style = x_ref if self._style == "own" else None
         if isinstance(self._style, Catalog):
-            x_style = self._refer(rng, self._style, drawn.category)
-        seen = crop(photograph, window, size, task.channels)
-        return _WindowDraw(**vars(drawn), window=window, x=seen, a=a, x_ref=x_ref, x_style=x_style)
+            x_style = self._pick_reference(rng, self._style, drawn.category)
+        x = crop(photograph, window, size, task.channels)
+        return _WindowDraw(**vars(drawn), window=window, x=x, a=a, x_ref=x_ref, x_style=x_style)
 
-    def _refer(self, rng: np.random.Generator, catalog: Catalog, category: str) -> _Reference:
-        """A window of a photograph that shows a category, around one of its defects if it has a mask."""
+    def _pick_reference(self, rng: np.random.Generator, catalog: Catalog, category: str) -> _Reference:
+        """A window of a random image of a category, around one of its defects if the image has a mask."""
         samples = [sample for sample in catalog.images if sample.category == category]
         sample = samples[int(rng.integers(len(samples)))]
         boxes = self._boxes(sample.mask) if sample.mask is not None else []
@@ -248,7 +257,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Made]):
         size = self._method.config.image_size
         side = round(size / scale_of(self._method.task.scales, sample.product, category))
         window = place(rng, sample.height, sample.width, side, box)
-        photograph = self._photographs.read(sample.path)
+        photograph = self._images.read(sample.path)
         x = crop(photograph, window, size, self._method.task.channels)
         return _Reference(sample, self._sha256(sample.path), window, x)
 
@@ -259,21 +268,24 @@ class PaintedSamples(SampleStream[_WindowDraw, _Made]):
         areas: Sequence[tuple[str | None, NDArray[np.bool_]]],
         names: Sequence[str],
     ) -> FloatArray:
-        """1 where each category is wanted, [categories, S, S]: in a random part of its area; else anywhere, in a box
-        of the shape of a defect that the model was trained on."""
+        """The control map, [categories, S, S]: 1 where a defect of a category is requested, else 0.
+
+        With areas, that is a random part of each area. Without, it is a box at a random position, shaped like a defect
+        of the training set.
+        """
         size, known = self._method.config.image_size, self._method.task.domains[1:]
         a = np.zeros((len(known), size, size), np.float32)
         for name in names if not areas else ():
-            a[known.index(name)] = _somewhere(rng, self._method.task.shapes.get(name, ()), size)
+            a[known.index(name)] = _random_box(rng, self._method.task.shapes.get(name, ()), size)
         for category, area in areas:
             inside = crop_zero_padded(area, (window.x, window.y), (window.side, window.side)).astype(np.float32)
             here = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA) > 0.5
-            part = _part(rng, here, 0.6)
+            part = _random_part(rng, here, 0.6)
             for name in [category] if category else names:
                 a[known.index(name)][part] = 1
         return a
 
-    def _generate(self, draws: Sequence[_WindowDraw]) -> list[_Made]:
+    def _generate(self, draws: Sequence[_WindowDraw]) -> list[_Output]:
         keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
         columns = {
             "a": [draw.a for draw in draws if draw.a is not None],
@@ -285,7 +297,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Made]):
             [draw.category for draw in draws], keys, np.stack([draw.x for draw in draws]), **guides
         )
 
-    def _finish(self, draw: _WindowDraw, generated: _Made) -> Sample | None:
+    def _finish(self, draw: _WindowDraw, generated: _Output) -> Sample | None:
         photograph, window = draw.photograph, draw.window
         allowed = _interior(len(draw.x[0]))
         if draw.a is not None:
@@ -304,13 +316,13 @@ class PaintedSamples(SampleStream[_WindowDraw, _Made]):
             return None
         restored = None
         if generated.restored is not None:
-            mended = draw.x + (generated.restored - draw.x) * allowed
-            restored = paste_change(photograph, window, draw.x, mended, alpha)
+            without = draw.x + (generated.restored - draw.x) * allowed
+            restored = paste_change(photograph, window, draw.x, without, alpha)
         regions = [f"{category}={region.name}" if category else region.name for category, region in self._regions]
-        record = {
-            **self._record(draw),
+        provenance = {
+            **self._source_provenance(draw),
             "window": vars(window),
-            **self._network.record,
+            **self._network.provenance,
             **({"regions": regions} if regions else {}),
             **self._guides,
             **({"reference": draw.x_ref.summary()} if draw.x_ref else {}),
@@ -318,11 +330,11 @@ class PaintedSamples(SampleStream[_WindowDraw, _Made]):
             "seed": self._wanted.seed,
             "parameters": {"index": draw.index, "attempt": draw.attempt},
         }
-        return Sample(draw.index, draw.category, draw.sample.product, image, mask, Provenance(**record), restored)
+        return Sample(draw.index, draw.category, draw.sample.product, image, mask, Provenance(**provenance), restored)
 
 
-class PatchSamples(Composition[ComposeDraw, list[_Made]]):
-    """Samples of a method that makes patches, which are laid onto the photograph."""
+class PatchSamples(Composition[ComposeDraw, list[_Output]]):
+    """Samples of a method that generates defect patches, which are blended into normal images."""
 
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         wanted = replace(request.wanted, categories=network.categories)
@@ -334,7 +346,7 @@ class PatchSamples(Composition[ComposeDraw, list[_Made]]):
     def _draw(self, index: int, attempt: int) -> ComposeDraw:
         return self._draw_defects(index, attempt)
 
-    def _generate(self, draws: Sequence[ComposeDraw]) -> list[list[_Made]]:
+    def _generate(self, draws: Sequence[ComposeDraw]) -> list[list[_Output]]:
         keys = [
             (draw.category, (self._wanted.seed, draw.index, draw.attempt, i))
             for draw in draws
@@ -343,25 +355,25 @@ class PatchSamples(Composition[ComposeDraw, list[_Made]]):
         images = iter(self._network.generate([category for category, _ in keys], [key for _, key in keys]))
         return [[next(images) for _ in range(draw.count)] for draw in draws]
 
-    def _finish(self, draw: ComposeDraw, generated: list[_Made]) -> Sample | None:
+    def _finish(self, draw: ComposeDraw, generated: list[_Output]) -> Sample | None:
         weights = self._mixtures[draw.category]
         scale = sum(weight * self._scale(draw.sample.product, name) for name, weight in weights.items())
         cut = draw.attempt >= _PATIENCE
         patches = [extract(made.x) if made.m is None else of_mask(made.x, made.m > 0, cut=cut) for made in generated]
         patches = [resize(patch, 1 / scale) for patch in patches if patch.blend_mask.any()]
-        record: dict[str, Any] = dict(self._network.record)
+        provenance: dict[str, Any] = dict(self._network.provenance)
         if len(weights) > 1:
-            record["mixture"] = weights
-        return self._compose(draw, patches, record)
+            provenance["mixture"] = weights
+        return self._compose(draw, patches, provenance)
 
     def _scale(self, product: str, category: str) -> float:
-        """At which a category was learnt: on this product, or on the others in the mean."""
-        known = {name: its for name, its in self._network.method.task.scales.items() if category in its}
+        """The scale at which the model learned a category: on this product, or the mean of the others."""
+        known = {name: scales for name, scales in self._network.method.task.scales.items() if category in scales}
         return scale_of(known, product, category)
 
 
-class WholeImageSamples(SampleStream[Attempt, _Made]):
-    """Samples that a network makes from nothing: the image, the mask, and the same image without the defect."""
+class WholeImageSamples(SampleStream[Attempt, _Output]):
+    """Samples that a network generates as a whole: the image, its mask, and the same image without the defect."""
 
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
@@ -371,54 +383,55 @@ class WholeImageSamples(SampleStream[Attempt, _Made]):
     def _draw(self, index: int, attempt: int) -> Attempt:
         return Attempt(index, attempt, self._category(index))
 
-    def _generate(self, draws: Sequence[Attempt]) -> list[_Made]:
+    def _generate(self, draws: Sequence[Attempt]) -> list[_Output]:
         keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
         return self._network.generate([draw.category for draw in draws], keys)
 
-    def _finish(self, draw: Attempt, generated: _Made) -> Sample | None:
+    def _finish(self, draw: Attempt, generated: _Output) -> Sample | None:
         assert generated.m is not None
         assert generated.normal is not None
         defect_mask = of_mask(generated.x, generated.m > 0).defect_mask
         normal, image = _pixels(generated.normal), _pixels(generated.x)
         if not visible(DecodedImage(normal), image, defect_mask):
             return None
-        record = {
-            **self._network.record,
+        provenance = {
+            **self._network.provenance,
             "seed": self._wanted.seed,
             "parameters": {"index": draw.index, "attempt": draw.attempt},
         }
         product = self._network.method.task.products[0]
-        return Sample(draw.index, draw.category, product, image, defect_mask, Provenance(**record), normal=normal)
+        return Sample(draw.index, draw.category, product, image, defect_mask, Provenance(**provenance), normal=normal)
 
 
 def _pixels(x: FloatArray) -> Pixels:
-    """A network's image [C, S, S] as a photograph's pixels."""
+    """A network's image, [C, S, S] in [-1, 1], as uint8 pixels, [S, S] or [S, S, C]."""
     values = np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
     return values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))
 
 
 def synthesize(request: SynthesisRequest) -> PaintedSamples | PatchSamples | WholeImageSamples:
-    """Defects from latent codes onto normals, or whole images, in the way of the model's method.
+    """Generate samples with a model: painted windows, blended patches or whole images, as its method does.
 
     Raises:
-        UsageError: a category that the model does not know, or a placement where the model decides it.
-        WeightsError: a model that cannot be read. OutOfMemoryError: while iterating.
+        UsageError: an unknown category, or an option that the method does not support.
+        WeightsError: the model cannot be read.
+        OutOfMemoryError: while iterating.
     """
     network = _Network(request)
     info, model = network.info, f"{request.entry.name}: {request.entry.method}"
     if request.restored and not info.restores:
         can = " and ".join(which(lambda row: row.restores))
-        raise UsageError(f"{model} cannot restore what it painted (--restored); {can} can")
+        raise UsageError(f"{model} cannot restore images (--restored); {can} can")
     if request.references is not None:
         require("reference", info, model)
     if request.style != "own":
         require("style", info, model)
     for what, catalog in (("--from", request.references), ("--style", request.style)):
         if isinstance(catalog, Catalog) and (lacking := set(network.categories) - set(catalog.categories)):
-            raise UsageError(f"{what}: shows no {min(lacking)}, it has {', '.join(catalog.categories)}; see --category")
+            raise UsageError(f"{what}: has no {min(lacking)}, only {', '.join(catalog.categories)}; see --category")
     if request.whole:
         if request.regions:
-            raise UsageError(f"{model} makes whole images: --region needs images to lay the defects on (--normals)")
+            raise UsageError(f"{model} generates whole images; --region needs normal images (--normals)")
         return WholeImageSamples(request, network)
     if request.regions:
         require("region", info, model)
@@ -426,27 +439,27 @@ def synthesize(request: SynthesisRequest) -> PaintedSamples | PatchSamples | Who
         if request.regions:
             (category, region), *more = request.regions
             if category is not None or more:
-                raise UsageError(f"{model} takes one --region, for all its categories; {having('union')} takes more")
+                raise UsageError(f"{model} takes one --region for all categories; for more, use {having('union')}")
             request = replace(request, placement=replace(request.placement or Placement(), region=region))
         return PatchSamples(request, network)
     if request.placement is not None:
         can = " or ".join(which(lambda row: row.pastes))
         raise UsageError(
-            f"{model} paints windows of images, it makes no defect patches; use synthesize with it, or compose with "
-            f"a {can} model or a folder of defects"
+            f"{model} paints defects into windows and generates no defect patches; use it with synthesize, or use "
+            f"compose with a {can} model or a folder of defects"
         )
     return PaintedSamples(request, network)
 
 
 def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
-    """A window's mask at native resolution, [side, side], with a smooth outline."""
+    """A window's mask resized to native resolution, [side, side], with a smooth outline."""
     if len(mask) == side:
         return mask
     return cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-def _part(rng: np.random.Generator, area: NDArray[np.bool_], least: float) -> NDArray[np.bool_]:
-    """What of an area [S, S] lies in a random box, from `least` of its sides to all of them: no two are alike."""
+def _random_part(rng: np.random.Generator, area: NDArray[np.bool_], least: float) -> NDArray[np.bool_]:
+    """A random part of an area, [S, S]: what lies in a box with `least` to 1 times the sides of its bounding box."""
     left, top, *extent = cv2.boundingRect(area.view(np.uint8))
     width, height = (length * rng.uniform(least, 1) for length in extent)
     x, y = left + rng.uniform(0, extent[0] - width), top + rng.uniform(0, extent[1] - height)
@@ -456,8 +469,12 @@ def _part(rng: np.random.Generator, area: NDArray[np.bool_], least: float) -> ND
     return part if part.any() else area
 
 
-def _somewhere(rng: np.random.Generator, shapes: Sequence[tuple[float, float]], size: int) -> NDArray[np.bool_]:
-    """A box in a window's interior, of one of these shapes, a little larger; of any shape if there are none. [S, S]."""
+def _random_box(rng: np.random.Generator, shapes: Sequence[tuple[float, float]], size: int) -> NDArray[np.bool_]:
+    """A random box in a window's interior, [S, S].
+
+    It is slightly larger than one of `shapes` (width and height as fractions of the window), or has any shape if there
+    are none.
+    """
     shape = np.array(shapes[int(rng.integers(len(shapes)))] if shapes else rng.uniform(0.2, 1, 2))
     room = size - 2 * _RIM
     width, height = np.clip((shape + rng.uniform(0, _GROWN, 2)) * size, _SMALLEST, room).astype(int)
@@ -468,7 +485,7 @@ def _somewhere(rng: np.random.Generator, shapes: Sequence[tuple[float, float]], 
 
 
 def _interior(size: int) -> FloatArray:
-    """0 over a window's rim, where networks paint frames, then rising to 1. [size, size]."""
+    """Weights of a change, [size, size]: 0 along the window's rim, where networks paint frames, then a ramp to 1."""
     distance = np.minimum(np.arange(size), np.arange(size)[::-1])
     ramp: FloatArray = np.clip((distance - _RIM) / _FADE, 0, 1).astype(np.float32)
     return np.outer(ramp, ramp)

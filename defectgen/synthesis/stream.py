@@ -1,7 +1,7 @@
-"""The loop that makes samples: draw, generate, finish; again if nothing can be seen; in order, and lazily.
+"""The loop that generates samples, lazily and in order: draw, generate, finish; retry if no defect is visible.
 
-SourceImage k is decided by (seed, k) alone: its category, photograph, place, latent code. So it is the same picture
-whatever the number of samples, workers or interruptions; on the CPU also for any batch size.
+(seed, k) alone determines sample k: its category, source image, position and latent code. So it is the same for any
+number of samples, workers or interruptions, and on the CPU for any batch size.
 """
 
 from abc import ABC, abstractmethod
@@ -39,7 +39,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Draw(Attempt):
-    """One on a photograph that was drawn for it."""
+    """An attempt with a randomly chosen source image."""
 
     sample: SourceImage
     photograph: DecodedImage
@@ -50,18 +50,21 @@ G = TypeVar("G")
 
 
 class Gatekeeper(Protocol):
-    """Tells of a sample, and the photograph that it was made on, why it should be made anew, if it should."""
+    """Returns the reason to reject a sample, given its source image; None if it passes."""
 
     name: str
     photographs: Sequence[str]
-    """The SHA-256 of what it compares with."""
+    """The SHA-256 of the images that it compares with."""
 
     def __call__(self, sample: Sample, source: Pixels | None) -> str | None: ...
 
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What to make: samples 0 to num - 1, their categories in turn, without those in `skip`; those that pass a gate."""
+    """What to generate: samples 0 to num - 1 except those in `skip`, with the categories in turn.
+
+    Samples that `gate` rejects are regenerated.
+    """
 
     categories: tuple[str, ...]
     num: int
@@ -73,17 +76,17 @@ class SampleSpec:
 
 
 class SampleStream(ABC, Generic[D, G]):
-    """An iterable of samples in the order of their indices; its counters are right when it has been read."""
+    """An iterable of samples in the order of their indices. Its counters are final once it is exhausted."""
 
     def __init__(self, wanted: SampleSpec, batch_size: int) -> None:
         self._wanted = wanted
         self._batch_size = batch_size
-        self._photographs = ImageCache()
+        self._images = ImageCache()
         self._sha256 = cache(files.sha256)
         self.redrawn = 0
         self.failed: list[int] = []
         self.metadata: dict[str, Any] = {}
-        """What the dataset's record tells of them all."""
+        """Facts about all samples, for `dataset.json`."""
         if wanted.gate is not None:
             self.metadata["gated_by"] = list(wanted.gate.photographs)
         self.refused: Counter[str] = Counter()
@@ -91,42 +94,42 @@ class SampleStream(ABC, Generic[D, G]):
 
     @abstractmethod
     def _draw(self, index: int, attempt: int) -> D:
-        """All chance of an attempt; in a worker's thread."""
+        """Make all random choices of an attempt. Runs in a worker thread."""
 
     @abstractmethod
     def _generate(self, draws: Sequence[D]) -> Sequence[G]:
-        """What a network makes of the draws, while the workers draw the next ones."""
+        """Run the network on a batch of draws, while the workers draw the next one."""
 
     @abstractmethod
     def _finish(self, draw: D, generated: G) -> Sample | None:
-        """The sample, or None if nothing of it can be seen; in a worker's thread."""
+        """The sample, or None if its defect is not visible. Runs in a worker thread."""
 
     def __len__(self) -> int:
         return self._wanted.num - sum(index < self._wanted.num for index in self._wanted.skip)
 
     def __iter__(self) -> Iterator[Sample]:
-        coming = (index for index in range(self._wanted.num) if index not in self._wanted.skip)
-        again: deque[tuple[int, int]] = deque()
+        pending = (index for index in range(self._wanted.num) if index not in self._wanted.skip)
+        retries: deque[tuple[int, int]] = deque()
         order: deque[int] = deque()
         finished: dict[int, Sample | None] = {}
         with ThreadPoolExecutor(max(1, self._wanted.workers), thread_name_prefix="samples") as pool:
 
             def take() -> list[Future[D]]:
-                retries = [again.popleft() for _ in range(min(len(again), self._batch_size))]
-                fresh = list(islice(coming, self._batch_size - len(retries)))
+                repeated = [retries.popleft() for _ in range(min(len(retries), self._batch_size))]
+                fresh = list(islice(pending, self._batch_size - len(repeated)))
                 order.extend(fresh)
-                return [pool.submit(self._draw, *key) for key in [*retries, *((index, 0) for index in fresh)]]
+                return [pool.submit(self._draw, *key) for key in [*repeated, *((index, 0) for index in fresh)]]
 
             upcoming = take()
             while upcoming:
                 draws = [future.result() for future in upcoming]
-                upcoming = take()  # drawn while the network works on these
+                upcoming = take()  # drawn while the network processes the current ones
                 results = list(pool.map(self._checked, draws, self._generate(draws)))
-                self.refused = Counter(each for its in self._refused.values() for each in its)
+                self.refused = Counter(reason for reasons in self._refused.values() for reason in reasons)
                 for draw, result in zip(draws, results, strict=True):
                     if result is None and draw.attempt + 1 < _ATTEMPTS:
                         self.redrawn += 1
-                        again.append((draw.index, draw.attempt + 1))
+                        retries.append((draw.index, draw.attempt + 1))
                     else:
                         finished[draw.index] = result
                 while order and order[0] in finished:
@@ -139,33 +142,36 @@ class SampleStream(ABC, Generic[D, G]):
                 upcoming = upcoming or take()
 
     def _checked(self, draw: D, generated: G) -> Sample | None:
-        """What `_finish` gives, if the gate lets it pass; the record of what takes its place tells why not."""
+        """The sample of `_finish` if the gate accepts it, else None.
+
+        The provenance of an accepted sample lists why earlier attempts were rejected.
+        """
         sample, gate = self._finish(draw, generated), self._wanted.gate
         if sample is None or gate is None:
             return sample
         refused = self._refused.setdefault(draw.index, [])
         reason = gate(sample, draw.photograph.pixels if isinstance(draw, Draw) else sample.normal)
         if reason is None:
-            told = {"gate": gate.name, "refused": tuple(refused)}
-            return replace(sample, provenance=sample.provenance.model_copy(update=told))
+            verdict = {"gate": gate.name, "refused": tuple(refused)}
+            return replace(sample, provenance=sample.provenance.model_copy(update=verdict))
         refused.append(reason)
         return None
 
     def normals(self, count: int = 50) -> Iterator[tuple[str, Pixels]]:
-        """The first normals, with their products: what a detector is trained on beside the samples."""
+        """The first `count` normals with their products: a detector needs them in addition to the samples."""
         for sample in self._wanted.normals.images[:count]:
-            yield sample.product, self._photographs.read(sample.path).pixels
+            yield sample.product, self._images.read(sample.path).pixels
 
     def _category(self, index: int) -> str:
         return self._wanted.categories[index % len(self._wanted.categories)]
 
-    def _draw_photograph(self, rng: np.random.Generator, index: int, attempt: int) -> Draw:
+    def _draw_source(self, rng: np.random.Generator, index: int, attempt: int) -> Draw:
         samples = self._wanted.normals.images
         sample = samples[int(rng.integers(len(samples)))]
-        return Draw(index, attempt, self._category(index), sample, self._photographs.read(sample.path))
+        return Draw(index, attempt, self._category(index), sample, self._images.read(sample.path))
 
-    def _record(self, draw: Draw) -> dict[str, object]:
-        """What every manifest row tells of its source."""
+    def _source_provenance(self, draw: Draw) -> dict[str, object]:
+        """The source image, for a manifest row."""
         return {"source": str(draw.sample.path), "source_sha256": self._sha256(draw.sample.path)}
 
 
@@ -173,28 +179,28 @@ AnyStream = SampleStream[Any, Any]
 
 
 _REFUSALS: dict[Control, str] = {
-    "region": "cannot be told where (--region); {} can",
+    "region": "cannot place defects in a region (--region); {} can",
     "mixture": "cannot mix categories; {} can",
-    "union": "cannot unite categories; {} can",
-    "reference": "makes its defects up, it takes none from references (--from); {} does",
-    "style": "takes no style (--style); {} does",
+    "union": "cannot make unions of categories; {} can",
+    "reference": "cannot take defects from reference images (--from); {} can",
+    "style": "cannot apply a style (--style); {} can",
 }
 
 
 def require(control: Control, row: MethodInfo, who: str) -> None:
-    """Check that a method can be controlled so.
+    """Check that a method supports a control.
 
     Raises:
-        UsageError: it cannot, with those that can, after the words `who`.
+        UsageError: it does not. The message starts with `who` and lists the methods that do.
     """
     if control not in row.controls:
         raise UsageError(f"{who} {_REFUSALS[control].format(having(control))}")
 
 
 def visible(photograph: DecodedImage, after: Pixels, mask: NDArray[np.bool_]) -> bool:
-    """Whether a defect can be seen: more than a speck, and half of it changed by some ten gray levels of 255.
+    """Whether a defect is visible: `masks.SMALLEST` pixels or more, whose median change is above 10 of 255 gray levels.
 
-    One that leaves nothing of the photograph cannot: against what should it be seen?
+    A defect that covers the whole image is not visible, because nothing is left to compare it with.
     """
     if mask.sum() < masks.SMALLEST or mask.all():
         return False
@@ -205,12 +211,13 @@ def visible(photograph: DecodedImage, after: Pixels, mask: NDArray[np.bool_]) ->
 
 
 def mixture(text: str) -> dict[str, float]:
-    """The categories of `crack`, of the union `crack+hole`, 1 each, or of the mixture `crack:0.3,hole:0.7`.
+    """The categories in a text with their weights.
 
-    The weights of a mixture add up to 1.
+    The text is a category, `crack`; a union, `crack+hole`, with weight 1 for each; or a mixture,
+    `crack:0.3,hole:0.7`, whose weights are normalized to a sum of 1.
 
     Raises:
-        UsageError: weights that are no numbers above 0.
+        UsageError: a weight that is not a number above 0.
     """
     if ":" not in text:
         return dict.fromkeys(text.split("+"), 1.0)
@@ -222,11 +229,11 @@ def mixture(text: str) -> dict[str, float]:
         except ValueError:
             weights[name.strip()] = 0.0
     if "" in weights or not all(0 < weight < float("inf") for weight in weights.values()):
-        raise UsageError(f"--category {text}: give a name, or names with weights above 0, as crack:0.3,hole:0.7")
+        raise UsageError(f"--category {text}: give a name, or names with weights above 0, such as crack:0.3,hole:0.7")
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
 
 
 def mixture_name(weights: Mapping[str, float]) -> str:
-    """What samples of a mixture are filed under: `crack0.3+hole0.7`; of a union: `crack+hole`."""
+    """The category name of a mixture's samples, `crack0.3+hole0.7`, or of a union's, `crack+hole`."""
     return "+".join(name if w == 1 else f"{name}{w:.3g}" for name, w in weights.items())

@@ -1,4 +1,4 @@
-"""What training steps are fed with: every sampler, and the batches drawn ahead by step."""
+"""Training data: the samplers of all kinds of rows, and the feeder that prepares batches ahead of the training."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,59 +34,50 @@ from defectgen.methods import DataKind, info
 from defectgen.methods.base import Batch, Task
 from defectgen.seeding import numpy_rng
 
-_MARGIN = 1.15  # a window is this much larger than the defect that decides its scale
-
-
-_FIT = 0.9  # the part of a category's defects that fit into a window
-
-
-_THINNEST = 4  # pixels
-
-
-_GROWN = 0.2  # of the window's side, by which a box may exceed the defects in it, on each side
-
-
-_BRUSH = 5  # pixels of the window by which masks are widened: nobody paints them exactly
+_MARGIN = 1.15  # a window is this many times as large as the defect that determines its scale
+_FIT = 0.9  # fraction of a category's defects that fit into a window
+_THINNEST = 4  # pixels of the window: the median thickness of a category's defects is kept from falling below it
+_BOX_MARGIN = 0.2  # fraction of the window's side by which a box may exceed its defects, on each side
+_BRUSH = 5  # pixels of the window: side of the square that dilates masks, since nobody paints a mask exactly
 
 
 def find_scale(
-    samples: Sequence[SourceImage], boxes: Sequence[Sequence[Box]], image_size: int, fit: float = _FIT
+    images: Sequence[SourceImage], boxes: Sequence[Sequence[Box]], image_size: int, fit: float = _FIT
 ) -> float:
-    """How far a category's photographs must be scaled down so that its defects fit into a window; 1 at most.
+    """The scale, at most 1, at which a category's defects fit into a window.
 
-    `fit` is the part of the defects that shall; the others are seen in pieces. Without masks the defect may be
-    anywhere, and the window spans the photograph. No window needs to be larger than the photograph that it is taken
-    from.
+    `fit` is the fraction of the defects that fit; windows show larger ones in part. Without a mask the defect may be
+    anywhere, and the window spans the image. No window needs to be larger than its image.
     """
     extents = []
-    for sample, its_boxes in zip(samples, boxes, strict=True):
-        longest = max(sample.width, sample.height)
-        sides = [max(box.width, box.height) * _MARGIN for box in its_boxes] if sample.mask else [longest]
+    for image, its_boxes in zip(images, boxes, strict=True):
+        longest = max(image.width, image.height)
+        sides = [max(box.width, box.height) * _MARGIN for box in its_boxes] if image.mask else [longest]
         extents += [min(side, longest) for side in sides]
     needed = float(np.quantile(extents, fit))
     return min(1.0, image_size / needed)
 
 
 def keep_thick(scale: float, pieces: Sequence[NDArray[np.bool_]]) -> float:
-    """A scale, raised to where half of the defects are four pixels thick, or as thick as they are.
+    """Raise a scale, up to 1, until half of the defects are at least four pixels thick.
 
-    A crack that fits into the window as a line a pixel wide has nothing left to learn from. The longest are then
-    seen in parts.
+    From a crack that is a line one pixel wide, a network can learn nothing. Windows then show the longest defects in
+    part.
     """
     return min(1.0, max(scale, _THINNEST / float(np.median([2 * _depth(piece) for piece in pieces]))))
 
 
 def _depth(mask: NDArray[np.bool_]) -> float:
-    """How far the innermost pixel of a mask is from its outside; the border counts as outside."""
+    """The distance of a mask's innermost pixel from the outside, including beyond the array."""
     padded = np.pad(mask, 1).astype(np.uint8)
     return float(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5).max())
 
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """One window of a training row: [channels, S, S] in [-1, 1], and the indices of its domain and product.
+    """One window of a training row: x, [channels, S, S] in [-1, 1], and the indices of its domain y and product p.
 
-    `a`, [domains - 1, S, S], is 1 where a category is, or may be; of rows for methods that learn labels.
+    `a`, [domains - 1, S, S], is 1 where a category is or may be; for methods that learn labels or masks.
     """
 
     x: FloatArray
@@ -97,54 +88,58 @@ class TrainingSample:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a training batch: a source, and a reference of its target domain, at one scale."""
+    """A row of a training batch: a source, and a reference from its target domain, at the same scale."""
 
     source: TrainingSample
     reference: TrainingSample
 
 
 class TrainingWindows:
-    """Draws the rows of training batches from a catalog. Nothing depends on what was drawn before.
+    """Draws the rows of training batches from a catalog. Each draw is independent of earlier ones.
 
-    The target is any domain, each as often as any other. The source is a normal or, half of the time, a defect.
-    A row has one scale, so that no network can tell a domain by the coarseness of its texture: that of the
-    defect in it, and a defect becomes another only if their scales agree.
+    The target is each domain equally often. The source is a normal or, half of the time, a defect. Both windows
+    of a row have the scale of its defect, so that no network can recognize a domain by the coarseness of the texture. A
+    row has two defects only if their scales nearly agree.
     """
 
     edges: ClassVar[float] = 0.0
-    """How often windows lie at the photograph's edges: as if drawn from an area that is so much of a side larger."""
+    """How far windows are placed beyond the image, as a fraction of their side, before they are moved back inside.
+
+    The larger it is, the more windows end at the edges of the image.
+    """
     fit: ClassVar[float] = _FIT
+    """Fraction of the defects that fit into a window."""
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         self.image_size = image_size
         self.products = tuple(products)
         self.domains = tuple(domains)
-        self.channels = max(sample.channels for sample in catalog.images)
-        self._photographs = ImageCache()
-        self._samples: dict[str, dict[str, list[SourceImage]]] = {product: {} for product in products}
-        for sample in catalog.images:
-            self._samples[sample.product].setdefault(sample.category, []).append(sample)
+        self.channels = max(image.channels for image in catalog.images)
+        self._cache = ImageCache()
+        self._images: dict[str, dict[str, list[SourceImage]]] = {product: {} for product in products}
+        for image in catalog.images:
+            self._images[image.product].setdefault(image.category, []).append(image)
         self._boxes = {
-            sample.mask: defect_boxes(read_mask(sample.mask)) for sample in catalog.images if sample.mask is not None
+            image.mask: defect_boxes(read_mask(image.mask)) for image in catalog.images if image.mask is not None
         }
         self.scales = {
             product: {
-                category: self._scale(samples) for category, samples in sorted(of_product.items()) if category != NORMAL
+                category: self._scale(images) for category, images in sorted(of_product.items()) if category != NORMAL
             }
-            for product, of_product in self._samples.items()
+            for product, of_product in self._images.items()
         }
 
-    def _scale(self, samples: Sequence[SourceImage]) -> float:
-        """At which the samples of a category are seen: their defects fit, and thin ones can be seen."""
-        scale = find_scale(samples, [self._its_boxes(s) for s in samples], self.image_size, self.fit)
-        pieces = [piece for s in samples if s.mask is not None for _, piece in defect_pieces(read_mask(s.mask))]
+    def _scale(self, images: Sequence[SourceImage]) -> float:
+        """The scale of a category: its defects fit into windows, and thin ones remain visible."""
+        scale = find_scale(images, [self._boxes_of(s) for s in images], self.image_size, self.fit)
+        pieces = [piece for s in images if s.mask is not None for _, piece in defect_pieces(read_mask(s.mask))]
         return keep_thick(scale, pieces) if pieces else scale
 
     def row(self, rng: np.random.Generator) -> Row:
         target = str(rng.choice(self.domains))
-        product = str(rng.choice([p for p in self.products if target in self._samples[p]]))
+        product = str(rng.choice([p for p in self.products if target in self._images[p]]))
         source_product = str(rng.choice(self.products))
-        categories = [c for c in self._samples[source_product] if c != NORMAL]
+        categories = [c for c in self._images[source_product] if c != NORMAL]
         source = str(rng.choice(categories)) if categories and rng.random() < 0.5 else NORMAL
         if target == NORMAL and source == NORMAL and categories:
             source = str(rng.choice(categories))
@@ -158,7 +153,7 @@ class TrainingWindows:
         )
 
     def examples(self, rng: np.random.Generator, count: int) -> list[Row]:
-        """Rows to look at: for each product `count` normals to each of its categories, with a real one beside."""
+        """Rows for previews: for each category of each product, `count` normals with a real defect each."""
         return [
             Row(self._draw(rng, product, NORMAL, scale), self._draw(rng, product, category, scale))
             for product in self.products
@@ -166,53 +161,53 @@ class TrainingWindows:
             for _ in range(count)
         ]
 
-    def _its_boxes(self, sample: SourceImage) -> list[Box]:
-        return [] if sample.mask is None else self._boxes[sample.mask]
+    def _boxes_of(self, image: SourceImage) -> list[Box]:
+        return [] if image.mask is None else self._boxes[image.mask]
 
     def _draw(self, rng: np.random.Generator, product: str, category: str, scale: float) -> TrainingSample:
-        look = self._look(rng, product, category, scale)
-        x = look.at(self._photographs.read(look.sample.path), self.image_size, self.channels)
-        return TrainingSample(x, self.domains.index(category), self.products.index(product), self._map(rng, look))
+        view = self._choose_view(rng, product, category, scale)
+        x = view.crop(self._cache.read(view.image.path), self.image_size, self.channels)
+        return TrainingSample(x, self.domains.index(category), self.products.index(product), self._map(rng, view))
 
-    def _map(self, _rng: np.random.Generator, _look: "_View") -> FloatArray | None:
-        """`TrainingSample.a`."""
+    def _map(self, _rng: np.random.Generator, _view: "_View") -> FloatArray | None:
+        """The value of `TrainingSample.a`."""
         return None
 
-    def _look(self, rng: np.random.Generator, product: str, category: str, scale: float) -> "_View":
-        samples = self._samples[product][category]
-        sample = samples[int(rng.integers(len(samples)))]
-        boxes = self._its_boxes(sample)
+    def _choose_view(self, rng: np.random.Generator, product: str, category: str, scale: float) -> "_View":
+        images = self._images[product][category]
+        image = images[int(rng.integers(len(images)))]
+        boxes = self._boxes_of(image)
         box = boxes[int(rng.integers(len(boxes)))] if boxes else None
         side = round(self.image_size / scale)
-        window = place(rng, sample.height, sample.width, side, box, beyond=round(self.edges * side))
-        window = Window(inside(window.x, side, sample.width), inside(window.y, side, sample.height), side)
-        down, right = (rng.random(2) < 0.5).tolist()
-        return _View(sample, window, down, right)
+        window = place(rng, image.height, image.width, side, box, beyond=round(self.edges * side))
+        window = Window(inside(window.x, side, image.width), inside(window.y, side, image.height), side)
+        flip_y, flip_x = (rng.random(2) < 0.5).tolist()
+        return _View(image, window, flip_y, flip_x)
 
 
 @dataclass(frozen=True)
 class _View:
-    """A window of a sample, and how it is flipped."""
+    """A window of a source image, and how it is flipped."""
 
-    sample: SourceImage
+    image: SourceImage
     window: Window
-    down: bool
-    right: bool
+    flip_y: bool
+    flip_x: bool
 
-    def at(self, photograph: DecodedImage, image_size: int, channels: int) -> FloatArray:
-        """What of a photograph lies in the window, as `cut` tells it."""
-        x = crop(photograph, self.window, image_size, channels)
-        return np.ascontiguousarray(x[:, :: -1 if self.down else 1, :: -1 if self.right else 1])
+    def crop(self, image: DecodedImage, image_size: int, channels: int) -> FloatArray:
+        """Crop the window from the source image or its mask, and flip it: [channels, S, S] in [-1, 1]."""
+        x = crop(image, self.window, image_size, channels)
+        return np.ascontiguousarray(x[:, :: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1])
 
 
 class TrainingPairs(TrainingWindows):
-    """Draws a normal and a defective window at the same scale for each row; each category is as frequent as any.
+    """Draws a normal and a defective window at the same scale for each row. All categories are equally frequent.
 
-    What is repaired need not be seen whole: half of the defects fit into their windows.
+    Only half of the defects fit into their windows, since a network can repair a defect that it sees in part.
     """
 
     fit = 0.5
-    edges = 0.25  # seen only by the windows that end there, they would be strange to the network
+    edges = 0.25  # if only few windows showed the edges, the network would find them unusual
 
     def row(self, rng: np.random.Generator) -> Row:
         product = str(rng.choice(self.products))
@@ -222,16 +217,16 @@ class TrainingPairs(TrainingWindows):
 
 
 class TrainingLabels(TrainingPairs):
-    """Pairs whose defective window comes with the map of all its categories, in one of three forms.
+    """Pairs whose defective window comes with a map of all its categories, in one of three forms.
 
-    A category covers the window, or the box around its defects, or these themselves: so that whoever asks for a
-    defect later may say anywhere, in a box, or with a brush. Without a mask it is the window.
+    A category covers the whole window, the box around its defects, or the dilated defects. So a request for a defect
+    may later give no place, a box, or a painted mask. Without a mask, a category covers the window.
     """
 
     fit = _FIT
     edges = 0.0
     covered: ClassVar[float] = -0.5
-    """How bright a pixel of a mask's window is that counts: here one of which a quarter is defect."""
+    """A pixel of a mask's window, in [-1, 1], is defect above this value: here if more than a quarter of it is."""
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         super().__init__(catalog, image_size, products, domains)
@@ -239,45 +234,45 @@ class TrainingLabels(TrainingPairs):
 
     @property
     def shapes(self) -> dict[str, tuple[tuple[float, float], ...]]:
-        """Of each category's defects that have a mask: width and height, in parts of the window's side."""
+        """Width and height of each category's defects that have a mask, as fractions of the window's side."""
         found: dict[str, list[tuple[float, float]]] = {}
-        for product, of_product in self._samples.items():
-            for category, samples in of_product.items():
+        for product, of_product in self._images.items():
+            for category, images in of_product.items():
                 part = self.scales[product].get(category, 1.0) / self.image_size
-                for box in (box for sample in samples for box in self._its_boxes(sample)):
+                for box in (box for image in images for box in self._boxes_of(image)):
                     shape = round(min(box.width * part, 1), 3), round(min(box.height * part, 1), 3)
                     found.setdefault(category, []).append(shape)
         return {category: tuple(sorted(shapes)) for category, shapes in found.items()}
 
-    def _map(self, rng: np.random.Generator, look: _View) -> FloatArray | None:
-        sample, size = look.sample, self.image_size
-        if sample.category == NORMAL:
+    def _map(self, rng: np.random.Generator, view: _View) -> FloatArray | None:
+        image, size = view.image, self.image_size
+        if image.category == NORMAL:
             return None
         form = self._form(rng)
         a = np.zeros((len(self.domains) - 1, size, size), np.float32)
-        for category, mask in ((sample.category, sample.mask), *sample.also):
+        for category, mask in ((image.category, image.mask), *image.also):
             here = np.ones((size, size), np.bool_)
             if mask is not None:
-                here = look.at(self._masks.read(mask), size, 1)[0] > self.covered
+                here = view.crop(self._masks.read(mask), size, 1)[0] > self.covered
             a[self.domains.index(category) - 1] = form(here)
         return a
 
     def _form(self, rng: np.random.Generator) -> Callable[[BoolArray], BoolArray]:
-        """What is made of a mask."""
-        form, grown = rng.integers(3), rng.uniform(0, _GROWN, 4) * self.image_size
+        """A random form of a category's area, as a function of its mask."""
+        form, margins = rng.integers(3), rng.uniform(0, _BOX_MARGIN, 4) * self.image_size
         if form == 0:
             return lambda here: np.full_like(here, here.any())
         if form == 1:
-            return partial(_boxed, grown=grown)
+            return partial(_boxed, margins=margins)
         return lambda here: cv2.dilate(here.view(np.uint8), np.ones((_BRUSH, _BRUSH), np.uint8)) > 0
 
 
-def _boxed(here: BoolArray, grown: NDArray[np.float64]) -> BoolArray:
-    """The box around a mask, larger by `grown` at its top, left, bottom and right; nothing around nothing."""
+def _boxed(here: BoolArray, margins: NDArray[np.float64]) -> BoolArray:
+    """The box around a mask, enlarged by `margins` at top, left, bottom and right; empty if the mask is."""
     if not here.any():
         return here
     left, top, width, height = cv2.boundingRect(here.view(np.uint8))
-    before, after = np.array([top, left]) - grown[:2], np.array([top + height, left + width]) + grown[2:]
+    before, after = np.array([top, left]) - margins[:2], np.array([top + height, left + width]) + margins[2:]
     (top, left), (bottom, right) = np.maximum(before, 0).astype(int), np.ceil(after).astype(int)
     box = np.zeros_like(here)
     box[top:bottom, left:right] = True
@@ -285,9 +280,9 @@ def _boxed(here: BoolArray, grown: NDArray[np.float64]) -> BoolArray:
 
 
 class TrainingMasks(TrainingLabels):
-    """Pairs whose defective window comes with its mask itself, all categories of a product at one scale.
+    """Pairs whose defective window comes with its mask. All categories of a product have the same scale.
 
-    What makes whole images learns the normals once, for all categories.
+    A method that makes whole images learns the normals once for all categories.
     """
 
     fit = 0.5
@@ -303,53 +298,49 @@ class TrainingMasks(TrainingLabels):
 
 
 def stack(windows: Iterable[TrainingSample]) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
-    """Windows as arrays: x [B, C, S, S], y [B], p [B]."""
+    """Stack windows into arrays: x [B, C, S, S], y [B], p [B]."""
     rows = list(windows)
     return np.stack([w.x for w in rows]), np.array([w.y for w in rows]), np.array([w.p for w in rows])
 
 
-_RIM_SEEN = 3  # pixels of it that a network shall see at least
-
-
-_COLOUR = 0.2  # of the difference in brightness: with less, defects are learnt in gray
-
-
-_TURN, _SHIFT = 15.0, 0.1  # degrees, and parts of the window: the rest is free when patches are placed
+_MIN_RIM = 3  # pixels of the window: least width of a patch's rim
+_COLOR = 0.2  # fraction of the difference in brightness; defects with less difference in color are learned in gray
+_TURN, _SHIFT = 15.0, 0.1  # degrees, and fraction of the window's side; larger changes are made when pasting
 
 
 class TrainingPatches:
-    """Draws the rows of training batches for methods that learn patches; a row's source and reference are one.
+    """Draws the rows of training batches for methods that learn patches. A row's source and reference are the same.
 
-    Each category is as frequent as any other. The paper makes some 1000 images of some 20 once, by flips, rotations,
-    crops and shifts; here each draw is turned, mirrored, scaled and shifted anew, a little, and cropped where it is
-    larger than the window. Turning and shifting freely would cost the network most of what it can learn.
+    All categories are equally frequent. The paper of DCDGANc makes some 1000 images from some 20 once, by flips,
+    rotations, crops and shifts. Here, each draw rotates, mirrors, scales and shifts a patch a little, and crops it if
+    it is larger than the window. Free rotations and shifts would use up most of the network's capacity.
     """
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         self.image_size = image_size
         self.products = tuple(products)
         self.domains = tuple(domains)
-        photographs = ImageCache()
-        samples: dict[str, dict[str, list[SourceImage]]] = {product: {} for product in products}
-        for sample in catalog.images:
-            if sample.category != NORMAL:
-                samples[sample.product].setdefault(sample.category, []).append(sample)
+        cache = ImageCache()
+        images: dict[str, dict[str, list[SourceImage]]] = {product: {} for product in products}
+        for image in catalog.images:
+            if image.category != NORMAL:
+                images[image.product].setdefault(image.category, []).append(image)
         self.scales: dict[str, dict[str, float]] = {product: {} for product in products}
         self._patches: dict[tuple[str, str], list[DefectPatch]] = {}
-        for product, of_product in samples.items():
-            for category, its_samples in sorted(of_product.items()):
-                pieces = [defect_pieces(read_mask(sample.mask)) for sample in its_samples if sample.mask]
-                scale = find_scale(its_samples, [[box for box, _ in each] for each in pieces], image_size)
+        for product, of_product in images.items():
+            for category, its_images in sorted(of_product.items()):
+                pieces = [defect_pieces(read_mask(image.mask)) for image in its_images if image.mask]
+                scale = find_scale(its_images, [[box for box, _ in each] for each in pieces], image_size)
                 scale = keep_thick(scale, [piece for each in pieces for _, piece in each])
                 self.scales[product][category] = scale
-                rim = max(RIM, round(_RIM_SEEN / scale))
+                rim = max(RIM, round(_MIN_RIM / scale))
                 self._patches[product, category] = [
-                    resize(relative(cut_out(photographs.read(sample.path), box, piece, rim)), scale)
-                    for sample, its_pieces in zip(its_samples, pieces, strict=True)
+                    resize(relative(cut_out(cache.read(image.path), box, piece, rim)), scale)
+                    for image, its_pieces in zip(its_images, pieces, strict=True)
                     for box, piece in its_pieces
                 ]
 
-        self.channels = 3 if _coloured([patch for each in self._patches.values() for patch in each]) else 1
+        self.channels = 3 if _differ_in_color([patch for each in self._patches.values() for patch in each]) else 1
 
     def row(self, rng: np.random.Generator) -> Row:
         category = str(rng.choice(self.domains[1:]))
@@ -358,7 +349,7 @@ class TrainingPatches:
         return Row(drawn, drawn)
 
     def examples(self, rng: np.random.Generator, count: int) -> list[Row]:
-        """Rows to look at: for each product and category `count` times two real patches."""
+        """Rows for previews: for each category of each product, `count` pairs of real patches."""
         return [Row(self._draw(rng, *key), self._draw(rng, *key)) for key in self._patches for _ in range(count)]
 
     def _draw(self, rng: np.random.Generator, product: str, category: str) -> TrainingSample:
@@ -371,29 +362,29 @@ class TrainingPatches:
         room = np.full(2, _SHIFT * self.image_size)
         if (reach <= self.image_size).all():
             room = np.minimum(room, (self.image_size - reach) / 2)
-        else:  # a crop, with any part of the defect in its middle
+        else:  # crop around a random pixel of the defect
             point = np.argwhere(patch.blend_mask)[rng.integers(patch.blend_mask.sum())][::-1]
         matrix[:, 2] = self.image_size / 2 + rng.uniform(-1, 1, 2) * room - matrix[:, :2] @ point
         x = on_pure_background(patch, matrix, self.image_size, self.channels)
         return TrainingSample(x, self.domains.index(category), self.products.index(product))
 
 
-def _coloured(patches: Sequence[DefectPatch]) -> bool:
-    """Whether defects differ from their own background in colour, not in brightness alone, as most do.
+def _differ_in_color(patches: Sequence[DefectPatch]) -> bool:
+    """Whether defects differ from their background in color, and not, as most do, in brightness only.
 
-    What a network makes of colours that are not there would show; a gray patch takes those of the photograph.
+    For the latter, a network would make visible false colors; a gray patch takes the colors of the image instead.
     """
     inside = [patch.pixels[patch.defect_mask] for patch in patches]
     brightness = [np.abs(pixels.mean(axis=1)).mean() for pixels in inside]
-    colour = [np.abs(pixels - pixels.mean(axis=1, keepdims=True)).max(axis=1).mean() for pixels in inside]
-    return bool(np.mean(colour) > _COLOUR * np.mean(brightness))
+    color = [np.abs(pixels - pixels.mean(axis=1, keepdims=True)).max(axis=1).mean() for pixels in inside]
+    return bool(np.mean(color) > _COLOR * np.mean(brightness))
 
 
 TrainingData = TrainingWindows | TrainingPatches
 
 
 class Feeder:
-    """Batches by step, drawn ahead of the network by a few threads; a batch is a function of (seed, rank, step)."""
+    """Prepares batches in a few threads, ahead of the training. A batch depends only on (seed, rank, step)."""
 
     def __init__(self, windows: TrainingData, size: int, seed: int, device: torch.device, workers: int) -> None:
         self._windows, self._size, self._seed, self._device = windows, size, seed, device
@@ -411,7 +402,7 @@ class Feeder:
         self._pool.shutdown(cancel_futures=True)
 
     def examples(self) -> Batch:
-        """The same rows throughout a run, to see it make progress on them."""
+        """Rows for previews, the same throughout a run."""
         return self._move(self._stack(self._windows.examples(numpy_rng(self._seed), count=2)))
 
     def _draw(self, step: int) -> Batch:
@@ -439,10 +430,10 @@ class Feeder:
 
 
 def training_data(name: str, catalog: Catalog, image_size: int) -> TrainingData:
-    """What a method learns: windows of photographs, or patches on a pure background.
+    """The training data of a method: windows of images, or patches on a pure background.
 
     Raises:
-        BadInputError: the method needs masks, and a defect has none.
+        BadInputError: the method needs masks, and a defect image has none.
     """
     method = info(name)
     if method.needs_masks:
@@ -462,13 +453,13 @@ def training_data(name: str, catalog: Catalog, image_size: int) -> TrainingData:
 
 
 def hold_out(catalog: Catalog) -> tuple[Catalog, list[Path]]:
-    """A catalog without every tenth normal of each product, and these: to calibrate on what is never trained on."""
+    """Split every tenth normal of each product off a catalog, for calibrating on images that are not trained on."""
     held: list[Path] = []
     for product in catalog.products:
         normals = [s.path for s in catalog.images if s.product == product and s.category == NORMAL]
         held += normals[4::10]
-    samples = tuple(sample for sample in catalog.images if sample.path not in held)
-    return catalog.model_copy(update={"images": samples}), held
+    images = tuple(image for image in catalog.images if image.path not in held)
+    return catalog.model_copy(update={"images": images}), held
 
 
 def _as_one_category(catalog: Catalog) -> Catalog:

@@ -1,4 +1,4 @@
-"""A run folder: what is written there, when, and how it is taken up again."""
+"""The folder of a training run: its files, and how a run is resumed."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ BACKBONE = "backbone.safetensors"
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """All that a training run depends on. `steps` and `seconds` end it, whichever comes first."""
+    """Everything that a training run depends on. It ends after `config.steps` or `seconds`, whichever comes first."""
 
     method: str
     name: str
@@ -39,11 +39,11 @@ class TrainSpec:
     resume: bool = False
     overwrite: bool = False
     backbone: Path | None = None
-    """A `backbone.safetensors` of an earlier run, in place of the first stage."""
+    """A `backbone.safetensors` of an earlier run, which replaces the first stage."""
 
 
 class Run:
-    """A run folder: what is written there, when, and how it is taken up again."""
+    """Writes the files of a run folder, and restores a run from them."""
 
     def __init__(self, folder: Path, method: Method, average: Average, identity: dict[str, Any]) -> None:
         self.folder = folder
@@ -56,7 +56,7 @@ class Run:
     def begin(self, *, overwrite: bool) -> int:
         if self._checkpoint.exists() and not overwrite:
             raise UsageError(
-                f"{self.folder}: a run is there; use --resume to go on, --overwrite to replace it, or another --name"
+                f"{self.folder}: a run exists; use --resume to continue, --overwrite to replace it, or another --name"
             )
         for stale in (self._checkpoint, self._metrics, *(self.folder / "previews").glob("*.jpg")):
             stale.unlink(missing_ok=True)
@@ -69,19 +69,19 @@ class Run:
         tensors, saved = checkpoint.load(self._checkpoint)
         for key in ("method", "task", "config", "seed"):
             before, now = saved["identity"][key], self._identity[key]
-            if key == "config":  # more steps may be asked for; all else must be as it was
+            if key == "config":  # the number of steps may change, nothing else
                 before, now = {**before, "steps": 0}, {**now, "steps": 0}
             if before != now:
                 raise UsageError(
-                    f"{self.folder}: cannot resume, {_difference(key, before, now)}; use --overwrite to start anew"
+                    f"{self.folder}: cannot resume, {_difference(key, before, now)}; restart with --overwrite"
                 )
         self._method.networks.load_state(unflatten("training", tensors))
         self._average.load_state(unflatten("average", tensors))
-        self._forget_after(saved["step"])
+        self._drop_metrics_after(saved["step"])
         return int(saved["step"])
 
-    def _forget_after(self, step: int) -> None:
-        """Drop the metrics of steps after the checkpoint: they will be taken again."""
+    def _drop_metrics_after(self, step: int) -> None:
+        """Drop the metrics of steps after the checkpoint. These steps will be repeated."""
         if not self._metrics.exists():
             return
         lines = self._metrics.read_text().splitlines(keepends=True)
@@ -98,9 +98,9 @@ class Run:
         checkpoint.save(self._checkpoint, tensors, {"step": step, "identity": self._identity})
 
     def preview(self, batch: Batch, step: int, seed: int) -> None:
-        """A sheet, a row an example, from left to right: a normal, three defects on it, a real one of that kind.
+        """Write a sheet with a row for each example: a normal, three defects on it, and a real defect of that category.
 
-        Of methods that make whole images: what they made without the defect, its mask, with it, and a real one.
+        For methods that make whole images: the image without the defect, its mask, the image with it, a real defect.
         """
         columns = [batch.x]
         with self._average.in_place():
@@ -118,13 +118,13 @@ class Run:
         files.write(self.folder / "previews" / f"{step:07d}.jpg", encode_jpeg(image))
 
     def finish_backbone(self) -> None:
-        """End the first stage: the averaged weights are what the second one begins with."""
+        """End the first stage: copy the averaged weights into the networks, and save the backbone."""
         assert isinstance(self._method, Staged)
         self._average.give()
         checkpoint.save(self.folder / BACKBONE, self._method.backbone(), self._identity)
 
     def take_backbone(self, tensors: Mapping[str, Tensor]) -> int:
-        """Begin with another run's backbone; the step to begin with."""
+        """Start from another run's backbone, and return the first step of the second stage."""
         assert isinstance(self._method, Staged)
         self._method.take_backbone(tensors)
         self._average.take()
@@ -138,10 +138,10 @@ class Run:
 
 
 def identity(request: TrainSpec, task: Task, before: Sequence[str]) -> dict[str, Any]:
-    """What a model is, and what a resumed run must share with the one that began.
+    """The metadata of a model. A resumed run must match it in method, task, seed, and configuration except `steps`.
 
-    `trained_on` are the SHA-256 of all that it saw, with what its backbone saw `before`: so that an evaluation can
-    tell whether it is tested on that.
+    `trained_on` holds the SHA-256 of all training images, including those of the backbone, `before`. From these, an
+    evaluation detects test images that were used for training.
     """
     return {
         "defectgen": __version__,
@@ -149,7 +149,7 @@ def identity(request: TrainSpec, task: Task, before: Sequence[str]) -> dict[str,
         "config": request.config.model_dump(mode="json"),
         "task": task.model_dump(mode="json"),
         "seed": request.seed,
-        "trained_on": sorted({*before, *(files.sha256(sample.path) for sample in request.catalog.images)}),
+        "trained_on": sorted({*before, *(files.sha256(image.path) for image in request.catalog.images)}),
     }
 
 

@@ -1,7 +1,7 @@
-"""Training a method: the loop, averaged weights, previews, metrics, checkpoints, and resuming them exactly.
+"""Trains a method: the loop with averaged weights, previews, metrics and checkpoints, and exact resuming.
 
-Every random number of a step comes from (seed, rank, step) and every schedule is a function of the step, so a
-checkpoint holds no state of a random generator, and resuming needs none.
+Every random number of a step depends only on (seed, rank, step), and every schedule is a function of the step. So a
+checkpoint needs no state of a random generator.
 """
 
 import math
@@ -34,15 +34,15 @@ from defectgen.training.data import (
 from defectgen.training.run import BACKBONE, Run, TrainSpec, identity
 
 _LOG_EVERY = 10  # steps
-_WATCHED = 20  # rows of losses that are looked at together for trouble
+_DIAGNOSED = 20  # rows of losses that are averaged for a diagnosis
 _CHECKPOINT_SECONDS = 120.0
 _PREVIEW_SECONDS = 180.0
-_SHAPES = ("image_size", "width", "max_width", "z_dim", "w_dim", "mapping_layers")  # of networks that stages share
+_SHAPES = ("image_size", "width", "max_width", "z_dim", "w_dim", "mapping_layers")  # of networks in both stages
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is after a step. Losses are there on every tenth step; `diagnosis` where the method sees trouble."""
+    """The state of a run after a step. `losses` are set at every tenth step, `diagnosis` if a failure is detected."""
 
     step: int
     steps: int
@@ -54,7 +54,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left. `stopped` is the exit code of the signal that ended it early, if one did."""
+    """The result of a run. `stopped` is the exit code for the signal that ended it early, if one did."""
 
     model: Path
     task: Task
@@ -65,14 +65,16 @@ class Trained:
 
 
 def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: None) -> Trained:
-    """Train, leaving `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and the model.
+    """Train, and write `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and the model.
 
-    A method with two stages also leaves `backbone.safetensors`. Of a time limit, each stage gets its part of the steps.
+    A method with two stages also writes `backbone.safetensors`. A time limit is divided between the stages as the
+    steps are.
 
     Raises:
-        UsageError: the run folder is taken, or is resumed with another configuration.
-        WeightsError: nothing to resume, or a checkpoint that is damaged.
-        OutOfMemoryError: naming the batch size to try next.
+        UsageError: the run folder is in use, or a run is resumed with another configuration, or the training diverged.
+        WeightsError: there is nothing to resume, or the checkpoint is damaged.
+        OutOfMemoryError: the device has too little memory; the message names the batch size to try next.
+        StoppedError: a signal ended the run before its first step.
     """
     config, device = request.config, resolve(request.device)
     windows = training_data(request.method, request.catalog, config.image_size)
@@ -90,7 +92,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     feeder = Feeder(windows, config.batch_size, request.seed, device, request.workers)
     began = checkpointed = previewed = time.monotonic()
     step, losses = start, dict[str, float]()
-    watch = _Watch(method)
+    monitor = _Monitor(method)
     try:
         examples = feeder.examples()
         with _stop_signals() as stop:
@@ -109,8 +111,8 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
                     _check_finite(losses, step)
                     run.log({"step": step, "seconds": round(now - began, 3), **losses})
                 progress = _progress(step, start, config, request.seconds, now - began, losses if logged else {})
-                on_step(replace(progress, diagnosis=watch.look(losses)) if logged else progress)
-                # Also at the powers of two: the first sign of life, and of trouble, comes early.
+                on_step(replace(progress, diagnosis=monitor.add(losses)) if logged else progress)
+                # Also at powers of two, so that the first checkpoints and previews come early.
                 early = step & (step - 1) == 0
                 if early or now - checkpointed > _CHECKPOINT_SECONDS:
                     run.checkpoint(step)
@@ -131,18 +133,18 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     finally:
         feeder.close()
     if step == 0:
-        raise StoppedError(f"{request.run}: stopped before the first step, nothing is saved", stop[0])
+        raise StoppedError(f"{request.run}: stopped before the first step; nothing was saved", stop[0])
     model = run.save_model(step)
     return Trained(model, task, step, time.monotonic() - began, losses, stop[0] if stop else None)
 
 
 def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str, Tensor] | None, list[str]]:
-    """The backbone asked for, or the one that a resumed run has, and the photographs that it saw.
+    """The requested backbone, or that of a resumed run, and the SHA-256 of the images that it was trained on.
 
-    The windows are then seen at its scale.
+    Sets the scales of `windows` to those of the backbone.
 
     Raises:
-        UsageError: it does not fit the method or the photographs.
+        UsageError: the backbone does not fit the method or the images.
     """
     own = request.run / BACKBONE
     path = own if request.resume and own.is_file() else request.backbone
@@ -150,21 +152,21 @@ def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str,
         return None, []
     tensors, saved = checkpoint.load(path)
     task, before, now = saved["task"], saved["config"], request.config.model_dump(mode="json")
-    wanted = {"method": request.method, "channels": windows.channels, **{k: now[k] for k in _SHAPES if k in now}}
-    for key, value in wanted.items():
+    required = {"method": request.method, "channels": windows.channels, **{k: now[k] for k in _SHAPES if k in now}}
+    for key, value in required.items():
         found = {**before, "method": saved["method"], "channels": task["channels"]}.get(key)
         if found != value:
-            raise UsageError(f"{path}: has {key} {found}, but {value} is wanted")
+            raise UsageError(f"{path}: has {key} {found}, but this run needs {value}")
     known = {product: next(iter(scales.values())) for product, scales in task["scales"].items()}
     for product, scales in windows.scales.items():
         if product not in known and len(known) > 1:
-            raise UsageError(f"{path}: knows {', '.join(known)}, not {product}; name it with --product")
+            raise UsageError(f"{path}: knows {', '.join(known)}, not {product}; name the product with --product")
         scales.update(dict.fromkeys(scales, known.get(product, next(iter(known.values())))))
     return tensors, saved.get("trained_on", [])
 
 
 def estimate(request: TrainSpec) -> dict[str, Any]:
-    """What a run would be, for `--dry-run`: its counts and, from two steps on noise, its time and memory."""
+    """The counts, time and memory of a run, for `--dry-run`. Time and memory are measured over a few steps."""
     config, device = request.config, resolve(request.device)
     windows = training_data(request.method, request.catalog, config.image_size)
     backbone, _ = _read_backbone(request, windows)
@@ -174,7 +176,7 @@ def estimate(request: TrainSpec) -> dict[str, Any]:
     feeder = Feeder(windows, config.batch_size, request.seed, device, 1)
 
     def of_steps(start: int, count: int) -> float:
-        """The seconds that `count` steps from `start` on take, by those of two, after two to warm up."""
+        """The estimated seconds for `count` steps from `start` on, measured over two steps after two for warmup."""
         seconds = []
         for step in range(4 if count else 0):
             began = time.perf_counter()
@@ -222,18 +224,18 @@ def _progress(
     return Progress(step, config.steps, rate * config.batch_size, left, losses)
 
 
-class _Watch:
-    """Looks at the last rows of losses together, of one stage."""
+class _Monitor:
+    """Passes the average over the latest rows of losses to the method's `diagnose`, separately for each stage."""
 
     def __init__(self, method: Method) -> None:
         self._method = method if isinstance(method, Monitored) else None
-        self._rows: deque[Mapping[str, float]] = deque(maxlen=_WATCHED)
+        self._rows: deque[Mapping[str, float]] = deque(maxlen=_DIAGNOSED)
 
-    def look(self, losses: Mapping[str, float]) -> str | None:
+    def add(self, losses: Mapping[str, float]) -> str | None:
         if self._rows and not losses.keys() & self._rows[-1].keys():
             self._rows.clear()
         self._rows.append(losses)
-        if self._method is None or len(self._rows) < _WATCHED:
+        if self._method is None or len(self._rows) < _DIAGNOSED:
             return None
         names = set.intersection(*(set(row) for row in self._rows))
         return self._method.diagnose({name: float(np.mean([row[name] for row in self._rows])) for name in names})
@@ -243,13 +245,13 @@ def _check_finite(losses: Mapping[str, float], step: int) -> None:
     for name, value in losses.items():
         if not np.isfinite(value):
             raise UsageError(
-                f"step {step}: the loss {name} is {value}, training went astray; start anew with a smaller --set lr"
+                f"step {step}: the loss {name} is {value}: training diverged; restart with a lower --set lr=..."
             )
 
 
 @contextmanager
 def _stop_signals() -> Iterator[list[ExitCode]]:
-    """A list that a first SIGINT or SIGTERM fills, to be seen at a step's end; a second one kills at once."""
+    """A list that the first SIGINT or SIGTERM fills, to be checked after each step. A second signal kills at once."""
     stop: list[ExitCode] = []
     codes = {signal.SIGINT: ExitCode.SIGINT, signal.SIGTERM: ExitCode.SIGTERM}
 

@@ -1,9 +1,9 @@
-"""How well a model's verdicts and masks agree with labels, on photographs that it was not trained on.
+"""Measures how well a model's verdicts and masks agree with labels, on images that it was not trained on.
 
     python examples/benchmarks/inspection.py NORMALS DEFECTS --model NAME [--weights FILE]
 
 Image level: accuracy, F1 and AUROC of defective against flawless. Pixel level: F1 and IoU over all pixels of all
-images, the masks of the defects being found as `train` finds them. `--reference DIR` for golden images.
+images. The masks of the defects are located as in `train`. With `--reference DIR` it compares with golden images.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from defectgen.models import registry
 
 
 def auroc(positives: list[float], negatives: list[float]) -> float:
-    """The chance that a defective image scores higher than a flawless one; half for ties."""
+    """The probability that a defective image scores higher than a flawless one; ties count half."""
     p, n = np.array(positives)[:, None], np.array(negatives)[None]
     return float(((p > n) + 0.5 * (p == n)).mean())
 
 
 def best_f1(positives: list[float], negatives: list[float]) -> float:
-    """What the best threshold would reach, if it were known."""
+    """The F1 of the best threshold, which is unknown in practice."""
     p, n = np.array(positives), np.array(negatives)
     hits, alarms = ((each[None] > np.r_[p, n, -1][:, None]).sum(axis=1) for each in (p, n))
     return float((2 * hits / (hits + alarms + len(p))).max())
@@ -84,7 +84,7 @@ def main() -> None:
     print(f"{len(scores[False])} normals, {len(scores[True])} defects, threshold {threshold:.4f}")
     print(
         f"image level   accuracy {right / count:.3f}   F1 {2 * hits / (2 * hits + false_alarms + missed):.3f}   "
-        f"AUROC {area:.3f}   best F1 of any threshold {best_f1(scores[True], scores[False]):.3f}"
+        f"AUROC {area:.3f}   best F1 over all thresholds {best_f1(scores[True], scores[False]):.3f}"
     )
     print(f"pixel level   F1 {2 * found / max(marked + detected, 1):.3f}   IoU {found / max(union, 1):.3f}")
     shares = ", ".join(f"{name} {sum(v)}/{len(v)}" for name, v in sorted(by_category.items()))

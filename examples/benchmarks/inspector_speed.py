@@ -1,9 +1,9 @@
-"""The SSIM and Otsu stage against scikit-image's, and involution against a plain convolution, as ratios of one run.
+"""Compares the SSIM and Otsu stage with scikit-image's, and involution with a plain convolution.
 
     python examples/benchmarks/inspector_speed.py
 
-Medians of alternating calls. Memory is the peak of what an operator's forward and backward pass allocates, in
-multiples of its input.
+Prints medians of alternating calls and their ratios. Memory is the peak that the forward and backward pass of an
+operator allocates, in multiples of its input.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def step(module: nn.Module, x: Tensor) -> None:
 
 
 def peak(module: nn.Module, x: Tensor) -> float:
-    """Bytes allocated at most during forward and backward, by the profiler's record of each allocation."""
+    """Peak bytes allocated during forward and backward, from the profiler's record of each allocation."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step(module, x)
     now = most = 0

@@ -1,8 +1,8 @@
-"""Training images/s and synthesis images/s (with encoding to disk) of a preset on a device, on noise photographs.
+"""Measures training and synthesis (with encoding to disk) of a preset on a device in images/s, on noise images.
 
     python examples/benchmarks/throughput.py --preset tiny --device cpu
 
-Medians over the repetitions, and each figure's ratio to the network alone.
+Prints medians over the repetitions and their ratios to the network alone.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from defectgen.training.run import TrainSpec
 from defectgen.training.trainer import train
 
 
-def photographs(folder: Path, rng: np.random.Generator, side: int) -> ProductFolders:
-    """Noise with bright squares for defects: what is timed does not depend on what is seen."""
+def noise_images(folder: Path, rng: np.random.Generator, side: int) -> ProductFolders:
+    """Noise with bright squares as defects; the timings do not depend on the content."""
     for i in range(16):
         pixels = rng.integers(90, 110, (side, side, 3), np.uint8)
         files.write(folder / f"normals/{i}.png", encode_png(pixels))
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--num", type=int, default=64)
-    parser.add_argument("--photograph", type=int, default=512, help="side of the photographs, in pixels")
+    parser.add_argument("--photograph", type=int, default=512, help="side of the images, in pixels")
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
 
@@ -57,16 +57,16 @@ def main() -> None:
     training, synthesis, network = [], [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = photographs(folder, np.random.default_rng(0), arguments.photograph)
+        source = noise_images(folder, np.random.default_rng(0), arguments.photograph)
         catalog = read_catalog([source])
         normals = catalog.model_copy(update={"images": tuple(s for s in catalog.images if s.mask is None)})
         for i in range(arguments.repeat):
             moments: list[float] = []
             trained = train(
                 TrainSpec(method, "bench", folder / f"run{i}", catalog, (source,), config, device=arguments.device),
-                lambda _: moments.append(time.perf_counter()),  # noqa: B023 (called within this turn)
+                lambda _: moments.append(time.perf_counter()),  # noqa: B023 (called within this iteration)
             )
-            steps = np.diff(moments)[5:]  # the first ones warm up
+            steps = np.diff(moments)[5:]  # the first steps are warm-up
             training.append(config.batch_size / statistics.median(steps))
 
             entry = Entry(

@@ -1,4 +1,4 @@
-"""Timings of calls that take turns, so that a change of the machine's speed meets them all alike."""
+"""Timings of alternating calls, so that changes in the machine's speed affect all of them equally."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def medians(calls: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Milliseconds, each call in turn, so that a busy machine slows all alike."""
+    """The median time of each call over `repeat` alternating runs, in milliseconds."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeat):
         for name, call in calls.items():

@@ -111,7 +111,7 @@ def test_the_module_is_the_program(tmp_path: Path) -> None:
         (["synthesise"], ["synthesise"]),
     ],
 )
-def test_wrong_usage_is_one_line_that_names_it(
+def test_wrong_usage_is_one_line_that_names_the_option(
     arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
@@ -127,14 +127,14 @@ FAILURES: list[tuple[BaseException, int, str]] = [
     (errors.UsageError("--x: bad"), 2, "--x: bad"),
     (errors.BadInputError("a.png: cut\n  short"), 4, "a.png: cut short"),
     (errors.WeightsError("m: damaged"), 5, "m: damaged"),
-    (errors.DiskFullError("out: no room"), 6, "out: no room"),
+    (errors.DiskFullError("out: no space"), 6, "out: no space"),
     (errors.OutOfMemoryError("cuda: try 4"), 7, "cuda: try 4"),
     (errors.NoDeviceError("no cuda"), 8, "no cuda"),
     (errors.StoppedError("saved", ExitCode.SIGTERM), 143, "saved"),
     (
         OSError(errno.ENOSPC, "No space left on device", "/out/a.png"),
         6,
-        "/out/a.png: No space left on device",
+        "/out/a.png: No space left on device; free some space and run again with --resume",
     ),
     (MemoryError(), 7, "out of memory"),
     (RuntimeError("odd"), 1, "RuntimeError: odd (--debug shows the traceback)"),
@@ -173,7 +173,7 @@ def test_every_failure_is_one_line_and_its_code(
     assert shown.rstrip().endswith(line)
 
 
-def test_json_is_heeded_however_it_was_asked_for(
+def test_json_can_be_set_in_the_environment_and_the_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DEFECTGEN_JSON", "1")
@@ -197,12 +197,12 @@ def test_a_signal_ends_it_with_its_code_and_no_traceback(number: signal.Signals)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        _, told = process.communicate(timeout=20)
+        _, message = process.communicate(timeout=20)
     assert process.returncode == 128 + number
-    assert told == "defectgen: error: stopped; run the same command with --resume to go on\n"
+    assert message == "defectgen: error: stopped; run the same command with --resume to continue\n"
 
 
-def test_signals_are_given_back() -> None:
+def test_signal_handlers_are_restored() -> None:
     before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
     main(["--version"])
     assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == before
@@ -217,7 +217,7 @@ def test_signals_are_given_back() -> None:
         "import sys; sys.stderr.write('worked on')",
     ],
 )
-def test_a_reader_that_has_gone_is_no_traceback(program: str) -> None:
+def test_a_closed_pipe_gives_no_traceback(program: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -241,7 +241,7 @@ def test_times(text: str, expected: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "30", "m", "30 m", "-5m", "1m1h", "0h0m", "infh", "1d"])
-def test_times_that_are_none(text: str) -> None:
+def test_invalid_times(text: str) -> None:
     with pytest.raises(UsageError, match="1h30m"):
         options.seconds(text)
 
@@ -271,9 +271,9 @@ def test_the_command_line_wins_over_the_environment_which_wins_over_the_file(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("colour = 1", ["my.toml", "colour is no option of train", "batch-size", "method", "normals"]),
-        ("[train]\nnum = 1", ["num is no option of train"]),
-        ("config = 'x'", ["config is no option"]),
+        ("colour = 1", ["my.toml", "train has no option colour", "batch-size", "method", "normals"]),
+        ("[train]\nnum = 1", ["train has no option num"]),
+        ("config = 'x'", ["train has no option config"]),
         ("seed = [1, 2]", ["seed takes one value"]),
         ("[seed]\na = 1", ["seed takes one value"]),
         ("train = 3", ["train must be a table"]),
@@ -282,7 +282,7 @@ def test_the_command_line_wins_over_the_environment_which_wins_over_the_file(
         ("steps = true", ["--steps"]),
     ],
 )
-def test_mistakes_in_the_file_are_named(text: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_in_the_file_are_named(text: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     Path("my.toml").write_text(text)
     assert main([*TRAIN, "--config", "my.toml"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -290,7 +290,7 @@ def test_mistakes_in_the_file_are_named(text: str, words: list[str], capsys: pyt
         assert word in line
 
 
-def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TRAIN, "--config", "none.toml"]) == 2
     assert "none.toml: No such file" in capsys.readouterr().err
 
@@ -318,7 +318,9 @@ def test_durations(total: float, words: str) -> None:
     assert duration(total) == words
 
 
-def test_plain_progress_comes_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_progress_is_printed_periodically(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     clock = iter([100.0, 101.0, 109.9, 110.0, 111.0, 112.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     with Console(as_json=False, quiet=False).progress("reading") as report:

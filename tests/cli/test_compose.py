@@ -55,7 +55,7 @@ def test_resuming_with_other_options_is_refused(defects: Path, capsys: pytest.Ca
     compose = ["compose", "tiles/defects", "tiles/good", "--quiet"]
     assert main([*compose, "-n", "2"]) == 0
     assert main([*compose, "-n", "4", "--resume", "--scale", "2"]) == 2
-    assert "cannot resume, placement was" in capsys.readouterr().err
+    assert "cannot resume: placement was" in capsys.readouterr().err
 
 
 def test_options_reach_the_samples(defects: Path) -> None:
@@ -111,11 +111,11 @@ def test_a_dry_run_writes_nothing(
         (["tiles/defects", "tiles/good", "--scale", "2:1"], 2, "or a range LOW:HIGH"),
         (["tiles/defects", "tiles/good", "--per-image", "1.5"], 2, "whole numbers"),
         (["tiles/defects", "tiles/good", "--rotation", "left"], 2, "--rotation left"),
-        (["tiles/defects", "tiles/good", "--region", "roi.png"], 2, "is no file"),
-        (["tiles/defects", "tiles/good", "--region", "0,0,0,5"], 2, "is empty"),
+        (["tiles/defects", "tiles/good", "--region", "roi.png"], 2, "--region roi.png: no such file"),
+        (["tiles/defects", "tiles/good", "--region", "0,0,0,5"], 2, "the box is empty"),
         (["tiles/defects", "tiles/good", "--region", "900,0,5,5"], 4, "lies outside a normal of 80x60"),
         (["tiles/defects", "tiles/good", "--blend", "paste"], 2, "paste"),
-        (["tiles/good", "tiles/good"], 4, "has no mask, as 4 of the defects have none"),
+        (["tiles/good", "tiles/good"], 4, "4 of 4 defect images have no mask (first: tiles/good/"),
         (["--model", "one", "tiles/good"], 5, "no model one"),
     ],
 )

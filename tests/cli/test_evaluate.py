@@ -10,31 +10,41 @@ from defectgen import evaluation
 from defectgen.__main__ import main
 from defectgen.evaluation import EvaluateRequest
 
+SCORES = {name: {"mean": 0.7, "spread": 0.01} for name in ("balanced_accuracy", "ap")}
+BETTER = {name: {"mean": 0.8, "spread": 0.01} for name in ("balanced_accuracy", "ap")}
+VERDICT = {"verdict": "helps", "gain": 0.1, "low": 0.05, "high": 0.15, "seeds": 5, "baseline": "traditional"}
 FOUND: dict[str, Any] = {
-    "traceable": True,
-    "made_by_model": True,
-    "trained_on_known": False,
     "skipped": [],
-    "memorisation": {"near_copies": 2, "of": 10},
-    "downstream": {
-        task: {
-            "decided_by": name,
-            "scores": {
-                arm: {name: {"mean": mean, "spread": 0.01}} for arm, mean in (("synthetic", 0.8), ("traditional", 0.7))
-            },
-            "baseline": "traditional",
-            "against_baseline": {"verdict": "helps", "difference": 0.1, "p": 0.01, "seeds": 5},
+    "datasets": {
+        "dataset": {
+            "path": "dataset", "traceable": True, "made_by_model": True, "trained_on_known": False,
+            "memorisation": {"near_copies": 2, "of": 10},
         }
-        for task, name in (("classification", "accuracy"), ("segmentation", "f1"))
     },
-}
+    "downstream": [
+        {
+            "shots": 5,
+            "sets": {"traditional": {"scores": SCORES}, "dataset": {"scores": BETTER}},
+            "datasets": {
+                "dataset": {
+                    "share": 0.25,
+                    "tasks": {
+                        "classification": {**VERDICT, "decided_by": "balanced_accuracy"},
+                        "segmentation": {**VERDICT, "decided_by": "ap"},
+                    },
+                    "reasons": ["crack gets better: recall 0.50 -> 0.60"],
+                }
+            },
+        }
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[EvaluateRequest]:
     asked: list[EvaluateRequest] = []
 
-    def stand_in(request: EvaluateRequest, on_stage: Any) -> dict[str, Any]:
+    def stand_in(request: EvaluateRequest, on_stage: Any, _cut_outs: Any) -> dict[str, Any]:
         asked.append(request)
         on_stage("networks", 1, 2)
         return FOUND
@@ -46,14 +56,17 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[EvaluateRequest]:
 def test_a_verdict_is_printed(requests: list[EvaluateRequest], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "photos", "dataset", "--quick", "--test", "apart", "--quiet"]) == 0
     (request,) = requests
-    assert (request.real, request.synthetic, request.test) == (Path("photos"), Path("dataset"), Path("apart"))
+    assert (request.real, request.synthetic, request.test) == (Path("photos"), (Path("dataset"),), Path("apart"))
     assert request.extent == evaluation.QUICK
     lines = capsys.readouterr()
     assert lines.out.splitlines() == [
-        "classification: helps (accuracy 0.800 with synthetic images, 0.700 without, p = 0.010, 5 seeds)",
-        "segmentation: helps (f1 0.800 with synthetic images, 0.700 without, p = 0.010, 5 seeds)",
-        "2 of 10 synthetic defects are near-copies of real ones",
-        "look at report/report.html",
+        "dataset, 5 shots, classification: helps (balanced accuracy 0.800 with it, 0.700 without, gain +0.050 to "
+        "+0.150, 5 seeds, 25% of the defects)",
+        "dataset, 5 shots, segmentation: helps (average precision 0.800 with it, 0.700 without, gain +0.050 to +0.150, "
+        "5 seeds, 25% of the defects)",
+        "  crack gets better: recall 0.50 -> 0.60",
+        "dataset: 2 of 10 synthetic defects are near-copies of real ones",
+        "see report/report.html",
     ]
     assert "does not say what its model was trained on" in lines.err
 
@@ -70,10 +83,18 @@ def test_options_reach_the_evaluation(requests: list[EvaluateRequest], capsys: p
         "9",
         "--seed",
         "3",
+        "--shots",
+        "1,5,all",
+        "--share",
+        "0.25",
+        "--from-scratch",
+        "--reversal",
     ]
-    assert main(["evaluate", "photos", "dataset", *options, "-o", "r", "--json"]) == 0
+    assert main(["evaluate", "photos", "dataset", "other", *options, "-o", "r", "--json"]) == 0
     (request,) = requests
     assert request.features == {"inception": Path("i.pt"), "lpips": Path("v.pt")}
+    assert request.synthetic == (Path("dataset"), Path("other"))
+    assert (request.shots, request.share, request.kind, request.reversal) == ((1, 5, None), 0.25, "scratch", True)
     assert (request.extent.seeds, request.extent.steps, request.seed) == (7, 9, 3)
     status, summary = map(json.loads, capsys.readouterr().out.splitlines())
     assert (status["message_type"], status["part"]) == ("status", "networks")
@@ -82,7 +103,7 @@ def test_options_reach_the_evaluation(requests: list[EvaluateRequest], capsys: p
 
 def test_a_dry_run_tells_the_split(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "tiles", "tiles/defects", "--dry-run"]) == 4
-    assert "is a test photograph" in capsys.readouterr().err
+    assert "test-set leakage: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -90,7 +111,9 @@ def test_a_dry_run_tells_the_split(photographs: Path, capsys: pytest.CaptureFixt
     [
         (["nowhere", "dataset"], 4, "no normals beside the defects"),
         (["tiles", "nowhere"], 4, "nowhere: no such folder"),
-        (["tiles", "tiles/defects", "--features", "clip=x"], 2, "give KIND=FILE, with inception or lpips"),
+        (["tiles", "tiles/defects", "--features", "clip=x"], 2, "give KIND=FILE, where KIND is inception or lpips"),
+        (["tiles", "tiles/defects", "--shots", "5,none"], 2, "give numbers of 1 or more, or all, such as 1,5,all"),
+        (["tiles", "tiles/defects", "--shots", "0"], 2, "--shots 0"),
         (["tiles", "tiles/defects", "--features", "lpips=x.pt"], 5, "no such file"),
         (["tiles", "tiles/defects", "--resume", "--overwrite"], 2, "give one of them"),
     ],

@@ -43,11 +43,11 @@ def records(out: str = "report") -> list[dict[str, Any]]:
 
 def test_defects_are_found_and_the_line_is_stopped(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "line", "--reference", "golden"]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert told[-1].startswith("report: 6 images inspected, 2 defective, 0 unreadable")
-    assert told[0].split() == ["image", "score", "defects", "pixels"]
-    assert [text.split()[0] for text in told[1:-1]] == ["line/1.png", "line/4.png"]
-    assert told[1].split()[2:] == ["1", str(records()[1]["areas"][0])]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("report: 6 images inspected, 2 defective, 0 unreadable")
+    assert lines[0].split() == ["image", "score", "defects", "pixels"]
+    assert [text.split()[0] for text in lines[1:-1]] == ["line/1.png", "line/4.png"]
+    assert lines[1].split()[2:] == ["1", str(records()[1]["areas"][0])]
     assert [row["defective"] for row in records()] == [False, True, False, False, True, False]
     x, y, width, height = records()[1]["boxes"][0]
     assert x < 34
@@ -82,7 +82,7 @@ def test_a_threshold_is_calibrated_on_flawless_images(line: Path, capsys: pytest
     assert main(["inspect", "line", "--reference", "golden", "--calibrate", "good"]) == 0
     threshold = records()[0]["threshold"]
     assert 0.005 < threshold < 0.4
-    assert "which 99.0% of the images in good stay below" in capsys.readouterr().err
+    assert "calibrated: 99.0% of the images in good pass" in capsys.readouterr().err
     assert [row["defective"] for row in records()].count(True) == 2
     assert main(["inspect", "line", "--reference", "golden", "--threshold", "1.99", "--out", "b"]) == 0
     assert not any(row["defective"] for row in records("b"))
@@ -129,7 +129,7 @@ def isu(line: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
 
 def test_a_model_keeps_its_threshold(isu: Entry, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "line"]) == 2
-    assert "--model isu: knows no threshold yet; give --calibrate DIR" in capsys.readouterr().err
+    assert "--model isu: has no threshold yet; give --calibrate DIR" in capsys.readouterr().err
     assert main(["inspect", "line", "--calibrate", "good", "--share", "1"]) == 0
     threshold = records()[0]["threshold"]
     assert main(["inspect", "line", "--out", "b"]) == 0  # the list of models knows the changed file
@@ -148,7 +148,7 @@ def test_a_model_keeps_its_threshold(isu: Entry, capsys: pytest.CaptureFixture[s
     [
         (["nowhere", "--reference", "golden"], 4, "nowhere: no such file or folder"),
         (["line", "--reference", "nowhere"], 4, "--reference nowhere: no such folder"),
-        (["line", "--reference", "golden", "--model", "m"], 2, "takes the place of --model"),
+        (["line", "--reference", "golden", "--model", "m"], 2, "--reference replaces --model"),
         (["line", "--reference", "golden", "--calibrate", "good", "--threshold", "1"], 2, "give one of them"),
         (["line", "--model", "m"], 5, "no model m of isu-gan"),
         (["line", "--reference", "golden", "--calibrate", "nowhere"], 4, "nowhere: no such folder"),
@@ -159,8 +159,8 @@ def test_what_is_wrong_is_one_line(
     line: Path, arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", *arguments, "-q"]) == code
-    (told,) = capsys.readouterr().err.splitlines()
-    assert words in told
+    (error_line,) = capsys.readouterr().err.splitlines()
+    assert words in error_line
 
 
 def test_watching_takes_each_image_once_and_none_half_written(line: Path) -> None:

@@ -111,11 +111,14 @@ def test_regions_and_unions_are_passed_on(model: Entry, synthesized: SimpleNames
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--region", "1,2,3,4", "--region", "5,6,7,8"], "each needs its category, as --region crack=0,0,64,64"),
-        (["--region", "crack=1,2,3,4", "-c", "crack"], "leave out --category"),
-        (["--region", "crack=1,2,3,4", "--region", "5,6,7,8"], "name the category of each region"),
-        (["--region", "crack=1,2,0,4"], "--region 1,2,0,4: is empty"),
-        (["--region", "nowhere.png"], "--region nowhere.png: is no file"),
+        (
+            ["--region", "1,2,3,4", "--region", "5,6,7,8"],
+            "several regions need a category each, such as --region crack=0,0,64,64",
+        ),
+        (["--region", "crack=1,2,3,4", "-c", "crack"], "omit --category"),
+        (["--region", "crack=1,2,3,4", "--region", "5,6,7,8"], "give a category for each region"),
+        (["--region", "crack=1,2,0,4"], "--region 1,2,0,4: the box is empty"),
+        (["--region", "nowhere.png"], "--region nowhere.png: no such file"),
     ],
 )
 def test_regions_that_cannot_be_meant(

@@ -119,15 +119,15 @@ def test_a_dry_run_writes_nothing(road: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ([], 2, "give --from DEFECTS to cut out, or --model NAME"),
-        (["--from", "road/defects", "--style", "sampled"], 2, "real defects keep their own"),
+        ([], 2, "give --from DEFECTS to cut out defects, or --model NAME"),
+        (["--from", "road/defects", "--style", "sampled"], 2, "cut-out defects keep their own style"),
         (["--from", "road/defects", "--crop", "0:2"], 2, "--crop 0:2: give a number of 0.01 or more, 1 at most"),
         (["--from", "road/defects", "-c", "rust"], 2, "road/defects has crack"),
         (["--from", "nowhere"], 4, "nowhere: no such folder"),
-        (["--from", "tiles/good"], 4, "has no mask"),
+        (["--from", "tiles/good"], 4, "defect images have no mask (first: tiles/good/"),
         (["--model", "two"], 5, "no model two"),
-        (["--model", "one", "--from", "wood=road/defects"], 2, "one knows tiles; leave out the name"),
-        (["--model", "one", "--scale", "2"], 2, "dt-gan paints defects where they lie"),
+        (["--model", "one", "--from", "wood=road/defects"], 2, "one knows tiles; omit the name"),
+        (["--model", "one", "--scale", "2"], 2, "dt-gan paints defects in place"),
         (["--model", "one", "--from", "road/defects", "-c", "blowhole"], 2, "road/defects has crack"),
     ],
 )
@@ -146,4 +146,4 @@ def test_categories_that_the_model_does_not_know(
     Path("road/defects/crack").rename("road/defects/rust")
     Path("road/masks/crack").rename("road/masks/rust")
     assert main(["transfer", "--to", "tiles/good", "-n", "2", "--model", "one", "--from", "road/defects"]) == 2
-    assert "one knows blowhole, crack, but --from shows rust" in capsys.readouterr().err
+    assert "one knows blowhole, crack, but --from has rust" in capsys.readouterr().err

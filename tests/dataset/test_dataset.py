@@ -20,7 +20,7 @@ Samples = Callable[..., Iterator[Sample]]
 
 
 def sample(index: int, category: str = "crack", product: str = "tile", **record: Any) -> Sample:
-    """A photograph of noise with two squares for defects; all decided by the index."""
+    """A noise image with two squares as defects, determined by the index."""
     rng = np.random.default_rng(index)
     image: NDArray[np.uint8] = rng.integers(80, 120, (60, 80, 3), np.uint8)
     mask = np.zeros((60, 80), np.bool_)
@@ -49,7 +49,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 class TestPlain:
-    def test_files_and_rows_say_the_same(self, tmp_path: Path) -> None:
+    def test_files_and_rows_agree(self, tmp_path: Path) -> None:
         seen: list[int] = []
         summary = fresh(tmp_path / "d").write(several(5), on_sample=lambda made: seen.append(made.index))
         assert (summary.written, summary.kept) == (5, 0)
@@ -75,7 +75,7 @@ class TestPlain:
         assert set(np.unique(pixels)) == {0, 255}
         assert pixels.ndim == 2
 
-    def test_restored_images_are_written_kept_and_cleared_with_the_others(self, tmp_path: Path) -> None:
+    def test_restored_images_are_written_kept_and_removed_with_the_others(self, tmp_path: Path) -> None:
         whole = replace(sample(0), restored=np.full((60, 80, 3), 100, np.uint8))
         fresh(tmp_path / "d").write([whole])
         assert manifest(tmp_path / "d")[0]["restored"] == "restored/000000.png"
@@ -86,7 +86,7 @@ class TestPlain:
         fresh(tmp_path / "d", overwrite=True).write([sample(0)])
         assert not restored.parent.exists()
 
-    def test_16_bits_stay(self, tmp_path: Path) -> None:
+    def test_16_bit_images_stay_16_bit(self, tmp_path: Path) -> None:
         one = sample(0)
         deep = one.image.astype(np.uint16) * 250
         fresh(tmp_path / "d").write([Sample(0, "crack", "tile", deep, one.mask, one.provenance)])
@@ -97,7 +97,7 @@ class TestPlain:
         fresh(tmp_path / "b").write(several(9), workers=4)
         assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
-    def test_the_iterator_is_read_a_few_ahead_and_no_more(self, tmp_path: Path) -> None:
+    def test_the_iterator_is_read_only_a_few_samples_ahead(self, tmp_path: Path) -> None:
         ahead: list[int] = []
         recorded: list[int] = []
 
@@ -112,7 +112,7 @@ class TestPlain:
 
 class TestResume:
     @pytest.mark.parametrize("layout", list(Layout))
-    def test_interrupted_and_resumed_is_as_if_never_interrupted(self, tmp_path: Path, layout: Layout) -> None:
+    def test_a_resumed_dataset_equals_an_uninterrupted_one(self, tmp_path: Path, layout: Layout) -> None:
         def broken() -> Iterator[Sample]:
             yield from several(4)
             raise StoppedError("stopped")
@@ -127,7 +127,7 @@ class TestResume:
         assert (summary.written, summary.kept) == (5, 4)
         assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
-    def test_what_is_missing_is_filled_in_order(self, tmp_path: Path) -> None:
+    def test_missing_samples_are_filled_in_order(self, tmp_path: Path) -> None:
         fresh(tmp_path / "whole").write(several(6))
         fresh(tmp_path / "d").write(several(6))
         (tmp_path / "d/images/crack/000002.png").unlink()
@@ -136,7 +136,7 @@ class TestResume:
         again.write([sample(2)])
         assert contents(tmp_path / "d") == contents(tmp_path / "whole")
 
-    def test_a_kill_in_the_middle_of_a_row_or_file_is_mended(self, tmp_path: Path) -> None:
+    def test_an_incomplete_row_or_file_is_repaired(self, tmp_path: Path) -> None:
         fresh(tmp_path / "d").write(several(3))
         rows = (tmp_path / "d/manifest.jsonl").read_bytes()
         (tmp_path / "d/manifest.jsonl").write_bytes(rows[:-20])
@@ -149,7 +149,7 @@ class TestResume:
 
     def test_another_seed_or_layout_is_refused(self, tmp_path: Path) -> None:
         fresh(tmp_path / "d").write(several(2))
-        with pytest.raises(UsageError, match="seed was 0 and is 7"):
+        with pytest.raises(UsageError, match="cannot resume: seed was 0 and is now 7"):
             fresh(tmp_path / "d", resume=True).write([sample(2, seed=7)])
         with pytest.raises(UsageError, match="--format plain"):
             fresh(tmp_path / "d", Layout.COCO, resume=True)
@@ -157,7 +157,7 @@ class TestResume:
 
 
 class TestOverwrite:
-    def test_nothing_is_replaced_unasked(self, tmp_path: Path) -> None:
+    def test_an_existing_dataset_is_not_replaced_by_default(self, tmp_path: Path) -> None:
         fresh(tmp_path / "d").write(several(2))
         before = contents(tmp_path / "d")
         with pytest.raises(UsageError, match="--resume.*--overwrite"):
@@ -165,7 +165,7 @@ class TestOverwrite:
         assert contents(tmp_path / "d") == before
 
     @pytest.mark.parametrize("layout", list(Layout))
-    def test_only_what_was_ours_is_removed(self, tmp_path: Path, layout: Layout) -> None:
+    def test_overwriting_removes_only_files_of_the_dataset(self, tmp_path: Path, layout: Layout) -> None:
         out = tmp_path / "d"
         fresh(out, layout).write(several(6), normals=[("tile", sample(0).image)])
         (out / "notes.txt").write_text("mine")
@@ -179,19 +179,19 @@ class TestOverwrite:
             "sheet.jpg",
         }
 
-    def test_a_folder_that_is_not_ours_is_left_alone(self, tmp_path: Path) -> None:
+    def test_a_folder_without_a_dataset_is_not_touched(self, tmp_path: Path) -> None:
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos/a.png").write_bytes(b"precious")
-        with pytest.raises(BadInputError, match="not a dataset of ours"):
+        with pytest.raises(BadInputError, match="not a defectgen dataset"):
             fresh(tmp_path / "photos", overwrite=True)
         assert contents(tmp_path / "photos") == {"a.png": b"precious"}
 
     @pytest.mark.parametrize("path", ["/etc/passwd", "../outside.png"])
-    def test_a_manifest_that_leads_out_is_refused(self, tmp_path: Path, path: str) -> None:
+    def test_a_manifest_with_paths_outside_the_dataset_is_refused(self, tmp_path: Path, path: str) -> None:
         fresh(tmp_path / "d").write(several(1))
         row = {**manifest(tmp_path / "d")[0], "image": path}
         (tmp_path / "d/manifest.jsonl").write_text(json.dumps(row) + "\n")
-        with pytest.raises(BadInputError, match="line 1.*leads out"):
+        with pytest.raises(BadInputError, match="line 1.*is outside the dataset"):
             fresh(tmp_path / "d", overwrite=True)
 
 
@@ -216,7 +216,7 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.
 
 
 class TestMvtec:
-    def test_loads_by_the_rules_of_anomalib(self, tmp_path: Path) -> None:
+    def test_follows_the_rules_of_anomalib(self, tmp_path: Path) -> None:
         out = tmp_path / "d"
         made = [sample(i, ("crack", "Löcher")[i % 2], "Fliese ß") for i in range(12)]
         fresh(out, Layout.MVTEC).write(made, normals=[("other", made[0].image)] + [("Fliese ß", made[0].image)] * 3)
@@ -228,7 +228,7 @@ class TestMvtec:
 
     @staticmethod
     def load(root: Path) -> None:
-        """What anomalib's MVTec AD reader asks of a category, written from its described behaviour."""
+        """The checks of anomalib's MVTec AD reader for a category, after its documentation."""
         assert str(root.name).isascii()
         assert str(root.name).isprintable()
         images = sorted(root.rglob("*.png"))
@@ -247,22 +247,22 @@ class TestMvtec:
 
 class TestNames:
     @pytest.mark.parametrize("name", ["crack", "pit hole", "Löcher", "ひび"])
-    def test_good_names_stay(self, name: str) -> None:
+    def test_valid_names_are_unchanged(self, name: str) -> None:
         assert folder_name(name) == name
 
     @pytest.mark.parametrize(
         ("name", "safe"), [("a/b", "a_b"), ("..", "_"), ("CON", "_CON"), ("x. ", "x"), ("nul.a", "_nul.a")]
     )
-    def test_dangerous_names_do_not(self, name: str, safe: str) -> None:
+    def test_invalid_names_are_changed(self, name: str, safe: str) -> None:
         assert folder_name(name) == safe
 
-    def test_ascii_names_stay_apart(self) -> None:
+    def test_ascii_names_stay_distinct(self) -> None:
         names = {ascii_name(name) for name in ("Löcher", "Lücher", "L_cher")}
         assert len(names) == 3
         assert all(name.isascii() for name in names)
 
 
-def test_boxes_of_pieces() -> None:
+def test_boxes_of_components() -> None:
     mask = np.zeros((10, 10), np.bool_)
     mask[1, 2:5] = True
     mask[2, 5] = True  # touches at a corner

@@ -42,7 +42,7 @@ def masks() -> dict[str, Mask]:
 
 
 def filled(points: NDArray[np.float64], shape: tuple[int, ...]) -> Mask:
-    """A polygon's pixels by the even-odd rule at their centres, one crossing at a time."""
+    """A polygon's pixels by the even-odd rule at their centers, one crossing at a time."""
     ys, xs = np.mgrid[: shape[0], : shape[1]] + 0.5
     inside = np.zeros(shape, np.bool_)
     for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
@@ -53,7 +53,7 @@ def filled(points: NDArray[np.float64], shape: tuple[int, ...]) -> Mask:
 
 
 def decoded(lengths: dict[str, Any]) -> Mask:
-    """COCO's run lengths, read as its C code does."""
+    """Decode COCO's run lengths as its C code does."""
     counts: list[int] = []
     data, i = lengths["counts"].encode(), 0
     while i < len(data):
@@ -72,7 +72,7 @@ def decoded(lengths: dict[str, Any]) -> Mask:
 
 
 @pytest.mark.parametrize("name", masks())
-def test_polygons_fill_to_the_mask_itself(name: str) -> None:
+def test_polygons_fill_to_exactly_the_mask(name: str) -> None:
     mask = masks()[name]
     whole = np.zeros_like(mask)
     for piece in pieces(mask):
@@ -82,7 +82,7 @@ def test_polygons_fill_to_the_mask_itself(name: str) -> None:
     np.testing.assert_array_equal(whole, mask)
 
 
-def test_run_lengths_of_the_known_case() -> None:
+def test_run_lengths_of_a_known_case() -> None:
     mask = np.zeros((4, 5), np.bool_)
     mask[1:3, 1:4] = True
     assert run_lengths(mask) == {"size": [4, 5], "counts": "5220003"}
@@ -160,7 +160,7 @@ def test_yolo_rows_add_up_to_the_masks(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_mask(tmp_path / f"masks/{split}/{sample.index:06}.png"), sample.mask)
 
 
-def test_yolo_without_a_sample_for_validation_names_the_training_ones(tmp_path: Path) -> None:
+def test_yolo_without_validation_samples_validates_on_training_samples(tmp_path: Path) -> None:
     sample = Sample(0, "a", "p", np.zeros((40, 50), np.uint8), masks()["square"], Provenance())
     open_folder(tmp_path, layout=Layout.YOLO, command="", resume=False, overwrite=False).write([sample])
     assert "val: images/train\n" in (tmp_path / "data.yaml").read_text()

@@ -27,7 +27,7 @@ def test_a_defect_anywhere_is_shown_with_its_outline(tmp_path: Path) -> None:
         assert red(sheet.draw(tmp_path, [put(tmp_path, [box], (100, 300))])) > 20
 
 
-def test_of_defects_too_far_apart_the_largest_is_shown(tmp_path: Path) -> None:
+def test_the_largest_of_defects_too_far_apart_is_shown(tmp_path: Path) -> None:
     row = put(tmp_path, [(10, 40, 8, 8), (280, 20, 12, 12)], (100, 300))
     drawn = sheet.draw(tmp_path, [row])
     assert red(drawn) > 20

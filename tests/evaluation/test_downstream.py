@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,8 @@ import torch
 
 from defectgen.evaluation import downstream
 from defectgen.evaluation.data import Example
-from defectgen.evaluation.downstream import Classifier, Plan, UNet, judge, scores_of
+from defectgen.evaluation.downstream import Plan, TrainingSet, Verdict, judge, scores_of
+from defectgen.evaluation.networks import FineTuned, UNet, build
 
 CPU = torch.device("cpu")
 LABELS = {"normal": 0, "bar": 1, "disc": 2}
@@ -22,7 +22,8 @@ def examples(draw: Callable[[int, str], Any]) -> Callable[..., list[Example]]:
             for category, label in LABELS.items():
                 pixels, mask = draw(seed, category)
                 label = 3 - label if swapped and label else label
-                found.append(Example(pixels[None].astype(np.float32) / 127.5 - 1, mask > 0, label, synthetic))
+                x = pixels[None].astype(np.float32) / 127.5 - 1
+                found.append(Example.of(x, mask > 0, label, synthetic=synthetic))
         return [each for each in found if each.label or not synthetic]
 
     return make
@@ -64,24 +65,47 @@ def test_verdicts() -> None:
     assert judge([each + 0.1 + i / 100 for i, each in enumerate(base)], base).verdict == "helps"
     assert judge([each - 0.1 - i / 100 for i, each in enumerate(base)], base).verdict == "hurts"
     assert judge([0.6, 0.4, 0.55, 0.45, 0.52], base).verdict == "no difference"
-    assert judge(base, base) == downstream.Verdict("no difference", 0.0, 1.0, 5)
-    assert judge([0.75], [0.25]) == downstream.Verdict("no difference", 0.5, None, 1)  # one seed proves nothing
-    assert judge([0.9] * 3, [0.8] * 3).p == pytest.approx(0.25)  # no spread: a coin that fell thrice on one side
+    assert judge(base, base) == Verdict("no difference", 0.0, 0.0, 0.0, 5)
+    assert judge([0.75], [0.25]) == Verdict("no difference", 0.5, None, None, 1)  # one seed proves nothing
+    assert judge([0.9] * 3, [0.8] * 3).verdict == "no difference"  # no spread: a coin that fell thrice on one side
     assert judge([0.9] * 6, [0.8] * 6).verdict == "helps"
 
 
-def test_the_gradient_is_reversed_for_the_features_alone() -> None:
+def test_the_interval_is_students() -> None:
+    found = judge([0.6, 0.7, 0.8], [0.5, 0.5, 0.5])  # differences .1, .2, .3: t = 4.303 for two degrees of freedom
+    assert found.gain == pytest.approx(0.2)
+    assert found.low == pytest.approx(0.2 - 4.3027 * 0.1 / 3**0.5, abs=1e-4)
+    assert found.high == pytest.approx(0.2 + 4.3027 * 0.1 / 3**0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["scratch", "fine-tuned"])
+def test_the_gradient_is_reversed_for_the_features_alone(kind: Any) -> None:
     torch.manual_seed(0)
-    network, x = Classifier(1, 3), torch.randn(4, 1, 48, 48)
+    network: Any = build(kind, 3)
+    x = torch.randn(4, 1, 64, 64)
+    network.requires_grad_(True)
+    inner = network.classifier if kind == "scratch" else network.encoder
     gradients = {}
     for reversal in (1.0, -1.0):  # -1 turned round is the plain gradient
         network.zero_grad()
-        network(x, reversal)[1].sum().backward()
-        named = dict(network.named_parameters())
-        grads = [named[name].grad for name in ("stem.weight", "source.0.weight")]
-        gradients[reversal] = [grad.clone() for grad in grads if grad is not None]
+        network(x, reversal)[2].sum().backward()
+        named = dict(inner.named_parameters())
+        source = dict(network.named_parameters())[f"{'classifier.' * (kind == 'scratch')}source.0.weight"]
+        gradients[reversal] = [each.grad.clone() for each in (named["stem.weight"], source) if each.grad is not None]
     torch.testing.assert_close(gradients[1.0][0], -gradients[-1.0][0])
     torch.testing.assert_close(gradients[1.0][1], gradients[-1.0][1])
+
+
+def test_only_the_later_blocks_are_fine_tuned() -> None:
+    network = FineTuned(3)
+    trained = {id(parameter) for group in network.groups(1e-3) for parameter in group["params"]}
+    assert id(network.encoder.stem.weight) not in trained
+    last: Any = network.encoder.blocks[15]
+    assert id(last.project.weight) in trained
+    assert id(network.head.weight) in trained
+    assert network.groups(1e-3)[0]["lr"] < network.groups(1e-3)[1]["lr"]
+    logits, pixels, source = network(torch.zeros(2, 3, 64, 96))
+    assert (logits.shape, pixels.shape, source.shape) == ((2, 3), (2, 64, 96), (2,))
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (96, 96)])
@@ -100,49 +124,99 @@ def test_augmentation_moves_the_mask_with_the_image() -> None:
     assert len(shapes) == 4
 
 
-def test_windows_hold_their_defect_and_small_photographs_are_mirrored(
-    examples: Callable[..., list[Example]],
-) -> None:
+def test_windows_hold_their_defect_and_small_images_are_mirrored(examples: Callable[..., list[Example]]) -> None:
     for seed, example in enumerate(examples(0, 4)):
-        x, mask = downstream._window(np.random.default_rng(seed), example)
-        assert (x.shape, mask.shape) == ((1, 96, 96), (96, 96))
+        x, mask = downstream.window(np.random.default_rng(seed), example)
+        assert (x.shape, mask.shape) == ((1, 128, 128), (128, 128))
         assert mask.any() == (example.label > 0)
-    tiny = Example(np.zeros((1, 20, 200), np.float32), np.zeros((20, 200), np.bool_), 0, synthetic=False)
-    assert downstream._window(np.random.default_rng(0), tiny)[0].shape == (1, 96, 96)
+    tiny = Example.of(np.zeros((1, 20, 200), np.float32), np.zeros((20, 200), np.bool_), 0)
+    assert downstream.window(np.random.default_rng(0), tiny)[0].shape == (1, 128, 128)
 
 
-def test_defects_of_each_kind_and_category_are_equally_frequent(examples: Callable[..., list[Example]]) -> None:
+def test_a_large_defect_is_half_of_the_time_shown_whole() -> None:
+    mask = np.zeros((400, 500), np.bool_)
+    mask[100:300, 100:400] = True
+    x = np.where(mask, np.float32(1), np.float32(-1))[None]
+    large = Example.of(x, mask, 1)
+    shares = [downstream.window(np.random.default_rng(seed), large)[1].mean() for seed in range(60)]
+    whole = [share for share in shares if abs(share - 200 * 300 / (300 * 1.2) ** 2) < 0.02]
+    assert 15 <= len(whole) <= 45
+
+
+def test_half_are_defects_and_of_these_a_share_is_synthetic(examples: Callable[..., list[Example]]) -> None:
     real, made = examples(0, 3), [each for each in examples(5, 30, synthetic=True) if each.label == 1]
-    drawer = downstream._Drawer([*real, *made], augment=False)
+    drawer = downstream.Drawer(TrainingSet(real, made, 0.25))
     drawn = [drawer.draw(np.random.default_rng(seed)) for seed in range(1200)]
     assert np.mean([each.label == 0 for each in drawn]) == pytest.approx(0.5, abs=0.05)
-    assert np.mean([each.synthetic for each in drawn if each.label]) == pytest.approx(0.5, abs=0.06)
-    assert np.mean([each.label == 2 for each in drawn if each.label and not each.synthetic]) == pytest.approx(
-        0.5, abs=0.1
+    assert np.mean([each.synthetic for each in drawn if each.label]) == pytest.approx(0.25, abs=0.06)
+    of_real = [each.label == 2 for each in drawn if each.label and not each.synthetic]
+    assert np.mean(of_real) == pytest.approx(0.5, abs=0.1)
+    normals = [each for each in real if not each.label]
+    alone = downstream.Drawer(TrainingSet(normals, made, 1.0))
+    assert all(alone.draw(np.random.default_rng(seed)).label in (0, 1) for seed in range(50))
+
+
+def test_mixing_moves_images_masks_and_classes_together() -> None:
+    """MixUp, CutMix and CutOut of images that are 1 on their masks: wherever the mask says so, the image does."""
+    x = torch.zeros(4, 1, 32, 32)
+    x[:2, :, 8:24, 8:24] = 1.0
+    mask, weights = x[:, 0].clone(), torch.eye(2)[[1, 1, 0, 0]]
+    kinds = set()
+    for seed in range(24):
+        mixed, its_mask, its_weights = downstream.mixed(np.random.default_rng(seed), x, mask, weights)
+        torch.testing.assert_close(mixed[:, 0], its_mask)
+        torch.testing.assert_close(its_weights.sum(dim=1), torch.ones(4))
+        cut_out = torch.equal(its_weights, weights)
+        kinds.add(
+            "out" if cut_out else "up" if 0 < float(its_mask.max(dim=2).values.max(dim=1).values.min()) < 1 else "mix"
+        )
+    assert len(kinds) >= 2
+    torch.testing.assert_close(x[:2, 0, 8:24, 8:24], torch.ones(2, 16, 16))  # what came in is as it was
+
+
+@pytest.mark.parametrize("kind", ["fine-tuned", "scratch"])
+def test_networks_learn_and_a_seed_decides_them(examples: Callable[..., list[Example]], kind: Any) -> None:
+    training, held_out = TrainingSet(examples(0, 6)), examples(100, 5)
+    plan = Plan(steps=25 if kind == "fine-tuned" else 12, device=CPU, kind=kind)
+    first = downstream.test(downstream.train(training, 3, plan, 3), held_out, ["bar", "disc"], CPU)
+    again = downstream.test(downstream.train(training, 3, plan, 3), held_out, ["bar", "disc"], CPU)
+    assert first == again
+    if kind == "fine-tuned":
+        assert first["balanced_accuracy"] > 0.6
+        assert first["auroc"] > 0.8
+        assert first["ap"] > 0.3
+    assert set(first["categories"]) == {"bar", "disc"}
+    assert 0 <= first["categories"]["bar"]["recall"] <= 1
+
+
+def test_the_source_loss_is_of_defects_alone(examples: Callable[..., list[Example]]) -> None:
+    """Normals are all real: to hide the source there would pull defects towards normals."""
+    normals = [each for each in examples(0, 4) if not each.label]
+    rows = downstream.batch(
+        np.random.default_rng(0), downstream.Drawer(TrainingSet(examples(0, 3), examples(9, 3, synthetic=True), 0.5)),
+        "none", 3,
+    )  # fmt: skip
+    labels, source = rows[2].argmax(dim=1), rows[3]
+    assert ((labels == 0) == (source == -1)).all()
+    plain, hidden = Plan(1, CPU, "scratch"), Plan(1, CPU, "scratch", reversal=True)
+    network = build("scratch", 3)
+    none = (rows[0], rows[1], rows[2], torch.full_like(rows[3], -1.0))
+    torch.testing.assert_close(
+        downstream._loss(network, none, plain, 1.0), downstream._loss(network, none, hidden, 1.0)
     )
-
-
-def test_networks_learn_and_a_seed_decides_them(examples: Callable[..., list[Example]]) -> None:
-    train, test, plan = examples(0, 6), examples(100, 4), Plan(steps=25, seeds=1, device=CPU)
-    found = []
-    for _ in range(2):
-        segmenter = downstream.train_segmenter(train, plan, 3, augment=True)
-        found.append(downstream.test_segmenter(segmenter, test, CPU))
-    assert found[0] == found[1]
-    assert found[0]["auc"] > 0.9
-    assert found[0]["f1"] > 0.4
-    classifier = downstream.train_classifier(train, 3, plan, 3, augment=False)
-    assert downstream.test_classifier(classifier, test, CPU)["accuracy"] > 0.6
+    assert downstream._loss(network, rows, hidden, 1.0) > downstream._loss(network, rows, plain, 1.0)
+    assert len(normals) == 4
 
 
 def test_wrong_labels_hurt(examples: Callable[..., list[Example]]) -> None:
     """Synthetic discs that are called bars, and bars that are called discs, against the real ones alone."""
-    train, test, plan = examples(0, 4), examples(100, 12), Plan(steps=30, seeds=3, device=CPU)
-    wrong = examples(200, 20, synthetic=True, swapped=True)
-    scores: dict[bool, list[float]] = {True: [], False: []}
-    for seed, harmed in chain.from_iterable(((seed, False), (seed, True)) for seed in range(plan.seeds)):
-        network = downstream.train_classifier([*train, *wrong] if harmed else train, 3, plan, seed, augment=True)
-        scores[harmed].append(downstream.test_classifier(network, test, CPU)["accuracy"])
-    verdict = judge(scores[True], scores[False])
-    assert verdict.difference < -0.1
+    real, wrong = examples(0, 4), examples(200, 20, synthetic=True, swapped=True)
+    plan, held_out = Plan(steps=30, device=CPU), examples(100, 8)
+    scores: dict[float, list[float]] = {0.0: [], 0.75: []}
+    for seed in range(3):
+        for share, found in scores.items():
+            network = downstream.train(TrainingSet(real, wrong, share), 3, plan, seed)
+            found.append(downstream.test(network, held_out, ["bar", "disc"], CPU)["balanced_accuracy"])
+    verdict = judge(scores[0.75], scores[0.0])
+    assert verdict.gain < -0.1
     assert verdict.verdict == "hurts"

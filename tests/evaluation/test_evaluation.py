@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defectgen import evaluation
+from defectgen import evaluation, files
 from defectgen.errors import BadInputError, UsageError
 from defectgen.evaluation import EvaluateRequest, Extent, downstream, evaluate, verdicts
-from defectgen.evaluation.data import LabeledImage
+from defectgen.evaluation.data import LabeledImage, load_examples
 from defectgen.imaging.images import encode_png
 
-SMALL = Extent(steps=2, seeds=2, samples=24, normals=3)
+SMALL = Extent(steps=2, seeds=2, samples=24, normals=3, tested=15)
 
 
 @pytest.fixture(scope="module")
@@ -32,87 +32,221 @@ def made(tmp_path_factory: pytest.TempPathFactory, draw: Any) -> Path:
 
 @pytest.fixture
 def request_for(real: Path, held: Path, made: Path, tmp_path: Path) -> EvaluateRequest:
-    return EvaluateRequest(real, made, tmp_path / "report", test=held, extent=SMALL, device="cpu")
+    return EvaluateRequest(real, (made,), tmp_path / "report", test=held, extent=SMALL, share=0.5, device="cpu")
 
 
 def test_the_report_holds_every_part_in_both_forms(request_for: EvaluateRequest) -> None:
     stages = set()
-    found = evaluate(request_for, lambda stage, _done, _total: stages.add(stage))
-    assert stages == {"fidelity", "copies", "masks", "networks"}
-    assert found["counts"]["real_test"] == {"bar": 5, "disc": 5, "normal": 3}
-    assert found["counts"]["synthetic"] == {"bar": 6, "disc": 6}
-    assert set(found["fidelity"]) == {"bar", "disc"}
-    assert "fid" not in found["fidelity"]["bar"]
-    assert found["mask_agreement"] is None  # no manifest names a source
-    assert (found["traceable"], found["memorisation"]["of"]) == (False, 12)
-    for task in ("classification", "segmentation"):
-        scores = found["downstream"][task]["scores"]
-        assert set(scores) == set(downstream.TRAINING_SETS)
-        assert all(0 <= value["mean"] <= 1 for arm in scores.values() for value in arm.values())
-        assert found["downstream"][task]["against_baseline"]["seeds"] == 2
-        better = max(
-            "traditional", "real", key=lambda arm: scores[arm][found["downstream"][task]["decided_by"]]["mean"]
-        )
-        assert found["downstream"][task]["baseline"] == better
+    request_for = replace(request_for, extent=replace(SMALL, steps=1))
+    found = evaluate(request_for, lambda stage, _done, _total: stages.add(stage), cut_outs)
+    assert stages == {"cut-outs", "fidelity", "networks"}
+    assert found["counts"]["real_test"] == {"bar": 5, "disc": 5, "normal": 5}
+    of = found["datasets"]["defects"]
+    assert of["counts"] == {"bar": 6, "disc": 6}
+    assert set(of["fidelity"]) == {"bar", "disc"}
+    for name in ("swd", "lite0_kid", "lite0_precision", "lite0_recall", "lite0_variety"):
+        assert {name, f"{name}_floor", f"{name}_cutouts"} <= set(of["fidelity"]["bar"])
+    assert not {"fid", "kid", "clustered_lpips"} & set(of["fidelity"]["bar"])  # those are other networks' names
+    assert of["mask_agreement"] is None  # no manifest names a source
+    assert (of["traceable"], of["memorisation"]["of"]) == (False, 12)
+    (of_shots,) = found["downstream"]
+    assert of_shots["shots"] is None
+    assert set(of_shots["sets"]) == {*downstream.AUGMENTATIONS, "defects", "defects alone"}
+    for scores in of_shots["sets"].values():
+        assert set(scores["scores"]) == {"balanced_accuracy", "f1", "ap", "iou", "f1_pixels", "auroc"}
+        assert all(0 <= value["mean"] <= 1 for value in scores["scores"].values())
+        assert set(scores["categories"]) == {"bar", "disc"}
+    for of_task in of_shots["datasets"]["defects"]["tasks"].values():
+        baseline, metric = of_task["baseline"], of_task["decided_by"]
+        means = {name: of_shots["sets"][name]["scores"][metric]["mean"] for name in downstream.AUGMENTATIONS}
+        assert baseline == max(means, key=lambda name: means[name])
+        assert of_task["gain"] == pytest.approx(of_shots["sets"]["defects"]["scores"][metric]["mean"] - means[baseline])
+        assert of_task["low"] <= of_task["gain"] <= of_task["high"]
     assert json.loads((request_for.out / "report.json").read_text()) == json.loads(json.dumps(found))
     html = (request_for.out / "report.html").read_text()
     assert "http" not in html.replace("http-equiv", "")  # nothing is fetched
-    assert html.count("data:image/jpeg;base64,") >= 4 + len(found["memorisation"]["worst"])
+    assert html.count("data:image/jpeg;base64,") >= 4 + len(of["memorisation"]["worst"])
     assert "<svg" in html
+    assert 'alt=""' not in html
     assert "is unchecked" in html
-    assert [line.split(":")[0] for line in verdicts(found)] == ["classification", "segmentation"]
+    assert [line.split(":")[0] for line in verdicts(found)][:2] == [
+        f"defects, all real defects, {task}" for task in ("classification", "segmentation")
+    ]
 
 
-def test_a_report_is_gone_on_with_and_never_overwritten_unasked(
+def cut_outs(defects: Any, normals: Any, num: int) -> list[Any]:
+    """The real defects themselves."""
+    examples = load_examples(list(defects)[:num], [defects[0].category])
+    return [(each.x, each.mask) for each in examples]
+
+
+def test_a_report_is_continued_and_never_overwritten_unasked(
     request_for: EvaluateRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained: list[str] = []
-    segmenter, classifier = downstream.train_segmenter, downstream.train_classifier
+    trained: list[int] = []
+    train = downstream.train
 
-    def counted(kind: str, function: Any) -> Any:
-        def stand_in(*arguments: Any, **settings: Any) -> Any:
-            if len(trained) == 3 and "stop" in flags:
-                raise KeyboardInterrupt
-            trained.append(kind)
-            return function(*arguments, **settings)
-
-        return stand_in
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        if len(trained) >= 3 and "stop" in flags:
+            raise KeyboardInterrupt
+        trained.append(1)
+        return train(*arguments, **settings)
 
     flags = {"stop"}
-    monkeypatch.setattr(downstream, "train_segmenter", counted("s", segmenter))
-    monkeypatch.setattr(downstream, "train_classifier", counted("c", classifier))
+    monkeypatch.setattr(downstream, "train", counted)
+    request_for = replace(request_for, extent=replace(SMALL, steps=1))
     with pytest.raises(KeyboardInterrupt):
         evaluate(request_for)
-    assert trained == ["c"] * 3
-    with pytest.raises(UsageError, match="go on with --resume"):
+    assert len(trained) == 3
+    with pytest.raises(UsageError, match="continue with --resume"):
         evaluate(request_for)
     flags.clear()
     resumed = evaluate(replace(request_for, resume=True))
-    assert len(trained) == 12  # each of two kinds, three arms and two seeds once
-    whole = evaluate(replace(request_for, overwrite=True))
-    assert whole["downstream"] == resumed["downstream"]
-    with pytest.raises(UsageError, match="of other photographs or options"):
+    assert len(trained) == 10  # each of five training sets with two seeds once
+    whole = evaluate(replace(request_for, out=request_for.out.with_name("whole")))
+    assert whole == resumed
+    with pytest.raises(UsageError, match="of other images or options"):
         evaluate(replace(request_for, resume=True, seed=1))
 
 
+def test_two_runs_with_a_seed_give_the_same_report(request_for: EvaluateRequest, tmp_path: Path) -> None:
+    """Also of datasets that are compared, few shots, and a share that is chosen."""
+    several = replace(request_for, shots=(2,), share=None)
+    first = evaluate(replace(several, extent=replace(SMALL, steps=1, seeds=1), out=tmp_path / "a"))
+    second = evaluate(replace(several, extent=replace(SMALL, steps=1, seeds=1), out=tmp_path / "b"))
+    assert first == second
+    assert (tmp_path / "a/report.html").read_bytes() == (tmp_path / "b/report.html").read_bytes()
+    assert first["downstream"][0]["datasets"]["defects"]["share"] in evaluation.SHARES
+
+
+def test_shots_are_drawn_for_each_seed_and_are_the_same_for_all(
+    request_for: EvaluateRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[int, list[frozenset[bytes]]] = {}
+    train = downstream.train
+
+    def noted(training: Any, classes: int, plan: Any, seed: int, *rest: Any) -> Any:
+        defects = frozenset(each.x.tobytes() for each in training.real if each.label)
+        if defects:  # not the synthetic ones alone
+            drawn.setdefault(seed, []).append(defects)
+            counts = [sum(each.label == label for each in training.real) for label in (1, 2)]
+            assert counts == [2, 2]
+        return train(training, classes, plan, seed, *rest)
+
+    monkeypatch.setattr(downstream, "train", noted)
+    evaluate(replace(request_for, shots=(2,), extent=replace(SMALL, steps=1)))
+    assert len(drawn) == 2
+    assert all(len(set(each)) == 1 and len(each) == 4 for each in drawn.values())
+    first, second = (each[0] for each in drawn.values())
+    assert first != second
+
+
+def test_a_dataset_of_more_real_defects_than_the_shots_is_noticed(
+    request_for: EvaluateRequest, real: Path, made: Path, tmp_path: Path
+) -> None:
+    """By the manifest: two bars are within two shots, and are then among them; three are too many."""
+    for used in (2, 3):
+        folder = tmp_path / f"from{used}"
+        rows = []
+        for i in range(6):
+            for name, kind in (("images", "defects"), ("masks", "masks")):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                (folder / name / f"{i}.png").write_bytes((made.parent / kind / f"bar/{i}.png").read_bytes())
+            sha = files.sha256(real / f"defects/bar/{i % used}.png")
+            defect = {"content": "x", "content_sha256": sha}
+            rows.append({"index": i, "image": f"images/{i}.png", "mask": f"masks/{i}.png", "category": "bar",
+                         "source_sha256": "0" * 64, "parameters": {"defects": [defect]}})  # fmt: skip
+        (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        request = replace(request_for, synthetic=(folder,), shots=(2,), extent=replace(SMALL, steps=1, seeds=1))
+        found = evaluate(replace(request, out=tmp_path / f"report{used}"))
+        note = found["downstream"][0]["datasets"][folder.name].get("note")
+        assert note == (
+            None
+            if used == 2
+            else "from3 was made of more real defects than 2 shots: 3 of bar; its gain is that of those, too"
+        )
+        assert ("more real defects" in "\n".join(verdicts(found))) == (used == 3)
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Instead of training: a score that falls by what is in the list for each synthetic defect in four."""
+    falls = [0.0]
+
+    def train(training: Any, *_: Any) -> Any:
+        return training
+
+    def test(training: Any, examples: Any, categories: Any, _device: Any) -> dict[str, Any]:
+        value = 0.8 - falls[0] * (training.share if training.synthetic else 0.0)
+        of = {"recall": value, "ap": value - 0.1, "iou": value, "f1_pixels": value, "auroc": value}
+        whole = {"balanced_accuracy": value, "f1": value, "ap": value, "iou": value, "f1_pixels": value, "auroc": value}
+        return {**whole, "curve": [value] * 21, "categories": dict.fromkeys(categories, of)}
+
+    monkeypatch.setattr(downstream, "train", train)
+    monkeypatch.setattr(downstream, "test", test)
+    return falls
+
+
+@pytest.mark.parametrize(("fall", "share"), [(0.2, 0.0), (-0.2, 0.5), (0.0, 0.0)])
+def test_the_share_is_what_does_best_on_real_images_held_out(
+    request_for: EvaluateRequest, scored: list[float], fall: float, share: float
+) -> None:
+    """What does harm is not used, and the answer says so; nor is what makes no difference."""
+    scored[0] = fall
+    found = evaluate(replace(request_for, share=None))
+    answer = found["downstream"][0]["datasets"]["defects"]
+    assert answer["share"] == share
+    for of_task in answer["tasks"].values():
+        assert of_task["verdict"] == ("helps" if share else "do not use it")
+    assert ("do not use it" in verdicts(found)[0]) == (share == 0)
+    assert ("defects" in found["downstream"][0]["sets"]) == (share > 0)
+
+
+def test_what_gets_worse_is_said_by_name(request_for: EvaluateRequest, scored: list[float]) -> None:
+    scored[0] = 0.4
+    found = evaluate(replace(request_for, extent=replace(SMALL, seeds=6)))
+    lines = verdicts(found)
+    assert lines[0].startswith(
+        "defects, all real defects, classification: hurts (balanced accuracy 0.600 with it, 0.800 without"
+    )
+    assert "  bar gets worse: recall 0.80 -> 0.60" in lines
+    assert "  disc gets worse: average precision 0.70 -> 0.50" in lines
+    html = (request_for.out / "report.html").read_text()
+    assert "bar gets worse: recall 0.80 -&gt; 0.60" in html
+
+
+def test_datasets_and_shots_are_compared_in_one_report(
+    request_for: EvaluateRequest, scored: list[float], made: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "second").symlink_to(made.parent)
+    several = (made.parent / "defects", tmp_path / "second/defects")
+    found = evaluate(replace(request_for, synthetic=several, shots=(1, 3, None)))
+    assert list(found["datasets"]) == [str(folder) for folder in several]  # two folders of one name
+    assert [of["shots"] for of in found["downstream"]] == [1, 3, None]
+    html = (request_for.out / "report.html").read_text()
+    assert "Gain against the number of real defects" in html
+    assert html.count("With 3 real defects of each category") == 1
+
+
 def test_the_test_set_itself_is_refused(request_for: EvaluateRequest, held: Path) -> None:
-    with pytest.raises(BadInputError, match="is a test photograph"):
-        evaluate(replace(request_for, synthetic=held / "defects"))
+    with pytest.raises(BadInputError, match="test-set leakage"):
+        evaluate(replace(request_for, synthetic=(held / "defects",)))
 
 
 def test_copies_of_the_training_are_counted(request_for: EvaluateRequest, real: Path) -> None:
-    found = evaluate(replace(request_for, synthetic=real / "defects", extent=replace(SMALL, steps=1, seeds=1)))
-    assert found["memorisation"]["near_copies"] == found["memorisation"]["of"] == 20
-    for pair in found["memorisation"]["worst"]:
+    found = evaluate(replace(request_for, synthetic=(real / "defects",), extent=replace(SMALL, steps=1, seeds=1)))
+    copied = found["datasets"]["defects"]["memorisation"]
+    assert copied["near_copies"] == copied["of"] == 20
+    for pair in copied["worst"]:
         assert pair["synthetic"] == pair["real"]
         assert pair["similarity"] > 0.99
 
 
 def test_without_a_test_set_some_are_put_aside(request_for: EvaluateRequest) -> None:
-    real, _, left_out, _ = evaluation.read(replace(request_for, test=None))
-    assert evaluation.counts(real.train) == {"bar": 6, "disc": 6, "normal": 7}
-    assert evaluation.counts(real.test) == {"bar": 4, "disc": 4, "normal": 5}
-    assert left_out == 0
+    found = evaluation.read(replace(request_for, test=None))
+    assert evaluation.counts(found.real.train) == {"bar": 6, "disc": 6, "normal": 7}
+    assert evaluation.counts(found.real.test) == {"bar": 4, "disc": 4, "normal": 5}
+    assert found.left_out == 0
 
 
 def test_categories_that_are_not_told_apart_become_one(
@@ -121,8 +255,10 @@ def test_categories_that_are_not_told_apart_become_one(
     for name in ("defects", "masks"):
         (tmp_path / "one" / name).mkdir(parents=True)
         (tmp_path / "one" / name / "any").symlink_to(made.parent / name / "bar")
-    found = evaluate(replace(request_for, synthetic=tmp_path / "one/defects", extent=replace(SMALL, steps=1, seeds=1)))
-    assert set(found["fidelity"]) == {"defect"}
+    found = evaluate(
+        replace(request_for, synthetic=(tmp_path / "one/defects",), extent=replace(SMALL, steps=1, seeds=1))
+    )
+    assert set(found["datasets"]["defects"]["fidelity"]) == {"defect"}
     assert found["counts"]["real_train"] == {"defect": 20, "normal": 3}
 
 
@@ -131,12 +267,12 @@ def test_categories_of_the_test_alone_make_one_of_all(request_for: EvaluateReque
         (tmp_path / "apart" / name).mkdir(parents=True)
         (tmp_path / "apart" / name / "scrape").symlink_to(held / name / "bar")
     (tmp_path / "apart/normals").symlink_to(held / "normals")
-    real, synthetic, _, _ = evaluation.read(replace(request_for, test=tmp_path / "apart"))
-    assert evaluation._categories(real, synthetic) == ("defect",)
+    found = evaluation.read(replace(request_for, test=tmp_path / "apart"))
+    assert evaluation._categories(found) == ("defect",)
 
 
 def test_large_sets_are_thinned_by_category() -> None:
     categories = ["a"] * 10 + ["b"] * 3 + ["normal"] * 9
     images = [LabeledImage(Path(str(i)), category) for i, category in enumerate(categories)]
-    thinned = evaluation._thinned(images, replace(SMALL, samples=10, normals=4), np.random.default_rng(0))
+    thinned = evaluation._thinned(images, 10, 4, np.random.default_rng(0))
     assert evaluation.counts(thinned) == {"a": 5, "b": 3, "normal": 4}

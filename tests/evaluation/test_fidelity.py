@@ -8,15 +8,19 @@ import torch
 from numpy.typing import NDArray
 
 from defectgen.errors import WeightsError
+from defectgen.evaluation.data import Example
 from defectgen.evaluation.fidelity import (
+    Figures,
     clustered_lpips,
     fid,
     kid,
+    kid_with_spread,
+    perceptual,
     precision_and_recall,
     sliced_wasserstein,
     window_around,
 )
-from defectgen.nn.features import extractor
+from defectgen.nn.features import extractor, lite0
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +101,50 @@ def test_copies_have_no_diversity_within_their_clusters() -> None:
     groups = spread.reshape(5, 6, 8)
     pairs = [((g[i] - g[j]) ** 2).sum() for g in groups for i in range(6) for j in range(6) if i != j]
     assert clustered_lpips(real, spread) == pytest.approx(float(np.mean(pairs)))
+
+
+def of(draw: Callable[[int, str], Any], seeds: range, noise: float = 0.0) -> list[Example]:
+    rng, found = np.random.default_rng(0), []
+    for seed in seeds:
+        pixels, mask = draw(seed, "disc")
+        x = pixels[None].astype(np.float32) / 127.5 - 1
+        x = np.clip(x + rng.normal(0, noise, x.shape), -1, 1).astype(np.float32)
+        found.append(Example.of(x, mask > 0, 1))
+    return found
+
+
+def test_noise_is_worse_than_clean_in_every_figure(draw: Callable[[int, str], Any]) -> None:
+    figures = Figures(torch.device("cpu"), {}, 0)
+    real, cut_outs = of(draw, range(20)), np.stack([window_around(each.x, each.mask) for each in of(draw, range(20))])
+    clean, noisy = (figures.of(real, of(draw, range(100, 120), noise), cut_outs) for noise in (0.0, 0.3))
+    for name in ("swd", "lite0_kid"):
+        assert clean[name] < noisy[name]
+        assert clean[f"{name}_cutouts"] <= clean[name]  # here the cut-outs are the real ones
+        assert clean[f"{name}_floor"] == noisy[f"{name}_floor"]
+    for name in ("lite0_precision", "lite0_recall"):
+        assert clean[name] > noisy[name]
+    assert clean["lite0_kid"] < 5 * clean["lite0_kid_spread"] + abs(clean["lite0_kid_floor"])
+    assert (clean["real"], clean["synthetic"]) == (20, 20)
+
+
+def test_the_spread_of_kid_is_that_of_subsets() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(40, 6)), rng.normal(size=(40, 6))
+    value, spread = kid_with_spread(a, b, 0)
+    assert value == pytest.approx(kid(a, b))
+    assert 0 < spread < 1
+    assert kid_with_spread(a, b, 0) == (value, spread)
+    _, far = kid_with_spread(a[:8], b[:8], 0)
+    assert far > spread  # fewer tell less
+
+
+def test_perceptual_distance_ignores_what_eyes_ignore(windows: NDArray[np.float32]) -> None:
+    network = lite0()
+    base, other = windows[:1], windows[1:2]
+    brighter = np.clip(base + 0.02, -1, 1).astype(np.float32)
+    a, b, c = (perceptual(network, each)[0] for each in (base, brighter, other))
+    assert np.linalg.norm(a - b) < 0.3 * np.linalg.norm(a - c)
+    assert np.linalg.norm(a) == pytest.approx(1, abs=1e-5)
 
 
 class _Inception(torch.nn.Module):

@@ -27,7 +27,7 @@ def noise(shape: tuple[int, ...], dtype: str = "u1") -> Array:
 
 
 def smooth() -> Array:
-    """What a JPEG keeps."""
+    """Pixels that JPEG compression hardly changes."""
     return np.add.outer(np.arange(64), np.arange(96)).astype(np.uint8)
 
 
@@ -37,7 +37,7 @@ def saved(path: Path, pixels: Array | Image.Image, **settings: Any) -> Path:
     return path
 
 
-class TestReadPhotograph:
+class TestReadImage:
     @pytest.mark.parametrize(
         ("suffix", "shape"),
         [
@@ -52,7 +52,7 @@ class TestReadPhotograph:
         np.testing.assert_array_equal(read.pixels, pixels)
         assert (read.height, read.width, read.channels, read.depth) == (20, 30, 1 if len(shape) == 2 else 3, 8)
 
-    def test_jpeg_colours_are_in_order(self, tmp_path: Path) -> None:
+    def test_jpeg_colors_are_in_order(self, tmp_path: Path) -> None:
         pixels = np.full((16, 16, 3), (200, 100, 20), np.uint8)
         read = read_image(saved(tmp_path / "a.JPG", pixels, quality=95)).pixels
         assert np.abs(read.astype(int) - pixels).max() <= 3
@@ -74,7 +74,7 @@ class TestReadPhotograph:
         assert read.depth == 16
 
     @pytest.mark.parametrize("suffix", [".png", ".tif"])
-    def test_16_bit_colour_is_neither_reduced_nor_swapped(self, tmp_path: Path, suffix: str) -> None:
+    def test_16_bit_color_is_neither_reduced_nor_swapped(self, tmp_path: Path, suffix: str) -> None:
         pixels = noise((20, 30, 3), "u2")
         (tmp_path / f"a{suffix}").write_bytes(cv2.imencode(suffix, pixels[..., ::-1])[1].tobytes())
         np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}").pixels, pixels)
@@ -87,9 +87,9 @@ class TestReadPhotograph:
         np.testing.assert_array_equal(read_image(tmp_path / "a.tif").pixels, np.iinfo(dtype).max - pixels)
 
     def test_palettes(self, tmp_path: Path) -> None:
-        colour = Image.fromarray(noise((20, 30, 3))).quantize(16)
-        read = read_image(saved(tmp_path / "a.png", colour))
-        np.testing.assert_array_equal(read.pixels, np.array(colour.convert("RGB")))
+        color = Image.fromarray(noise((20, 30, 3))).quantize(16)
+        read = read_image(saved(tmp_path / "a.png", color))
+        np.testing.assert_array_equal(read.pixels, np.array(color.convert("RGB")))
         gray = Image.fromarray(noise((20, 30)) // 16 * 16).convert("P")
         gray.putpalette([value for i in range(256) for value in (i, i, i)])
         assert read_image(saved(tmp_path / "b.png", gray)).pixels.ndim == 2
@@ -148,7 +148,7 @@ def tiff_with(data: bytes, tag: int, value: int) -> bytes:
 
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.png": (lambda: b"", "empty"),
-    "text.png": (lambda: b"this is no picture", "not an image"),
+    "text.png": (lambda: b"this is not an image", "not an image"),
     "cut.png": (lambda: encoded(noise((64, 96)), "PNG")[:-2000], "truncated"),
     "cut16.png": (lambda: encoded(noise((64, 96), "u2"), "PNG")[:-2000], "truncated"),
     "cut.jpg": (lambda: encoded(smooth(), "JPEG")[:-300], "truncated"),
@@ -157,14 +157,17 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut16.tif": (lambda: encoded(noise((64, 96), "u2"), "TIFF")[:-500], "truncated"),
     "long16.tif": (lambda: tiff_with(encoded(noise((8, 1), "u2"), "TIFF"), 257, 2**20 + 1), "truncated"),
     "header.tif": (lambda: encoded(noise((8, 8)), "TIFF", compression="tiff_lzw")[:50], "header is damaged"),
-    "gif.png": (lambda: encoded(smooth(), "GIF"), "not an image in a format that we read"),
-    "eps.png": (lambda: encoded(smooth(), "EPS"), "not an image in a format that we read"),
+    "gif.png": (lambda: encoded(smooth(), "GIF"), "not an image in a supported format"),
+    "eps.png": (lambda: encoded(smooth(), "EPS"), "not an image in a supported format"),
     "cut.webp": (lambda: encoded(noise((64, 96, 3)), "WEBP")[:200], "truncated|not an image"),
     "cut.bmp": (lambda: encoded(noise((64, 96)), "BMP")[:-500], "truncated"),
     "flipped.png": (lambda: flipped(encoded(noise((64, 96)), "PNG")), "truncated or damaged"),
-    "bomb.png": (lambda: png_header(60_000, 60_000), "60000x60000.*decompression bomb"),
-    "cmyk.jpg": (lambda: encoded(Image.new("CMYK", (16, 16)), "JPEG"), "mode CMYK; save it as"),
-    "float.tif": (lambda: encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"), "mode F; save it as"),
+    "bomb.png": (lambda: png_header(60_000, 60_000), "60000x60000 pixels.*decompression bomb"),
+    "cmyk.jpg": (lambda: encoded(Image.new("CMYK", (16, 16)), "JPEG"), "unsupported mode CMYK; save it as"),
+    "float.tif": (
+        lambda: encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"),
+        "unsupported mode F; save it as",
+    ),
 }
 
 
@@ -211,7 +214,7 @@ def test_a_jpeg_with_bytes_after_its_end_is_fine(tmp_path: Path, tail: bytes) ->
     assert read_image(tmp_path / "a.jpg").height == 64
 
 
-def test_of_a_jpeg_with_several_pictures_the_first_counts(tmp_path: Path) -> None:
+def test_the_first_of_several_images_in_a_jpeg_is_read(tmp_path: Path) -> None:
     data = encoded(smooth(), "MPO", save_all=True, append_images=[Image.fromarray(smooth())])
     (tmp_path / "a.jpg").write_bytes(data)
     assert read_image(tmp_path / "a.jpg").pixels.shape == (64, 96)
@@ -220,7 +223,7 @@ def test_of_a_jpeg_with_several_pictures_the_first_counts(tmp_path: Path) -> Non
         read_image(tmp_path / "a.jpg")
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "loop.png").symlink_to("loop.png")
     for name in ("missing.png", "folder.png", "loop.png"):
@@ -228,7 +231,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
             read_image(tmp_path / name)
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_read_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> bytes:  # root, who runs tests in containers, may read everything
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
@@ -250,7 +253,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path) -> None:
                 read_image(tmp_path / "a.png")
 
 
-def test_the_libraries_say_nothing_themselves(tmp_path: Path) -> None:
+def test_libraries_print_nothing(tmp_path: Path) -> None:
     (tmp_path / "exif.jpg").write_bytes(encoded(smooth(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"))
     (tmp_path / "cut.tif").write_bytes(BAD["cut16.tif"][0]())
     script = """
@@ -278,7 +281,7 @@ class TestReadMask:
         wanted = noise((20, 30)) > 127
         np.testing.assert_array_equal(read_mask(saved(tmp_path / "m.png", wanted.astype(np.uint8) * high)), wanted)
 
-    def test_gray_stored_as_colour_or_palette(self, tmp_path: Path) -> None:
+    def test_gray_stored_as_color_or_palette(self, tmp_path: Path) -> None:
         wanted = noise((20, 30)) > 127
         gray = wanted.astype(np.uint8) * 255
         for number, image in enumerate((np.dstack([gray] * 3), np.dstack([gray] * 3 + [gray * 0 + 255]))):
@@ -294,14 +297,17 @@ class TestReadMask:
             (np.array([[0, 1, 2]], np.uint8), "values 0, 1, 2.*255 on the defect"),
             (np.array([[0, 128]], np.uint8), "values 0, 128"),
             (np.array([[255, 255]], np.uint8), "values 255"),
-            (np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8), "coloured.*one black and white mask for each category"),
+            (
+                np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8),
+                "has colors; .*one black and white mask for each category",
+            ),
         ],
     )
     def test_other_values_are_explained_not_guessed(self, tmp_path: Path, pixels: Array, reason: str) -> None:
         with pytest.raises(ImageError, match=reason):
             read_mask(saved(tmp_path / "m.png", pixels))
 
-    def test_a_jpeg_mask_is_told_to_be_png(self, tmp_path: Path) -> None:
+    def test_a_jpeg_mask_is_refused_with_advice(self, tmp_path: Path) -> None:
         mask = (np.hypot(*np.ogrid[-20:20, -20:20]) < 9).astype(np.uint8) * 255
         with pytest.raises(ImageError, match="save masks as PNG"):
             read_mask(saved(tmp_path / "m.jpg", mask))
@@ -318,18 +324,18 @@ class TestEncode:
             pixels = pixels[..., [0, 0, 0, 1]]
         np.testing.assert_array_equal(read, pixels)
 
-    def test_jpeg_keeps_the_order_of_colours(self) -> None:
+    def test_jpeg_keeps_the_order_of_colors(self) -> None:
         pixels = np.full((16, 16, 3), (200, 100, 20), np.uint8)
         read = np.array(Image.open(io.BytesIO(encode_jpeg(pixels))))
         assert np.abs(read.astype(int) - pixels).max() <= 4
 
 
 @pytest.mark.parametrize(("name", "taken"), [("a.PNG", True), ("a.jpeg", True), ("a.gif", False), ("png", False)])
-def test_is_photograph(name: str, taken: bool) -> None:
+def test_is_image_file(name: str, taken: bool) -> None:
     assert is_image_file(Path(name)) is taken
 
 
-def test_a_missing_library_of_opencv_is_one_line_with_its_remedy(tmp_path: Path) -> None:
+def test_a_missing_library_of_opencv_is_one_line_with_advice(tmp_path: Path) -> None:
     (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2])])
     command = [sys.executable, "-m", "defectgen", "train", "--method", "dt-gan", str(tmp_path), str(tmp_path)]

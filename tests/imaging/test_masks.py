@@ -45,7 +45,7 @@ def test_difference_agrees_with_the_mean_of_the_ssim_map() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_changed_finds_what_was_painted(channels: int) -> None:
+def test_mask_from_difference_finds_the_change(channels: int) -> None:
     before = texture(channels)
     painted = np.zeros((64, 64), np.bool_)
     painted[20:32, 25:31] = True
@@ -56,7 +56,7 @@ def test_changed_finds_what_was_painted(channels: int) -> None:
     assert overlap > 0.85
 
 
-def test_mapped_is_where_the_map_is_strong_and_something_shows() -> None:
+def test_mask_from_map_is_where_the_map_is_high_and_the_change_visible() -> None:
     before = np.zeros((1, 32, 32), np.float32)
     after, m = before.copy(), np.zeros((32, 32), np.float32)
     m[4:20, 4:20], m[22:30, 22:30] = 0.8, 0.3  # the second one is weak
@@ -91,7 +91,7 @@ def test_clean_keeps_a_large_hole() -> None:
     np.testing.assert_array_equal(clean(mask), mask)
 
 
-def test_clean_of_nothing_and_of_everything() -> None:
+def test_clean_of_empty_and_full_masks() -> None:
     assert not clean(np.zeros((8, 8), np.bool_)).any()
     assert clean(np.ones((8, 8), np.bool_)).all()
 
@@ -102,11 +102,11 @@ def test_feather_is_full_on_the_mask_and_falls_to_exactly_zero() -> None:
     np.testing.assert_allclose(feather(mask, 4)[0, 3:12], [1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0])
 
 
-def test_feather_of_an_empty_mask_is_nothing() -> None:
+def test_feather_of_an_empty_mask_is_zero() -> None:
     assert masks.feather(np.zeros((8, 8), np.bool_), 4).max() == 0
 
 
-def test_seen_is_the_part_of_a_label_that_shows() -> None:
+def test_visible_part_is_where_the_patch_is_visible() -> None:
     rng = np.random.default_rng(0)
     before = rng.normal(120, 3, (60, 60, 1)).astype(np.float32)
     label = np.zeros((60, 60), np.bool_)
@@ -126,7 +126,7 @@ def test_seen_is_the_part_of_a_label_that_shows() -> None:
     assert kept[20:40, 20:40].all()
 
 
-def test_seen_takes_off_a_trusted_label_what_lies_apart() -> None:
+def test_visible_part_removes_separate_parts_of_an_annotated_mask() -> None:
     before = np.full((40, 120, 1), 120, np.float32)
     after = before.copy()
     after[18:22, :60] -= 50  # a crack of which the right half is as dark as the ground
@@ -139,7 +139,7 @@ def test_seen_takes_off_a_trusted_label_what_lies_apart() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_foreground_is_the_object_on_a_plain_backdrop(channels: int, dtype: type) -> None:
+def test_foreground_is_the_object_on_a_plain_background(channels: int, dtype: type) -> None:
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:300, :400]
     part = (np.abs(rows - 150) < 90) & (np.abs(columns - 220) < 120)
@@ -149,7 +149,7 @@ def test_foreground_is_the_object_on_a_plain_backdrop(channels: int, dtype: type
     assert (found & part).sum() / (found | part).sum() > 0.97
 
 
-def test_without_a_backdrop_all_is_foreground() -> None:
+def test_without_a_plain_background_all_is_foreground() -> None:
     rng = np.random.default_rng(0)
     assert foreground(rng.integers(80, 140, (100, 120, 1), np.uint8)).all()
     assert foreground(np.full((50, 60, 3), 90, np.uint8)).all()

@@ -12,8 +12,8 @@ from defectgen.imaging.windows import FloatArray, defect_pieces
 from defectgen.training.data import TrainingPatches
 
 
-def photograph() -> tuple[DecodedImage, "np.ndarray[tuple[int, int], np.dtype[np.bool_]]"]:
-    """A gray photograph, 120 all over, with a dark disc and a bright bar."""
+def example_image() -> tuple[DecodedImage, "np.ndarray[tuple[int, int], np.dtype[np.bool_]]"]:
+    """A gray image, 120 all over, with a dark disc and a bright bar."""
     pixels = np.full((80, 100), 120, np.uint8)
     mask = np.zeros((80, 100), np.uint8)
     cv2.circle(mask, (30, 40), 10, 1, -1)
@@ -34,11 +34,11 @@ def to_unit(gray: float) -> float:
 
 
 def test_each_defect_is_cut_out_with_a_rim_of_its_background() -> None:
-    photo, mask = photograph()
+    photo, mask = example_image()
     bar, disc = cut_outs(photo, mask, Path("a.png"))
     assert disc.defect_mask.sum() + bar.defect_mask.sum() == mask.sum()
     assert disc.blend_mask.shape == (31, 31)  # the disc of 21 pixels, and 5 on each side
-    assert bar.blend_mask.shape == (9, 35)  # none beyond the photograph's edge
+    assert bar.blend_mask.shape == (9, 35)  # none beyond the edge of the image
     for patch, gray in ((disc, 20), (bar, 230)):
         np.testing.assert_allclose(patch.pixels[patch.defect_mask], to_unit(gray), atol=1e-5)
         rim = patch.blend_mask & ~patch.defect_mask
@@ -57,7 +57,7 @@ def test_pieces_that_nearly_touch_are_one_defect() -> None:
 
 
 def test_relative_to_its_own_background_the_rim_is_zero() -> None:
-    photo, mask = photograph()
+    photo, mask = example_image()
     for patch in cut_outs(photo, mask):
         shown = relative(patch)
         assert shown.pixels[shown.blend_mask & ~shown.defect_mask].mean() == pytest.approx(0, abs=1e-6)
@@ -66,8 +66,8 @@ def test_relative_to_its_own_background_the_rim_is_zero() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_lies_on_a_pure_background_is_found_again_by_watershed(channels: int) -> None:
-    photo, mask = photograph()
+def test_watershed_finds_a_patch_on_a_pure_background(channels: int) -> None:
+    photo, mask = example_image()
     patch = relative(cut_outs(photo, mask)[1])
     matrix = turn(31, 31, 30.0, 1.0)
     matrix[:, 2] += 16
@@ -86,7 +86,7 @@ def test_what_lies_on_a_pure_background_is_found_again_by_watershed(channels: in
     assert np.abs(found.pixels[found.blend_mask & ~inside]).mean() < 0.3  # no dark fringe, as the background is 1 away
 
 
-def test_the_content_of_a_mask_and_masks_that_tell_nothing() -> None:
+def test_the_patch_of_a_mask_and_unusable_masks() -> None:
     image, mask = np.zeros((3, 32, 32), np.float32), np.zeros((32, 32), np.bool_)
     mask[10:16, 8:20] = True
     patch = of_mask(image, mask)
@@ -99,7 +99,7 @@ def test_the_content_of_a_mask_and_masks_that_tell_nothing() -> None:
         assert not of_mask(image, nothing).blend_mask.any()
 
 
-def test_pieces_that_the_border_cuts_off_are_left_out_where_that_would_show() -> None:
+def test_pieces_cut_off_by_the_border_are_left_out() -> None:
     image, mask = np.zeros((1, 32, 32), np.float32), np.zeros((32, 32), np.bool_)
     mask[10:16, 8:20] = True
     whole = mask.copy()
@@ -110,13 +110,13 @@ def test_pieces_that_the_border_cuts_off_are_left_out_where_that_would_show() ->
     assert np.array_equal(of_mask(image, whole, cut=False).defect_mask, whole)
 
 
-def test_an_empty_image_has_an_empty_content() -> None:
+def test_an_empty_image_has_an_empty_patch() -> None:
     assert not extract(np.full((1, 32, 32), -1, np.float32)).blend_mask.any()
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 3.0])
 def test_resizing_keeps_values_and_grows_areas(scale: float) -> None:
-    photo, mask = photograph()
+    photo, mask = example_image()
     patch = cut_outs(photo, mask)[1]
     resized = resize(patch, scale)
     assert resized.blend_mask.sum() == pytest.approx(scale**2 * patch.blend_mask.sum(), rel=0.1)
@@ -169,12 +169,12 @@ class TestTrainingContents:
                 assert not inside[:, -2:].any()
                 assert x[0][inside].min() >= -0.6
 
-    def test_no_draw_is_like_another(self, tmp_path: Path) -> None:
+    def test_draws_differ(self, tmp_path: Path) -> None:
         data = TrainingPatches(catalog(tmp_path, (9,)), 64, ("part",), ("normal", "bar", "disc"))
         images = windows(data)[2]
         assert len({x.tobytes() for x in images}) == len(images)
 
-    def test_thin_defects_are_cropped_not_shrunk_away(self, tmp_path: Path) -> None:
+    def test_thin_defects_are_cropped_not_scaled_down(self, tmp_path: Path) -> None:
         data = TrainingPatches(catalog(tmp_path), 64, ("part",), ("normal", "bar", "disc"))
         assert data.scales["part"]["disc"] == 1
         assert data.scales["part"]["bar"] == pytest.approx(1.0)  # 4 pixels thick, though 180 long
@@ -195,21 +195,21 @@ class TestTrainingContents:
 def test_defects_without_masks_are_refused_with_what_to_do(tmp_path: Path) -> None:
     catalog(tmp_path)
     (tmp_path / "masks/disc/1.png").unlink()
-    with pytest.raises(BadInputError, match=r"disc/1\.png: has no mask, as 1 of the defects.*defectgen inspect"):
+    with pytest.raises(
+        BadInputError, match=r"1 of 6 defect images have no mask \(first: .*disc/1\.png\).*defectgen inspect"
+    ):
         read_defects(tmp_path / "defects")
 
 
-@pytest.mark.parametrize(("colour", "channels"), [((40, 40, 40), 1), ((60, 45, 40), 1), ((200, 90, 40), 3)])
-def test_defects_that_are_dark_alone_are_learnt_in_gray(
-    tmp_path: Path, colour: tuple[int, int, int], channels: int
-) -> None:
+@pytest.mark.parametrize(("color", "channels"), [((40, 40, 40), 1), ((60, 45, 40), 1), ((200, 90, 40), 3)])
+def test_defects_without_color_are_learned_in_gray(tmp_path: Path, color: tuple[int, int, int], channels: int) -> None:
     for name in ("normals", "defects/rust", "masks/rust"):
         (tmp_path / name).mkdir(parents=True)
     pixels = np.full((60, 60, 3), 160, np.uint8)
     mask = np.zeros((60, 60), np.uint8)
     cv2.circle(mask, (30, 30), 9, 255, -1)
     (tmp_path / "normals/0.png").write_bytes(encode_png(pixels))
-    pixels[mask > 0] = colour
+    pixels[mask > 0] = color
     (tmp_path / "defects/rust/0.png").write_bytes(encode_png(pixels))
     (tmp_path / "masks/rust/0.png").write_bytes(encode_png(mask))
     read = read_catalog([ProductFolders(product="a", normals=tmp_path / "normals", defects=tmp_path / "defects")])
@@ -218,7 +218,7 @@ def test_defects_that_are_dark_alone_are_learnt_in_gray(
     assert data.row(np.random.default_rng(0)).source.x.shape == (channels, 32, 32)
 
 
-def test_turn_keeps_the_middle() -> None:
+def test_turn_keeps_the_center() -> None:
     for mirrored in (False, True):
         matrix = turn(40, 20, 33.0, 1.5, mirrored=mirrored)
         np.testing.assert_allclose(matrix @ (20, 10, 1), (20, 10), atol=1e-9)
@@ -226,8 +226,8 @@ def test_turn_keeps_the_middle() -> None:
         assert (np.linalg.det(matrix[:, :2]) < 0) == mirrored
 
 
-def test_a_content_says_where_it_comes_from() -> None:
-    photo, mask = photograph()
+def test_a_patch_records_its_source() -> None:
+    photo, mask = example_image()
     patch = cut_outs(photo, mask, Path("a.png"))[1]
     assert isinstance(patch, DefectPatch)
     assert patch.source == Path("a.png")
@@ -235,7 +235,7 @@ def test_a_content_says_where_it_comes_from() -> None:
     assert (patch.box.x, patch.box.y, patch.box.width, patch.box.height) == (20, 30, 21, 21)
 
 
-def test_a_line_too_thin_for_a_smaller_grid_is_kept() -> None:
+def test_a_thin_line_survives_scaling_down() -> None:
     defect_mask = np.zeros((40, 40), np.bool_)
     defect_mask[20, 5:35] = True
     blend_mask = np.zeros((40, 40), np.bool_)

@@ -35,7 +35,7 @@ def disc(size: int, radius: float, x: float, y: float) -> BoolArray:
 
 
 def solved_directly(omega: BoolArray, known: FloatArray) -> FloatArray:
-    """Laplace's equation on `omega` with `known` around it, by a sparse factorisation; no slope at the edges."""
+    """Laplace's equation on `omega` with `known` around it, by a sparse factorization; slope 0 at the edges."""
     number = np.full(omega.shape, -1)
     number[omega] = np.arange(omega.sum())
     rows, columns = np.nonzero(omega)
@@ -57,7 +57,7 @@ def solved_directly(omega: BoolArray, known: FloatArray) -> FloatArray:
 
 
 def reference(content: FloatArray, mask: BoolArray, background: FloatArray, mode: Mode) -> FloatArray:
-    """Equations 8 to 10, written down as they stand."""
+    """Equations 8 to 10, implemented literally."""
     if mode == "poisson":
         composite, omega = background, mask
     else:
@@ -94,17 +94,17 @@ def test_parts_far_apart_are_solved_as_if_together() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real photographs are not here")
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real images are not available")
 @pytest.mark.parametrize("mode", ["improved", "poisson"])
 @pytest.mark.parametrize("folder", ["magnetic-tile/masks/break", "magnetic-tile/masks/crack", "road-crack/masks/crack"])
 def test_within_a_gray_level_of_a_direct_solution_on_real_masks(folder: str, mode: Mode) -> None:
     rng = np.random.default_rng(5)
     for path in sorted((DATA / folder).iterdir())[:3]:
         mask = read_mask(path)
-        photograph = noise(rng, (*mask.shape, 3), 90)
+        patch = noise(rng, (*mask.shape, 3), 90)
         background = noise(rng, (*mask.shape, 3), 150)
-        result = blend(photograph, mask, background, mode=mode).astype(float)
-        exact = reference(photograph.astype(float), mask, background.astype(float), mode)
+        result = blend(patch, mask, background, mode=mode).astype(float)
+        exact = reference(patch.astype(float), mask, background.astype(float), mode)
         assert np.abs(result - np.rint(np.clip(exact, 0, 255))).max() <= 1
 
 
@@ -118,7 +118,7 @@ def test_the_weights_rise_over_the_border_and_are_one_inside() -> None:
     np.testing.assert_allclose(boundary_weights(mask, 2)[30, 9:14], [0, 1 / 3, 2 / 3, 1, 1], atol=1e-3)
 
 
-def test_what_is_thinner_than_the_border_keeps_its_middle() -> None:
+def test_parts_thinner_than_the_border_reach_full_weight() -> None:
     mask = np.zeros((40, 60), np.bool_)
     mask[20:23, 5:55] = True
     np.testing.assert_allclose(boundary_weights(mask)[19:24, 30], [0, 0.5, 1, 0.5, 0], atol=1e-3)
@@ -128,7 +128,7 @@ def test_what_is_thinner_than_the_border_keeps_its_middle() -> None:
     assert (blend(content, mask, background)[mask] == 20).all()
 
 
-def test_the_content_is_kept_and_the_border_is_smooth() -> None:
+def test_the_patch_is_kept_and_its_border_is_smooth() -> None:
     """Figure 3: plain Poisson lets the background into the defect, alpha leaves a step at the border."""
     rng = np.random.default_rng(1)
     mask = disc(120, 30, 60, 60)
@@ -149,7 +149,7 @@ def test_the_content_is_kept_and_the_border_is_smooth() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [0, 2, 3, 4])
 @pytest.mark.parametrize("at", [(-20, -7), (45, 50), (0, 0), (-3, 30), (200, 5), (10, -60)])
-def test_any_depth_colours_and_place(dtype: type, channels: int, at: tuple[int, int]) -> None:
+def test_any_depth_channels_and_position(dtype: type, channels: int, at: tuple[int, int]) -> None:
     rng = np.random.default_rng(2)
     scale = 1 if dtype == np.uint8 else 257
     shape = (70, 80) if channels == 0 else (70, 80, channels)
@@ -163,32 +163,32 @@ def test_any_depth_colours_and_place(dtype: type, channels: int, at: tuple[int, 
     x, y = at
     inside[max(y, 0) : max(y + 40, 0), max(x, 0) : max(x + 50, 0)] = True
     np.testing.assert_array_equal(result[~inside], background[~inside])
-    colours = result if channels == 0 else result[..., : 1 if channels == 2 else 3]
+    channel_values = result if channels == 0 else result[..., : 1 if channels == 2 else 3]
     if inside.any():
-        assert int(colours[inside].min()) == pytest.approx(30 * scale, abs=25 * scale)
+        assert int(channel_values[inside].min()) == pytest.approx(30 * scale, abs=25 * scale)
     if channels in (2, 4):
         np.testing.assert_array_equal(result[..., -1], background[..., -1])
 
 
-def test_at_the_photographs_edge_the_content_does_not_fade() -> None:
+def test_the_patch_does_not_fade_at_the_edge_of_the_image() -> None:
     content = np.full((30, 30), 20, np.uint8)
     background = np.full((60, 60), 200, np.uint8)
     mask = np.ones((30, 30), np.bool_)
     result = blend(content, mask, background, at=(-10, 15)).astype(int)
     assert (np.abs(result[22:38, 0] - 20) < 40).all()  # the middle of what reaches over the left edge
-    assert result[30, 19] > 150  # the content's own border fades
+    assert result[30, 19] > 150  # the patch's own border fades
     whole = blend(np.full((60, 60), 20, np.uint8), np.ones((60, 60), np.bool_), background)
     assert (whole == 20).all()  # no border anywhere
 
 
-def test_what_lies_outside_changes_nothing() -> None:
+def test_a_patch_outside_the_image_changes_nothing() -> None:
     background = np.arange(400, dtype=np.uint16).reshape(20, 20)
     result = blend(np.zeros((5, 5)), np.ones((5, 5), np.bool_), background, at=(40, -90))
     np.testing.assert_array_equal(result, background)
     assert result is not background
 
 
-def test_one_blender_serves_many() -> None:
+def test_a_blender_can_be_reused() -> None:
     rng = np.random.default_rng(3)
     mask = disc(41, 15, 20, 20)
     blender = Blender(mask)
@@ -199,7 +199,7 @@ def test_one_blender_serves_many() -> None:
             np.testing.assert_array_equal(blender.blend(content, background, at=at), alone)
 
 
-def test_only_what_the_mask_covers_is_looked_at() -> None:
+def test_only_pixels_inside_the_mask_are_used() -> None:
     rng = np.random.default_rng(4)
     mask = blobs(rng, (60, 60), 4, 0.3)
     content, background = noise(rng, (60, 60), 80), noise(rng, (60, 60), 150)
@@ -210,14 +210,14 @@ def test_only_what_the_mask_covers_is_looked_at() -> None:
 @pytest.mark.parametrize(
     ("content", "mask", "background", "words"),
     [
-        (np.zeros((5, 5)), np.zeros((5, 5), bool), np.zeros((9, 9), np.uint8), "no pixel is set"),
+        (np.zeros((5, 5)), np.zeros((5, 5), bool), np.zeros((9, 9), np.uint8), "mask: it is empty"),
         (np.zeros((5, 5)), np.ones((5, 6), bool), np.zeros((9, 9), np.uint8), "must be equal"),
-        (np.zeros((5, 5)), np.ones((5, 5), np.uint8), np.zeros((9, 9), np.uint8), "of booleans"),
+        (np.zeros((5, 5)), np.ones((5, 5), np.uint8), np.zeros((9, 9), np.uint8), "mask: expected .* of booleans"),
         (np.zeros((5, 5)), np.ones((5, 5), bool), np.zeros((9, 9), np.float32), "not uint8 or uint16"),
-        (np.zeros((5, 5, 3)), np.ones((5, 5), bool), np.zeros((9, 9), np.uint8), "has 3 colours"),
+        (np.zeros((5, 5, 3)), np.ones((5, 5), bool), np.zeros((9, 9), np.uint8), "has 3 color channels"),
     ],
 )
-def test_what_cannot_be_blended_is_told(
+def test_invalid_input_is_refused(
     content: FloatArray, mask: BoolArray, background: NDArray[np.uint8], words: str
 ) -> None:
     with pytest.raises(BadInputError, match=words):

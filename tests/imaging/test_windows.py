@@ -25,7 +25,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def photograph(height: int = 40, width: int = 60, channels: int = 1, depth: int = 8) -> DecodedImage:
+def example_image(height: int = 40, width: int = 60, channels: int = 1, depth: int = 8) -> DecodedImage:
     shape = (height, width) if channels == 1 else (height, width, channels)
     dtype: Any = np.uint8 if depth == 8 else np.uint16
     return DecodedImage(rng().integers(0, np.iinfo(dtype).max, shape, dtype))
@@ -39,7 +39,7 @@ def sample(width: int, height: int, *, masked: bool) -> SourceImage:
 
 
 class TestDefectBoxes:
-    def test_boxes_of_apart_and_nearly_touching_pieces(self) -> None:
+    def test_boxes_of_separate_and_nearly_touching_pieces(self) -> None:
         mask = np.zeros((40, 60), np.bool_)
         mask[5:8, 10:20] = True
         mask[5:8, 22:25] = True  # two pixels from the one before: the same defect
@@ -51,23 +51,23 @@ class TestDefectBoxes:
 
 
 class TestFindScale:
-    def test_small_defects_are_seen_at_native_resolution(self) -> None:
+    def test_small_defects_are_shown_at_native_resolution(self) -> None:
         assert find_scale([sample(400, 300, masked=True)], [[Box(0, 0, 30, 12)]], 64) == 1.0
 
-    def test_large_defects_scale_the_photograph_down_just_as_far_as_they_need(self) -> None:
+    def test_large_defects_scale_the_image_down_as_far_as_needed(self) -> None:
         scale = find_scale([sample(4000, 3000, masked=True)], [[Box(0, 0, 200, 12)]], 64)
         assert scale == pytest.approx(64 / 230)
         assert 200 * scale < 64
 
-    def test_no_window_is_larger_than_the_photograph(self) -> None:
+    def test_no_window_is_larger_than_the_image(self) -> None:
         assert find_scale([sample(200, 100, masked=True)], [[Box(0, 0, 200, 90)]], 64) == pytest.approx(64 / 200)
 
-    def test_without_masks_the_window_spans_the_photograph(self) -> None:
+    def test_without_masks_the_window_spans_the_image(self) -> None:
         assert find_scale([sample(640, 480, masked=False)], [[]], 64) == pytest.approx(0.1)
 
 
 class TestPlace:
-    def test_a_window_holds_its_box_and_stays_inside(self) -> None:
+    def test_a_window_contains_its_box_and_stays_inside(self) -> None:
         box = Box(30, 10, 20, 25)
         windows = [place(rng(seed), 100, 200, 64, box) for seed in range(200)]
         for window in windows:
@@ -79,18 +79,18 @@ class TestPlace:
             assert window.y + 64 >= 35
         assert len({(window.x, window.y) for window in windows}) > 100
 
-    def test_a_long_box_is_seen_in_pieces_each_full_of_it(self) -> None:
+    def test_a_window_in_a_long_box_shows_only_the_box(self) -> None:
         xs = [place(rng(seed), 64, 500, 64, Box(100, 0, 300, 64)).x for seed in range(300)]
         assert 100 <= min(xs) < 120
         assert 316 < max(xs) <= 336
 
-    def test_a_small_photograph_lies_within_its_window(self) -> None:
+    def test_a_small_image_is_inside_its_window(self) -> None:
         for seed in range(50):
             window = place(rng(seed), 20, 100, 64)
             assert 20 - 64 <= window.y <= 0
             assert 0 <= window.x <= 36
 
-    def test_edges_may_lie_inside_a_window(self) -> None:
+    def test_windows_may_extend_beyond_the_edges(self) -> None:
         windows = [place(rng(seed), 100, 80, 64, beyond=8) for seed in range(300)]
         assert (min(w.y for w in windows), max(w.y for w in windows)) == (-8, 44)
         assert (min(w.x for w in windows), max(w.x for w in windows)) == (-8, 24)
@@ -110,29 +110,29 @@ class TestCut:
         np.testing.assert_array_equal(x[0, :, :2], np.tile([-1.0, 1.0], (16, 1)))
 
     def test_outside_is_mirrored_as_numpy_does(self) -> None:
-        source = photograph(20, 30)
+        source = example_image(20, 30)
         x = crop(source, Window(-5, 10, 40), 40, 1)
         padded = np.pad(source.pixels.astype(np.uint8), ((0, 30), (5, 5)), mode="reflect")[10:50]
         np.testing.assert_allclose((x[0] + 1) * 127.5, padded, atol=1e-3)
 
     @pytest.mark.parametrize("length", [1, 2, 3])
-    def test_photographs_of_a_few_pixels_can_be_cut(self, length: int) -> None:
-        assert crop(photograph(length, length), Window(-7, -7, 16), 16, 1).shape == (1, 16, 16)
+    def test_images_of_a_few_pixels_can_be_cropped(self, length: int) -> None:
+        assert crop(example_image(length, length), Window(-7, -7, 16), 16, 1).shape == (1, 16, 16)
 
-    def test_gray_fills_three_channels_and_colour_becomes_one_by_its_mean(self) -> None:
-        gray = crop(photograph(), Window(0, 0, 16), 16, 3)
+    def test_gray_is_repeated_and_color_is_averaged(self) -> None:
+        gray = crop(example_image(), Window(0, 0, 16), 16, 3)
         assert gray.shape == (3, 16, 16)
         np.testing.assert_array_equal(gray[0], gray[2])
-        colour = photograph(channels=3)
-        one = crop(colour, Window(0, 0, 16), 16, 1)
-        np.testing.assert_allclose((one[0] + 1) * 127.5, colour.pixels[:16, :16].mean(axis=2), atol=1e-3)
+        color = example_image(channels=3)
+        one = crop(color, Window(0, 0, 16), 16, 1)
+        np.testing.assert_allclose((one[0] + 1) * 127.5, color.pixels[:16, :16].mean(axis=2), atol=1e-3)
 
-    def test_alpha_is_not_shown_to_the_network(self) -> None:
-        rgba = photograph(channels=4)
+    def test_alpha_is_not_passed_to_the_network(self) -> None:
+        rgba = example_image(channels=4)
         rgb = DecodedImage(rgba.pixels[..., :3].astype(np.uint8))
         np.testing.assert_array_equal(crop(rgba, Window(0, 0, 16), 16, 3), crop(rgb, Window(0, 0, 16), 16, 3))
 
-    def test_a_dim_16_bit_photograph_uses_the_whole_range(self) -> None:
+    def test_a_dim_16_bit_image_uses_the_whole_range(self) -> None:
         pixels = (1000 + rng().integers(0, 256, (64, 64))).astype(np.uint16)
         x = crop(DecodedImage(pixels), Window(0, 0, 64), 64, 1)
         assert x.min() == -1
@@ -140,7 +140,7 @@ class TestCut:
         assert abs(float(x.mean())) < 0.05
 
     def test_scaling_down_averages(self) -> None:
-        source = photograph(32, 32)
+        source = example_image(32, 32)
         x = crop(source, Window(0, 0, 32), 16, 1)
         mean = source.pixels.reshape(16, 2, 16, 2).mean(axis=(1, 3))
         np.testing.assert_allclose((x[0] + 1) * 127.5, mean, atol=1e-2)
@@ -150,7 +150,7 @@ class TestPutBack:
     @pytest.mark.parametrize("channels", [1, 2, 3, 4])
     @pytest.mark.parametrize("depth", [8, 16])
     def test_pixels_outside_alpha_are_identical_and_the_rest_change(self, channels: int, depth: int) -> None:
-        source = photograph(40, 60, channels, depth)
+        source = example_image(40, 60, channels, depth)
         window = Window(30, 20, 32)  # reaches past the lower border
         before = crop(source, window, 32, 1)
         alpha = np.zeros((32, 32), np.float32)
@@ -161,26 +161,26 @@ class TestPutBack:
         touched = np.zeros((40, 60), np.bool_)
         touched[24:30, 34:42] = True
         np.testing.assert_array_equal(painted[~touched], source.pixels[~touched])
-        colours = slice(None) if channels == 1 else slice(0, source.channels)
-        assert (painted[touched][..., colours].astype(int) <= source.pixels[touched][..., colours]).all()
+        colors = slice(None) if channels == 1 else slice(0, source.channels)
+        assert (painted[touched][..., colors].astype(int) <= source.pixels[touched][..., colors]).all()
         assert (painted[touched] != source.pixels[touched]).mean() > 0.3
         if channels in (2, 4):
             np.testing.assert_array_equal(painted[..., -1], source.pixels[..., -1])
 
-    def test_the_change_comes_back_in_native_values(self) -> None:
+    def test_the_change_is_added_in_native_values(self) -> None:
         source = DecodedImage(np.full((16, 16), 100, np.uint8))
         before = crop(source, Window(0, 0, 16), 16, 1)
         painted = paste_change(source, Window(0, 0, 16), before, before + 20 / 127.5, np.ones((16, 16), np.float32))
         assert (painted == 120).all()
 
-    def test_a_colour_change_on_a_gray_photograph_is_its_mean(self) -> None:
+    def test_a_color_change_on_a_gray_image_is_its_mean(self) -> None:
         source = DecodedImage(np.full((16, 16), 100, np.uint8))
         before = crop(source, Window(0, 0, 16), 16, 3)
         after = before + np.array([30, 0, -60], np.float32).reshape(3, 1, 1) / 127.5
         assert (paste_change(source, Window(0, 0, 16), before, after, np.ones((16, 16), np.float32)) == 90).all()
 
-    def test_the_photographs_grain_stays_where_the_network_saw_it_scaled_down(self) -> None:
-        source = photograph(64, 64)
+    def test_the_grain_of_the_image_stays_if_the_input_was_scaled_down(self) -> None:
+        source = example_image(64, 64)
         window = Window(0, 0, 64)
         before = crop(source, window, 16, 1)
         painted = paste_change(source, window, before, before + 0.1, np.ones((64, 64), np.float32))
@@ -189,15 +189,15 @@ class TestPutBack:
         np.testing.assert_allclose(change[unclipped], 0.1 * 127.5, atol=0.6)
 
 
-def test_laid_is_the_reverse_of_a_window_past_the_border() -> None:
+def test_crop_zero_padded_is_the_inverse_of_paste_on_zeros() -> None:
     values: NDArray[np.bool_] = np.ones((8, 8), np.bool_)
     whole = paste_on_zeros(values, (-3, 6), (10, 20))
     assert whole.sum() == 5 * 4
     assert whole[6:10, 0:5].all()
 
 
-class TestPhotographs:
-    def test_what_is_kept_stays_under_the_limit(self, tmp_path: Path) -> None:
+class TestImageCache:
+    def test_the_cache_stays_under_its_limit(self, tmp_path: Path) -> None:
         for i in range(4):
             (tmp_path / f"{i}.png").write_bytes(encode_png(np.full((10, 10), i, np.uint8)))
         kept = ImageCache(limit=250)
@@ -241,8 +241,8 @@ class TestTrainingWindows:
     def test_each_category_has_its_own_scale(self, windows: TrainingWindows) -> None:
         assert windows.scales == {"p": {"crack": 1.0, "dent": pytest.approx(64 / 115)}}
 
-    def test_a_long_thin_defect_stays_thick_enough_to_be_seen(self, catalog: Catalog) -> None:
-        """A line of 280 by 5 pixels, whole in the window, would be one pixel thick: it is seen in pieces instead."""
+    def test_a_long_thin_defect_stays_thick_enough(self, catalog: Catalog) -> None:
+        """A whole line of 280 by 5 pixels would be one pixel thick in the window: windows show parts of it."""
         mask = np.zeros((200, 300), np.uint8)
         mask[90:95, 10:290] = 255
         for sample in catalog.images:
@@ -252,7 +252,7 @@ class TestTrainingWindows:
         assert scale == pytest.approx(4 / 6, abs=0.02)  # four pixels, of six as its depth counts them
         assert scale > 64 / 280
 
-    def test_the_defect_lies_inside_its_window_at_its_scale(self, windows: TrainingWindows) -> None:
+    def test_the_defect_is_inside_its_window_at_its_scale(self, windows: TrainingWindows) -> None:
         shown = {"crack": 10.0**2, "dent": (100 * 64 / 115) ** 2}
         for seed in range(60):
             reference = windows.row(rng(seed)).reference
@@ -267,7 +267,7 @@ class TestTrainingWindows:
         sources = np.bincount([row.source.y for row in rows], minlength=3)
         assert sources[0] > 90
 
-    def test_defects_of_unlike_scales_do_not_become_each_other(self, windows: TrainingWindows) -> None:
+    def test_defects_of_different_scales_are_not_translated_into_each_other(self, windows: TrainingWindows) -> None:
         for seed in range(200):
             row = windows.row(rng(seed))
             assert (row.source.y, row.reference.y) not in {(1, 2), (2, 1)}
@@ -282,7 +282,7 @@ class TestTrainingWindows:
         assert all(row.source.x.max() < 0 < row.reference.x.max() for row in rows)
 
     def test_labels_come_with_maps_of_all_categories_in_three_forms(self, catalog: Catalog) -> None:
-        """On one photograph a crack, marked by a square of 10 pixels, and rust, without a mask."""
+        """On one image a crack, marked by a square of 10 pixels, and rust, without a mask."""
         samples = [s.model_copy(update={"also": (("rust", None),)}) for s in catalog.images if s.category == "crack"]
         normals = [s for s in catalog.images if s.category == NORMAL]
         united = catalog.model_copy(update={"images": (*normals, *samples)})
@@ -308,15 +308,15 @@ class TestTrainingWindows:
         side = round(100 * labels.scales["p"]["dent"] / 64, 3)
         assert labels.shapes == {"crack": ((0.156, 0.156),) * 2, "dent": ((side, side),) * 2}
 
-    def test_a_row_depends_on_its_seed_alone(self, windows: TrainingWindows) -> None:
+    def test_a_row_depends_on_its_seed_only(self, windows: TrainingWindows) -> None:
         first, again = windows.row(rng(4)), windows.row(rng(4))
         np.testing.assert_array_equal(first.source.x, again.source.x)
         np.testing.assert_array_equal(first.reference.x, again.reference.x)
 
 
-def test_the_scale_on_a_product_is_the_best_that_is_known() -> None:
+def test_the_scale_falls_back_to_the_product_then_to_the_mean() -> None:
     scales = {"tile": {"crack": 0.5, "hole": 1.0}, "road": {"crack": 0.25}}
     assert scale_of(scales, "tile", "hole") == 1.0
-    assert scale_of(scales, "road", "hole") == 0.25  # never there: the coarsest of the product
-    assert scale_of(scales, "wood", "crack") == pytest.approx(0.375)  # never seen: as on the others
+    assert scale_of(scales, "road", "hole") == 0.25  # not on this product: its smallest scale
+    assert scale_of(scales, "wood", "crack") == pytest.approx(0.375)  # an unknown product: the mean of the others
     assert scale_of(scales, "wood", "knot") == 1.0

@@ -27,7 +27,7 @@ def scratched(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("shape", [(70, 90), (64, 64), (200, 33), (9, 130), (129, 80, 3)])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_map_is_scikit_images(shape: tuple[int, ...], threads: int) -> None:
+def test_the_map_equals_that_of_scikit_image(shape: tuple[int, ...], threads: int) -> None:
     x = surface(shape)
     y = surface(shape, seed=1)
     y[: shape[0] // 2] = x[: shape[0] // 2]
@@ -37,7 +37,7 @@ def test_the_map_is_scikit_images(shape: tuple[int, ...], threads: int) -> None:
     np.testing.assert_allclose(ssim_map(x, y, threads=threads), expected, atol=1e-4)
 
 
-def test_black_and_white_and_16_bit_are_no_exception() -> None:
+def test_black_and_white_and_16_bit_images_give_the_same_map() -> None:
     extremes = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (60, 60))
     _, full = structural_similarity(extremes, 255 - extremes, win_size=9, data_range=255, full=True)
     np.testing.assert_allclose(ssim_map(extremes, 255 - extremes), full, atol=1e-4)
@@ -48,23 +48,23 @@ def test_black_and_white_and_16_bit_are_no_exception() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_threshold_is_scikit_images(seed: int) -> None:
+def test_the_threshold_equals_that_of_scikit_image(seed: int) -> None:
     x = surface((300, 400), seed)
     scores = ssim_map(x, scratched(x))
     assert otsu(scores) == pytest.approx(float(threshold_otsu(scores)), abs=1e-4)
 
 
-def test_a_flat_map_has_a_threshold_too() -> None:
+def test_a_flat_map_has_a_threshold() -> None:
     assert otsu(np.full((20, 20), 0.7, np.float32)) == pytest.approx(0.7)
 
 
-def test_a_score_is_what_as_many_pixels_exceed_as_the_window_has() -> None:
-    for shape in ((50, 60), (400, 500)):  # sorted, and by way of a histogram
-        unlike = np.random.default_rng(0).uniform(0, 0.2, shape).astype(np.float32)
-        unlike[3:11, 5:15] = 0.9  # eighty
-        assert score_of(unlike) < 0.21
-        unlike[11, 5] = 0.8
-        assert score_of(unlike) == pytest.approx(0.8)
+def test_a_score_is_exceeded_by_as_many_pixels_as_the_window_has() -> None:
+    for shape in ((50, 60), (400, 500)):  # sorted, and with a histogram
+        scores = np.random.default_rng(0).uniform(0, 0.2, shape).astype(np.float32)
+        scores[3:11, 5:15] = 0.9  # eighty
+        assert score_of(scores) < 0.21
+        scores[11, 5] = 0.8
+        assert score_of(scores) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("depth", [8, 16])
@@ -83,7 +83,7 @@ def test_a_defect_is_found_where_it_is(depth: int, channels: int) -> None:
     assert finding.mask[41:45, 32:88].mean() > 0.9
 
 
-def test_a_border_is_not_judged() -> None:
+def test_a_border_is_ignored() -> None:
     whole = surface((100, 120))
     broken = whole.copy()
     broken[:6, 20:60] //= 3
@@ -97,8 +97,8 @@ def test_a_border_is_not_judged() -> None:
 def test_a_flawless_image_is_not_split() -> None:
     whole = surface((100, 120))
     noisy = np.clip(whole + np.random.default_rng(5).normal(0, 2, whole.shape), 0, 255).astype(np.uint8)
-    unlike = compare(DecodedImage(noisy), whole)
-    assert (unlike > otsu(unlike)).any()  # Otsu would
+    scores = compare(DecodedImage(noisy), whole)
+    assert (scores > otsu(scores)).any()  # Otsu would
     finding = find(Path("a.png"), DecodedImage(noisy), whole, 0.4)
     assert not finding.defective
     assert not finding.mask.any()
@@ -110,7 +110,7 @@ def put(folder: Path, name: str, image: NDArray[np.uint8]) -> Path:
     return folder / name
 
 
-def test_images_come_in_order_and_what_is_wrong_is_told(tmp_path: Path) -> None:
+def test_images_come_in_order_and_errors_are_reported(tmp_path: Path) -> None:
     whole = surface((100, 120))
     paths = []
     for i in range(7):
@@ -121,16 +121,16 @@ def test_images_come_in_order_and_what_is_wrong_is_told(tmp_path: Path) -> None:
     (tmp_path / "golden/5.png").unlink()
     findings = list(inspect(paths, golden(tmp_path / "golden"), 0.4, workers=3))
     assert [finding.path for finding in findings] == paths
-    told = {i: finding.reason for i, finding in enumerate(findings) if isinstance(finding, Unreadable)}
-    assert set(told) == {2, 4, 5}
-    assert "truncated" in told[2]
-    assert "is 120x100 gray, 8 bit, but its reference" in told[4]
-    assert "golden/5.png: No such file" in told[5]
+    reasons = {i: finding.reason for i, finding in enumerate(findings) if isinstance(finding, Unreadable)}
+    assert set(reasons) == {2, 4, 5}
+    assert "truncated" in reasons[2]
+    assert "is 120x100 gray, 8 bit, but its reference" in reasons[4]
+    assert "golden/5.png: No such file" in reasons[5]
     verdicts = [finding.defective for finding in findings if isinstance(finding, Finding)]
     assert verdicts == [False, True, True, False]
 
 
-def test_calibration_is_the_score_that_the_share_stays_below() -> None:
+def test_calibration_is_the_quantile_of_the_flawless_scores() -> None:
     blank = DecodedImage(np.zeros((3, 3), np.uint8))
     mask = np.zeros((3, 3), np.bool_)
     findings = [Finding(Path("a"), blank, score / 100, 0.0, mask) for score in range(1, 101)]

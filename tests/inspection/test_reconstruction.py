@@ -32,24 +32,24 @@ def saved(folder: Path, scale: float = 1.0, channels: int = 1) -> Path:
 
 @pytest.fixture
 def brightens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instead of a network: every window gets brighter by 0.25, 32 gray levels."""
+    """Replaces the network: every window gets brighter by 0.25, which is 32 gray levels."""
     monkeypatch.setattr(ISUGAN, "repair", lambda _, x: x + 0.25)
 
 
 @pytest.mark.parametrize("shape", [(20, 20), (32, 32), (33, 90), (100, 47), (80, 64, 3), (70, 70, 4), (50, 60, 2)])
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_whole_photograph_is_repaired_without_seams(
+def test_the_whole_image_is_repaired_without_seams(
     tmp_path: Path, brightens: None, shape: tuple[int, ...], scale: float, channels: int
 ) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(50, 150, shape, np.uint8)
     repaired = NetworkRepair(saved(tmp_path, scale, channels), "cpu")(Path("a"), DecodedImage(pixels))
     assert (repaired.shape, repaired.dtype) == (pixels.shape, pixels.dtype)
-    colours = pixels.shape[2] - 1 if len(shape) == 3 and shape[2] in (2, 4) else None
-    change = (repaired.astype(int) - pixels)[..., :colours] if colours else repaired.astype(int) - pixels
+    colors = pixels.shape[2] - 1 if len(shape) == 3 and shape[2] in (2, 4) else None
+    change = (repaired.astype(int) - pixels)[..., :colors] if colors else repaired.astype(int) - pixels
     assert set(np.unique(change)) <= {31, 32}
-    if colours:
+    if colors:
         np.testing.assert_array_equal(repaired[..., -1], pixels[..., -1])
 
 
@@ -60,8 +60,8 @@ def test_16_bit_stays_16_bit(tmp_path: Path, brightens: None) -> None:
     assert np.median(change) == pytest.approx(0.125 * (pixels.max() - pixels.min()), rel=0.02)
 
 
-def test_tiles_fade_into_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where tiles disagree nothing jumps: each here is of another brightness."""
+def test_tiles_are_blended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each tile has a different brightness, and still there are no steps between them."""
     calls = iter(np.linspace(-0.5, 0.5, 50))
 
     def by_turns(_self: ISUGAN, x: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def test_tiles_fade_into_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("side", [32, 24])
-def test_one_window_is_the_networks_own_repair(tmp_path: Path, side: int) -> None:
+def test_a_single_window_equals_the_networks_output(tmp_path: Path, side: int) -> None:
     path = saved(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 255, (side, side), np.uint8)
     method = load(path, torch.device("cpu")).method
@@ -94,11 +94,11 @@ def test_a_method_that_cannot_repair_is_refused(tmp_path: Path) -> None:
     tensors = {k: v for name, network in method.networks.averaged.items() for k, v in flatten(name, network).items()}
     record = {"method": "dt-gan", "config": config.model_dump(), "task": task().model_dump(mode="json")}
     checkpoint.save(tmp_path / "d.safetensors", tensors, record)
-    with pytest.raises(WeightsError, match="a model of dt-gan cannot repair images; take one of isu-gan"):
+    with pytest.raises(WeightsError, match="a model of dt-gan cannot repair images; use one of isu-gan"):
         NetworkRepair(tmp_path / "d.safetensors", "cpu")
 
 
-def test_the_threshold_travels_with_the_model(tmp_path: Path) -> None:
+def test_the_model_file_stores_the_threshold(tmp_path: Path) -> None:
     path = saved(tmp_path)
     assert NetworkRepair(path, "cpu").threshold is None
     keep_threshold(path, 0.625, 7)

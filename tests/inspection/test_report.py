@@ -8,7 +8,7 @@ import pytest
 from defectgen.errors import BadInputError, UsageError
 from defectgen.imaging.images import DecodedImage, read_image, read_mask
 from defectgen.inspection.inspector import Finding, Unreadable
-from defectgen.inspection.report import Report, overlay
+from defectgen.inspection.report import InspectionReport, overlay
 
 
 def finding(name: str = "a.png", *, defective: bool = True) -> Finding:
@@ -20,8 +20,8 @@ def finding(name: str = "a.png", *, defective: bool = True) -> Finding:
     return Finding(Path("line") / name, photograph, 0.9 if defective else 0.2, 0.5, mask)
 
 
-def test_a_record_tells_what_was_found_and_where(tmp_path: Path) -> None:
-    report = Report(tmp_path / "r", resume=False, overwrite=False)
+def test_a_record_holds_the_verdict_and_the_defects(tmp_path: Path) -> None:
+    report = InspectionReport(tmp_path / "r", resume=False, overwrite=False)
     row = report.add(finding())
     assert row == {
         "image": "line/a.png", "defective": True, "score": 0.9, "threshold": 0.5,
@@ -43,31 +43,31 @@ def test_a_record_tells_what_was_found_and_where(tmp_path: Path) -> None:
     assert rows[2]["error"] == "truncated"
 
 
-def test_a_report_is_gone_on_with_after_any_end(tmp_path: Path) -> None:
-    Report(tmp_path / "r", resume=False, overwrite=False).add(finding())
+def test_a_report_is_resumed_after_an_interruption(tmp_path: Path) -> None:
+    InspectionReport(tmp_path / "r", resume=False, overwrite=False).add(finding())
     with (tmp_path / "r/report.jsonl").open("a") as file:
         file.write('{"image": "line/b.p')  # killed while writing
     with pytest.raises(UsageError, match="--resume"):
-        Report(tmp_path / "r", resume=False, overwrite=False)
-    report = Report(tmp_path / "r", resume=True, overwrite=False)
+        InspectionReport(tmp_path / "r", resume=False, overwrite=False)
+    report = InspectionReport(tmp_path / "r", resume=True, overwrite=False)
     assert report.done == {"line/a.png"}
     report.add(finding("b.png"))
     assert [row["image"] for row in report.rows()] == ["line/a.png", "line/b.png"]
 
 
-def test_overwriting_removes_what_was_ours_alone(tmp_path: Path) -> None:
-    Report(tmp_path / "r", resume=False, overwrite=False).add(finding())
+def test_overwriting_removes_only_files_of_the_report(tmp_path: Path) -> None:
+    InspectionReport(tmp_path / "r", resume=False, overwrite=False).add(finding())
     (tmp_path / "r/masks/mine.txt").write_text("x")
-    assert Report(tmp_path / "r", resume=False, overwrite=True).done == set()
+    assert InspectionReport(tmp_path / "r", resume=False, overwrite=True).done == set()
     assert {path.name for path in (tmp_path / "r").rglob("*") if path.is_file()} == {"mine.txt"}
     (tmp_path / "other").mkdir()
     (tmp_path / "other/x").write_text("x")
-    with pytest.raises(BadInputError, match="no report of ours"):
-        Report(tmp_path / "other", resume=False, overwrite=True)
+    with pytest.raises(BadInputError, match="not an inspection report"):
+        InspectionReport(tmp_path / "other", resume=False, overwrite=True)
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (40, 50, 3)])
-def test_an_overlay_outlines_and_leaves_the_rest(shape: tuple[int, ...]) -> None:
+def test_an_overlay_draws_outlines_and_keeps_the_rest(shape: tuple[int, ...]) -> None:
     photograph = DecodedImage(np.full(shape, 100, np.uint8))
     drawn = overlay(photograph, finding().mask)
     assert drawn.shape == (40, 50, 3)

@@ -78,7 +78,7 @@ def test_class_constant_maps_are_equation_1() -> None:
     torch.testing.assert_close(mixed, torch.full((1, 1, 2, 2), 0.25 * -0.5 + 0.75))
 
 
-def test_kl_is_that_of_the_distributions() -> None:
+def test_kl_equals_pytorchs_kl_divergence() -> None:
     mu, log_var = torch.randn(2, 5, 3, generator=generator())
     ours = kl_loss(mu, log_var)
     normal = torch.distributions.Normal
@@ -96,7 +96,7 @@ def test_reparameterized_codes_have_the_mean_and_variance() -> None:
 def test_the_losses_by_hand() -> None:
     assert p_loss(torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 0.5)).item() == pytest.approx(0.5)
     assert l_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]])).item() == pytest.approx(1.5)
-    half = torch.zeros(3)  # D knows nothing: log 2 for each term, the real's twice
+    half = torch.zeros(3)  # D is undecided: log 2 for each term, the real's twice
     assert d_loss(half, half, half).item() == pytest.approx(4 * math.log(2))
     assert g_loss(half, half).item() == pytest.approx(2 * math.log(2))
     sure = torch.full((3,), 20.0)
@@ -113,7 +113,7 @@ def test_od_spade_sets_scale_and_shift_of_each_element() -> None:
     flat = torch.nn.functional.instance_norm(x)
     with torch.no_grad():
         out = layer(x, code)
-        shift = layer(torch.zeros_like(x), code)  # normalised, a constant is 0: beta alone is left
+        shift = layer(torch.zeros_like(x), code)  # a constant is normalized to 0, which leaves beta
         scale = (out - shift) / flat
         other = layer(x, code.flip(0))
     assert scale.flatten(2).std(dim=2).min() > 1e-3  # by element, not only by channel
@@ -131,7 +131,7 @@ def test_shapes_and_ranges() -> None:
     assert Discriminator(CONFIG, classes=2, channels=3)(x, c).shape == (3,)
 
 
-def test_the_discriminator_is_told_the_class(method: DCDGANc) -> None:
+def test_the_discriminator_depends_on_the_class(method: DCDGANc) -> None:
     x, _ = contents(2)
     with torch.no_grad():
         assert not torch.allclose(method.D(x, torch.eye(2)), method.D(x, torch.eye(2).flip(0)))
@@ -149,8 +149,8 @@ def test_a_step_updates_encoder_generator_and_discriminator(method: DCDGANc) -> 
         assert sum(moved) > 0.9 * len(moved), name
 
 
-def test_the_latent_loss_teaches_the_generator_alone() -> None:
-    """E, G and D are updated by what Table 1 names: with lambda_l alone, E stays as it was."""
+def test_the_latent_loss_trains_only_the_generator() -> None:
+    """Each network is updated by the losses of Table 1: lambda_l does not change E."""
     config = CONFIG.model_copy(update={"lambda_p": 0.0, "lambda_kl": 0.0, "lambda_l": 1e6})
     one, other = (DCDGANc(config.model_copy(update=u), TASK, CPU) for u in ({}, {"lambda_l": 0.0}))
     other.networks.load_state(one.networks.state())
@@ -180,7 +180,7 @@ def test_a_short_training_learns_class_and_style(method: DCDGANc) -> None:
         c, (mu, _) = method.class_code(y), method.E(x)
         own, other = method.G(mu, c), method.G(mu.roll(2, dims=0), c)
         wrong = method.G(mu, c.flip(1))
-    # An image's own code describes it better than another's of its class, and its own class than the other one.
+    # An image is closer to G of its own code than to G of another code or of the other class.
     assert p_loss(x, own) < 0.6 * p_loss(x, other)
     assert p_loss(x, own) < 0.8 * p_loss(x, wrong)
 

@@ -45,7 +45,7 @@ def surfaces(count: int, seed: int = 0) -> Tensor:
 
 
 def batch(seed: int = 0, count: int = 4) -> Batch:
-    """Normals, and others with a black bar (crack) or a white square (rust), with boxes of where they are."""
+    """Normals, and defective windows with a black bar (crack) or a white square (rust), and boxes around these."""
     n, d = surfaces(count, seed), surfaces(count, seed + 500)
     a = torch.zeros(count, 2, 32, 32)
     for i in range(count):
@@ -91,7 +91,7 @@ def test_the_composition_is_exact_outside_the_map() -> None:
     torch.testing.assert_close(made[..., 20:24, 20:24], (0.75 * x + 0.25 * f)[..., 20:24, 20:24])
 
 
-def test_noise_is_as_strong_as_its_scalar() -> None:
+def test_noise_is_scaled_by_its_scalar() -> None:
     layer = NoiseInjection()
     x, drawn = torch.rand(2, 3, 4, 4), torch.randn(2, 1, 4, 4)
     torch.testing.assert_close(layer(x, lambda _: drawn), x + 0.1 * drawn)
@@ -99,17 +99,17 @@ def test_noise_is_as_strong_as_its_scalar() -> None:
     assert torch.equal(layer(x, lambda _: drawn), x)
 
 
-def test_spade_scales_and_shifts_where_the_map_says() -> None:
+def test_spade_scales_and_shifts_by_the_control_map() -> None:
     torch.manual_seed(0)
     layer, x = SPADE(4, 2, 8), torch.randn(1, 4, 16, 16) * 3 + 1
     a = torch.zeros(1, 2, 16, 16)
     plain, a[:, 0, :, 8:] = layer(x, a), 1
-    told = layer(x, a)
-    assert torch.equal(plain[..., :6], told[..., :6])  # two convolutions of 3 x 3 reach two pixels
-    assert (plain[..., 8:] - told[..., 8:]).abs().mean() > 0.01
+    controlled = layer(x, a)
+    assert torch.equal(plain[..., :6], controlled[..., :6])  # two convolutions of 3 x 3 reach two pixels
+    assert (plain[..., 8:] - controlled[..., 8:]).abs().mean() > 0.01
     gamma, beta = layer.gamma_beta(F.relu(layer.shared(a))).chunk(2, dim=1)
     normalized = (x - x.mean((2, 3), keepdim=True)) / x.var((2, 3), keepdim=True, unbiased=False).add(1e-5).sqrt()
-    torch.testing.assert_close(told, normalized * (1 + gamma) + beta, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(controlled, normalized * (1 + gamma) + beta, rtol=1e-4, atol=1e-4)
 
 
 def test_the_generator_is_figure_2() -> None:
@@ -130,7 +130,7 @@ def test_the_generator_is_figure_2() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_the_discriminator_judges_and_tells_categories(size: int) -> None:
+def test_the_discriminator_scores_images_and_classifies(size: int) -> None:
     config = CONFIG.model_copy(update={"image_size": size})
     src, cls = Discriminator(config, 3, 5)(torch.rand(2, 3, size, size))
     assert (src.shape, cls.shape) == ((2,), (2, 5))
@@ -154,7 +154,7 @@ def test_the_losses_by_hand() -> None:
 
 
 def test_the_generators_loss_is_the_weighted_sum(method: DefectGAN, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equation 12: a change of a weight changes the gradient by just that term's."""
+    """Equation 12: changing a weight changes the gradient by that term only."""
 
     def gradient(**weights: float) -> Tensor:
         method.config = CONFIG.model_copy(update={"critic_steps": 1, **weights})
@@ -188,14 +188,14 @@ def test_the_generator_learns_at_every_fifth_step(method: DefectGAN) -> None:
         assert moved == ("rec" in losses) == (step % 5 == 4)
 
 
-def test_the_critic_learns_alone_first_and_then_the_weights_of_maps_rise(method: DefectGAN) -> None:
+def test_warmup_trains_the_critic_alone_then_raises_the_map_weights(method: DefectGAN) -> None:
     method.config = CONFIG.model_copy(update={"warmup": 0.1, "critic_steps": 1, "steps": 40})
     trained = ["rec" in method.training_step(batch(step), step, generator(step)) for step in range(6)]
     assert trained == [False, False, False, False, True, True]
-    assert [method._risen(step) for step in (3, 4, 5, 7, 30)] == pytest.approx([0, 0.25, 0.5, 1, 1])
+    assert [method._map_weight(step) for step in (3, 4, 5, 7, 30)] == pytest.approx([0, 0.25, 0.5, 1, 1])
 
 
-def test_the_learning_rate_falls_in_a_line(method: DefectGAN) -> None:
+def test_the_learning_rate_falls_linearly(method: DefectGAN) -> None:
     config = info("defect-gan").configure("paper", {})
     method.config = config  # type: ignore[assignment]
     assert [method.lr(step) for step in (0, 250_000, 500_000)] == pytest.approx([2e-4, 1.005e-4, 1e-6])
@@ -214,7 +214,7 @@ def test_a_step_updates_and_resumes_exactly(method: DefectGAN) -> None:
 
 
 def test_without_masks_the_map_is_the_label_everywhere(method: DefectGAN, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 3.1: with image-level labels alone A is constant."""
+    """Section 3.1: with image-level labels only, A is constant."""
     method.config = CONFIG.model_copy(update={"masks": False, "critic_steps": 1})
     seen: list[Tensor] = []
     forward = Generator.forward
@@ -236,8 +236,8 @@ def test_noise_scalars_learn(trained: DefectGAN) -> None:
     assert all(abs(scalar.item() - 0.1) > 1e-3 for scalar in scalars)
 
 
-def test_control_says_where_and_what(trained: DefectGAN) -> None:
-    """Figure 6. Where A is 0 the mean change stays below 4 of 255 gray levels, after 400 steps."""
+def test_the_control_map_sets_place_and_category(trained: DefectGAN) -> None:
+    """Figure 6. After 400 steps, the mean change where A is 0 is below 4 of 255 gray levels."""
     x, a = surfaces(6, 7000), torch.zeros(6, 2, 32, 32)
     a[:3, 0, 14:21, 2:30] = 1
     a[3:, 1, 10:21, 10:21] = 1
@@ -252,18 +252,18 @@ def test_control_says_where_and_what(trained: DefectGAN) -> None:
     assert made.mask[inside].mean() > 4 * made.mask[~inside].mean()
 
 
-def test_restoring_takes_defects_off(trained: DefectGAN) -> None:
+def test_restoring_removes_defects(trained: DefectGAN) -> None:
     assert isinstance(trained, Restorer)
     test = batch(7000, 8)
     assert test.a_ref is not None
     restored = trained.restore(test.x_ref, [generator(i) for i in range(8)])
     inside = test.a_ref.amax(dim=1, keepdim=True) > 0
-    strange = test.x_ref.abs() == 1
-    assert restored[strange].abs().mean() < 0.8
+    defective = test.x_ref.abs() == 1
+    assert restored[defective].abs().mean() < 0.8
     assert (restored - test.x_ref)[~inside].abs().mean() < 2 * 2 / 255
 
 
-def test_noise_makes_different_defects_of_one_normal_and_a_seed_the_same(trained: DefectGAN) -> None:
+def test_defects_differ_by_noise_and_repeat_by_seed(trained: DefectGAN) -> None:
     x = surfaces(1).expand(2, -1, -1, -1)
     request = GenerateBatch(x, torch.ones(2).long(), [generator(0), generator(1)])
     first, second = trained.generate(request).x
@@ -275,8 +275,8 @@ def test_noise_makes_different_defects_of_one_normal_and_a_seed_the_same(trained
 def test_categories_can_be_united(method: DefectGAN) -> None:
     x, rngs = surfaces(1), [generator()]
     both = method.generate(GenerateBatch(x, torch.ones(1).long(), rngs, mix=torch.ones(1, 2))).x
-    told = GenerateBatch(x, torch.ones(1).long(), [generator()], a=torch.ones(1, 2, 32, 32))
-    torch.testing.assert_close(both, method.generate(told).x)
+    by_map = GenerateBatch(x, torch.ones(1).long(), [generator()], a=torch.ones(1, 2, 32, 32))
+    torch.testing.assert_close(both, method.generate(by_map).x)
 
 
 @pytest.mark.parametrize("preset", ["paper", "compact", "tiny"])

@@ -30,7 +30,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def batch(seed: int = 0, count: int = 4) -> Batch:
-    """Gray surfaces, and others with a black square and its mask."""
+    """Gray surfaces, and defective ones with a black square and its mask."""
     n, d = (torch.rand(count, 1, 64, 64, generator=generator(seed + i)) * 0.4 - 0.2 for i in range(2))
     a = torch.zeros(count, 2, 64, 64)
     y = torch.tensor([1 + i % 2 for i in range(count)])
@@ -77,7 +77,7 @@ def test_a_triplet_differs_only_where_features_were_manipulated(method: DFMGAN) 
     assert made.normal is not None
     assert made.mask is not None
     assert 0 < made.mask.mean() < 1
-    # A feature at a quarter of the side is seen by convolutions and filters for some twelve pixels around it.
+    # Convolutions and filters spread a feature at a quarter of the side over some twelve pixels around it.
     far = F.max_pool2d(made.mask, 41, stride=1, padding=20) == 0
     assert (made.x - made.normal).abs()[made.mask > 0].mean() > 1e-3
     assert torch.equal(made.x[far], made.normal[far])
@@ -105,10 +105,10 @@ def test_mode_seeking_by_hand() -> None:
     assert mode_seeking_loss(w1, w2, m1, m2).item() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_masks_of_other_areas_than_real_ones_are_pulled_back() -> None:
+def test_the_area_loss_compares_sorted_areas_and_recovers_empty_masks() -> None:
     real = torch.full((2, 1, 10, 10), -1.0)
-    real[0, :, :2], real[1, :, :4] = 1, 1  # a fifth, and two
-    assert area_loss(real.flip(0), real).item() == pytest.approx(0, abs=1e-6)  # the order is chance
+    real[0, :, :2], real[1, :, :4] = 1, 1  # a fifth, and two fifths
+    assert area_loss(real.flip(0), real).item() == pytest.approx(0, abs=1e-6)  # the order does not matter
     empty = torch.full((2, 1, 10, 10), -1.0, requires_grad=True)
     loss = area_loss(empty, real)
     assert loss.item() == pytest.approx(1)
@@ -172,19 +172,19 @@ def test_training_resumes_exactly(method: DFMGAN, step: int) -> None:
         assert torch.equal(value, fresh.networks.state()[key]), key
 
 
-def test_d_match_sees_masks_as_sharp_as_real_ones_and_passes_gradients(method: DFMGAN) -> None:
+def test_d_match_gets_binary_masks_and_passes_gradients(method: DFMGAN) -> None:
     m = torch.randn(2, 1, 16, 16, generator=generator()).requires_grad_(True)
-    shown = method._shown(m)
-    assert shown.shape == (2, 1, 64, 64)
+    binary = method._binarize(m)
+    assert binary.shape == (2, 1, 64, 64)
     up = F.interpolate(m.detach(), size=(64, 64), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(shown.detach(), torch.where(up >= 0, 1.0, -1.0))
-    shown.sum().backward()
+    torch.testing.assert_close(binary.detach(), torch.where(up >= 0, 1.0, -1.0))
+    binary.sum().backward()
     assert m.grad is not None
     assert (m.grad > 0).all()
 
 
 @pytest.mark.parametrize(
-    ("losses", "told"),
+    ("losses", "words"),
     [
         ({"g": 1.0, "d": 1.0}, None),  # stage 1
         ({"empty": 0.1, "rim": 0.2, "match_g": 1.0}, None),
@@ -193,15 +193,15 @@ def test_d_match_sees_masks_as_sharp_as_real_ones_and_passes_gradients(method: D
         ({"empty": 0.1, "rim": 0.9, "match_g": 1.0}, "border"),
     ],
 )
-def test_troubles_of_the_masks_are_told(method: DFMGAN, losses: dict[str, float], told: str | None) -> None:
-    trouble = method.diagnose(losses)
-    assert (trouble is None) == (told is None)
-    assert told is None or told in str(trouble)
+def test_failures_of_the_masks_are_diagnosed(method: DFMGAN, losses: dict[str, float], words: str | None) -> None:
+    diagnosis = method.diagnose(losses)
+    assert (diagnosis is None) == (words is None)
+    assert words is None or words in str(diagnosis)
 
 
 @pytest.mark.parametrize("examples", [1, 5])
 def test_few_examples_do_not_end_in_copies(examples: int) -> None:
-    """After some steps on one or five: no mask is empty, no two are one, and none is that of an example."""
+    """After some steps on one or five examples, no mask is empty, equals another, or equals an example's."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         method = DFMGAN(CONFIG.model_copy(update={"backbone_steps": 1, "steps": 1000}), TASK, CPU)
@@ -224,13 +224,13 @@ def test_few_examples_do_not_end_in_copies(examples: int) -> None:
     assert overlap(masks, of_real).max() < 0.9
 
 
-def test_the_paper_has_the_papers_numbers() -> None:
+def test_the_paper_preset_has_the_papers_settings() -> None:
     config = DFMGANConfig()
     assert (config.image_size, config.lambda_ms, config.lambda_match, config.lambda_area) == (256, 0.1, 1, 0)
     assert math.isclose(config.lr, 2.5e-3)
 
 
-def test_the_paper_has_the_papers_sizes() -> None:
+def test_the_paper_preset_has_the_papers_network_sizes() -> None:
     """Section 3.2: 23.2M parameters in the backbone, 3.7M attached to it, 24M in D, 1.5M in D_match."""
     task = TASK.model_copy(update={"domains": ("normal", "crack"), "channels": 3})
     with torch.device("meta"):

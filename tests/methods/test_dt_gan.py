@@ -42,7 +42,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def images(count: int, seed: int = 0) -> Tensor:
-    """Smooth noise, as photographs are and white noise is not."""
+    """Smooth noise, which resembles images more than white noise does."""
     coarse = torch.rand(count, 1, 6, 6, generator=generator(seed)) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")
 
@@ -115,7 +115,7 @@ class TestNetworks:
         torch.testing.assert_close(torch.cat([bg, fg], dim=1), g.encoder(images(2)))
 
     def test_generator_drops_the_foreground_of_its_input(self) -> None:
-        """What lies in the last channels of the bottleneck cannot reach the output."""
+        """The last channels of the bottleneck do not affect the output."""
         torch.manual_seed(0)
         g = Generator(CONFIG, 1)
         x = images(2).requires_grad_()
@@ -126,7 +126,7 @@ class TestNetworks:
         assert x.grad is not None
         assert (x.grad != 0).any()
 
-    def test_decoding_several_foregrounds_on_a_background_is_decoding_each(self) -> None:
+    def test_decoding_several_foregrounds_equals_decoding_each(self) -> None:
         torch.manual_seed(0)
         g = Generator(CONFIG, 1)
         bg, _ = g.encode(images(2))
@@ -137,7 +137,7 @@ class TestNetworks:
         torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-4)
 
     def test_translating_to_its_own_code_is_the_image_itself(self) -> None:
-        """Whatever the bottleneck loses; and what the two decodings share is not D's to move."""
+        """Whatever the bottleneck loses. D has no gradient into what the two decodings share."""
         torch.manual_seed(0)
         g = Generator(CONFIG, 1)
         x, own = images(2), (torch.randn(2, 4, 16, 16, generator=generator()), torch.zeros(2, 8))
@@ -158,7 +158,7 @@ class TestNetworks:
         assert not any(isinstance(module, AdaIN) for module in g.background.modules())
         assert sum(isinstance(module, AdaIN) for module in g.foreground.modules()) == 2 * len(g.foreground)
 
-    def test_discriminator_answers_by_domain_and_classifies_both(self) -> None:
+    def test_discriminator_scores_by_domain_and_classifies_both(self) -> None:
         torch.manual_seed(0)
         d = Discriminator(CONFIG, 3, 2, 1)
         x = images(1).expand(3, -1, -1, -1)
@@ -177,7 +177,7 @@ class TestNetworks:
         assert g.decode(g.encode(x)[0], torch.zeros(1, 4, 16, 16), torch.zeros(1, 8)).shape == x.shape
 
     def test_every_parameter_learns(self, method: DTGAN) -> None:
-        """A gradient reaches all of them within two latent-guided steps (the first ends the hidden foreground)."""
+        """Gradients reach all parameters within two latent-guided steps (the first one reveals the foreground)."""
         learns: dict[str, bool] = {}
         for name, module in method.networks.modules.items():
             for key, value in module.named_parameters():
@@ -204,7 +204,7 @@ class TestNetworks:
 
 
 class TestLosses:
-    """Each against a value worked out by hand."""
+    """Each against a value computed by hand."""
 
     def test_sd_rec(self) -> None:
         c, s = torch.zeros(1, 2, 2, 2), torch.zeros(1, 4)
@@ -225,7 +225,7 @@ class TestLosses:
         x = [torch.full((2, 1, 2, 2), v) for v in (0.0, 0.1, 0.3, 0.7)]
         assert ds_loss(x[0], x[1], x[2], x[3], torch.tensor([0, 1])).item() == pytest.approx(2.3 / 2)
 
-    def test_ds_gains_nothing_beyond_black_and_white(self) -> None:
+    def test_ds_does_not_grow_beyond_black_and_white(self) -> None:
         x = [torch.full((1, 1, 2, 2), v) for v in (1.0, 2.0, 30.0, 1.5)]
         assert ds_loss(x[0], x[1], x[2], x[3], torch.tensor([1])).item() == 0
 
@@ -304,7 +304,7 @@ class TestGenerate:
         assert (first - second).abs().max() > 1e-3
 
     def test_references_give_the_defect_and_the_style(self, method: DTGAN) -> None:
-        """What G gets is what E finds in them, or else what M draws."""
+        """G gets the codes that E extracts from the references, or else those that M makes."""
         method.training_step(batch(), 0, generator())
         x, y, x_ref, x_style = images(1), torch.tensor([1]), images(1, seed=5), images(1, seed=6)
         with torch.no_grad():
@@ -335,7 +335,7 @@ class TestConfigure:
             for preset in info(name).load().presets:
                 info(name).configure(preset, {})
 
-    def test_the_paper_preset_is_the_papers(self) -> None:
+    def test_the_paper_preset_has_the_papers_settings(self) -> None:
         config = info("dt-gan").configure("paper", {}).model_dump()
         assert (config["image_size"], config["style_dim"], config["latent_dim"]) == (128, 512, 16)
         assert (config["lr"], config["lr_mapping"], config["r1_every"], config["ema"]) == (
@@ -345,7 +345,7 @@ class TestConfigure:
             0.999,
         )
 
-    def test_settings_are_converted_and_win_over_the_preset(self) -> None:
+    def test_settings_are_converted_and_override_the_preset(self) -> None:
         config = info("dt-gan").configure("tiny", {"lr": "0.001", "augment": "false"}).model_dump()
         assert config["lr"] == 0.001
         assert config["augment"] is False
@@ -359,10 +359,10 @@ class TestConfigure:
             ("tiny", {"lr": "fast"}, ["--set lr", "number"]),
             ("tiny", {"lr": "-1"}, ["--set lr", "greater than 0"]),
             ("tiny", {"image_size": "100"}, ["--set image_size", "64, 128"]),
-            ("tiny", {"c_channels": "64"}, ["c_channels=64 should be less than the 64 of the bottleneck"]),
+            ("tiny", {"c_channels": "64"}, ["c_channels=64 must be less than the bottleneck's 64 channels"]),
         ],
     )
-    def test_what_is_wrong_is_named_with_what_is_allowed(
+    def test_errors_name_the_setting_and_the_allowed_values(
         self, preset: str, settings: dict[str, str], words: list[str]
     ) -> None:
         with pytest.raises(UsageError) as caught:

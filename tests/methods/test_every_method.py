@@ -1,5 +1,4 @@
-"""Every row of the table of methods, whatever the method: it trains, resumes, generates what it claims, refuses the
-rest. A method that is listed is tested by this."""
+"""Tests of every method in the table: it trains, resumes, generates what its row says, and refuses the rest."""
 
 import shutil
 import signal
@@ -35,7 +34,7 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 
 @pytest.fixture(scope="module")
 def part(tmp_path_factory: pytest.TempPathFactory) -> ProductFolders:
-    """Nine normals and three of each of two categories, 72 x 80 pixels."""
+    """Twelve normals and three defects of each of two categories, 72 x 80 pixels."""
     folder = tmp_path_factory.mktemp("part")
     rng = np.random.default_rng(0)
     for category, count in (("normals", 12), ("dent", 3), ("spot", 3)):
@@ -73,7 +72,7 @@ def request_of(row: MethodInfo, part: ProductFolders, out: Path, **changes: Any)
 
 @pytest.fixture(scope="module")
 def trained(part: ProductFolders, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TrainResult]:
-    """A model of a method, trained once."""
+    """Trains a model of a method, once per method."""
     made: dict[str, TrainResult] = {}
 
     def make(name: str) -> TrainResult:
@@ -87,13 +86,13 @@ def trained(part: ProductFolders, tmp_path_factory: pytest.TempPathFactory) -> C
 
 @pytest.fixture(autouse=True)
 def _everything_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What four steps teach cannot be seen yet; here that is no reason to leave it out."""
+    """Keep invisible defects: after four steps of training, defects are hardly visible."""
     monkeypatch.setattr(generated, "visible", lambda *_: True)
     monkeypatch.setattr(pasted, "visible", lambda *_: True)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_row_tells_the_truth_about_the_class(name: str) -> None:
+def test_the_row_matches_the_class(name: str) -> None:
     row = methods.info(name)
     cls: type[Method] = row.load()
     assert tuple(cls.presets) == row.presets
@@ -121,7 +120,7 @@ def test_it_trains(name: str, trained: Callable[[str], TrainResult]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("at", [1, 3])
-def test_a_broken_training_is_resumed_to_the_same_bits(
+def test_an_interrupted_training_resumes_to_the_same_bits(
     name: str, at: int, part: ProductFolders, tmp_path: Path, trained: Callable[[str], TrainResult]
 ) -> None:
     request = request_of(methods.info(name), part, tmp_path)
@@ -136,8 +135,8 @@ def test_a_broken_training_is_resumed_to_the_same_bits(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_step_changes_the_networks_and_their_state_is_whole(name: str, trained: Callable[[str], TrainResult]) -> None:
-    """What `networks.state` holds is enough to go on from, in another object."""
+def test_a_step_changes_the_networks_and_their_state_suffices(name: str, trained: Callable[[str], TrainResult]) -> None:
+    """Another object can continue from `networks.state`."""
     first, second = (load(trained(name).model, torch.device("cpu")).method for _ in range(2))
     for network in first.networks.modules.values():
         network.train()
@@ -180,7 +179,7 @@ def normals(row: MethodInfo, part: ProductFolders) -> tuple[Folder, ...]:
     return ((None, part.normals),) if row.makes == "image" else ()
 
 
-def wanted(result: TrainResult, **changes: Any) -> SynthesizeRequest:
+def synthesize_request(result: TrainResult, **changes: Any) -> SynthesizeRequest:
     given = {"num": 3, "model": result.name, "weights": result.weights, "device": "cpu", **changes}
     return SynthesizeRequest(**given)
 
@@ -189,7 +188,7 @@ def wanted(result: TrainResult, **changes: Any) -> SynthesizeRequest:
 def test_samples_are_the_same_whatever_the_batch_and_the_workers(
     name: str, part: ProductFolders, trained: Callable[[str], TrainResult]
 ) -> None:
-    request = wanted(trained(name), normals=normals(methods.info(name), part))
+    request = synthesize_request(trained(name), normals=normals(methods.info(name), part))
     first, second = (
         [
             (sample.index, sample.provenance, sample.image.tobytes(), sample.mask.tobytes())
@@ -201,13 +200,13 @@ def test_samples_are_the_same_whatever_the_batch_and_the_workers(
 
 
 def controlled(control: Control, result: TrainResult, part: ProductFolders, tmp_path: Path) -> Any:
-    """Samples under a control, or the refusal."""
+    """Samples with a control; raises UsageError if the method does not support it."""
     row = methods.info(load(result.model, torch.device("cpu")).info.name)
     assert part.defects is not None
     mask = np.zeros((72, 80), np.bool_)
     mask[20:60, 20:60] = True
     several = result.categories * 2
-    request = wanted(result, normals=normals(row, part))
+    request = synthesize_request(result, normals=normals(row, part))
     match control:
         case "region":
             return synthesize(replace(request, regions=((None, Region(box=Box(10, 10, 50, 50), name="box")),)))
@@ -229,21 +228,21 @@ def controlled(control: Control, result: TrainResult, part: ProductFolders, tmp_
 
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("name", NAMES)
-def test_it_can_be_controlled_as_its_row_claims_and_refuses_the_rest(
+def test_it_supports_the_controls_of_its_row_and_refuses_the_rest(
     name: str, control: Control, part: ProductFolders, tmp_path: Path, trained: Callable[[str], TrainResult]
 ) -> None:
     row = methods.info(name)
     if control in row.controls:
         samples = list(controlled(control, trained(name), part, tmp_path))
-        told = {"region": "regions", "mask": "regions", "mixture": "mixture", "reference": "reference"}
+        keys = {"region": "regions", "mask": "regions", "mixture": "mixture", "reference": "reference"}
         for sample in samples:
             record = sample.provenance.model_dump(exclude_unset=True)
-            if control in told and not (row.pastes and told[control] == "regions"):
-                assert told[control] in record
+            if control in keys and not (row.pastes and keys[control] == "regions"):
+                assert keys[control] in record
             assert control != "union" or sample.category == "dent+spot"
         return
     if row.learns == "pairs" and control in ("mixture", "union"):
-        pytest.skip("it knows one category")
+        pytest.skip("it has one category")
     with pytest.raises(UsageError) as refused:
         list(controlled(control, trained(name), part, tmp_path))
     text = str(refused.value)
@@ -253,31 +252,29 @@ def test_it_can_be_controlled_as_its_row_claims_and_refuses_the_rest(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_it_makes_is_what_its_row_says(
-    name: str, part: ProductFolders, trained: Callable[[str], TrainResult]
-) -> None:
+def test_its_output_matches_its_row(name: str, part: ProductFolders, trained: Callable[[str], TrainResult]) -> None:
     row, result = methods.info(name), trained(name)
-    for sample in synthesize(wanted(result)):
+    for sample in synthesize(synthesize_request(result)):
         assert sample.image.shape == ((smallest(name),) * 2 if row.makes == "image" else (72, 80))
         assert (sample.normal is not None) == (row.makes == "image")
         assert sample.provenance.method == name
     if row.restores:
-        for sample in synthesize(wanted(result, restored=True)):
+        for sample in synthesize(synthesize_request(result, restored=True)):
             assert sample.restored is not None
             assert sample.restored.shape == sample.image.shape
     else:
         with pytest.raises(UsageError, match=rf"{name} cannot restore .* \(--restored\)"):
-            synthesize(wanted(result, restored=True))
+            synthesize(synthesize_request(result, restored=True))
     if row.repairs:
         pixels = np.full((40, 70), 120, np.uint8)
         assert NetworkRepair(result.model, "cpu")(Path("a"), DecodedImage(pixels)).shape == (40, 70)
     else:
-        with pytest.raises(WeightsError, match=f"a model of {name} cannot repair images; take one of"):
+        with pytest.raises(WeightsError, match=f"a model of {name} cannot repair images; use one of"):
             NetworkRepair(result.model, "cpu")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_asks_for_masks_only_if_its_row_says_so(name: str, part: ProductFolders, tmp_path: Path) -> None:
+def test_it_requires_masks_only_if_its_row_says_so(name: str, part: ProductFolders, tmp_path: Path) -> None:
     row = methods.info(name)
     assert part.defects is not None
     shutil.copytree(part.defects, tmp_path / "defects")

@@ -38,7 +38,7 @@ def surfaces(count: int, seed: int = 0) -> Tensor:
 
 
 def batch(seed: int = 0, count: int = 4) -> Batch:
-    """Normals, and others with a black bar."""
+    """Normals, and defective windows with a black bar."""
     p, n = surfaces(count, seed), surfaces(count, seed + 500)
     for i, image in enumerate(n):
         row = int(torch.randint(4, 26, (1,), generator=generator(seed + i)))
@@ -59,7 +59,7 @@ def method() -> ISUGAN:
 
 @pytest.mark.parametrize("kernel", [3, 7])
 def test_involution_is_its_definition(kernel: int) -> None:
-    """Against a kernel laid out for each pixel, by unfolding (Li et al. 2021, algorithm 1)."""
+    """Against unfolding, with a kernel for each pixel (Li et al. 2021, algorithm 1)."""
     layer = Involution(32, kernel)
     x = torch.randn(2, 32, 9, 11, generator=generator())
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_a_step_updates_all_four_networks_and_resumes(method: ISUGAN) -> None:
     assert set(losses) == {"gan", "cycle", "identity", "D_p", "D_n"}
     for name, module in method.networks.modules.items():
         moved = [not torch.equal(a, b) for a, b in zip(before[name], module.parameters(), strict=True)]
-        assert sum(moved) > 0.7 * len(moved), name  # a bias before a normalisation has no gradient
+        assert sum(moved) > 0.7 * len(moved), name  # a bias before a normalization has no gradient
     fresh = ISUGAN(CONFIG, TASK, CPU)
     fresh.networks.load_state({key: value.clone() for key, value in method.networks.state().items()})
     for each in (method, fresh):
@@ -162,19 +162,19 @@ def test_a_step_updates_all_four_networks_and_resumes(method: ISUGAN) -> None:
         assert torch.equal(value, fresh.networks.state()[key]), key
 
 
-def test_a_short_training_learns_to_keep_normals_and_to_mend(method: ISUGAN) -> None:
+def test_a_short_training_learns_to_keep_normals_and_to_repair(method: ISUGAN) -> None:
     for step in range(90):
         method.training_step(batch(step), step, generator(step))
     test = batch(7000, 8)
     with torch.no_grad():
-        kept, mended = method.repair(test.x), method.repair(test.x_ref)
+        kept, repaired = method.repair(test.x), method.repair(test.x_ref)
     bar = test.x_ref == -1
     assert F.l1_loss(kept, test.x) < 0.2
-    assert mended[bar].mean() > -0.85  # no longer black
+    assert repaired[bar].mean() > -0.85  # no longer black
 
 
-def test_a_change_leaves_alone_what_it_need_not_touch() -> None:
-    """What `compact` and `tiny` choose: from the first step on normals are kept, and defects are seen sooner."""
+def test_residual_generators_change_only_the_defect() -> None:
+    """The settings of `compact` and `tiny`: normals are kept from the first step on, and defects are found sooner."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         method = ISUGAN(CONFIG.model_copy(update={"residual": True, "crosswise": True, "lambda_cycle": 2.0}), TASK, CPU)
@@ -191,7 +191,7 @@ def test_a_change_leaves_alone_what_it_need_not_touch() -> None:
     assert change[bar].mean() > 4 * change[~bar].abs().mean()
 
 
-def test_generating_is_manufacturing(method: ISUGAN) -> None:
+def test_generating_uses_g_p2n(method: ISUGAN) -> None:
     x = surfaces(2)
     made = method.generate(GenerateBatch(x, torch.ones(2).long(), [generator(), generator()])).x
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_presets_build(preset: str) -> None:
     assert math.isclose(config.steps, round(config.steps))
 
 
-def test_bad_settings_are_told() -> None:
+def test_bad_settings_are_refused() -> None:
     with pytest.raises(UsageError, match="32, 64, 128 or 256"):
         info("isu-gan").configure("tiny", {"image_size": "100"})
     with pytest.raises(UsageError, match="--set width"):

@@ -1,4 +1,4 @@
-"""The table of methods: who may name one, and how another package adds one."""
+"""The table of methods: no other module names a method, and other packages can add one."""
 
 import ast
 import os
@@ -21,7 +21,7 @@ from defectgen.methods.dt_gan import DTGAN
 from defectgen.methods.isu_gan import ISUGAN
 
 PACKAGE = Path(defectgen.__file__).parent
-# mypy proves here that each class fits the protocol.
+# mypy checks here that each class fits the protocol.
 CLASSES: dict[str, type[Method]] = {
     "dt-gan": DTGAN, "dcdganc": DCDGANc, "isu-gan": ISUGAN, "defect-gan": DefectGAN, "dfmgan": DFMGAN,
 }  # fmt: skip
@@ -75,7 +75,7 @@ def test_the_built_in_rows_lead_to_the_classes() -> None:
 
 
 def test_no_other_file_names_a_method() -> None:
-    """What depends on a method asks the table what the method can do."""
+    """Code that depends on a method looks up its abilities in the table."""
     for path in sorted(PACKAGE.rglob("*.py")):
         if path.is_relative_to(PACKAGE / "methods"):
             continue
@@ -93,14 +93,14 @@ def test_no_other_file_names_a_method() -> None:
                 assert not {alias.name for alias in node.names} & {cls.__name__ for cls in CLASSES.values()}, path
 
 
-def test_an_unknown_method_is_named_with_those_that_there_are() -> None:
-    with pytest.raises(UsageError, match=r"--method nope: no such method; there are dt-gan, .*dfmgan"):
+def test_an_unknown_method_is_refused_with_the_available_ones() -> None:
+    with pytest.raises(UsageError, match=r"--method nope: unknown method; available: dt-gan, .*dfmgan"):
         methods.info("nope")
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
-    """Where another package is installed, with an entry point."""
+    """A folder where another package with entry points is installed."""
     folder = tmp_path / "site"
     (folder / "toy_method-1.0.dist-info").mkdir(parents=True)
     (folder / "toy_method.py").write_text(TOY)
@@ -137,13 +137,14 @@ def test_another_package_adds_a_method_by_an_entry_point(site: Path) -> None:
     assert "3 samples written" in done.stdout
     assert "|toy" in run(site, "train", "--help").stdout
     done = run(site, "train", "--method", "toy", "--preset", "compact", "normals", "defects")
-    assert (done.returncode, done.stderr) == (2, "defectgen: error: --preset compact: toy has tiny\n")
+    refusal = "defectgen: error: --preset compact: not a preset of toy; it has tiny\n"
+    assert (done.returncode, done.stderr) == (2, refusal)
     done = run(site, "synthesize", "--model", "t", "-n", "3", "--region", "0,0,9,9", "--out", "r", "-q")
     assert done.returncode == 2
-    assert "toy cannot be told where (--region)" in done.stderr
+    assert "toy cannot place defects in a region (--region)" in done.stderr
 
 
-def test_a_package_that_cannot_be_loaded_is_named_and_harms_nothing_else(site: Path) -> None:
+def test_a_broken_package_is_named_and_does_not_affect_other_methods(site: Path) -> None:
     done = run(site, "train", "--method", "broken", "normals", "defects")
     assert done.returncode == 2
     assert "the package toy-method cannot be loaded: No module named 'toy_gone'" in done.stderr
@@ -160,10 +161,10 @@ def test_a_package_that_cannot_be_loaded_is_named_and_harms_nothing_else(site: P
         "image_size=32",
         "--dry-run",
     )
-    assert done.returncode == 0, done.stderr  # ours keeps its name, whoever else claims it
+    assert done.returncode == 0, done.stderr  # another package cannot override a built-in method
 
 
-def test_a_model_of_a_method_that_is_gone_says_so(site: Path) -> None:
+def test_a_model_of_an_uninstalled_method_is_refused(site: Path) -> None:
     done = run(
         site, "train", "--method", "toy", "--preset", "tiny", "--steps", "2", "normals", "defects", "--name", "t"
     )
@@ -171,4 +172,4 @@ def test_a_model_of_a_method_that_is_gone_says_so(site: Path) -> None:
     (site / "toy_method-1.0.dist-info/entry_points.txt").write_text("")
     done = run(site, "synthesize", "--model", "t", "-n", "3")
     assert done.returncode == 5
-    assert "model.safetensors: toy: no such method; there are dt-gan" in done.stderr
+    assert "model.safetensors: toy: unknown method; available: dt-gan" in done.stderr

@@ -38,7 +38,7 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_what_was_saved_is_loaded(saved: Path) -> None:
+def test_saved_tensors_and_configuration_are_loaded(saved: Path) -> None:
     loaded, config = checkpoint.load(saved)
     assert config == CONFIG
     assert loaded.keys() == tensors().keys()
@@ -47,7 +47,7 @@ def test_what_was_saved_is_loaded(saved: Path) -> None:
         assert torch.equal(loaded[name], tensor)
 
 
-def test_any_layout_of_memory_can_be_saved(tmp_path: Path) -> None:
+def test_any_memory_layout_can_be_saved(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     image = torch.arange(48.0).reshape(1, 3, 4, 4)
     weight = torch.nn.Parameter(torch.ones(2, 3))
@@ -60,7 +60,7 @@ def test_any_layout_of_memory_can_be_saved(tmp_path: Path) -> None:
     assert torch.equal(loaded["w"], torch.ones(2, 3))
 
 
-def test_the_file_is_safetensors_readable_by_group_and_others_as_the_umask_says(saved: Path) -> None:
+def test_the_file_is_safetensors_with_a_mode_from_the_umask(saved: Path) -> None:
     from safetensors import safe_open
 
     with safe_open(saved, framework="numpy") as file:
@@ -120,7 +120,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         checkpoint.load(text)
 
 
-def test_no_room_leaves_the_earlier_file(saved: Path) -> None:
+def test_a_full_disk_leaves_the_earlier_file(saved: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:

@@ -32,7 +32,7 @@ def entry(folder: Path, name: str = "tiles", **changes: Any) -> Entry:
     return Entry.model_validate(values | changes)
 
 
-def test_what_was_added_is_read(tmp_path: Path) -> None:
+def test_added_models_are_read_back(tmp_path: Path) -> None:
     file = tmp_path / "weights.toml"
     first = entry(tmp_path)
     second = entry(tmp_path, "road ä.v2", products=("a.b", "c d"), trained_on={"a.b": Path("/x"), "c d": Path("/y")})
@@ -53,7 +53,7 @@ def test_paths_below_the_file_move_with_it(tmp_path: Path) -> None:
     registry.verify(moved)
 
 
-def test_a_link_among_the_folders_stays_a_link(tmp_path: Path) -> None:
+def test_links_in_paths_are_not_followed(tmp_path: Path) -> None:
     project, disk = tmp_path / "project", tmp_path / "disk"
     project.mkdir()
     disk.mkdir()
@@ -62,14 +62,14 @@ def test_a_link_among_the_folders_stays_a_link(tmp_path: Path) -> None:
     assert 'file = "runs/tiles/model.safetensors"' in (project / "weights.toml").read_text()
 
 
-def test_relative_paths_are_taken_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_start_at_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     registry.add(entry(Path()), Path("weights.toml"))
     (found,) = registry.read(Path("weights.toml"))
     assert found.file == tmp_path / "runs" / "tiles" / "model.safetensors"
 
 
-def test_what_people_wrote_is_kept(tmp_path: Path) -> None:
+def test_edits_by_people_are_kept(tmp_path: Path) -> None:
     file = tmp_path / "weights.toml"
     registry.add(entry(tmp_path), file)
     mine = "# our models, ask Jana before deleting\n" + file.read_text().replace("[tiles]", "[tiles] # line 3")
@@ -116,17 +116,17 @@ def test_the_newest_model_that_knows_the_categories_is_found(tmp_path: Path) -> 
     assert found("dent") == "c"
     assert found("fray", "crack") == "b"
     assert found(name="a") == "a"
-    with pytest.raises(WeightsError, match=r"knows rust; there are: a knows crack; b knows crack, fray; c knows"):
+    with pytest.raises(WeightsError, match=r"knows rust; available: a knows crack; b knows crack, fray; c knows"):
         found("rust")
     with pytest.raises(WeightsError, match="fray and dent"):
         found("fray", "dent")
-    with pytest.raises(WeightsError, match="no model z; there are: a knows"):
+    with pytest.raises(WeightsError, match="no model z; available: a knows"):
         found(name="z")
     with pytest.raises(WeightsError, match="no model a that knows dent"):
         found("dent", name="a")
 
 
-def test_ones_own_models_come_before_newer_ones_that_ship(tmp_path: Path) -> None:
+def test_own_models_come_before_newer_shipped_ones(tmp_path: Path) -> None:
     own, shipped = tmp_path / "own.toml", tmp_path / "shipped.toml"
     registry.add(entry(tmp_path, "own", created=NOON), own)
     registry.add(entry(tmp_path, "shipped", created=NOON + timedelta(days=9)), shipped)
@@ -135,12 +135,12 @@ def test_ones_own_models_come_before_newer_ones_that_ship(tmp_path: Path) -> Non
     assert registry.find(categories=["rust"], files=[own, shipped]).name == "rust"
 
 
-def test_without_any_model_one_is_told_to_train(tmp_path: Path) -> None:
+def test_without_any_model_the_error_advises_training(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="train one first"):
         registry.find(files=[])
 
 
-def test_files_are_looked_for_here_then_above_then_in_the_package(
+def test_files_are_searched_here_then_above_then_in_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "site" / "defectgen"
@@ -196,7 +196,7 @@ def test_a_missing_or_altered_model_is_refused(tmp_path: Path) -> None:
         (("[tiles]", "stray = 1\n[tiles]"), r"stray: only tables"),
     ],
 )
-def test_mistakes_are_named_with_file_and_key(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+def test_errors_name_file_and_key(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     file = tmp_path / "weights.toml"
     registry.add(entry(tmp_path), file)
     text = file.read_text()
@@ -221,7 +221,7 @@ def test_times_with_and_without_zone_can_be_compared(tmp_path: Path) -> None:
     assert registry.find(files=[file]).name == "plain"
 
 
-def test_the_file_reads_as_a_person_would_write_it(tmp_path: Path) -> None:
+def test_the_file_is_readable_toml(tmp_path: Path) -> None:
     file = tmp_path / "weights.toml"
     registry.add(entry(tmp_path), file)
     digest = hashlib.sha256(b"tiles").hexdigest()

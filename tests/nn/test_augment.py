@@ -13,11 +13,11 @@ def image() -> torch.Tensor:
     return torch.rand(1, 2, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_doing_nothing_is_the_identity() -> None:
+def test_neutral_parameters_are_the_identity() -> None:
     torch.testing.assert_close(fixed().apply(image()), image())
 
 
-def test_a_shift_moves_whole_pixels_and_mirrors_what_it_uncovers() -> None:
+def test_a_shift_moves_whole_pixels_and_reflects_at_the_edges() -> None:
     shifted = fixed(dx=1 / 8).apply(image())  # two pixels
     torch.testing.assert_close(shifted[..., :-2], image()[..., 2:])
     torch.testing.assert_close(shifted[..., -2:], image()[..., -2:].flip(3))

@@ -18,7 +18,7 @@ def test_adversarial_does_not_overflow() -> None:
     assert adversarial(torch.tensor([0.0]), real=True).item() == pytest.approx(math.log(2))
 
 
-def test_r1_of_a_quadratic_is_known() -> None:
+def test_r1_of_a_quadratic() -> None:
     # D(x) = sum of 3 x², so its gradient is 6 x and the penalty half the mean over images of sum (6 x)².
     x = torch.tensor([[[[1.0, 2.0]]], [[[0.0, -1.0]]]], requires_grad=True)
     penalty = r1((3 * x.square()).sum(dim=(1, 2, 3)), x)

@@ -1,4 +1,4 @@
-"""Against independent references, and by hand."""
+"""StyleGAN2 against independent references and values computed by hand."""
 
 import math
 
@@ -42,7 +42,7 @@ def noise(*seeds: int) -> Noise:
 
 @pytest.mark.parametrize("demodulate", [True, False])
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_modulated_convolution_is_a_loop_over_samples(demodulate: bool, kernel: int) -> None:
+def test_modulated_convolution_equals_a_loop_over_samples(demodulate: bool, kernel: int) -> None:
     torch.manual_seed(0)
     x, weight, style = torch.randn(3, 4, 9, 7), torch.randn(5, 4, kernel, kernel), torch.randn(3, 4)
     expected = []
@@ -54,8 +54,8 @@ def test_modulated_convolution_is_a_loop_over_samples(demodulate: bool, kernel: 
     torch.testing.assert_close(modulated_conv(x, weight, style, demodulate=demodulate), torch.cat(expected))
 
 
-def test_modulated_convolution_that_doubles_is_zeros_between_convolution_and_filter() -> None:
-    """As upsampling first would be: the filter and the convolution commute."""
+def test_modulated_convolution_with_up_equals_upsampling_first() -> None:
+    """Equal to upsampling first, since the filter and the convolution commute."""
     torch.manual_seed(0)
     x, weight, style = torch.randn(2, 3, 6, 8), torch.randn(4, 3, 3, 3), torch.rand(2, 3) + 0.5
     doubled = modulated_conv(x, weight, style, up=True, demodulate=False)
@@ -75,7 +75,7 @@ def test_up_and_down_are_scipys_filters() -> None:
         np.testing.assert_allclose(downsample(x)[0, channel].numpy(), down, atol=1e-5)
 
 
-def test_an_equalised_convolution_that_halves_filters_first() -> None:
+def test_an_equalized_convolution_that_halves_filters_first() -> None:
     torch.manual_seed(0)
     layer, x = EqualConv(3, 5, 3, down=True), torch.randn(2, 3, 16, 16)
     assert layer(x).shape == (2, 5, 8, 8)
@@ -85,14 +85,14 @@ def test_an_equalised_convolution_that_halves_filters_first() -> None:
     torch.testing.assert_close(layer(flat)[..., 3:5, 3:5], plain(flat)[..., 6:8, 6:8])
 
 
-def test_equalised_layers_have_unit_weights_whatever_their_learning_rate() -> None:
+def test_equalized_layers_have_unit_weights_whatever_their_learning_rate() -> None:
     torch.manual_seed(0)
     for lr in (1.0, 0.01):
         y = EqualLinear(64, 512, lr=lr)(torch.randn(256, 64))
         assert y.var().item() == pytest.approx(1, rel=0.1)
     z = torch.randn(256, 16)
     network = MappingNetwork(16, 32, 2)
-    torch.testing.assert_close(network(z), network(5 * z), rtol=1e-4, atol=1e-4)  # codes are normalised
+    torch.testing.assert_close(network(z), network(5 * z), rtol=1e-4, atol=1e-4)  # codes are normalized
 
 
 def test_a_styled_convolution_keeps_the_variance() -> None:
@@ -112,7 +112,7 @@ def test_the_standard_deviation_of_a_group() -> None:
     assert torch.equal(y[:2, 2], y[2:, 2])
 
 
-def test_the_discriminator_judges_under_a_domain() -> None:
+def test_the_discriminator_depends_on_the_domain() -> None:
     torch.manual_seed(0)
     d = Discriminator(64, 1, 3, 4, 8)
     x, c = torch.randn(4, 1, 64, 64), F.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
@@ -129,7 +129,7 @@ def test_nothing_is_augmented_at_strength_0() -> None:
     torch.testing.assert_close(augment.image(x), x, rtol=1e-4, atol=1e-4)
 
 
-def test_augmentation_is_one_for_image_and_mask_and_passes_gradients() -> None:
+def test_image_and_mask_get_the_same_geometry_and_gradients_pass() -> None:
     x = torch.zeros(8, 1, 32, 32)
     x[..., 8:14, 10:24] = 1
     augment = Augment(8, 1.0, generator(3), CPU)
@@ -143,7 +143,7 @@ def test_augmentation_is_one_for_image_and_mask_and_passes_gradients() -> None:
     assert x.grad.abs().sum() > 0
 
 
-def test_hue_turns_colours_about_gray_and_luma_turns_gray_over() -> None:
+def test_hue_rotates_colors_and_luma_inverts_gray() -> None:
     x = torch.rand(6, 3, 2, 2, generator=generator()) * 2 - 1
     augment = Augment(6, 1.0, generator(1), CPU)
     augment.theta = torch.eye(2, 3).expand(6, 2, 3)
@@ -151,9 +151,9 @@ def test_hue_turns_colours_about_gray_and_luma_turns_gray_over() -> None:
     assert set(augment.luma.flatten().tolist()) == {-1.0, 1.0}
     axis = np.ones(3) / math.sqrt(3)
     for i in range(6):
-        colour = Rotation.from_rotvec(axis * augment.hue[i].item()).apply(x[i].flatten(1).t().numpy())
-        gray = colour.mean(axis=1, keepdims=True)
-        expected = gray * augment.luma[i].item() + (colour - gray) * augment.saturation[i].item()
+        color = Rotation.from_rotvec(axis * augment.hue[i].item()).apply(x[i].flatten(1).t().numpy())
+        gray = color.mean(axis=1, keepdims=True)
+        expected = gray * augment.luma[i].item() + (color - gray) * augment.saturation[i].item()
         np.testing.assert_allclose(augment.image(x)[i].flatten(1).t().numpy(), expected, atol=1e-4)
 
 

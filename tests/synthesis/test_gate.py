@@ -10,7 +10,8 @@ from defectgen.dataset import Sample
 from defectgen.dataset.manifest import Provenance
 from defectgen.folders import read_defects
 from defectgen.imaging.images import Pixels, read_image, read_mask
-from defectgen.synthesis.gate import Gate, traits
+from defectgen.nn.features import lite0
+from defectgen.synthesis.gate import Gate, appearance
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -24,32 +25,32 @@ def sample(image: Pixels, mask: NDArray[np.generic], category: str) -> Sample:
     return Sample(0, category, "part", image, np.asarray(mask) > 0, Provenance())
 
 
-def on(draw: Callable[[int, str], Pair], seed: int, category: str) -> tuple[Sample, NDArray[np.uint8]]:
-    """A sample, and the photograph that it was made on."""
+def sample_and_source(draw: Callable[[int, str], Pair], seed: int, category: str) -> tuple[Sample, NDArray[np.uint8]]:
+    """A sample and its source image."""
     image, mask = draw(seed, category)
     source, _ = draw(seed + 500, "normal")
-    made = source.copy()
-    made[mask > 0] = image[mask > 0]
-    return sample(made, mask, category), source
+    generated = source.copy()
+    generated[mask > 0] = image[mask > 0]
+    return sample(generated, mask, category), source
 
 
-def test_others_of_the_kind_pass(gate: Gate, draw: Callable[[int, str], Pair]) -> None:
-    reasons = [gate(*on(draw, seed, "bar")) for seed in range(100, 130)]
+def test_similar_defects_pass(gate: Gate, draw: Callable[[int, str], Pair]) -> None:
+    reasons = [gate(*sample_and_source(draw, seed, "bar")) for seed in range(100, 130)]
     assert np.mean([reason == "implausible" for reason in reasons]) < 0.2
     assert "unmarked" not in reasons
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_one_or_two_real_defects_tell_nothing_of_what_is_plausible(
+@pytest.mark.parametrize("count", [1, 3])
+def test_with_few_real_defects_everything_is_plausible(
     real: Path, draw: Callable[[int, str], Pair], count: int
 ) -> None:
     found = read_defects(real / "defects", categories=["bar"])
     few = Gate(real, found.model_copy(update={"images": found.images[:count]}))
-    assert {few(*on(draw, seed, "bar")) for seed in range(100, 110)} <= {None, "copy"}
+    assert {few(*sample_and_source(draw, seed, "bar")) for seed in range(100, 110)} <= {None, "copy"}
     assert len(few.photographs) == count
 
 
-def test_copies_are_told(gate: Gate, real: Path, draw: Callable[[int, str], Pair]) -> None:
+def test_copies_are_rejected(gate: Gate, real: Path, draw: Callable[[int, str], Pair]) -> None:
     found = []
     for seed in range(6):
         image, mask = (
@@ -57,40 +58,53 @@ def test_copies_are_told(gate: Gate, real: Path, draw: Callable[[int, str], Pair
             read_mask(real / f"masks/bar/{seed}.png"),
         )
         source, _ = draw(500 + seed, "normal")
-        made = np.where(mask, image, source)
-        found.append(gate(sample(made, mask, "bar"), source))
+        generated = np.where(mask, image, source)
+        found.append(gate(sample(generated, mask, "bar"), source))
     assert found.count("copy") >= 5
 
 
-def test_strange_ones_are_implausible(gate: Gate, draw: Callable[[int, str], Pair]) -> None:
+def test_unusual_defects_are_implausible(gate: Gate, draw: Callable[[int, str], Pair]) -> None:
     source, _ = draw(700, "normal")
     mask = np.zeros((100, 100), np.uint8)
     mask[5:95, 5:95] = 255
-    made = source.copy()
-    made[mask > 0] = 250 - made[mask > 0] // 2
-    assert gate(sample(made, mask, "bar"), source) == "implausible"
-    bar, ground = on(draw, 100, "bar")
-    assert gate(sample(bar.image, bar.mask.astype(np.uint8) * 255, "disc"), ground) == "implausible"  # bright, and long
+    generated = source.copy()
+    generated[mask > 0] = 250 - generated[mask > 0] // 2
+    assert gate(sample(generated, mask, "bar"), source) == "implausible"
+    bar, base = sample_and_source(draw, 100, "bar")
+    assert gate(sample(bar.image, bar.mask.astype(np.uint8) * 255, "disc"), base) == "implausible"  # bright and long
 
 
-def test_masks_that_mark_nothing_seen_are_told(gate: Gate, draw: Callable[[int, str], Pair]) -> None:
-    made, source = on(draw, 101, "bar")
-    assert gate(sample(source, made.mask.astype(np.uint8) * 255, "bar"), source) == "unmarked"
-    elsewhere = np.roll(made.mask, 40, axis=0).astype(np.uint8) * 255
-    assert gate(sample(made.image, elsewhere, "bar"), source) == "unmarked"
+def test_masks_without_a_visible_change_are_rejected(gate: Gate, draw: Callable[[int, str], Pair]) -> None:
+    generated, source = sample_and_source(draw, 101, "bar")
+    assert gate(sample(source, generated.mask.astype(np.uint8) * 255, "bar"), source) == "unmarked"
+    elsewhere = np.roll(generated.mask, 40, axis=0).astype(np.uint8) * 255
+    assert gate(sample(generated.image, elsewhere, "bar"), source) == "unmarked"
 
 
-def test_traits_are_those_of_the_defect_whatever_the_brightness_around(draw: Callable[[int, str], Pair]) -> None:
-    pixels, mask = draw(3, "bar")
-    x = np.asarray(pixels[None] / 255 - 0.5, np.float32)
-    brighter = np.asarray(x + 0.2, np.float32)
-    assert traits(x, mask > 0) == pytest.approx(traits(brighter, mask > 0), abs=1e-3)
-    assert np.isfinite(traits(x, np.ones((100, 100), np.bool_))).all()
+def test_real_defects_are_seldom_refused(gate: Gate, real: Path) -> None:
+    """Left out of the set one after another, at most one in twenty lies outside of it."""
+    for category in gate._categories.values():
+        distances = np.linalg.norm(category.points[:, None] - category.points[None], axis=2)
+        nearest = (distances + np.diag(np.full(len(distances), np.inf))).min(axis=1)
+        assert (nearest > category.radius).mean() <= 0.05
+
+
+def test_appearance_is_that_of_the_defect_wherever_it_lies(draw: Callable[[int, str], Pair]) -> None:
+    network = lite0()
+    pixels, mask = draw(3, "disc")
+    x = np.asarray(pixels[None] / 127.5 - 1, np.float32)
+    here = appearance(network, x, mask > 0)
+    moved = appearance(network, np.roll(x, (4, -8), (1, 2)), np.roll(mask > 0, (4, -8), (0, 1)))
+    bar, its_mask = draw(3, "bar")
+    other = appearance(network, np.asarray(bar[None] / 127.5 - 1, np.float32), np.asarray(its_mask) > 0)
+    assert np.linalg.norm(here - moved) < 0.3 * np.linalg.norm(here - other)
+    assert np.isfinite(appearance(network, x, np.ones((100, 100), np.bool_))).all()
 
 
 def test_an_unknown_category_is_compared_with_all(gate: Gate, draw: Callable[[int, str], Pair]) -> None:
     found: list[Any] = []
     for seed in range(100, 110):
-        made, source = on(draw, seed, "bar")
-        found.append((gate(made, source), gate(sample(made.image, made.mask.astype(np.uint8), "defect"), source)))
+        generated, source = sample_and_source(draw, seed, "bar")
+        unknown = sample(generated.image, generated.mask.astype(np.uint8), "defect")
+        found.append((gate(generated, source), gate(unknown, source)))
     assert all(other is None or own is not None or other == "copy" for own, other in found)

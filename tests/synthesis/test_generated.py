@@ -39,12 +39,12 @@ TASK = Task(
 
 
 def record(sample: Sample) -> dict[str, Any]:
-    """How a sample came about, as its manifest row says."""
+    """The provenance of a sample, as in its manifest row."""
     return sample.provenance.model_dump(mode="json", exclude_unset=True)
 
 
 def random_model(path: Path, name: str, config: MethodConfig, task: Task = TASK) -> Path:
-    """A file of a model with random weights."""
+    """Write a model file with random weights."""
     torch.manual_seed(0)
     networks = info(name).load()(config, task, torch.device("cpu")).networks.averaged
     tensors = {key: value for each, network in networks.items() for key, value in flatten(each, network).items()}
@@ -54,14 +54,14 @@ def random_model(path: Path, name: str, config: MethodConfig, task: Task = TASK)
 
 
 def other(entry: Entry, name: str, method: str, config: MethodConfig, task: Task = TASK) -> Entry:
-    """A model of another method for the same photographs."""
+    """A model of another method for the same images."""
     path = random_model(entry.file.with_name(f"{name}.safetensors"), method, config, task)
     return entry.model_copy(update={"name": name, "method": method, "file": path, "sha256": files.sha256(path)})
 
 
 @pytest.fixture(scope="module")
 def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
-    """A model of random weights and a folder of photographs: gray 8 and 16 bit, colour, one smaller than a window."""
+    """A model with random weights and a folder of images: gray 8 and 16 bit, color, one smaller than a window."""
     folder = tmp_path_factory.mktemp("sampling")
     (folder / "normals").mkdir()
     rng = np.random.default_rng(0)
@@ -90,7 +90,7 @@ def request_for(entry: Entry) -> Callable[..., SynthesisRequest]:
 
 @pytest.fixture(autouse=True)
 def _painter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Instead of a network: a dark disc at a place that the sample's generator draws."""
+    """Replaces the network: a dark disc at a random position from the sample's generator."""
 
     def generate(_self: DTGAN, request: GenerateBatch) -> Generated:
         x = request.x.clone()
@@ -118,7 +118,7 @@ def test_samples_come_in_order_with_categories_in_turn(request_for: Callable[...
     assert [sample.category for sample in samples] == ["dent", "spot"] * 3 + ["dent"]
 
 
-def test_the_photograph_keeps_its_size_depth_and_every_pixel_away_from_the_defect(
+def test_the_image_keeps_its_size_depth_and_every_pixel_away_from_the_defect(
     request_for: Callable[..., SynthesisRequest],
 ) -> None:
     depths = set()
@@ -137,7 +137,7 @@ def test_the_photograph_keeps_its_size_depth_and_every_pixel_away_from_the_defec
     assert len(depths) == 2
 
 
-def test_the_scale_of_a_category_is_that_of_the_training(
+def test_categories_have_the_scale_of_the_training(
     request_for: Callable[..., SynthesisRequest],
 ) -> None:
     samples = list(synthesize(request_for(8)))
@@ -167,7 +167,7 @@ def test_a_manifest_row_replays_its_sample(request_for: Callable[..., SynthesisR
     assert same(again[0], sample)
 
 
-def test_what_shows_nothing_is_drawn_again_and_never_written(
+def test_samples_without_a_visible_defect_are_regenerated(
     request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
@@ -184,7 +184,7 @@ def test_what_shows_nothing_is_drawn_again_and_never_written(
     assert samples.failed == []
 
 
-def test_what_never_shows_is_given_up_and_counted(
+def test_samples_that_never_show_a_defect_fail_and_are_counted(
     request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(DTGAN, "generate", lambda _, request: Generated(request.x))
@@ -224,11 +224,11 @@ def test_drawing_is_lazy(request_for: Callable[..., SynthesisRequest], monkeypat
     samples.close()  # type: ignore[attr-defined]
 
 
-def test_length_is_what_is_left_to_make(request_for: Callable[..., SynthesisRequest]) -> None:
+def test_length_excludes_skipped_samples(request_for: Callable[..., SynthesisRequest]) -> None:
     assert len(synthesize(request_for(10, skip=frozenset({3, 99})))) == 9
 
 
-def test_unknown_category_is_named_with_those_known(request_for: Callable[..., SynthesisRequest]) -> None:
+def test_unknown_category_error_lists_the_known_ones(request_for: Callable[..., SynthesisRequest]) -> None:
     with pytest.raises(UsageError, match="--category rust: m knows dent, spot"):
         synthesize(request_for(categories=("rust",)))
 
@@ -246,7 +246,7 @@ def test_out_of_memory_names_the_next_batch_size(
 
 @pytest.fixture(scope="module")
 def references(entry: Entry) -> Catalog:
-    """Two photographs of each category with a mask, and one without."""
+    """Two images of each category with a mask, and one without."""
     folder = entry.file.parent / "other"
     for category in ("dent", "spot"):
         (folder / "defects" / category).mkdir(parents=True)
@@ -261,7 +261,7 @@ def references(entry: Entry) -> Catalog:
     return read_defects(folder / "defects", product="unknown", masked=False)
 
 
-def test_references_are_windows_around_their_defects_and_named_in_the_manifest(
+def test_references_are_windows_around_defects_and_recorded_in_the_manifest(
     request_for: Callable[..., SynthesisRequest], references: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paint, seen = DTGAN.generate, list[GenerateBatch]()
@@ -281,7 +281,7 @@ def test_references_are_windows_around_their_defects_and_named_in_the_manifest(
         path, window = Path(reference["file"]), reference["window"]
         assert reference["sha256"] == files.sha256(path)
         assert path.parent.name == sample.category
-        assert window["side"] == (32 if sample.category == "dent" else 64)  # as the model saw the category
+        assert window["side"] == (32 if sample.category == "dent" else 64)  # the scale of the category in training
         if path.stem != "2":
             assert request.x_ref.min() < -0.5
             assert window["x"] <= 100
@@ -289,7 +289,7 @@ def test_references_are_windows_around_their_defects_and_named_in_the_manifest(
     assert len({record(sample)["reference"]["file"] for sample in samples}) > 2
 
 
-def test_a_style_is_drawn_or_that_of_others(
+def test_a_style_is_random_or_from_other_images(
     request_for: Callable[..., SynthesisRequest], references: Catalog, entry: Entry
 ) -> None:
     (sampled,) = synthesize(request_for(1, references=references, style="sampled"))
@@ -301,7 +301,7 @@ def test_a_style_is_drawn_or_that_of_others(
     assert record(latent)["style"]["file"].endswith(".png")
 
 
-def test_a_product_that_was_never_seen_is_painted_at_the_scale_of_those_that_were(
+def test_an_unknown_product_is_painted_at_the_scale_of_the_known_ones(
     request_for: Callable[..., SynthesisRequest], entry: Entry
 ) -> None:
     normals = read_normals(entry.trained_on["part"], product="unseen")
@@ -310,24 +310,24 @@ def test_a_product_that_was_never_seen_is_painted_at_the_scale_of_those_that_wer
     assert {sample.product for sample in samples} == {"unseen"}
 
 
-def test_methods_that_take_no_references_name_the_one_that_does(
+def test_methods_without_references_name_the_one_that_supports_them(
     request_for: Callable[..., SynthesisRequest], references: Catalog, entry: Entry
 ) -> None:
     request = request_for(1, references=references)
     config = DefectGANConfig(image_size=32, width=8, max_width=8, blocks=1, control_channels=4)
-    with pytest.raises(UsageError, match=r"takes none from references \(--from\); dt-gan does"):
+    with pytest.raises(UsageError, match=r"cannot take defects from reference images \(--from\); dt-gan can"):
         synthesize(replace(request, entry=other(entry, "unguided", "defect-gan", config)))
-    with pytest.raises(UsageError, match=r"takes no style \(--style\); dt-gan does"):
+    with pytest.raises(UsageError, match=r"cannot apply a style \(--style\); dt-gan can"):
         synthesize(
             replace(request, references=None, style="sampled", entry=other(entry, "plain", "defect-gan", config))
         )
     few = Catalog.of([references.model_copy(update={"images": references.images[:3]})])
-    with pytest.raises(UsageError, match="--from: shows no spot, it has dent"):
+    with pytest.raises(UsageError, match="--from: has no spot, only dent"):
         synthesize(replace(request, references=few))
 
 
 class _Picky:
-    """Refuses every other attempt at a sample, for two reasons in turn."""
+    """Rejects two attempts at every other sample, for one reason each."""
 
     name = "picky"
     photographs = ("0" * 64,)
@@ -342,7 +342,7 @@ class _Picky:
         return ("copy", "implausible", None)[attempt - 1] if sample.index % 2 else None
 
 
-def test_what_a_gate_refuses_is_made_anew_and_told(request_for: Callable[..., SynthesisRequest]) -> None:
+def test_rejected_samples_are_regenerated_and_counted(request_for: Callable[..., SynthesisRequest]) -> None:
     samples = synthesize(request_for(6, gate=_Picky()))
     plain = list(synthesize(request_for(6)))
     for sample, before in zip(samples, plain, strict=True):
@@ -355,7 +355,7 @@ def test_what_a_gate_refuses_is_made_anew_and_told(request_for: Callable[..., Sy
     assert samples.metadata["gated_by"] == ["0" * 64]
 
 
-def test_what_a_gate_never_lets_pass_is_given_up(request_for: Callable[..., SynthesisRequest]) -> None:
+def test_samples_that_the_gate_always_rejects_fail(request_for: Callable[..., SynthesisRequest]) -> None:
     class Closed(_Picky):
         def __call__(self, sample: Sample, source: Any) -> str | None:
             return "unmarked"
@@ -365,18 +365,18 @@ def test_what_a_gate_never_lets_pass_is_given_up(request_for: Callable[..., Synt
     assert samples.failed == [0, 1]
 
 
-def test_native_mask_grows_smoothly() -> None:
+def test_native_mask_has_a_smooth_outline() -> None:
     disc = cv2.circle(np.zeros((32, 32), np.uint8), (16, 16), 8, 1, -1) > 0
     large = generated.native_mask(disc, 128)
     assert large.sum() == pytest.approx(16 * disc.sum(), rel=0.1)
 
 
-# Models that make patches
+# Models that generate defect patches
 
 
 @pytest.fixture(scope="module")
 def maker(entry: Entry) -> Entry:
-    """A DCDGANc model of random weights for the same photographs."""
+    """A DCDGANc model with random weights for the same images."""
     config = DCDGANcConfig(image_size=32, width=4, max_width=8, latent_dim=4, hidden_channels=4)
     return other(entry, "c", "dcdganc", config)
 
@@ -385,7 +385,7 @@ def maker(entry: Entry) -> Entry:
 def patches_for(
     maker: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., SynthesisRequest]:
-    """Instead of a network: a dark disc in a rim, on the pure background; its size is the sample's generator's."""
+    """Replaces the network: a dark disc in a rim on the pure background, with a random size from the generator."""
 
     def generate(_self: DCDGANc, request: GenerateBatch) -> Generated:
         images = np.full((len(request.rngs), 1, 32, 32), -1, np.float32)
@@ -403,7 +403,7 @@ def patches_for(
     return make
 
 
-def test_contents_are_laid_onto_photographs_at_their_scale(patches_for: Callable[..., SynthesisRequest]) -> None:
+def test_patches_are_blended_at_the_scale_of_their_category(patches_for: Callable[..., SynthesisRequest]) -> None:
     areas: dict[str, list[int]] = {"dent": [], "spot": []}
     for sample in synthesize(patches_for(24, placement=Placement(scale=(1, 1)))):
         source = read_image(Path(record(sample)["source"])).pixels
@@ -414,12 +414,12 @@ def test_contents_are_laid_onto_photographs_at_their_scale(patches_for: Callable
         areas[sample.category].append(int(sample.mask.sum()))
         assert record(sample)["model"] == "c"
         assert record(sample)["method"] == "dcdganc"
-    assert np.median(areas["spot"]) > 2.5 * np.median(areas["dent"])  # learnt at half the scale
+    assert np.median(areas["spot"]) > 2.5 * np.median(areas["dent"])  # learned at half the scale
     assert np.pi * 4**2 < np.median(areas["dent"]) < np.pi * 9**2  # the disc, without its rim
 
 
 @pytest.mark.parametrize("changes", [{"num": 9}, {"workers": 4}, {"batch_size": 2}, {"skip": frozenset({0, 2})}])
-def test_sample_k_with_contents_is_the_same_in_any_run(
+def test_sample_k_with_patches_is_the_same_in_any_run(
     patches_for: Callable[..., SynthesisRequest], changes: dict[str, Any]
 ) -> None:
     one = {sample.index: sample for sample in synthesize(patches_for(6))}
@@ -427,7 +427,7 @@ def test_sample_k_with_contents_is_the_same_in_any_run(
     assert all(same(one[index], sample) for index, sample in other.items() if index in one)
 
 
-def test_a_mixture_reaches_the_network_and_the_record(
+def test_a_mixture_reaches_the_network_and_the_provenance(
     patches_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
@@ -445,28 +445,28 @@ def test_a_mixture_reaches_the_network_and_the_record(
     assert record(sample)["mixture"] == {"dent": 0.25, "spot": 0.75}
 
 
-def test_several_contents_on_one_photograph_differ(patches_for: Callable[..., SynthesisRequest]) -> None:
+def test_several_patches_are_blended_into_one_image(patches_for: Callable[..., SynthesisRequest]) -> None:
     request = patches_for(8, placement=Placement(per_image=(3, 3), scale=(0.4, 0.4)), categories=("dent",))
     counts = [len(record(sample)["parameters"]["defects"]) for sample in synthesize(request)]
     assert max(counts) == 3
 
 
-def test_what_a_method_cannot_do_is_told(request_for: Callable[..., SynthesisRequest]) -> None:
+def test_unsupported_options_are_rejected(request_for: Callable[..., SynthesisRequest]) -> None:
     with pytest.raises(UsageError, match="dt-gan cannot mix categories; dcdganc can"):
         synthesize(request_for(categories=("dent:0.5,spot:0.5",)))
-    with pytest.raises(UsageError, match="m: dt-gan paints windows"):
+    with pytest.raises(UsageError, match="m: dt-gan paints defects into windows"):
         synthesize(request_for(placement=Placement()))
-    with pytest.raises(UsageError, match=r"dt-gan cannot unite categories; defect-gan can"):
+    with pytest.raises(UsageError, match=r"dt-gan cannot make unions of categories; defect-gan can"):
         synthesize(request_for(categories=("dent+spot",)))
     with pytest.raises(
-        UsageError, match=r"dt-gan cannot be told where \(--region\); dcdganc, defect-gan and dfmgan can"
+        UsageError, match=r"dt-gan cannot place defects in a region \(--region\); dcdganc, defect-gan and dfmgan can"
     ):
         synthesize(request_for(regions=((None, Region(name="object")),)))
     with pytest.raises(UsageError, match=r"m: dt-gan cannot restore .* defect-gan can"):
         synthesize(request_for(restored=True))
 
 
-def test_a_region_is_where_contents_are_laid(patches_for: Callable[..., SynthesisRequest]) -> None:
+def test_patches_stay_in_the_region(patches_for: Callable[..., SynthesisRequest]) -> None:
     box = Region(box=Box(0, 0, 40, 40), name="0,0,40,40")
     for sample in synthesize(patches_for(6, regions=((None, box),), categories=("dent",))):
         assert not sample.mask[40:].any()
@@ -475,14 +475,14 @@ def test_a_region_is_where_contents_are_laid(patches_for: Callable[..., Synthesi
         synthesize(patches_for(regions=(("dent", box),)))
 
 
-# Models that make whole images
+# Models that generate whole images
 
 
 @pytest.fixture
 def whole_for(
     entry: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., SynthesisRequest]:
-    """Instead of a network: gray images with a dark disc; now and then a mask that hugs the border."""
+    """Replaces the network: gray images with a dark disc, or with a mask along the border."""
     config = DFMGANConfig(image_size=64, width=4, max_width=8, match_width=4, z_dim=8, w_dim=8)
     task = TASK.model_copy(update={"scales": {"part": {"dent": 0.5, "spot": 0.5}}})
     made = other(entry, "w", "dfmgan", config, task)
@@ -492,8 +492,8 @@ def whole_for(
         normal = torch.stack([torch.rand(1, 64, 64, generator=rng) * 0.1 for rng in request.rngs])
         mask = torch.zeros(count, 1, 64, 64)
         for i, rng in enumerate(request.rngs):
-            x, y, hugging = torch.randint(20, 44, (3,), generator=rng).tolist()
-            if hugging < 28:
+            x, y, kind = torch.randint(20, 44, (3,), generator=rng).tolist()
+            if kind < 28:
                 mask[i, :, 0] = 1
             else:
                 mask[i, 0] = torch.from_numpy(cv2.circle(np.zeros((64, 64), np.float32), (x, y), 8, 1, -1))
@@ -507,7 +507,7 @@ def whole_for(
     return make
 
 
-def test_triplets_differ_in_the_mask_alone_and_masks_at_the_border_are_drawn_again(
+def test_triplets_differ_only_in_the_mask_and_masks_at_the_border_are_regenerated(
     whole_for: Callable[..., SynthesisRequest],
 ) -> None:
     samples = synthesize(whole_for(12, whole=True))
@@ -519,29 +519,29 @@ def test_triplets_differ_in_the_mask_alone_and_masks_at_the_border_are_drawn_aga
         assert sample.mask.sum() == pytest.approx(np.pi * 8**2, rel=0.05)
         assert record(sample)["method"] == "dfmgan"
     assert samples.redrawn > 0
-    with pytest.raises(UsageError, match="w: dfmgan makes whole images: --region needs images"):
+    with pytest.raises(UsageError, match="w: dfmgan generates whole images; --region needs normal images"):
         synthesize(whole_for(whole=True, regions=((None, Region(name="object")),)))
 
 
-def test_made_defects_are_blended_onto_photographs_at_native_scale(whole_for: Callable[..., SynthesisRequest]) -> None:
+def test_generated_defects_are_blended_at_native_scale(whole_for: Callable[..., SynthesisRequest]) -> None:
     for sample in synthesize(whole_for(6, placement=Placement(scale=(1, 1)))):
         source = read_image(Path(record(sample)["source"])).pixels
         assert sample.image.shape == source.shape
         assert sample.normal is None
         if min(source.shape[:2]) >= 64:
-            assert sample.mask.sum() == pytest.approx(4 * np.pi * 8**2, rel=0.3)  # learnt at half the scale
+            assert sample.mask.sum() == pytest.approx(4 * np.pi * 8**2, rel=0.3)  # learned at half the scale
 
 
-# Models that are told where
+# Models with region control
 
 
 @pytest.fixture
-def told_for(
+def regions_for(
     entry: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., SynthesisRequest]:
-    """Instead of a network: dents are dark, spots bright, where the control map wants them; restored they are gray."""
+    """Replaces the network: dark dents and bright spots where the control map is 1; gray when restored."""
     config = DefectGANConfig(image_size=64, width=8, max_width=8, blocks=1, control_channels=4)
-    told = other(entry, "t", "defect-gan", config)
+    model = other(entry, "t", "defect-gan", config)
 
     def generate(self: DefectGAN, request: GenerateBatch) -> Generated:
         a = self._control(request)
@@ -555,26 +555,26 @@ def told_for(
     monkeypatch.setattr(DefectGAN, "restore", lambda _self, x, _rngs: torch.zeros_like(x))
 
     def make(num: int = 6, **changes: Any) -> SynthesisRequest:
-        return replace(request_for(num, **changes), entry=told)
+        return replace(request_for(num, **changes), entry=model)
 
     return make
 
 
-def test_regions_say_where_each_category_is_painted(told_for: Callable[..., SynthesisRequest]) -> None:
-    """On photographs of which the smallest is 24 high: a dent at the left, a spot at the right, in one window."""
+def test_each_category_is_painted_in_its_region(regions_for: Callable[..., SynthesisRequest]) -> None:
+    """A dent at the left and a spot at the right in one window. The smallest image is 24 pixels high."""
     regions = (("dent", Region(box=Box(2, 2, 16, 20), name="l")), ("spot", Region(box=Box(40, 4, 14, 16), name="r")))
-    samples = list(synthesize(told_for(8, regions=regions, categories=("dent+spot",))))
+    samples = list(synthesize(regions_for(8, regions=regions, categories=("dent+spot",))))
     assert {sample.category for sample in samples} == {"dent+spot"}
     for sample in samples:
         source = read_image(Path(record(sample)["source"])).pixels.astype(int)
         change = sample.image.astype(int) - source
         change = change.mean(axis=2) if change.ndim == 3 else change
         assert change[:, :22].min() < -1
-        little = 0.12 * source.max()  # at the rim a change may swing over, where it is resized
+        little = 0.12 * source.max()  # resizing may cause overshoot at the rim
         assert change[:, :22].max() < little
         assert change[:, 36:].max() > 1
         assert change[:, 36:].min() > -little
-        # A random box of 0.6 to all of each side.
+        # A random box of 0.6 to 1 times each side.
         assert 0.2 * 16 * 20 < sample.mask[:, :22].sum() < 1.3 * 16 * 20
         assert 0.2 * 14 * 16 < sample.mask[:, 36:].sum() < 1.3 * 14 * 16
         assert not sample.mask[:, 22:36].any()
@@ -582,26 +582,26 @@ def test_regions_say_where_each_category_is_painted(told_for: Callable[..., Synt
     assert len({sample.mask.sum() for sample in samples}) > 4
 
 
-def test_a_union_without_regions_and_a_single_category(told_for: Callable[..., SynthesisRequest]) -> None:
-    for sample in synthesize(told_for(4, categories=("dent", "dent+spot"))):
+def test_a_union_without_regions_and_a_single_category(regions_for: Callable[..., SynthesisRequest]) -> None:
+    for sample in synthesize(regions_for(4, categories=("dent", "dent+spot"))):
         assert sample.category == ("dent", "dent+spot")[sample.index % 2]
         assert "regions" not in record(sample)
 
 
-def test_without_a_region_boxes_have_the_shapes_of_the_training() -> None:
+def test_without_a_region_boxes_have_shapes_of_the_training_set() -> None:
     rng = np.random.default_rng(0)
-    boxes = [generated._somewhere(rng, ((0.5, 0.1),), 64) for _ in range(50)]
+    boxes = [generated._random_box(rng, ((0.5, 0.1),), 64) for _ in range(50)]
     for box in boxes:
         rows, columns = np.nonzero(box)
         assert 6 <= np.ptp(rows) + 1 <= 0.3 * 64
         assert 0.5 * 64 <= np.ptp(columns) + 1 <= 0.7 * 64
         assert 8 <= min(rows.min(), columns.min()) <= max(rows.max(), columns.max()) < 56
     assert len({box.tobytes() for box in boxes}) > 40
-    assert all(generated._somewhere(rng, (), 64).any() for _ in range(20))
+    assert all(generated._random_box(rng, (), 64).any() for _ in range(20))
 
 
-def test_restored_is_the_photograph_with_the_defect_painted_over(told_for: Callable[..., SynthesisRequest]) -> None:
-    for sample in synthesize(told_for(6, restored=True, categories=("dent",))):
+def test_restored_images_have_the_defect_removed(regions_for: Callable[..., SynthesisRequest]) -> None:
+    for sample in synthesize(regions_for(6, restored=True, categories=("dent",))):
         assert sample.restored is not None
         source = read_image(Path(record(sample)["source"])).pixels
         far = ~(cv2.dilate(sample.mask.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0)
@@ -612,7 +612,7 @@ def test_restored_is_the_photograph_with_the_defect_painted_over(told_for: Calla
         assert np.median(gray[inside]) == pytest.approx(middle, rel=0.02)
 
 
-def test_a_region_off_the_photographs_is_told(told_for: Callable[..., SynthesisRequest]) -> None:
+def test_a_region_outside_the_images_is_rejected(regions_for: Callable[..., SynthesisRequest]) -> None:
     region = Region(box=Box(500, 500, 9, 9), name="500,500,9,9")
     with pytest.raises(BadInputError, match=r"--region 500,500,9,9: lies outside a normal of"):
-        list(synthesize(told_for(2, regions=((None, region),), categories=("dent",))))
+        list(synthesize(regions_for(2, regions=((None, region),), categories=("dent",))))

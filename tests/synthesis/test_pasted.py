@@ -22,13 +22,13 @@ Make = Callable[..., ComposeRequest]
 
 
 def record(sample: Sample) -> dict[str, Any]:
-    """How a sample came about, as its manifest row says."""
+    """The provenance of a sample, as in its manifest row."""
     return sample.provenance.model_dump(mode="json", exclude_unset=True)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Dark discs and bright bars on photographs of gray 100; normals in several sizes, colours and depths."""
+    """Dark discs and bright bars on images of gray 100, and normals of several sizes, channels and depths."""
     root = tmp_path_factory.mktemp("composing")
     for name in ("disc", "bar"):
         (root / "defects" / name).mkdir(parents=True)
@@ -74,7 +74,7 @@ def same(one: Sample, other: Sample) -> bool:
     )
 
 
-def test_samples_hold_their_defect_where_the_mask_says_and_the_photograph_elsewhere(request_for: Make) -> None:
+def test_samples_differ_from_the_source_only_in_the_mask(request_for: Make) -> None:
     depths = set()
     for sample in compose(request_for(24)):
         before = source(sample).pixels
@@ -91,8 +91,8 @@ def test_samples_hold_their_defect_where_the_mask_says_and_the_photograph_elsewh
     assert len(depths) == 2
 
 
-def test_a_defect_takes_the_brightness_of_where_it_lies(request_for: Make) -> None:
-    """30 on 100 is 70 darker; so it is on 145, where plain copying would make it 115 darker."""
+def test_a_defect_is_adapted_to_the_brightness_of_its_surroundings(request_for: Make) -> None:
+    """30 on 100 is 70 darker. On 145 it is 70 darker too, where plain copying would make it 115 darker."""
     placement = Placement(scale=(1, 1), rotation=(0, 0))
     for sample in compose(request_for(12, placement, categories=("disc",))):
         before = source(sample)
@@ -111,7 +111,7 @@ def test_sample_k_is_the_same_in_any_run(request_for: Make, changes: dict[str, A
     assert not same(one[5], next(s for s in compose(request_for(8, seed=1)) if s.index == 5))
 
 
-def test_what_was_drawn_is_in_the_record(request_for: Make, folder: Path) -> None:
+def test_random_choices_are_in_the_provenance(request_for: Make, folder: Path) -> None:
     placement = Placement(scale=(0.5, 0.7), rotation=(-20, 20), per_image=(2, 3))
     for sample in compose(request_for(10, placement, normals="normals")):
         assert record(sample)["placement"]["per_image"] == [2, 3]
@@ -124,16 +124,16 @@ def test_what_was_drawn_is_in_the_record(request_for: Make, folder: Path) -> Non
             assert Path(each["content"]).parent == folder / "defects" / sample.category
 
 
-def test_several_defects_lie_apart(request_for: Make) -> None:
+def test_several_defects_do_not_overlap(request_for: Make) -> None:
     counts = []
     for sample in compose(request_for(12, Placement(per_image=(3, 3), scale=(0.5, 0.6)), categories=("disc",))):
         pieces, _ = cv2.connectedComponents(sample.mask.astype(np.uint8))
         counts.append((pieces - 1, len(record(sample)["parameters"]["defects"])))
-    assert all(pieces == laid for pieces, laid in counts)
-    assert max(laid for _, laid in counts) == 3
+    assert all(pieces == placed for pieces, placed in counts)
+    assert max(placed for _, placed in counts) == 3
 
 
-def test_a_region_keeps_its_defects(request_for: Make) -> None:
+def test_defects_stay_in_the_region(request_for: Make) -> None:
     box = Region(box=Box(10, 5, 30, 12), name="10,5,30,12")
     inside = 0
     for sample in compose(request_for(12, Placement(region=box), categories=("disc",))):
@@ -148,7 +148,7 @@ def test_a_region_keeps_its_defects(request_for: Make) -> None:
     assert inside > 8
 
 
-def test_regions_that_do_not_fit_are_told(request_for: Make) -> None:
+def test_regions_that_do_not_fit_are_rejected(request_for: Make) -> None:
     outside = Region(box=Box(500, 5, 30, 12), name="500,5,30,12")
     with pytest.raises(BadInputError, match="--region 500,5,30,12: lies outside a normal of"):
         list(compose(request_for(2, Placement(region=outside))))
@@ -157,7 +157,7 @@ def test_regions_that_do_not_fit_are_told(request_for: Make) -> None:
         list(compose(request_for(2, Placement(region=other))))
 
 
-def test_on_the_object_and_not_its_backdrop(request_for: Make, folder: Path) -> None:
+def test_defects_lie_on_the_object_and_not_on_the_backdrop(request_for: Make, folder: Path) -> None:
     rng = np.random.default_rng(1)
     (folder / "parts").mkdir(exist_ok=True)
     part = cv2.circle(np.zeros((160, 200), np.uint8), (120, 80), 55, 1, -1) > 0
@@ -167,7 +167,7 @@ def test_on_the_object_and_not_its_backdrop(request_for: Make, folder: Path) -> 
         assert part[sample.mask].mean() > 0.97
 
 
-def test_what_cannot_be_seen_is_given_up(request_for: Make, folder: Path) -> None:
+def test_invisible_defects_fail(request_for: Make, folder: Path) -> None:
     (folder / "black").mkdir(exist_ok=True)
     (folder / "black/0.png").write_bytes(encode_png(np.zeros((60, 60), np.uint8)))
     samples = compose(request_for(3, categories=("disc",), normals="black"))
@@ -175,15 +175,15 @@ def test_what_cannot_be_seen_is_given_up(request_for: Make, folder: Path) -> Non
     assert samples.failed == [0, 1, 2]
 
 
-def test_a_defect_that_leaves_nothing_of_the_photograph_is_given_up(request_for: Make, folder: Path) -> None:
+def test_a_defect_that_covers_the_whole_image_fails(request_for: Make, folder: Path) -> None:
     (folder / "tiny").mkdir(exist_ok=True)
     (folder / "tiny/0.png").write_bytes(encode_png(np.full((5, 5), 140, np.uint8)))
     samples = compose(request_for(2, Placement(scale=(4, 4)), categories=("disc",), normals="tiny"))
     assert all(not sample.mask.all() for sample in samples)
 
 
-def test_unknown_category_is_named_with_those_there(request_for: Make) -> None:
-    with pytest.raises(UsageError, match="--category rust: there are bar, disc"):
+def test_unknown_category_error_lists_the_available_ones(request_for: Make) -> None:
+    with pytest.raises(UsageError, match="--category rust: choose from bar, disc"):
         compose(request_for(categories=("rust",)))
 
 
@@ -207,7 +207,7 @@ def test_moving_keeps_shape_and_values(scale: float, degrees: float) -> None:
     assert not edge.any()
 
 
-def test_turning_is_counter_clockwise() -> None:
+def test_rotation_is_counter_clockwise() -> None:
     defect_mask = np.zeros((21, 21), np.bool_)
     defect_mask[10, 10:] = True  # a hand to the right
     patch = DefectPatch(np.zeros((21, 21, 1), np.float32), defect_mask, defect_mask)
@@ -217,7 +217,7 @@ def test_turning_is_counter_clockwise() -> None:
     assert rows.mean() < 12  # now upwards
 
 
-def test_places_lie_inside_where_the_content_fits() -> None:
+def test_patches_lie_inside_the_image_if_they_fit() -> None:
     rng = np.random.default_rng(0)
     patch = disc()
     for _ in range(50):
@@ -228,38 +228,38 @@ def test_places_lie_inside_where_the_content_fits() -> None:
         assert rows.min() + y >= 0
         assert rows.max() + y < 60
     assert place(rng, patch, (60, 90), np.zeros((60, 90), np.bool_)) is None
-    for _ in range(20):  # larger than the photograph: no place is left uncovered
+    for _ in range(20):  # larger than the image: it covers all of it
         x, y = place(rng, disc(40), (30, 30), None) or (0, 0)
         assert x < 0
         assert y < 0
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (60, 80, 2), (60, 80, 3), (60, 80, 4)])
-def test_laying_tells_where_the_defect_is_seen(shape: tuple[int, ...]) -> None:
+def test_lay_returns_the_mask_of_the_visible_defect(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     pixels: NDArray[np.uint8] = rng.integers(120, 130, shape, np.uint8)
     patch, at = disc(), (30, 20)
-    image, seen = lay(DecodedImage(pixels), pixels, patch, at, "improved")
+    image, shown = lay(DecodedImage(pixels), pixels, patch, at, "improved")
     expected = np.zeros((60, 80), np.bool_)
     expected[20:52, 30:62] = patch.defect_mask
-    assert (seen & expected).sum() / (seen | expected).sum() > 0.85
+    assert (shown & expected).sum() / (shown | expected).sum() > 0.85
     if shape[-1] in (2, 4):
         np.testing.assert_array_equal(image[..., -1], pixels[..., -1])
     _, clipped = lay(DecodedImage(pixels), pixels, patch, (70, -8), "improved")
-    assert 0 < clipped.sum() < seen.sum()
+    assert 0 < clipped.sum() < shown.sum()
 
 
-def test_a_coarse_content_takes_the_grain_of_where_it_lies() -> None:
+def test_a_coarse_patch_gets_the_grain_of_its_surroundings() -> None:
     rng = np.random.default_rng(0)
     pixels: NDArray[np.uint8] = rng.integers(100, 140, (120, 160), np.uint8)
     grain = []
     for patch in (disc(6), resize(disc(6), 6.0)):
         image, _ = lay(DecodedImage(pixels), pixels, move(patch, 6.0 / patch.coarseness, 0), (20, 5), "improved")
         grain.append(image[70:85, 85:100].astype(float).std())
-    assert grain[0] == pytest.approx(grain[1], rel=0.05)  # blown up in either way
+    assert grain[0] == pytest.approx(grain[1], rel=0.05)  # both are enlarged
     assert grain[0] == pytest.approx(pixels.std(), rel=0.15)
     image, _ = lay(DecodedImage(pixels), pixels, disc(30), (20, 5), "improved")
-    assert image[40:50, 50:60].std() < 0.2 * pixels.std()  # one that is as fine as the photograph keeps its own
+    assert image[40:50, 50:60].std() < 0.2 * pixels.std()  # a patch as fine as the image keeps its own grain
 
 
 def test_mixtures() -> None:
@@ -290,25 +290,25 @@ def line(contrast: float = 40.0, channels: int = 3) -> DefectPatch:
     )
 
 
-def test_a_crop_is_a_part_of_the_longer_side_with_the_defect_in_it() -> None:
+def test_a_crop_is_a_part_of_the_longer_side_that_contains_the_defect() -> None:
     whole = line()
     for seed in range(5):
         part = crop(np.random.default_rng(seed), whole, 0.4)
         assert part.blend_mask.shape == part.defect_mask.shape == part.pixels.shape[:2] == (21, 24)
         assert part.defect_mask.any()
-        assert (part.blend_mask & ~part.defect_mask).any()  # its own background is still there to measure it by
+        assert (part.blend_mask & ~part.defect_mask).any()  # some of its own background remains
     assert np.array_equal(crop(np.random.default_rng(0), whole, 1.0).defect_mask, whole.defect_mask)
 
 
-def test_colours_are_kept_matched_or_made_gray() -> None:
-    """The ground has half of the noise of the line's own: matched, the line stands out half as much."""
-    ground = np.clip(np.random.default_rng(1).normal(150, 6, (60, 100, 3)), 0, 255).astype(np.uint8)
-    patch, photograph = line(), DecodedImage(ground)
+def test_colors_are_kept_matched_or_made_gray() -> None:
+    """The background has half the noise of the line's own, so the contrast of a matched line is half as strong."""
+    background = np.clip(np.random.default_rng(1).normal(150, 6, (60, 100, 3)), 0, 255).astype(np.uint8)
+    patch, photograph = line(), DecodedImage(background)
     changes = {}
     for colour in ("keep", "match", "gray"):
-        after, seen = lay(photograph, ground, patch, (20, 20), "improved", colour)
-        changes[colour] = (after.astype(float) - ground)[seen].mean(axis=0)
-        assert seen.any()
+        after, shown = lay(photograph, background, patch, (20, 20), "improved", colour)
+        changes[colour] = (after.astype(float) - background)[shown].mean(axis=0)
+        assert shown.any()
     assert changes["keep"] == pytest.approx([-60, -40, -20], abs=4)
     assert changes["match"] == pytest.approx([-30, -20, -10], abs=4)
     assert changes["gray"] == pytest.approx([-40, -40, -40], abs=4)

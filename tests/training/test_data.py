@@ -1,4 +1,4 @@
-"""The samplers of training rows, and the batches drawn of them."""
+"""Training data."""
 
 from pathlib import Path
 

@@ -88,7 +88,7 @@ def wait_for(path: Path) -> None:
 
 
 class TestTrain:
-    def test_leaves_what_the_run_folder_promises(self, request_for: Callable[..., TrainSpec]) -> None:
+    def test_writes_all_files_of_the_run_folder(self, request_for: Callable[..., TrainSpec]) -> None:
         request = request_for()
         seen: list[Progress] = []
         trained = train(request, seen.append)
@@ -102,7 +102,7 @@ class TestTrain:
             "checkpoint.safetensors", "config.json", "metrics.jsonl", "model.safetensors", "previews",
         }  # fmt: skip
 
-    def test_the_model_file_says_what_it_needs_to_be_used(self, request_for: Callable[..., TrainSpec]) -> None:
+    def test_the_model_file_holds_what_loading_needs(self, request_for: Callable[..., TrainSpec]) -> None:
         trained = train(request_for())
         model = load(trained.model, torch.device("cpu"))
         method = model.method
@@ -111,17 +111,17 @@ class TestTrain:
         assert method.config == CONFIG
         assert model.steps == 12
 
-    def test_the_model_file_names_all_that_it_saw(self, request_for: Callable[..., TrainSpec]) -> None:
+    def test_the_model_file_lists_all_training_images(self, request_for: Callable[..., TrainSpec]) -> None:
         request = request_for(config=CONFIG.model_copy(update={"steps": 1}))
         _, saved = checkpoint.load(train(request).model)
         assert saved["trained_on"] == sorted(files.sha256(sample.path) for sample in request.catalog.images)
 
-    def test_trouble_is_told_once_twenty_rows_show_it(
+    def test_a_failure_is_reported_once_twenty_rows_show_it(
         self, request_for: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[Mapping[str, float]] = []
 
-        def trouble(_self: DTGAN, losses: Mapping[str, float]) -> str | None:
+        def diagnose(_self: DTGAN, losses: Mapping[str, float]) -> str | None:
             seen.append(losses)
             return "the losses are odd"
 
@@ -130,15 +130,15 @@ class TestTrain:
         def counting(self: DTGAN, batch: Any, number: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
             return {**step(self, batch, number, rng), "number": torch.tensor(float(number + 1))}
 
-        monkeypatch.setattr(DTGAN, "diagnose", trouble, raising=False)
+        monkeypatch.setattr(DTGAN, "diagnose", diagnose, raising=False)
         monkeypatch.setattr(DTGAN, "training_step", counting)
-        told: list[tuple[int, str | None]] = []
+        diagnoses: list[tuple[int, str | None]] = []
         monkeypatch.setattr(trainer, "_LOG_EVERY", 1)
         train(
             request_for(config=CONFIG.model_copy(update={"steps": 21})),
-            lambda progress: told.append((progress.step, progress.diagnosis)),
+            lambda progress: diagnoses.append((progress.step, progress.diagnosis)),
         )
-        assert [step for step, trouble in told if trouble] == [20, 21]
+        assert [step for step, diagnosis in diagnoses if diagnosis] == [20, 21]
         assert [losses["number"] for losses in seen] == [10.5, 11.5]  # means of the last twenty
 
     def test_same_seed_same_bytes_whatever_the_workers(self, request_for: Callable[..., TrainSpec]) -> None:
@@ -148,9 +148,7 @@ class TestTrain:
         assert one.model.read_bytes() == two.model.read_bytes()
         assert one.model.read_bytes() != other.model.read_bytes()
 
-    def test_a_method_that_learns_contents_is_trained_and_resumed_in_the_same_way(
-        self, request_for: Callable[..., TrainSpec]
-    ) -> None:
+    def test_a_method_that_learns_patches_is_trained_and_resumed(self, request_for: Callable[..., TrainSpec]) -> None:
         config = DCDGANcConfig(image_size=32, width=4, max_width=8, latent_dim=4, batch_size=2, steps=12)
         whole = train(request_for("whole", method="dcdganc", config=config))
         broken = request_for("broken", method="dcdganc", config=config)
@@ -161,9 +159,7 @@ class TestTrain:
         assert model.info.learns == "patches"
         assert model.task.scales == {"part": {"spot": 1.0}}
 
-    def test_a_method_of_pairs_knows_one_category(
-        self, request_for: Callable[..., TrainSpec], catalog: Catalog
-    ) -> None:
+    def test_a_method_of_pairs_has_one_category(self, request_for: Callable[..., TrainSpec], catalog: Catalog) -> None:
         config = ISUGANConfig(image_size=32, width=16, blocks=1, involution_kernel=3, batch_size=2, steps=3)
         one = train(request_for("one", method="isu-gan", config=config))
         assert one.task.domains == ("normal", "spot")
@@ -172,17 +168,17 @@ class TestTrain:
         both = train(request_for("both", method="isu-gan", config=config, catalog=several))
         assert both.task.domains == ("normal", "defect")
 
-    def test_a_method_that_needs_masks_says_what_lacks_them(
+    def test_a_method_that_needs_masks_reports_missing_ones(
         self, request_for: Callable[..., TrainSpec], catalog: Catalog
     ) -> None:
         bare = catalog.model_copy(update={"images": tuple(s.model_copy(update={"mask": None}) for s in catalog.images)})
         config = DCDGANcConfig(image_size=32)
         request = request_for(method="dcdganc", config=config, catalog=bare)
-        with pytest.raises(BadInputError, match=r"spot/0\.png: has no mask, as 3 of the defects"):
+        with pytest.raises(BadInputError, match=r"3 of 3 defect images have no mask \(first: .*spot/0\.png\)"):
             train(request)
         assert not request.run.exists()
 
-    def test_stopped_and_resumed_is_as_if_never_stopped(self, request_for: Callable[..., TrainSpec]) -> None:
+    def test_stopped_and_resumed_equals_uninterrupted(self, request_for: Callable[..., TrainSpec]) -> None:
         config = CONFIG.model_copy(update={"steps": 24})
         whole = request_for("whole", config=config)
         train(whole)
@@ -200,16 +196,16 @@ class TestTrain:
             assert ours.keys() == theirs.keys()
             assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
-    def test_metrics_after_the_checkpoint_are_taken_again(self, request_for: Callable[..., TrainSpec]) -> None:
+    def test_metrics_after_the_checkpoint_are_dropped_and_repeated(self, request_for: Callable[..., TrainSpec]) -> None:
         request = request_for(config=CONFIG.model_copy(update={"steps": 20}))
         train(request, stop_after(8))
-        with (request.run / "metrics.jsonl").open("a") as file:  # as a kill after the checkpoint leaves it
+        with (request.run / "metrics.jsonl").open("a") as file:  # the state after a kill later than the checkpoint
             file.write('{"step": 10, "adv": 99}\n{"step": 2')
         train(replace(request, resume=True))
         assert [row["step"] for row in metrics(request.run)] == [10, 20]
         assert metrics(request.run)[0]["adv"] != 99
 
-    def test_a_run_is_not_overwritten_unasked(self, request_for: Callable[..., TrainSpec]) -> None:
+    def test_a_run_is_overwritten_only_on_request(self, request_for: Callable[..., TrainSpec]) -> None:
         train(request_for())
         with pytest.raises(UsageError, match="--resume.*--overwrite.*--name"):
             train(request_for())
@@ -256,7 +252,8 @@ class TestTrain:
         self, request_for: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(DTGAN, "training_step", lambda *_: {"adv": torch.tensor(float("nan"))})
-        with pytest.raises(UsageError, match="step 10: the loss adv is nan"):
+        message = "step 10: the loss adv is nan: training diverged; restart with a lower --set lr="
+        with pytest.raises(UsageError, match=message):
             train(request_for())
 
 
@@ -292,10 +289,10 @@ class TestAverage:
         torch.nn.init.constant_(network.weight, 3.0)
         average.update(step=100)
         assert average.state()["n.weight"].item() == pytest.approx(2.0)
-        average.update(step=1)  # young: a decay of 2/11
+        average.update(step=1)  # early: a decay of 2/11
         assert average.state()["n.weight"].item() == pytest.approx(2 * 2 / 11 + 3 * 9 / 11)
 
-    def test_is_lent_and_taken_back(self) -> None:
+    def test_is_in_place_within_the_block_only(self) -> None:
         network = torch.nn.Linear(1, 1)
         average = Average({"n": network}, decay=0.5)
         torch.nn.init.constant_(network.weight, 3.0)
@@ -332,7 +329,7 @@ class TestCommandLine:
                 wait_for(run / "checkpoint.safetensors")
                 time.sleep(wait)
                 process.kill()
-            checkpoint.load(run / "checkpoint.safetensors")  # whole, at whatever moment
+            checkpoint.load(run / "checkpoint.safetensors")  # complete, whenever the kill came
         self.finish(self.start(source, tmp_path / "killed", "--steps", "40", "--resume"))
         model = "r/model.safetensors"
         assert (tmp_path / "killed" / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
@@ -345,7 +342,7 @@ class TestCommandLine:
         assert process.returncode == 0, err
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-    def test_a_signal_saves_and_says_how_to_go_on(
+    def test_a_signal_saves_and_names_resume(
         self, source: ProductFolders, tmp_path: Path, number: signal.Signals, code: int
     ) -> None:
         with self.start(source, tmp_path, "--steps", "100000") as process:
@@ -371,7 +368,7 @@ class TestTwoStages:
 
         return make
 
-    def test_the_backbone_is_kept_and_another_model_begins_with_it(self, staged: Callable[..., TrainSpec]) -> None:
+    def test_the_backbone_is_saved_and_starts_another_model(self, staged: Callable[..., TrainSpec]) -> None:
         first = staged("first")
         trained = train(first)
         assert trained.steps == 8
@@ -380,7 +377,7 @@ class TestTwoStages:
         model, _ = checkpoint.load(trained.model)
         names = [name for name in kept if name.startswith("G.backbone")]
         assert names
-        assert all(torch.equal(kept[name], model[name]) for name in names)  # stage 2 left it alone
+        assert all(torch.equal(kept[name], model[name]) for name in names)  # stage 2 does not change it
 
         seen: list[Progress] = []
         second = staged("second", backbone=first.run / "backbone.safetensors", seed=1)
@@ -403,10 +400,10 @@ class TestTwoStages:
         _, saved = checkpoint.load(backbone)
         assert set(trained.task.scales["part"].values()) == set(saved["task"]["scales"]["part"].values())
 
-    def test_a_run_with_anothers_backbone_is_resumed_at_its_scale(
+    def test_a_run_with_another_runs_backbone_is_resumed_at_its_scale(
         self, staged: Callable[..., TrainSpec], catalog: Catalog
     ) -> None:
-        """The other was trained on smaller photographs, so that its own scale would be another."""
+        """The backbone has another scale than the images of this run would have."""
         train(staged("first"))
         kept, saved = checkpoint.load(staged("first").run / "backbone.safetensors")
         saved["task"]["scales"] = {"part": {"spot": 0.5}}
@@ -416,7 +413,7 @@ class TestTwoStages:
         resumed = train(staged("second", resume=True))
         assert (resumed.steps, resumed.task.scales) == (8, {"part": {"spot": 0.5}})
 
-    def test_estimate_counts_the_stages_that_are_to_come(
+    def test_estimate_counts_only_the_remaining_stages(
         self, staged: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = staged("first")
@@ -430,14 +427,14 @@ class TestTwoStages:
         estimate(staged("second", backbone=first.run / "backbone.safetensors"))
         assert steps == list(range(begin, begin + 4))
 
-    def test_what_does_not_fit_is_told(self, staged: Callable[..., TrainSpec]) -> None:
+    def test_a_backbone_that_does_not_fit_is_refused(self, staged: Callable[..., TrainSpec]) -> None:
         train(staged("first"))
         backbone = staged("first").run / "backbone.safetensors"
         wider = self.CONFIG.model_copy(update={"width": 8, "max_width": 16})
-        with pytest.raises(UsageError, match=r"backbone.safetensors: has width 4, but 8 is wanted"):
+        with pytest.raises(UsageError, match=r"backbone.safetensors: has width 4, but this run needs 8"):
             train(staged("second", config=wider, backbone=backbone))
 
-    def test_with_a_limit_of_time_both_stages_get_their_part(
+    def test_a_time_limit_is_divided_between_the_stages(
         self, staged: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = iter(range(10_000))

@@ -1,0 +1,164 @@
+"""The networks that are trained on real and synthetic images: fine-tuned from ImageNet features, as users do, or small
+ones from scratch. Each classifies windows and finds the pixels of defects.
+"""
+
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from defectgen.nn.features import CHANNELS, lite0
+from defectgen.nn.layers import standardized
+
+Kind = Literal["fine-tuned", "scratch"]
+_WIDTH = 64  # channels of the feature pyramid
+_FINE = 12  # channels at the image's own resolution
+_FROZEN = 3  # blocks of the encoder, up to stride 4, that stay as they are: edges and grain, most of the time
+_SOURCE = 32
+
+
+class _Reverse(torch.autograd.Function):
+    """The gradient reversal layer: the identity, whose gradient is turned round (Ganin and Lempitsky 2015)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return -ctx.weight * gradients[0], None
+
+
+class _Residual(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.norm1, self.norm2 = nn.GroupNorm(8, c_out), nn.GroupNorm(8, c_out)
+        self.skip = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if stride > 1 or c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(h + self.skip(x))
+
+
+class Classifier(nn.Module):
+    """A compact ResNet: f_theta, the classes' head, and f_src, which tells synthetic from real behind a reversal."""
+
+    def __init__(self, channels: int, classes: int, width: int = 16) -> None:
+        super().__init__()
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        self.stem = nn.Conv2d(channels, width, 5, 2, 2)
+        self.blocks = nn.Sequential(*(_Residual(a, b, 1 + (a != b)) for a, b in pairwise(widths)))
+        self.head = nn.Linear(2 * widths[-1], classes)
+        self.source = _source(2 * widths[-1])
+
+    def forward(self, x: Tensor, reversal: float = 0.0) -> tuple[Tensor, Tensor]:
+        """[B, channels, H, W] -> logits of the classes [B, classes], and of being synthetic [B]."""
+        h = self.blocks(F.relu(self.stem(standardized(x))))
+        v = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)  # a small defect is in the maximum
+        return self.head(v), self.source(_reverse(v, reversal))[:, 0]
+
+
+class UNet(nn.Module):
+    """A compact U-Net: [B, channels, H, W] -> logits [B, 1, H, W]; sides are multiples of 16."""
+
+    def __init__(self, channels: int, width: int = 12) -> None:
+        super().__init__()
+        widths = [min(width * 2**i, 8 * width) for i in range(5)]
+        self.down = nn.ModuleList(_double_conv(a, b) for a, b in pairwise([channels, *widths]))
+        self.up = nn.ModuleList(_double_conv(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.out = nn.Conv2d(widths[0], 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, x = [], standardized(x)
+        for i, block in enumerate(self.down):
+            x = block(x if i == 0 else F.max_pool2d(x, 2))
+            kept.append(x)
+        for block, skip in zip(self.up, kept[-2::-1], strict=True):
+            x = block(torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), skip], dim=1))
+        y: Tensor = self.out(x)
+        return y
+
+
+def _double_conv(c_in: int, c_out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (c_in, c_out):
+        layers += [nn.Conv2d(channels, c_out, 3, padding=1, bias=False), nn.GroupNorm(4, c_out), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class FineTuned(nn.Module):
+    """EfficientNet-Lite0 with a feature pyramid (Lin et al. 2017), a classifier and a segmenter on it."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.encoder = lite0()
+        for block in self.encoder.blocks[_FROZEN:]:
+            block.requires_grad_(True)
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, _WIDTH, 1) for channels in CHANNELS)
+        self.fine = nn.Conv2d(1, _FINE, 3, padding=1)
+        self.coarse = nn.Conv2d(_WIDTH, _FINE, 3, padding=1)
+        self.out = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(2 * _FINE, _FINE, 3, padding=1), nn.ReLU(), nn.Conv2d(_FINE, 1, 1)
+        )
+        self.head = nn.Linear(2 * (CHANNELS[2] + CHANNELS[3]), classes)
+        self.source = _source(2 * (CHANNELS[2] + CHANNELS[3]))
+
+    def forward(self, x: Tensor, reversal: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, 1 or 3, H, W] in [-1, 1], sides multiples of 32 -> logits [B, classes], [B, H, W], of the source [B]."""
+        maps = self.encoder(x)
+        v = torch.cat([pool for each in maps[2:] for pool in (each.mean(dim=(2, 3)), each.amax(dim=(2, 3)))], dim=1)
+        h = self.lateral[-1](maps[-1])
+        for lateral, finer in zip(self.lateral[-2::-1], maps[-2::-1], strict=True):
+            h = F.interpolate(h, scale_factor=2, mode="nearest") + lateral(finer)
+        coarse = F.interpolate(self.coarse(F.relu(h)), size=x.shape[2:], mode="bilinear", align_corners=False)
+        # A crack of two pixels is lost at stride 4: the image itself has its outline.
+        fine = self.fine(standardized(x.mean(dim=1, keepdim=True)))
+        return self.head(v), self.out(torch.cat([coarse, fine], dim=1))[:, 0], self.source(_reverse(v, reversal))[:, 0]
+
+    def groups(self, rate: float) -> list[dict[str, Any]]:
+        """The parameters to train, those of the encoder at a seventh of the rate."""
+        encoder = [p for p in self.encoder.parameters() if p.requires_grad]
+        known = {id(p) for p in self.encoder.parameters()}
+        return [
+            {"params": encoder, "lr": 0.15 * rate},
+            {"params": [p for p in self.parameters() if id(p) not in known], "lr": rate},
+        ]
+
+
+class Scratch(nn.Module):
+    """A compact ResNet and a compact U-Net, side by side."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classifier, self.segmenter = Classifier(1, classes), UNet(1)
+
+    def forward(self, x: Tensor, reversal: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """As `FineTuned.forward`; colors become gray."""
+        gray = x.mean(dim=1, keepdim=True)
+        logits, source = self.classifier(gray, reversal)
+        return logits, self.segmenter(gray)[:, 0], source
+
+    def groups(self, rate: float) -> list[dict[str, Any]]:
+        """The parameters to train."""
+        return [{"params": list(self.parameters()), "lr": rate}]
+
+
+Network = FineTuned | Scratch
+
+
+def build(kind: Kind, classes: int) -> Network:
+    """A network for so many classes, the first of which is the normals."""
+    return FineTuned(classes) if kind == "fine-tuned" else Scratch(classes)
+
+
+def _source(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, _SOURCE), nn.ReLU(), nn.Linear(_SOURCE, 1))
+
+
+def _reverse(v: Tensor, weight: float) -> Tensor:
+    return _Reverse.apply(v, weight)  # type: ignore[no-untyped-call]
