@@ -17,10 +17,11 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from defectgen.version import __version__
+
 # OpenCV reads it once, when it loads; what is wrong with a file stands in our own message.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from defectgen.dataset import Layout, Sample

@@ -153,7 +153,7 @@ class TestTraining:
         assert not (tmp_path / "runs").exists()
         done = run(*train, *settings, "--name", "m", cwd=tmp_path, code=3)
         assert "steel/normals/broken.jpg: truncated" in done.stderr
-        assert "knows crack, scratch, spot" in done.stdout
+        assert "categories crack, scratch, spot" in done.stdout
         assert (tmp_path / "runs/m/model.safetensors").is_file()
         assert 'trained_on = {steel = "steel/normals"}' in (tmp_path / "weights.toml").read_text()
 
@@ -191,13 +191,14 @@ class TestCompose:
     def test_a_dataset_is_evaluated_on_photographs_that_it_was_not_made_of(self, tmp_path: Path) -> None:
         steel, ceramic = SAMPLES / "steel", SAMPLES / "ceramic"
         run("transfer", "--from", steel / "defects", "--to", steel / "normals", "-n", "9", "--quiet", cwd=tmp_path)
-        small = ["--quick", "--steps", "1", "--seeds", "1"]
+        small = ["--quick", "--steps", "1", "--seeds", "1", "--share", "0.5"]
         done = run("evaluate", steel, "dataset", "--test", ceramic, *small, "--json", cwd=tmp_path)
         found = json.loads(done.stdout.splitlines()[-1])
-        assert found["counts"]["synthetic"] == {"crack": 3, "scratch": 3, "spot": 3}
-        assert found["mask_agreement"]["compared"] == 9
-        assert found["mask_agreement"]["median_iou"] > 0.5
-        assert found["memorisation"]["near_copies"] > 0  # cut-outs are copies
+        of = found["datasets"]["dataset"]
+        assert of["counts"] == {"crack": 3, "scratch": 3, "spot": 3}
+        assert of["mask_agreement"]["compared"] == 9
+        assert of["mask_agreement"]["median_iou"] > 0.5
+        assert of["memorisation"]["near_copies"] > 0  # cut-outs are copies
         assert (tmp_path / "report/report.html").stat().st_size > 20_000
         done = run("evaluate", ceramic, "dataset", "--test", steel, *small, "--out", "other", cwd=tmp_path, code=4)
         assert "test-set leakage: " in done.stderr
@@ -270,7 +271,7 @@ class TestDefectGAN:
             "train", "--method", "defect-gan", "--preset", "tiny", "normals", "defects", "--name", "d",
             "--steps", "200", "--device", "cpu", *settings, cwd=tmp_path,
         )  # fmt: skip
-        assert "knows crack, rust" in done.stdout
+        assert "categories crack, rust" in done.stdout
         made = ["synthesize", "--model", "d", "-n", "3", "--device", "cpu"]
         run(*made, "--region", "crack=10,10,24,24", "--region", "rust=50,40,30,30", "--restored", cwd=tmp_path)
         rows = manifest(tmp_path / "dataset")
@@ -322,8 +323,8 @@ class TestRealPhotographs:
             cwd=tmp_path, code=3,
         )  # fmt: skip
         assert "on 797 images" in done.stderr
-        assert done.stderr.count("marks no defect") == 2
-        assert "knows blowhole, break, crack, fray, uneven" in done.stdout
+        assert done.stderr.count(" is empty") == 2
+        assert "categories blowhole, break, crack, fray, uneven" in done.stdout
 
     def test_cracks_of_roads_onto_tiles(self, tmp_path: Path) -> None:
         done = run(

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from defectgen import __version__
 from defectgen.cli import compose, evaluate, inspect, synthesize, train, transfer
 from defectgen.methods import names
+from defectgen.version import __version__
 
 app = typer.Typer(
     add_completion=False,

@@ -20,11 +20,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectgen import __version__, files
+from defectgen import files
 from defectgen.dataset import coco, manifest, sheet, yolo
 from defectgen.dataset.manifest import Provenance, Row
 from defectgen.errors import BadInputError, UsageError
 from defectgen.imaging.images import Pixels, encode_jpeg, encode_png
+from defectgen.version import __version__
 
 _RECORD = "dataset.json"
 _SHEET = "sheet.jpg"

@@ -13,10 +13,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from defectgen import __version__, files
+from defectgen import files
 from defectgen.dataset.manifest import Row
 from defectgen.dataset.polygons import pieces
 from defectgen.imaging.images import read_mask
+from defectgen.version import __version__
 
 ANNOTATIONS: Final = "annotations.json"
 

@@ -64,7 +64,7 @@ class NetworkRepair:
         weights_y, weights_x = _tile_weights(height, size), _tile_weights(width, size)
         places = [(top, left) for top in weights_y for left in weights_x]
         total = np.zeros((height, width, self._channels), np.float32)
-        count = _BATCH[self._device.type]
+        count = _BATCH.get(self._device.type, _BATCH["cpu"])
         for start in range(0, len(places), count):
             batch = places[start : start + count]
             tiles = np.stack([_tile(image, at, size, (low, high), self._channels) for at in batch])

@@ -97,9 +97,9 @@ class MethodInfo:
         Raises:
             UsageError: unknown preset or key, or invalid value; the message says what is allowed.
         """
-        if preset not in self.presets:
-            raise UsageError(f"--preset {preset}: not a preset of {self.name}; it has {', '.join(self.presets)}")
         method = self.load()
+        if preset not in method.presets:
+            raise UsageError(f"--preset {preset}: not a preset of {self.name}; it has {', '.join(method.presets)}")
         fields = method.Config.model_fields
         for key in settings:
             if key not in fields:

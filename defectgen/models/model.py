@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from defectgen import __version__
 from defectgen.device import resolve
 from defectgen.errors import UsageError, WeightsError
 from defectgen.methods import MethodInfo, info
 from defectgen.methods.base import Method, MethodConfig, Task
 from defectgen.methods.networks import Average, unflatten
 from defectgen.models import checkpoint, registry
+from defectgen.version import __version__
 
 
 @dataclass(frozen=True)

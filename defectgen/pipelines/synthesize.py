@@ -4,7 +4,7 @@ A stream generates samples lazily, one at a time. `write` writes it to a dataset
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,9 +175,9 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
         )
 
     def none_made(count: int) -> WeightsError:
-        passes = " or passes --gate" if request.gate else ""
         return WeightsError(
-            f"{entry.file}: none of {count} samples has a visible defect{passes}; train the model {entry.name} longer"
+            f"{entry.file}: none of {count} samples has a visible defect{_passes(request)}; train the model "
+            f"{entry.name} longer"
         )
 
     skipped = (*catalog.skipped, *(real.skipped if real else ()))
@@ -219,6 +219,8 @@ def prepare_composition(request: ComposeRequest) -> SynthesisJob:
     """
     if (request.defects is None) == (request.model is None):
         raise UsageError("give either a folder of defects or a model that generates defect patches")
+    if request.masks is not None and request.model is not None:
+        raise UsageError(f"--masks {request.masks}: a model has no masks to find; leave it out")
     catalog = read_normals(request.normals, product=request.normals.resolve().name, on_bad=request.on_bad)
     if request.defects is not None:
         maker = str(request.defects)
@@ -249,8 +251,8 @@ def prepare_composition(request: ComposeRequest) -> SynthesisJob:
 
     def none_made(count: int) -> BadInputError:
         return BadInputError(
-            f"{request.normals}: none of {count} samples has a visible defect; are the defects of {maker} larger than "
-            "the region, or as faint as the grain of the normals?"
+            f"{request.normals}: none of {count} samples has a visible defect{_passes(request)}; are the defects of "
+            f"{maker} larger than the region, or as faint as the grain of the normals?"
         )
 
     return SynthesisJob(maker, categories, skipped, plan, request.workers, none_made, open_stream)
@@ -316,7 +318,8 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
     given = [str(folder) if product is None else f"{product}={folder}" for product, folder in request.source]
     maker = entry.name if entry else ", ".join(given)
     pastes = entry is None or info(entry.method).pastes
-    placement = request.placement or Placement(region=request.region, colour="match")
+    placement = request.placement or Placement(colour="match")
+    placement = replace(placement, region=request.region or placement.region)
     plan = {
         "model": entry and entry.name,
         "from": given or None,
@@ -344,14 +347,14 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
             generated.SynthesisRequest(
                 entry, wanted, request.device, request.batch_size,
                 placement=placement if pastes else None, regions=regions, references=references, style=style,
-                guides=f"from {', '.join(given)}, style {request.style}" if given else "",
+                guides=_guides(given, request.style),
             )
         )  # fmt: skip
 
     def none_made(count: int) -> BadInputError:
         to = ", ".join(str(folder) if product is None else f"{product}={folder}" for product, folder in request.to)
         return BadInputError(
-            f"{to}: none of {count} samples has a visible defect of {maker}; try other normals"
+            f"{to}: none of {count} samples has a visible defect of {maker}{_passes(request)}; try other normals"
             + (", or train the model longer" if entry else ", or --colour keep")
         )
 
@@ -411,7 +414,7 @@ def write(
         samples, normals=samples.normals(), metadata=samples.metadata, workers=job.workers, on_sample=on_sample
     )
     failed = len(samples.failed)
-    if failed and failed == len(samples):
+    if failed and failed == len(samples) and not summary.kept:
         raise job.none_made(failed)
     return DatasetResult(
         request.out, summary.written, summary.kept, samples.redrawn, failed, dict(samples.refused), summary.sheet
@@ -435,6 +438,10 @@ def find_model(model: str | None, categories: Sequence[str], weights: Path | Non
     except UsageError as error:
         raise WeightsError(f"{entry.file}: {str(error).removeprefix('--method ')}") from error
     return entry
+
+
+def _passes(request: _Request) -> str:
+    return " or passes --gate" if request.gate else ""
 
 
 def _read_gate(request: _Request) -> Catalog | None:
@@ -504,6 +511,13 @@ def _product(product: str | None, folder: Path, entry: Entry | None) -> str:
             "product that it does not know"
         )
     return product
+
+
+def _guides(given: Sequence[str], style: str | Path) -> str:
+    """What references and styles are, as they are named: samples of a resumed dataset share it."""
+    if given:
+        return f"from {', '.join(given)}, style {style}"
+    return "" if style == "own" else f"style {style}"
 
 
 def _common(entry: Entry | None, references: Catalog | None) -> tuple[str, ...]:

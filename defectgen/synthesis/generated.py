@@ -98,7 +98,7 @@ class _Network:
         model = load(request.entry.file, self.device)
         self.info, self.method = model.info, model.method
         self.metadata = {"trained_on": list(model.trained_on)}
-        self.batch_size = request.batch_size or _BATCH_SIZE[self.device.type]
+        self.batch_size = request.batch_size or _BATCH_SIZE.get(self.device.type, _BATCH_SIZE["cpu"])
         self.provenance = {
             "model": request.entry.name,
             "model_sha256": request.entry.sha256,
@@ -433,8 +433,8 @@ def synthesize(request: SynthesisRequest) -> PaintedSamples | PatchSamples | Who
         if request.regions:
             raise UsageError(f"{model} generates whole images; --region needs normal images (--normals)")
         return WholeImageSamples(request, network)
-    if request.regions:
-        require("region", info, model)
+    for _, region in request.regions:
+        require("region" if region.mask is None else "mask", info, model)
     if info.pastes:
         if request.regions:
             (category, region), *more = request.regions

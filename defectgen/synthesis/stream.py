@@ -180,6 +180,7 @@ AnyStream = SampleStream[Any, Any]
 
 _REFUSALS: dict[Control, str] = {
     "region": "cannot place defects in a region (--region); {} can",
+    "mask": "cannot place defects in a mask (--region FILE); {} can",
     "mixture": "cannot mix categories; {} can",
     "union": "cannot make unions of categories; {} can",
     "reference": "cannot take defects from reference images (--from); {} can",

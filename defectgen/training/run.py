@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defectgen import __version__, files
+from defectgen import files
 from defectgen.device import torch_rng
 from defectgen.errors import UsageError, WeightsError
 from defectgen.folders import Catalog, ProductFolders
@@ -18,6 +18,7 @@ from defectgen.imaging.images import encode_jpeg
 from defectgen.methods.base import Batch, GenerateBatch, Method, MethodConfig, Staged, Task
 from defectgen.methods.networks import Average, unflatten
 from defectgen.models import checkpoint, model
+from defectgen.version import __version__
 
 BACKBONE = "backbone.safetensors"
 

@@ -92,6 +92,13 @@ def test_styles_are_drawn_or_read(road: Path, model: Entry, synthesized: SimpleN
     assert synthesized.requests[-1].style == "sampled"
     assert main([*transfer, "--style", "road/defects"]) == 0
     assert {sample.path.parts[0] for sample in synthesized.requests[-1].style.images} == {"road"}
+    # What guides a sample is recorded, so that a resumed dataset cannot mix styles; also of styles alone.
+    assert synthesized.requests[-1].guides == "from tiles/defects, style road/defects"
+    alone = ["transfer", "--model", "one", "--to", "tiles/good", "-n", "5", "--quiet"]
+    assert main([*alone, "--style", "road/defects"]) == 0
+    assert synthesized.requests[-1].guides == "style road/defects"
+    assert main(alone) == 0
+    assert synthesized.requests[-1].guides == ""
 
 
 @pytest.mark.parametrize("method", ["dcdganc", "dfmgan", "defect-gan", "isu-gan", "dt-gan"])
