@@ -4,12 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from defectgen.errors import BadInputError
-from defectgen.folders import Catalog, ProductFolders, read_catalog, read_defects
-from defectgen.imaging.images import DecodedImage, encode_png
+from defectgen.imaging.images import DecodedImage
 from defectgen.imaging.patches import DefectPatch, cut_out, extract, of_mask, on_pure_background, relative, resize, turn
-from defectgen.imaging.windows import FloatArray, defect_pieces
-from defectgen.training.data import TrainingPatches
+from defectgen.imaging.windows import defect_pieces
 
 
 def example_image() -> tuple[DecodedImage, "np.ndarray[tuple[int, int], np.dtype[np.bool_]]"]:
@@ -123,99 +120,6 @@ def test_resizing_keeps_values_and_grows_areas(scale: float) -> None:
     assert resized.defect_mask.sum() == pytest.approx(scale**2 * patch.defect_mask.sum(), rel=0.15)
     assert np.median(resized.pixels[resized.defect_mask]) == pytest.approx(to_unit(20), abs=0.02)
     assert (resized.blend_mask | resized.defect_mask == resized.blend_mask).all()
-
-
-def catalog(folder: Path, sizes: tuple[int, ...] = (8, 10, 12)) -> Catalog:
-    """Normals, and categories `bar`, long and thin, and `disc`, each patch darker than the 120 around it."""
-    rng = np.random.default_rng(0)
-    for name in ("normals", "defects/disc", "defects/bar", "masks/disc", "masks/bar"):
-        (folder / name).mkdir(parents=True)
-    for i, size in enumerate(sizes):
-        pixels = rng.integers(110, 130, (90, 200), np.uint8)
-        (folder / f"normals/{i}.png").write_bytes(encode_png(pixels))
-        for name in ("disc", "bar"):
-            mask = np.zeros((90, 200), np.uint8)
-            if name == "disc":
-                cv2.circle(mask, (100, 45), size, 255, -1)
-            else:
-                mask[44:48, 10:190] = 255
-            (folder / f"masks/{name}/{i}.png").write_bytes(encode_png(mask))
-            (folder / f"defects/{name}/{i}.png").write_bytes(encode_png(np.where(mask > 0, 40, pixels)))
-    return read_catalog([ProductFolders(product="part", normals=folder / "normals", defects=folder / "defects")])
-
-
-def windows(data: TrainingPatches, count: int = 60) -> dict[int, list[FloatArray]]:
-    rng = np.random.default_rng(1)
-    found: dict[int, list[FloatArray]] = {}
-    for _ in range(count):
-        row = data.row(rng)
-        assert row.source is row.reference
-        found.setdefault(row.source.y, []).append(row.source.x)
-    return found
-
-
-class TestTrainingContents:
-    def test_draws_every_category_on_a_pure_background(self, tmp_path: Path) -> None:
-        data = TrainingPatches(catalog(tmp_path), 64, ("part",), ("normal", "bar", "disc"))
-        found = windows(data)
-        assert set(found) == {1, 2}  # never a normal
-        assert min(len(each) for each in found.values()) > 15
-        for images in found.values():
-            for x in images:
-                assert x.shape == (1, 64, 64)
-                inside = x[0] > -1
-                assert 20 < inside.sum() < 64 * 64 / 2
-                assert not inside[:2].any()
-                assert not inside[:, -2:].any()
-                assert x[0][inside].min() >= -0.6
-
-    def test_draws_differ(self, tmp_path: Path) -> None:
-        data = TrainingPatches(catalog(tmp_path, (9,)), 64, ("part",), ("normal", "bar", "disc"))
-        images = windows(data)[2]
-        assert len({x.tobytes() for x in images}) == len(images)
-
-    def test_thin_defects_are_cropped_not_scaled_down(self, tmp_path: Path) -> None:
-        data = TrainingPatches(catalog(tmp_path), 64, ("part",), ("normal", "bar", "disc"))
-        assert data.scales["part"]["disc"] == 1
-        assert data.scales["part"]["bar"] == pytest.approx(1.0)  # 4 pixels thick, though 180 long
-        widths = [np.flatnonzero((x[0] > -1).any(axis=0)) for x in windows(data)[1]]
-        assert np.median([columns[-1] - columns[0] for columns in widths]) > 45
-
-    def test_the_same_generator_draws_the_same(self, tmp_path: Path) -> None:
-        data = TrainingPatches(catalog(tmp_path), 32, ("part",), ("normal", "bar", "disc"))
-        one, other = (data.row(np.random.default_rng(7)).source.x for _ in range(2))
-        np.testing.assert_array_equal(one, other)
-
-    def test_examples_show_each_category(self, tmp_path: Path) -> None:
-        data = TrainingPatches(catalog(tmp_path), 32, ("part",), ("normal", "bar", "disc"))
-        rows = data.examples(np.random.default_rng(0), count=2)
-        assert [row.reference.y for row in rows] == [1, 1, 2, 2]
-
-
-def test_defects_without_masks_are_refused_with_what_to_do(tmp_path: Path) -> None:
-    catalog(tmp_path)
-    (tmp_path / "masks/disc/1.png").unlink()
-    with pytest.raises(
-        BadInputError, match=r"1 of 6 defect images have no mask \(first: .*disc/1\.png\).*defectgen inspect"
-    ):
-        read_defects(tmp_path / "defects")
-
-
-@pytest.mark.parametrize(("color", "channels"), [((40, 40, 40), 1), ((60, 45, 40), 1), ((200, 90, 40), 3)])
-def test_defects_without_color_are_learned_in_gray(tmp_path: Path, color: tuple[int, int, int], channels: int) -> None:
-    for name in ("normals", "defects/rust", "masks/rust"):
-        (tmp_path / name).mkdir(parents=True)
-    pixels = np.full((60, 60, 3), 160, np.uint8)
-    mask = np.zeros((60, 60), np.uint8)
-    cv2.circle(mask, (30, 30), 9, 255, -1)
-    (tmp_path / "normals/0.png").write_bytes(encode_png(pixels))
-    pixels[mask > 0] = color
-    (tmp_path / "defects/rust/0.png").write_bytes(encode_png(pixels))
-    (tmp_path / "masks/rust/0.png").write_bytes(encode_png(mask))
-    read = read_catalog([ProductFolders(product="a", normals=tmp_path / "normals", defects=tmp_path / "defects")])
-    data = TrainingPatches(read, 32, ("a",), ("normal", "rust"))
-    assert data.channels == channels
-    assert data.row(np.random.default_rng(0)).source.x.shape == (channels, 32, 32)
 
 
 def test_turn_keeps_the_center() -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectgen.folders import NORMAL, Catalog, SourceImage
+from defectgen.folders import SourceImage
 from defectgen.imaging.images import DecodedImage, encode_png
 from defectgen.imaging.windows import (
     Box,
@@ -18,7 +18,6 @@ from defectgen.imaging.windows import (
     place,
     scale_of,
 )
-from defectgen.training.data import TrainingLabels, TrainingPairs, TrainingWindows, find_scale
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -48,22 +47,6 @@ class TestDefectBoxes:
 
     def test_no_defect_no_box(self) -> None:
         assert defect_boxes(np.zeros((5, 5), np.bool_)) == []
-
-
-class TestFindScale:
-    def test_small_defects_are_shown_at_native_resolution(self) -> None:
-        assert find_scale([sample(400, 300, masked=True)], [[Box(0, 0, 30, 12)]], 64) == 1.0
-
-    def test_large_defects_scale_the_image_down_as_far_as_needed(self) -> None:
-        scale = find_scale([sample(4000, 3000, masked=True)], [[Box(0, 0, 200, 12)]], 64)
-        assert scale == pytest.approx(64 / 230)
-        assert 200 * scale < 64
-
-    def test_no_window_is_larger_than_the_image(self) -> None:
-        assert find_scale([sample(200, 100, masked=True)], [[Box(0, 0, 200, 90)]], 64) == pytest.approx(64 / 200)
-
-    def test_without_masks_the_window_spans_the_image(self) -> None:
-        assert find_scale([sample(640, 480, masked=False)], [[]], 64) == pytest.approx(0.1)
 
 
 class TestPlace:
@@ -204,114 +187,6 @@ class TestImageCache:
         for i in (0, 1, 2, 3, 0):
             assert (kept.read(tmp_path / f"{i}.png").pixels == i).all()
         assert kept._bytes <= 250
-
-
-class TestTrainingWindows:
-    @pytest.fixture
-    def catalog(self, tmp_path: Path) -> Catalog:
-        """Normals are dark; cracks carry a bright square of 10 pixels, dents one of 100."""
-        samples = []
-        for category, side, level in ((NORMAL, 0, 0), ("crack", 10, 200), ("dent", 100, 250)):
-            for i in range(2):
-                pixels = np.full((200, 300), 20, np.uint8)
-                mask = np.zeros((200, 300), np.uint8)
-                mask[50 : 50 + side, 60 + 30 * i : 60 + 30 * i + side] = 255
-                pixels[mask > 0] = level
-                path, mask_path = tmp_path / f"{category}{i}.png", tmp_path / f"{category}{i}_mask.png"
-                path.write_bytes(encode_png(pixels))
-                mask_path.write_bytes(encode_png(mask))
-                samples.append(
-                    SourceImage(
-                        path=path,
-                        mask=mask_path if side else None,
-                        category=category,
-                        product="p",
-                        height=200,
-                        width=300,
-                        channels=1,
-                        depth=8,
-                    )
-                )
-        return Catalog(images=tuple(samples), skipped=())
-
-    @pytest.fixture
-    def windows(self, catalog: Catalog) -> TrainingWindows:
-        return TrainingWindows(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
-
-    def test_each_category_has_its_own_scale(self, windows: TrainingWindows) -> None:
-        assert windows.scales == {"p": {"crack": 1.0, "dent": pytest.approx(64 / 115)}}
-
-    def test_a_long_thin_defect_stays_thick_enough(self, catalog: Catalog) -> None:
-        """A whole line of 280 by 5 pixels would be one pixel thick in the window: windows show parts of it."""
-        mask = np.zeros((200, 300), np.uint8)
-        mask[90:95, 10:290] = 255
-        for sample in catalog.images:
-            if sample.category == "crack" and sample.mask is not None:
-                sample.mask.write_bytes(encode_png(mask))
-        scale = TrainingWindows(catalog, 64, ["p"], [NORMAL, "crack", "dent"]).scales["p"]["crack"]
-        assert scale == pytest.approx(4 / 6, abs=0.02)  # four pixels, of six as its depth counts them
-        assert scale > 64 / 280
-
-    def test_the_defect_is_inside_its_window_at_its_scale(self, windows: TrainingWindows) -> None:
-        shown = {"crack": 10.0**2, "dent": (100 * 64 / 115) ** 2}
-        for seed in range(60):
-            reference = windows.row(rng(seed)).reference
-            category = windows.domains[reference.y]
-            bright = (reference.x > 0.3).sum()
-            assert bright == pytest.approx(shown.get(category, 0.0), rel=0.08)
-
-    def test_targets_are_balanced_and_sources_mostly_normal(self, windows: TrainingWindows) -> None:
-        rows = [windows.row(rng(seed)) for seed in range(300)]
-        targets = np.bincount([row.reference.y for row in rows], minlength=3)
-        assert targets.min() > 70
-        sources = np.bincount([row.source.y for row in rows], minlength=3)
-        assert sources[0] > 90
-
-    def test_defects_of_different_scales_are_not_translated_into_each_other(self, windows: TrainingWindows) -> None:
-        for seed in range(200):
-            row = windows.row(rng(seed))
-            assert (row.source.y, row.reference.y) not in {(1, 2), (2, 1)}
-
-    def test_pairs_are_a_normal_and_a_defect(self, catalog: Catalog) -> None:
-        as_one = [
-            s.model_copy(update={"category": NORMAL if s.category == NORMAL else "defect"}) for s in catalog.images
-        ]
-        pairs = TrainingPairs(catalog.model_copy(update={"images": tuple(as_one)}), 64, ["p"], [NORMAL, "defect"])
-        rows = [pairs.row(rng(seed)) for seed in range(40)]
-        assert {(row.source.y, row.reference.y) for row in rows} == {(0, 1)}
-        assert all(row.source.x.max() < 0 < row.reference.x.max() for row in rows)
-
-    def test_labels_come_with_maps_of_all_categories_in_three_forms(self, catalog: Catalog) -> None:
-        """On one image a crack, marked by a square of 10 pixels, and rust, without a mask."""
-        samples = [s.model_copy(update={"also": (("rust", None),)}) for s in catalog.images if s.category == "crack"]
-        normals = [s for s in catalog.images if s.category == NORMAL]
-        united = catalog.model_copy(update={"images": (*normals, *samples)})
-        labels = TrainingLabels(united, 64, ["p"], [NORMAL, "crack", "rust"])
-        forms = set()
-        for seed in range(60):
-            row = labels.row(rng(seed))
-            assert row.source.a is None
-            crack, rust = row.reference.a if row.reference.a is not None else (None, None)
-            assert crack is not None
-            assert rust is not None
-            bright = row.reference.x[0] > 0.3
-            assert rust.all()
-            assert crack[bright].all()
-            rows, columns = np.nonzero(crack)
-            full = crack.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-            assert full
-            forms.add("window" if crack.all() else "brush" if crack.sum() == 14**2 else "box")
-        assert forms == {"window", "brush", "box"}
-
-    def test_shapes_are_parts_of_the_window(self, catalog: Catalog) -> None:
-        labels = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
-        side = round(100 * labels.scales["p"]["dent"] / 64, 3)
-        assert labels.shapes == {"crack": ((0.156, 0.156),) * 2, "dent": ((side, side),) * 2}
-
-    def test_a_row_depends_on_its_seed_only(self, windows: TrainingWindows) -> None:
-        first, again = windows.row(rng(4)), windows.row(rng(4))
-        np.testing.assert_array_equal(first.source.x, again.source.x)
-        np.testing.assert_array_equal(first.reference.x, again.reference.x)
 
 
 def test_the_scale_falls_back_to_the_product_then_to_the_mean() -> None:

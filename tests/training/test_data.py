@@ -1,9 +1,27 @@
 """Training data."""
 
 from pathlib import Path
+from typing import Any
 
-from defectgen.folders import Catalog, SourceImage
-from defectgen.training.data import hold_out
+import cv2
+import numpy as np
+import pytest
+
+from defectgen.errors import BadInputError
+from defectgen.folders import NORMAL, Catalog, ProductFolders, SourceImage, read_catalog, read_defects
+from defectgen.imaging.images import DecodedImage, encode_png
+from defectgen.imaging.windows import (
+    Box,
+    FloatArray,
+)
+from defectgen.training.data import (
+    TrainingLabels,
+    TrainingPairs,
+    TrainingPatches,
+    TrainingWindows,
+    find_scale,
+    hold_out,
+)
 
 
 def test_every_tenth_normal_of_each_product_is_held_out() -> None:
@@ -16,3 +34,241 @@ def test_every_tenth_normal_of_each_product_is_held_out() -> None:
     assert held == [Path(f"{product}/normal{i}") for product in ("a", "b") for i in (4, 14, 24)]
     assert len(rest.images) == len(samples) - 6
     assert not set(held) & {sample.path for sample in rest.images}
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def example_image(height: int = 40, width: int = 60, channels: int = 1, depth: int = 8) -> DecodedImage:
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    dtype: Any = np.uint8 if depth == 8 else np.uint16
+    return DecodedImage(rng().integers(0, np.iinfo(dtype).max, shape, dtype))
+
+
+def sample(width: int, height: int, *, masked: bool) -> SourceImage:
+    return SourceImage(
+        path=Path("a.png"), mask=Path("m.png") if masked else None, category="crack", product="p",
+        height=height, width=width, channels=1, depth=8,
+    )  # fmt: skip
+
+
+class TestFindScale:
+    def test_small_defects_are_shown_at_native_resolution(self) -> None:
+        assert find_scale([sample(400, 300, masked=True)], [[Box(0, 0, 30, 12)]], 64) == 1.0
+
+    def test_large_defects_scale_the_image_down_as_far_as_needed(self) -> None:
+        scale = find_scale([sample(4000, 3000, masked=True)], [[Box(0, 0, 200, 12)]], 64)
+        assert scale == pytest.approx(64 / 230)
+        assert 200 * scale < 64
+
+    def test_no_window_is_larger_than_the_image(self) -> None:
+        assert find_scale([sample(200, 100, masked=True)], [[Box(0, 0, 200, 90)]], 64) == pytest.approx(64 / 200)
+
+    def test_without_masks_the_window_spans_the_image(self) -> None:
+        assert find_scale([sample(640, 480, masked=False)], [[]], 64) == pytest.approx(0.1)
+
+
+class TestTrainingWindows:
+    @pytest.fixture
+    def catalog(self, tmp_path: Path) -> Catalog:
+        """Normals are dark; cracks carry a bright square of 10 pixels, dents one of 100."""
+        samples = []
+        for category, side, level in ((NORMAL, 0, 0), ("crack", 10, 200), ("dent", 100, 250)):
+            for i in range(2):
+                pixels = np.full((200, 300), 20, np.uint8)
+                mask = np.zeros((200, 300), np.uint8)
+                mask[50 : 50 + side, 60 + 30 * i : 60 + 30 * i + side] = 255
+                pixels[mask > 0] = level
+                path, mask_path = tmp_path / f"{category}{i}.png", tmp_path / f"{category}{i}_mask.png"
+                path.write_bytes(encode_png(pixels))
+                mask_path.write_bytes(encode_png(mask))
+                samples.append(
+                    SourceImage(
+                        path=path,
+                        mask=mask_path if side else None,
+                        category=category,
+                        product="p",
+                        height=200,
+                        width=300,
+                        channels=1,
+                        depth=8,
+                    )
+                )
+        return Catalog(images=tuple(samples), skipped=())
+
+    @pytest.fixture
+    def windows(self, catalog: Catalog) -> TrainingWindows:
+        return TrainingWindows(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
+
+    def test_each_category_has_its_own_scale(self, windows: TrainingWindows) -> None:
+        assert windows.scales == {"p": {"crack": 1.0, "dent": pytest.approx(64 / 115)}}
+
+    def test_a_long_thin_defect_stays_thick_enough(self, catalog: Catalog) -> None:
+        """A whole line of 280 by 5 pixels would be one pixel thick in the window: windows show parts of it."""
+        mask = np.zeros((200, 300), np.uint8)
+        mask[90:95, 10:290] = 255
+        for sample in catalog.images:
+            if sample.category == "crack" and sample.mask is not None:
+                sample.mask.write_bytes(encode_png(mask))
+        scale = TrainingWindows(catalog, 64, ["p"], [NORMAL, "crack", "dent"]).scales["p"]["crack"]
+        assert scale == pytest.approx(4 / 6, abs=0.02)  # four pixels, of six as its depth counts them
+        assert scale > 64 / 280
+
+    def test_the_defect_is_inside_its_window_at_its_scale(self, windows: TrainingWindows) -> None:
+        shown = {"crack": 10.0**2, "dent": (100 * 64 / 115) ** 2}
+        for seed in range(60):
+            reference = windows.row(rng(seed)).reference
+            category = windows.domains[reference.y]
+            bright = (reference.x > 0.3).sum()
+            assert bright == pytest.approx(shown.get(category, 0.0), rel=0.08)
+
+    def test_targets_are_balanced_and_sources_mostly_normal(self, windows: TrainingWindows) -> None:
+        rows = [windows.row(rng(seed)) for seed in range(300)]
+        targets = np.bincount([row.reference.y for row in rows], minlength=3)
+        assert targets.min() > 70
+        sources = np.bincount([row.source.y for row in rows], minlength=3)
+        assert sources[0] > 90
+
+    def test_defects_of_different_scales_are_not_translated_into_each_other(self, windows: TrainingWindows) -> None:
+        for seed in range(200):
+            row = windows.row(rng(seed))
+            assert (row.source.y, row.reference.y) not in {(1, 2), (2, 1)}
+
+    def test_pairs_are_a_normal_and_a_defect(self, catalog: Catalog) -> None:
+        as_one = [
+            s.model_copy(update={"category": NORMAL if s.category == NORMAL else "defect"}) for s in catalog.images
+        ]
+        pairs = TrainingPairs(catalog.model_copy(update={"images": tuple(as_one)}), 64, ["p"], [NORMAL, "defect"])
+        rows = [pairs.row(rng(seed)) for seed in range(40)]
+        assert {(row.source.y, row.reference.y) for row in rows} == {(0, 1)}
+        assert all(row.source.x.max() < 0 < row.reference.x.max() for row in rows)
+
+    def test_labels_come_with_maps_of_all_categories_in_three_forms(self, catalog: Catalog) -> None:
+        """On one image a crack, marked by a square of 10 pixels, and rust, without a mask."""
+        samples = [s.model_copy(update={"also": (("rust", None),)}) for s in catalog.images if s.category == "crack"]
+        normals = [s for s in catalog.images if s.category == NORMAL]
+        united = catalog.model_copy(update={"images": (*normals, *samples)})
+        labels = TrainingLabels(united, 64, ["p"], [NORMAL, "crack", "rust"])
+        forms = set()
+        for seed in range(60):
+            row = labels.row(rng(seed))
+            assert row.source.a is None
+            crack, rust = row.reference.a if row.reference.a is not None else (None, None)
+            assert crack is not None
+            assert rust is not None
+            bright = row.reference.x[0] > 0.3
+            assert rust.all()
+            assert crack[bright].all()
+            rows, columns = np.nonzero(crack)
+            full = crack.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+            assert full
+            forms.add("window" if crack.all() else "brush" if crack.sum() == 14**2 else "box")
+        assert forms == {"window", "brush", "box"}
+
+    def test_shapes_are_parts_of_the_window(self, catalog: Catalog) -> None:
+        labels = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
+        side = round(100 * labels.scales["p"]["dent"] / 64, 3)
+        assert labels.shapes == {"crack": ((0.156, 0.156),) * 2, "dent": ((side, side),) * 2}
+
+    def test_a_row_depends_on_its_seed_only(self, windows: TrainingWindows) -> None:
+        first, again = windows.row(rng(4)), windows.row(rng(4))
+        np.testing.assert_array_equal(first.source.x, again.source.x)
+        np.testing.assert_array_equal(first.reference.x, again.reference.x)
+
+
+def to_unit(gray: float) -> float:
+    return gray / 127.5 - 1
+
+
+def catalog(folder: Path, sizes: tuple[int, ...] = (8, 10, 12)) -> Catalog:
+    """Normals, and categories `bar`, long and thin, and `disc`, each patch darker than the 120 around it."""
+    rng = np.random.default_rng(0)
+    for name in ("normals", "defects/disc", "defects/bar", "masks/disc", "masks/bar"):
+        (folder / name).mkdir(parents=True)
+    for i, size in enumerate(sizes):
+        pixels = rng.integers(110, 130, (90, 200), np.uint8)
+        (folder / f"normals/{i}.png").write_bytes(encode_png(pixels))
+        for name in ("disc", "bar"):
+            mask = np.zeros((90, 200), np.uint8)
+            if name == "disc":
+                cv2.circle(mask, (100, 45), size, 255, -1)
+            else:
+                mask[44:48, 10:190] = 255
+            (folder / f"masks/{name}/{i}.png").write_bytes(encode_png(mask))
+            (folder / f"defects/{name}/{i}.png").write_bytes(encode_png(np.where(mask > 0, 40, pixels)))
+    return read_catalog([ProductFolders(product="part", normals=folder / "normals", defects=folder / "defects")])
+
+
+def windows(data: TrainingPatches, count: int = 60) -> dict[int, list[FloatArray]]:
+    rng = np.random.default_rng(1)
+    found: dict[int, list[FloatArray]] = {}
+    for _ in range(count):
+        row = data.row(rng)
+        assert row.source is row.reference
+        found.setdefault(row.source.y, []).append(row.source.x)
+    return found
+
+
+class TestTrainingContents:
+    def test_draws_every_category_on_a_pure_background(self, tmp_path: Path) -> None:
+        data = TrainingPatches(catalog(tmp_path), 64, ("part",), ("normal", "bar", "disc"))
+        found = windows(data)
+        assert set(found) == {1, 2}  # never a normal
+        assert min(len(each) for each in found.values()) > 15
+        for images in found.values():
+            for x in images:
+                assert x.shape == (1, 64, 64)
+                inside = x[0] > -1
+                assert 20 < inside.sum() < 64 * 64 / 2
+                assert not inside[:2].any()
+                assert not inside[:, -2:].any()
+                assert x[0][inside].min() >= -0.6
+
+    def test_draws_differ(self, tmp_path: Path) -> None:
+        data = TrainingPatches(catalog(tmp_path, (9,)), 64, ("part",), ("normal", "bar", "disc"))
+        images = windows(data)[2]
+        assert len({x.tobytes() for x in images}) == len(images)
+
+    def test_thin_defects_are_cropped_not_scaled_down(self, tmp_path: Path) -> None:
+        data = TrainingPatches(catalog(tmp_path), 64, ("part",), ("normal", "bar", "disc"))
+        assert data.scales["part"]["disc"] == 1
+        assert data.scales["part"]["bar"] == pytest.approx(1.0)  # 4 pixels thick, though 180 long
+        widths = [np.flatnonzero((x[0] > -1).any(axis=0)) for x in windows(data)[1]]
+        assert np.median([columns[-1] - columns[0] for columns in widths]) > 45
+
+    def test_the_same_generator_draws_the_same(self, tmp_path: Path) -> None:
+        data = TrainingPatches(catalog(tmp_path), 32, ("part",), ("normal", "bar", "disc"))
+        one, other = (data.row(np.random.default_rng(7)).source.x for _ in range(2))
+        np.testing.assert_array_equal(one, other)
+
+    def test_examples_show_each_category(self, tmp_path: Path) -> None:
+        data = TrainingPatches(catalog(tmp_path), 32, ("part",), ("normal", "bar", "disc"))
+        rows = data.examples(np.random.default_rng(0), count=2)
+        assert [row.reference.y for row in rows] == [1, 1, 2, 2]
+
+
+def test_defects_without_masks_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    catalog(tmp_path)
+    (tmp_path / "masks/disc/1.png").unlink()
+    with pytest.raises(
+        BadInputError, match=r"1 of 6 defect images have no mask \(first: .*disc/1\.png\).*defectgen inspect"
+    ):
+        read_defects(tmp_path / "defects")
+
+
+@pytest.mark.parametrize(("color", "channels"), [((40, 40, 40), 1), ((60, 45, 40), 1), ((200, 90, 40), 3)])
+def test_defects_without_color_are_learned_in_gray(tmp_path: Path, color: tuple[int, int, int], channels: int) -> None:
+    for name in ("normals", "defects/rust", "masks/rust"):
+        (tmp_path / name).mkdir(parents=True)
+    pixels = np.full((60, 60, 3), 160, np.uint8)
+    mask = np.zeros((60, 60), np.uint8)
+    cv2.circle(mask, (30, 30), 9, 255, -1)
+    (tmp_path / "normals/0.png").write_bytes(encode_png(pixels))
+    pixels[mask > 0] = color
+    (tmp_path / "defects/rust/0.png").write_bytes(encode_png(pixels))
+    (tmp_path / "masks/rust/0.png").write_bytes(encode_png(mask))
+    read = read_catalog([ProductFolders(product="a", normals=tmp_path / "normals", defects=tmp_path / "defects")])
+    data = TrainingPatches(read, 32, ("a",), ("normal", "rust"))
+    assert data.channels == channels
+    assert data.row(np.random.default_rng(0)).source.x.shape == (channels, 32, 32)

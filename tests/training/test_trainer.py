@@ -23,7 +23,6 @@ from defectgen.methods.dcdganc import DCDGANcConfig
 from defectgen.methods.dfmgan import DFMGAN, DFMGANConfig
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.methods.isu_gan import ISUGANConfig
-from defectgen.methods.networks import Average
 from defectgen.models import checkpoint
 from defectgen.models.model import load
 from defectgen.training import trainer
@@ -279,26 +278,6 @@ def test_estimate_measures_and_writes_nothing(request_for: Callable[..., TrainSp
     assert plan["estimated_disk_bytes"] > 0
     assert json.dumps(plan)
     assert not request.run.exists()
-
-
-class TestAverage:
-    def test_is_the_moving_average_of_the_weights(self) -> None:
-        network = torch.nn.Linear(1, 1, bias=False)
-        torch.nn.init.constant_(network.weight, 1.0)
-        average = Average({"n": network}, decay=0.5)
-        torch.nn.init.constant_(network.weight, 3.0)
-        average.update(step=100)
-        assert average.state()["n.weight"].item() == pytest.approx(2.0)
-        average.update(step=1)  # early: a decay of 2/11
-        assert average.state()["n.weight"].item() == pytest.approx(2 * 2 / 11 + 3 * 9 / 11)
-
-    def test_is_in_place_within_the_block_only(self) -> None:
-        network = torch.nn.Linear(1, 1)
-        average = Average({"n": network}, decay=0.5)
-        torch.nn.init.constant_(network.weight, 3.0)
-        with average.in_place():
-            assert network.weight.item() != 3.0
-        assert network.weight.item() == 3.0
 
 
 class TestCommandLine:

@@ -1,0 +1,100 @@
+"""Models as files: built by a seed, saved, loaded by name or path, refused where they are not whole."""
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+import torch
+
+from defectgen import files
+from defectgen.errors import NoDeviceError, UsageError, WeightsError
+from defectgen.methods.base import Method, Task
+from defectgen.methods.dt_gan import DTGANConfig
+from defectgen.methods.networks import Average
+from defectgen.models import checkpoint, model, registry
+from defectgen.models.model import keep_threshold, load, load_model
+
+CPU = torch.device("cpu")
+CONFIG = DTGANConfig(image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4)
+TASK = Task(domains=("normal", "dent"), products=("part",), channels=1, scales={"part": {"dent": 1.0}})
+
+
+def built(seed: int = 0) -> Method:
+    return model.build("dt-gan", CONFIG, TASK, CPU, seed)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "model.safetensors"
+    identity = {
+        "method": "dt-gan", "config": CONFIG.model_dump(mode="json"), "task": TASK.model_dump(mode="json"),
+        "trained_on": ["a" * 64],
+    }  # fmt: skip
+    model.save(path, Average(built().networks.averaged, 0.9), identity, 12)
+    return path
+
+
+def test_the_seed_alone_decides_the_first_weights() -> None:
+    torch.manual_seed(5)
+    first = built().networks.state()
+    before = torch.random.get_rng_state()
+    second = built().networks.state()
+    assert torch.equal(torch.random.get_rng_state(), before)  # nobody else's random numbers change
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert any(not torch.equal(value, first[key]) for key, value in built(1).networks.state().items())
+    with pytest.raises(UsageError, match="nope"):
+        model.build("nope", CONFIG, TASK, CPU, 0)
+
+
+def test_what_was_saved_is_loaded_ready_to_generate(saved: Path) -> None:
+    found = load(saved, CPU)
+    assert (found.info.name, found.steps, found.trained_on, found.threshold, found.border) == (
+        "dt-gan", 12, ("a" * 64,), None, 0,
+    )  # fmt: skip
+    assert found.task == TASK
+    for name, network in found.method.networks.averaged.items():
+        assert not network.training
+        for (key, ours), theirs in zip(
+            network.state_dict().items(), built().networks.averaged[name].parameters(), strict=False
+        ):
+            assert key
+            assert not ours.requires_grad
+            assert ours.dtype == theirs.dtype
+    keep_threshold(saved, 0.5, 3)
+    again = load(saved, CPU)
+    assert (again.threshold, again.border, again.steps) == (0.5, 3, 12)
+
+
+def test_by_name_or_by_path(saved: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.toml"
+    entry = registry.Entry(
+        name="one", method="dt-gan", categories=("dent",), products=("part",), image_size=32, channels=1, file=saved,
+        sha256=files.sha256(saved), created=datetime.now(timezone.utc), trained_on={},
+    )  # fmt: skip
+    registry.add(entry, weights)
+    assert load_model("one", weights=weights, device="cpu").file == saved
+    assert load_model(saved, device="cpu").file == saved
+    assert load_model(str(saved), device="cpu").file == saved
+    with pytest.raises(WeightsError, match="no model two"):
+        load_model("two", weights=weights, device="cpu")
+    with pytest.raises(WeightsError, match="no such file"):
+        load_model(tmp_path / "gone.safetensors", device="cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(NoDeviceError):
+            load_model("one", weights=weights, device="cuda")
+    keep_threshold(saved, 0.5)
+    with pytest.raises(WeightsError, match="one"):  # another file than the one that was listed
+        load_model("one", weights=weights, device="cpu")
+
+
+def test_what_is_no_model_is_refused(saved: Path, tmp_path: Path) -> None:
+    tensors, identity = checkpoint.load(saved)
+    for name, changes in (
+        ("method", {"method": "gone-gan"}),
+        ("config", {"config": {**identity["config"], "width": 16}}),
+        ("task", {"task": None}),
+    ):
+        path = tmp_path / f"{name}.safetensors"
+        checkpoint.save(path, tensors, {**identity, **changes})
+        with pytest.raises(WeightsError, match=rf"{name}\.safetensors: "):
+            load(path, CPU)
