@@ -16,6 +16,7 @@ Kind = Literal["fine-tuned", "scratch"]
 _WIDTH = 64  # channels of the feature pyramid
 _FINE = 12  # channels at the image's own resolution
 _FROZEN = 3  # blocks of the encoder, up to stride 4, that stay as they are: edges and grain, most of the time
+_AROUND = 12  # pixels to each side that a pixel is compared with
 _SOURCE = 32
 
 
@@ -116,8 +117,11 @@ class FineTuned(nn.Module):
         for lateral, finer in zip(self.lateral[-2::-1], maps[-2::-1], strict=True):
             h = F.interpolate(h, scale_factor=2, mode="nearest") + lateral(finer)
         coarse = F.interpolate(self.coarse(F.relu(h)), size=x.shape[2:], mode="bilinear", align_corners=False)
-        # A crack of two pixels is lost at stride 4: the image itself has its outline.
-        fine = self.fine(standardized(x.mean(dim=1, keepdim=True)))
+        # A crack of two pixels is lost at stride 4: the image itself has its outline. Its surroundings are subtracted,
+        # so that a window and a whole image look the same here.
+        gray = x.mean(dim=1, keepdim=True)
+        around = F.avg_pool2d(F.pad(gray, (_AROUND,) * 4, mode="reflect"), 2 * _AROUND + 1, stride=1)
+        fine = self.fine(4 * (gray - around))
         return self.head(v), self.out(torch.cat([coarse, fine], dim=1))[:, 0], self.source(_reverse(v, reversal))[:, 0]
 
     def groups(self, rate: float) -> list[dict[str, Any]]:

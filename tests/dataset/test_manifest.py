@@ -76,7 +76,7 @@ def test_keys_of_later_versions_survive_a_rewritten_manifest() -> None:
 @pytest.mark.parametrize("key", ["image", "mask", "normal"])
 def test_a_path_out_of_the_dataset_is_refused_with_its_line(key: str, path: str) -> None:
     text = row().line() + json.dumps({**json.loads(row().line()), key: path})
-    with pytest.raises(BadInputError, match=rf"m: line 2 cannot be read: {key}: .*leads out of the dataset"):
+    with pytest.raises(BadInputError, match=rf"m: line 2 cannot be read: {key}: .*is outside the dataset"):
         list(parse(Path("m"), text.encode()))
 
 
