@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,8 @@ _USUAL_SHARE = 0.25  # where there is one real defect of a kind, and nothing to 
 _TELLS = 0.05  # a change of a category's score that is worth a word
 
 OnStage = Callable[[str, int, int], None]
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class ScoreCache:
@@ -80,7 +82,7 @@ class Learning:
         self._made, self._used = made, used
         self._scores, self._on_stage = scores, on_stage
         self._threads = 1 if plan.device.type == "cuda" else max(1, os.cpu_count() or 1)
-        self._lock, self._done, self._total = Lock(), 0, 0
+        self._lock, self._done, self._total, self._stopped = Lock(), 0, 0, False
 
     def of(self, shots: int | None) -> dict[str, Any]:
         """Every training set with so many real defects of each category, over the seeds."""
@@ -101,10 +103,7 @@ class Learning:
                 [each for each in reals[seed] if not each.label], made, 1.0
             )
         keys = [(name, seed) for seed in seeds for name in jobs]
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="networks") as pool:
-            rows = list(
-                pool.map(lambda key: self._score(f"{word}/{key[0]}/{key[1]}", jobs[key[0]](key[1]), key[1]), keys)
-            )
+        rows = self._each(lambda key: self._score(f"{word}/{key[0]}/{key[1]}", jobs[key[0]](key[1]), key[1]), keys)
         by_set = {name: [row for (own, _), row in zip(keys, rows, strict=True) if own == name] for name in jobs}
         return {
             "shots": shots,
@@ -138,7 +137,20 @@ class Learning:
         found: dict[str, Any] = self._scores.get(key, measure)
         return found
 
+    def _each(self, function: Callable[[Key], Value], keys: Sequence[Key]) -> list[Value]:
+        """The function of each key, several at a time. Whatever ends it early ends the networks under way, too."""
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="networks") as pool:
+            futures = [pool.submit(function, key) for key in keys]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                self._stopped = True
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
     def _step(self) -> None:
+        if self._stopped:
+            raise RuntimeError("stopped with the evaluation")
         with self._lock:
             self._done += 1
             done = self._done
@@ -169,15 +181,12 @@ class Learning:
             return float(found["ap"] + found["balanced_accuracy"]) / 2
 
         keys = [(share, fold) for share in SHARES for fold in range(folds)]
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="shares") as pool:
-            values = list(
-                pool.map(
-                    lambda key: self._scores.get(
-                        f"share/{word}/{name if key[0] else 'none'}/{key[0]}/{key[1]}", lambda: measure(*key)
-                    ),
-                    keys,
-                )
-            )
+        values = self._each(
+            lambda key: self._scores.get(
+                f"share/{word}/{name if key[0] else 'none'}/{key[0]}/{key[1]}", lambda: measure(*key)
+            ),
+            keys,
+        )
         means = {
             share: float(np.mean([v for (s, _), v in zip(keys, values, strict=True) if s == share])) for share in SHARES
         }

@@ -1,6 +1,10 @@
 """`defectgen evaluate`: what is asked of the evaluation, and what is printed of its report."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +128,23 @@ def test_what_is_wrong_is_one_line(
     assert main(["evaluate", *arguments, "--quiet"]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+def test_a_signal_ends_it_at_once_and_what_was_measured_is_kept(tmp_path: Path) -> None:
+    """Not after all the networks that wait for their turn."""
+    samples = Path(evaluation.__file__).parents[2] / "examples/samples"
+    command = [
+        sys.executable, "-m", "defectgen", "evaluate", str(samples / "steel"), str(samples / "ceramic/defects"),
+        "--steps", "400", "--share", "0.5", "--device", "cpu", "--json",
+    ]  # fmt: skip
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line).get("part") == "networks":
+                break
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "--resume" in errors
+    assert time.monotonic() - began < 60  # a network takes minutes
