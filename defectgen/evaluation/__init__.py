@@ -33,7 +33,7 @@ from defectgen.evaluation.data import (
     to_common_channels,
     to_model_range,
 )
-from defectgen.evaluation.downstream import Plan
+from defectgen.evaluation.downstream import AUGMENTATIONS, Plan
 from defectgen.evaluation.learning import NAMES, Learning, OnStage, ScoreCache
 from defectgen.evaluation.networks import Kind
 from defectgen.folders import DEFECT, NORMAL, collapsed
@@ -68,7 +68,7 @@ class Extent:
 
 
 QUICK = Extent(steps=60, seeds=2, samples=200, normals=100, tested=90)
-WHOLE = Extent(steps=200, seeds=5, samples=1000, normals=300, tested=240)
+WHOLE = Extent(steps=150, seeds=5, samples=1000, normals=300, tested=240)
 
 
 @dataclass(frozen=True)
@@ -237,9 +237,13 @@ def read(request: EvaluateRequest) -> Found:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """What datasets are called: their folders' names, or whole paths where two share one."""
+    """What datasets are called: their folders' names, or whole paths where those would be taken for something else."""
     short = [folder.resolve().name for folder in folders]
-    return [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
+    taken = {*AUGMENTATIONS, *(f"{name} alone" for name in short)}
+    return [
+        name if short.count(name) == 1 and name not in taken else str(folder.resolve())
+        for name, folder in zip(short, folders, strict=True)
+    ]
 
 
 def _categories(found: Found) -> tuple[str, ...]:

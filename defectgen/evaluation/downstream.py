@@ -183,7 +183,7 @@ def train(
             torch.manual_seed(int(torch.randint(2**31, (), generator=torch_rng(seed))))
             network = build(plan.kind, classes).to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         drawer = Drawer(training)
-        optimizer = torch.optim.AdamW(network.groups(_RATE), weight_decay=1e-2)
+        optimizer = torch.optim.AdamW(network.groups(_RATE), weight_decay=1e-2, fused=True)
         rates = [group["lr"] for group in optimizer.param_groups]
         for step in range(plan.steps):
             fall = min(1.0, (step + 1) / 20) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))

@@ -14,7 +14,7 @@ from defectgen.nn.layers import standardized
 
 Kind = Literal["fine-tuned", "scratch"]
 _WIDTH = 64  # channels of the feature pyramid
-_FINE = 12  # channels at the image's own resolution
+_FINE = 8  # channels at the image's own resolution
 _FROZEN = 3  # blocks of the encoder, up to stride 4, that stay as they are: edges and grain, most of the time
 _AROUND = 12  # pixels to each side that a pixel is compared with
 _SOURCE = 32
@@ -120,7 +120,9 @@ class FineTuned(nn.Module):
         # A crack of two pixels is lost at stride 4: the image itself has its outline. Its surroundings are subtracted,
         # so that a window and a whole image look the same here.
         gray = x.mean(dim=1, keepdim=True)
-        around = F.avg_pool2d(F.pad(gray, (_AROUND,) * 4, mode="reflect"), 2 * _AROUND + 1, stride=1)
+        around = F.pad(gray, (_AROUND,) * 4, mode="reflect")
+        for kernel in ((1, 2 * _AROUND + 1), (2 * _AROUND + 1, 1)):  # one axis after the other: a tenth of the work
+            around = F.avg_pool2d(around, kernel, stride=1)
         fine = self.fine(4 * (gray - around))
         return self.head(v), self.out(torch.cat([coarse, fine], dim=1))[:, 0], self.source(_reverse(v, reversal))[:, 0]
 

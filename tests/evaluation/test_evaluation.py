@@ -1,6 +1,7 @@
 """`evaluate` on sets whose answers are known."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,10 +220,10 @@ def test_what_gets_worse_is_said_by_name(request_for: EvaluateRequest, scored: l
 def test_datasets_and_shots_are_compared_in_one_report(
     request_for: EvaluateRequest, scored: list[float], made: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "second").symlink_to(made.parent)
+    shutil.copytree(made.parent, tmp_path / "second")
     several = (made.parent / "defects", tmp_path / "second/defects")
     found = evaluate(replace(request_for, synthetic=several, shots=(1, 3, None)))
-    assert list(found["datasets"]) == [str(folder) for folder in several]  # two folders of one name
+    assert list(found["datasets"]) == [str(folder.resolve()) for folder in several]  # two folders of one name
     assert [of["shots"] for of in found["downstream"]] == [1, 3, None]
     html = (request_for.out / "report.html").read_text()
     assert "Gain against the number of real defects" in html
@@ -270,6 +271,11 @@ def test_categories_of_the_test_alone_make_one_of_all(request_for: EvaluateReque
     (tmp_path / "apart/normals").symlink_to(held / "normals")
     found = evaluation.read(replace(request_for, test=tmp_path / "apart"))
     assert evaluation._categories(found) == ("defect",)
+
+
+def test_a_dataset_called_like_a_training_set_is_none() -> None:
+    folders = [Path("a/mixing"), Path("b"), Path("b alone"), Path("c")]
+    assert evaluation._names(folders) == [str(folders[0].resolve()), "b", str(folders[2].resolve()), "c"]
 
 
 def test_large_sets_are_thinned_by_category() -> None:
