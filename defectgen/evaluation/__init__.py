@@ -1,6 +1,6 @@
-"""Does the synthetic data help? Fidelity, copies, masks, and what networks learn from it, in one report.
+"""Evaluates whether synthetic data helps: fidelity, near-copies, masks and downstream scores in one report.
 
-Sees files alone: real images, datasets, and what their manifests say of how they were made.
+Reads only files: real images, datasets, and the manifests that record how the datasets were made.
 """
 
 import hashlib
@@ -43,27 +43,27 @@ from defectgen.nn.features import extractor
 from defectgen.version import __version__
 
 _RESULTS, _REPORT = "results.json", "report.json"
-_WORST = 6  # pairs to look at
+_WORST_PAIRS = 6  # pairs that the report shows
 
 CutOuts = Callable[[Sequence[LabeledImage], Sequence[LabeledImage], int], list[tuple[FloatArray, BoolArray]]]
-"""Cut-outs of some real defects on normals, so many of them, with their masks: the yardstick of fidelity."""
+"""(defects, normals, number) -> cut-outs of the defects on the normals, with their masks: the yardstick of fidelity."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is done."""
+    """The size of an evaluation."""
 
     steps: int
     seeds: int
     samples: int
-    """With defects, of a dataset or of the real ones to train on, in all, at most."""
+    """Maximum number of images with defects, in each dataset and in the real training set."""
     normals: int
-    """To train on, at most."""
+    """Maximum number of normals to train on."""
     tested: int
-    """Real images to test on, at most: two thirds of them with defects."""
+    """Maximum number of real test images; two thirds of them have defects."""
 
     def of(self, seeds: int | None = None, steps: int | None = None) -> "Extent":
-        """The same with another number of networks of each kind, or of steps to train them."""
+        """The same with another number of seeds or training steps; None keeps it."""
         return replace(self, seeds=seeds or self.seeds, steps=steps or self.steps)
 
 
@@ -73,19 +73,19 @@ WHOLE = Extent(steps=150, seeds=5, samples=1000, normals=300, tested=240)
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """What to evaluate. `test` are held-out real images; without them some of `real` are held out."""
+    """What to evaluate. `test` is a folder of held-out real images; without it, part of `real` is held out."""
 
     real: Path
     synthetic: tuple[Path, ...]
-    """Datasets, which are compared with each other, too."""
+    """Datasets. Several are compared in one report."""
     out: Path = Path("report")
     normals: Path | None = None
     test: Path | None = None
     extent: Extent = WHOLE
     shots: tuple[int | None, ...] = (None,)
-    """So many real defects of each category to train on, one evaluation each; None takes all."""
+    """Numbers of real defects per category to train on, one evaluation each; None means all."""
     share: float | None = None
-    """Of the defects that a network sees, the synthetic part; None chooses it by cross-validation on the real ones."""
+    """Share of synthetic defects in training, 0..1; None chooses it by cross-validation on the real images."""
     kind: Kind = "fine-tuned"
     reversal: bool = False
     features: Mapping[str, Path] = field(default_factory=dict)
@@ -98,17 +98,17 @@ class EvaluateRequest:
 def evaluate(
     request: EvaluateRequest, on_stage: OnStage = lambda *_: None, cut_outs: CutOuts | None = None
 ) -> dict[str, Any]:
-    """The report, also written as `report.json` and `report.html`; what was measured is kept for `resume`.
+    """Return the report, and write it as `report.json` and `report.html`. The scores are cached for `resume`.
 
     Raises:
-        BadInputError: folders without what is needed, or a test image that a dataset was made of.
-        UsageError: nothing left to test on, or a report that is there already.
-        WeightsError: a feature network that cannot be used.
+        BadInputError: folders without the images needed, or test-set leakage: a dataset was made from a test image.
+        UsageError: no images to test on, or the report already exists.
+        WeightsError: a feature network cannot be used.
     """
     out, device = request.out, resolve(request.device)
     if (out / _RESULTS).exists() and not request.resume and not request.overwrite:
-        raise UsageError(f"{out}: a report is there; continue with --resume, or replace it with --overwrite")
-    # Before anything long begins.
+        raise UsageError(f"{out}: a report already exists; continue with --resume, or replace it with --overwrite")
+    # Loaded first, so that an unusable file fails before the long part.
     networks = {kind: extractor(kind, path, device) for kind, path in request.features.items()}
     found = read(request)
     categories = _categories(found)
@@ -130,7 +130,10 @@ def evaluate(
     ]
     train_examples, test_examples, *made_examples = to_common_channels(*sets)
     if all(each.mask.all() for each in test_examples if each.label):
-        raise UsageError(f"{request.test or request.real}: the masks of the test mark everything; nothing can be found")
+        raise UsageError(
+            f"{request.test or request.real}: every mask of the test defects covers its whole image; localization "
+            "cannot be scored"
+        )
     scores = ScoreCache(out / _RESULTS, _identity(request, (*train, *test), made), resume=request.resume)
     defects = [each for each in train_examples if each.label]
     real_defects = [each for each in train if each.category != NORMAL]
@@ -154,10 +157,10 @@ def evaluate(
                 if len(_of_label(defects, label)) > 1 and len(_of_label(examples, label)) > 1
             },
             "memorisation": near,
-            "mask_agreement": _agreement(images),
+            "mask_agreement": _mask_agreement(images),
         }
         sheets[name] = {
-            "windows": _rows(defects, examples, categories),
+            "windows": _window_rows(defects, examples, categories),
             "pairs": [(_strip(np.stack([a, b])), similarity) for a, b, similarity in pairs],
         }
     learning = Learning(
@@ -192,12 +195,12 @@ def evaluate(
     return result
 
 
-# --- What is evaluated -----------------------------------------------------------------------------------------
+# --- Inputs ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Found:
-    """The real images in two parts, and the datasets by name, without near-duplicates of the test."""
+    """The real images in two parts, and the datasets by name, without near-duplicates of the test images."""
 
     real: Real
     datasets: dict[str, Synthetic]
@@ -206,7 +209,7 @@ class Found:
 
 
 def read(request: EvaluateRequest) -> Found:
-    """Read what a request names; nothing that a dataset was made of is left to test on.
+    """Read the inputs of a request. No test image was used to make a dataset.
 
     Raises:
         BadInputError, UsageError: as `evaluate`.
@@ -223,8 +226,10 @@ def read(request: EvaluateRequest) -> Found:
     else:
         held_out = read_real(request.test, apart=True)
         skipped += held_out.skipped
-        twins = near_duplicates(images, held_out.images)
-        real = Real(tuple(each for each, twin in zip(images, twins, strict=True) if not twin), held_out.images)
+        duplicates = near_duplicates(images, held_out.images)
+        real = Real(
+            tuple(each for each, duplicate in zip(images, duplicates, strict=True) if not duplicate), held_out.images
+        )
         check_sides(real)
     kept = [remove_test_leakage(each, real.test) for each in read_all]
     left_out = sum(len(a.images) - len(b.images) for a, b in zip(read_all, kept, strict=True))
@@ -237,7 +242,7 @@ def read(request: EvaluateRequest) -> Found:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """What datasets are called: their folders' names, or whole paths where those would be taken for something else."""
+    """Names of the datasets: the folder names, or the absolute paths where a folder name is ambiguous or reserved."""
     short = [folder.resolve().name for folder in folders]
     taken = {*AUGMENTATIONS, *(f"{name} alone" for name in short)}
     return [
@@ -247,11 +252,11 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _categories(found: Found) -> tuple[str, ...]:
-    """Those of the real defects to train on; one for all, if other defects are told apart in another way."""
+    """The categories of the real training set; a single one if the test or a dataset has others."""
     known = sorted({each.category for each in found.real.train} - {NORMAL})
     others = [image for each in found.datasets.values() for image in each.images]
-    strange = {each.category for each in (*found.real.test, *others)} - {NORMAL, *known}
-    return (DEFECT,) if strange else tuple(known)
+    unknown = {each.category for each in (*found.real.test, *others)} - {NORMAL, *known}
+    return (DEFECT,) if unknown else tuple(known)
 
 
 def _as_one_category(images: Sequence[LabeledImage]) -> tuple[LabeledImage, ...]:
@@ -261,7 +266,7 @@ def _as_one_category(images: Sequence[LabeledImage]) -> tuple[LabeledImage, ...]
 def _thinned(
     images: Sequence[LabeledImage], defects: int, normals: int, rng: np.random.Generator
 ) -> tuple[LabeledImage, ...]:
-    """So many images with defects at most, of each category the same number, and so many normals."""
+    """At most `defects` images with defects, the same number for each category, and at most `normals` normals."""
     categories = sorted({each.category for each in images})
     of_each = max(defects // max(len(set(categories) - {NORMAL}), 1), 1)
     chosen: set[int] = set()
@@ -272,7 +277,7 @@ def _thinned(
 
 
 def counts(images: Sequence[LabeledImage]) -> dict[str, int]:
-    """How many there are of each category."""
+    """The number of images of each category."""
     names = [each.category for each in images]
     return {name: names.count(name) for name in sorted(set(names))}
 
@@ -280,7 +285,7 @@ def counts(images: Sequence[LabeledImage]) -> dict[str, int]:
 def _identity(
     request: EvaluateRequest, real: Sequence[LabeledImage], made: Mapping[str, Sequence[LabeledImage]]
 ) -> str:
-    """What the measurements depend on; those of another are not continued."""
+    """A hash of everything that the scores depend on; `--resume` accepts only scores with the same hash."""
     images = (*real, *(image for each in made.values() for image in each))
     masks = [None if each.mask is None else files.sha256(each.mask) for each in images]
     parts = [(each.sha256, mask, each.category) for each, mask in zip(images, masks, strict=True)]
@@ -302,7 +307,7 @@ def _windows(examples: Sequence[Example]) -> FloatArray:
 def _yardsticks(
     cut_outs: CutOuts | None, categories: Sequence[str], train: Sequence[LabeledImage], seed: int, on_stage: OnStage
 ) -> dict[str, FloatArray]:
-    """Of each category windows around cut-outs of the real defects on real normals."""
+    """For each category, windows around cut-outs of the real defects on real normals, [N, C, 64, 64]."""
     found: dict[str, FloatArray] = {}
     normals = [each for each in train if each.category == NORMAL]
     for done, category in enumerate(categories if cut_outs is not None else ()):
@@ -318,16 +323,16 @@ def _yardsticks(
 def _memorisation(
     defects: Sequence[Example],
     made: Sequence[Example],
-    photographs: Sequence[LabeledImage],
+    real_images: Sequence[LabeledImage],
     images: Sequence[LabeledImage],
 ) -> tuple[dict[str, Any], list[tuple[FloatArray, FloatArray, float]]]:
-    """How many synthetic defects are near-copies; the nearest pairs, by name and to look at."""
+    """The number of near-copies with the paths of the nearest pairs, and the windows and similarity of these pairs."""
     shown = [i for i, each in enumerate(made) if each.mask.any()]
     known = [i for i, each in enumerate(defects) if each.mask.any()]
     ours = [defects[i] for i in known]
     of_real = [copies.defects_of(each.x, each.mask) for each in ours]
     nearest = copies.nearest([copies.defects_of(made[i].x, made[i].mask) for i in shown], of_real)
-    worst = np.argsort(-nearest.similarity)[:_WORST].tolist()
+    worst = np.argsort(-nearest.similarity)[:_WORST_PAIRS].tolist()
     found = {
         "threshold": copies.COPY,
         "share_among_real": copies.share_of_copies(of_real),
@@ -337,7 +342,7 @@ def _memorisation(
         "worst": [
             {
                 "synthetic": str(images[shown[i]].path),
-                "real": str(photographs[known[int(nearest.index[i])]].path),
+                "real": str(real_images[known[int(nearest.index[i])]].path),
                 "similarity": float(nearest.similarity[i]),
             }
             for i in worst
@@ -351,8 +356,8 @@ def _memorisation(
     return found, pairs
 
 
-def _agreement(images: Sequence[LabeledImage]) -> dict[str, float] | None:
-    """IoU of the masks with what differs from the source, where that is named and still there."""
+def _mask_agreement(images: Sequence[LabeledImage]) -> dict[str, float] | None:
+    """IoU of the masks with the pixels that differ from the source image; None if no source image is available."""
     ious = []
     for each in images:
         if each.source is None or each.mask is None or not each.source.is_file():
@@ -371,8 +376,10 @@ def _agreement(images: Sequence[LabeledImage]) -> dict[str, float] | None:
     }
 
 
-def _rows(defects: Sequence[Example], made: Sequence[Example], categories: Sequence[str]) -> list[tuple[str, Any]]:
-    """Windows of real and of synthetic defects to look at."""
+def _window_rows(
+    defects: Sequence[Example], made: Sequence[Example], categories: Sequence[str]
+) -> list[tuple[str, Any]]:
+    """Rows of windows around real and synthetic defects, with captions."""
     rows = []
     for label, category in enumerate(categories, start=1):
         for kind, examples in (("real", defects), ("synthetic", made)):
@@ -383,17 +390,17 @@ def _rows(defects: Sequence[Example], made: Sequence[Example], categories: Seque
 
 
 def _strip(windows: FloatArray) -> Any:
-    """Windows [N, C, S, S] side by side, as 8-bit pixels at twice their size."""
+    """Windows [N, C, S, S] in [-1, 1] side by side, as 8-bit pixels at twice their size."""
     strip = np.concatenate(list(windows), axis=2).transpose(1, 2, 0)
     pixels = np.clip(np.rint((strip + 1) * 127.5), 0, 255).astype(np.uint8)
     return cv2.resize(pixels, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
 
 
-# --- What it comes to --------------------------------------------------------------------------------------------
+# --- Verdicts ----------------------------------------------------------------------------------------------------
 
 
 def verdicts(found: Mapping[str, Any]) -> list[str]:
-    """What the report comes to, a line for each dataset, number of shots and task, with its reasons."""
+    """The verdicts as lines of text: one for each dataset, number of shots and task, followed by the reasons."""
     lines = []
     for of_shots in found["downstream"]:
         shots = "all real defects" if of_shots["shots"] is None else f"{of_shots['shots']} shots"

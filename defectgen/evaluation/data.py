@@ -1,4 +1,4 @@
-"""What is evaluated: photographs with their masks and categories, from folders and from datasets; and their split."""
+"""Reads the images that are evaluated, real and synthetic, and splits the real ones into training and test images."""
 
 import json
 from collections import OrderedDict
@@ -19,19 +19,20 @@ from defectgen.folders import NORMAL, Catalog, read_defects, read_normals
 from defectgen.imaging.images import DecodedImage, read_image, read_mask
 from defectgen.imaging.windows import BoolArray, FloatArray, normalize, value_range
 
-_SIDE = 512  # pixels that the longer side of a photograph is evaluated at, at most
-_MEMORY = 1 << 28  # bytes of images, of each set, that are held at a time
-_GRID = 8  # blocks a side of what two photographs are compared by
-_ENOUGH = 8  # photographs, to know what all of a kind look like
-_ALIKE = 0.97  # correlation from which on two photographs are near-duplicates
-_RECORD = "dataset.json"
+_MAX_SIDE = 512  # pixels; images with a longer side are reduced to it
+_CACHE_BYTES = 1 << 28  # of images in memory, for each set
+_GRID = 8  # descriptors have 2 and 4 times as many pixels per side
+_MIN_TO_CENTER = 8  # images; fewer do not give a useful mean descriptor
+_DUPLICATE = 0.97  # correlation above which two images are near-duplicates
+_DATASET_JSON = "dataset.json"
 
 
 @dataclass(frozen=True)
 class LabeledImage:
-    """A photograph or a sample: where it lies, its mask if it is known to be one, and what made it, if anything did.
+    """A real image or a sample, with its category and its mask, if it has one.
 
-    `made_of` are the SHA-256 of the photographs that went into it, by what is written of it.
+    `made_of` are the SHA-256 of the images that a sample was made from, as its manifest records them; `source` is the
+    image that it was made on.
     """
 
     path: Path
@@ -47,7 +48,7 @@ class LabeledImage:
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds, and which files cannot be used, with the reason."""
+    """The images of a folder, and the files that cannot be used, with the reason."""
 
     images: tuple[LabeledImage, ...]
     skipped: tuple[str, ...]
@@ -55,7 +56,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Real:
-    """The real photographs, in two parts that share no near-duplicate."""
+    """The real images, in two parts without near-duplicates across them."""
 
     train: tuple[LabeledImage, ...]
     test: tuple[LabeledImage, ...]
@@ -63,20 +64,20 @@ class Real:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """A dataset to evaluate. `seen` are the SHA-256 of what its model was trained on, and its gate compared with."""
+    """A dataset to evaluate. `seen` are the SHA-256 of the images that its model was trained on or its gate used."""
 
     images: tuple[LabeledImage, ...]
     seen: frozenset[str] = frozenset()
     trained_on_known: bool = False
     traceable: bool = False
-    """Whether it is written down what each sample was made of."""
+    """Whether the manifest records the images that each sample was made from."""
     made_by_model: bool = False
     skipped: tuple[str, ...] = ()
     path: Path = Path()
 
     @property
     def used(self) -> frozenset[str]:
-        """Every photograph that went into it, in one way or another."""
+        """The SHA-256 of every image that was used to make the dataset."""
         return self.seen.union(*(image.made_of for image in self.images))
 
 
@@ -86,40 +87,40 @@ def _sha256(path: Path) -> str:
 
 
 def read_real(folder: Path, normals: Path | None = None, *, apart: bool = False) -> Found:
-    """Defects, all with masks, and normals: an MVTec AD category, folders `defects` and `normals`, or one each.
+    """Read defects, all with masks, and normals: an MVTec AD category, folders `defects` and `normals`, or one of each.
 
-    Those of a test, kept `apart`, lie in one folder: what lies beside it is another's.
+    With `apart` the folder is a held-out test set: its normals must be inside it, not beside it.
 
     Raises:
         BadInputError: no normals, or no usable defects.
     """
     inner = next((folder / name for name in ("defects", "test") if (folder / name).is_dir()), folder)
-    around = (folder,) if apart else (folder, folder.parent)
-    beside = (folder / "train" / "good", *(each / name for each in around for name in ("normals", "good")))
-    found = normals or next((path for path in beside if path.is_dir()), None)
+    parents = (folder,) if apart else (folder, folder.parent)
+    candidates = (folder / "train" / "good", *(each / name for each in parents for name in ("normals", "good")))
+    found = normals or next((path for path in candidates if path.is_dir()), None)
     if found is None:
         if apart:
-            raise BadInputError(f"{folder}: no normals in it; put defects, masks and normals there to test on")
-        raise BadInputError(f"{folder}: no normals beside the defects; name their folder with --normals")
-    return _found(Catalog.of([read_defects(inner), read_normals(found)]))
+            raise BadInputError(f"{folder}: no normals in it; a test folder needs defects, masks and normals")
+        raise BadInputError(f"{folder}: no normals beside the defects; give their folder with --normals")
+    return _from_catalog(Catalog.of([read_defects(inner), read_normals(found)]))
 
 
-def _found(catalog: Catalog) -> Found:
-    images = tuple(LabeledImage(sample.path, sample.category, sample.mask) for sample in catalog.images)
+def _from_catalog(catalog: Catalog) -> Found:
+    images = tuple(LabeledImage(each.path, each.category, each.mask) for each in catalog.images)
     return Found(images, tuple(f"{each.path}: {each.reason}" for each in catalog.skipped))
 
 
 def read_synthetic(folder: Path) -> Synthetic:
-    """A dataset of ours, by its manifest, or any folder of defects with masks.
+    """Read a dataset made by defectgen from its manifest, or any folder of defects with masks.
 
     Raises:
-        BadInputError: neither; or a manifest that is damaged.
+        BadInputError: the folder is neither, or its manifest is damaged.
     """
     file = folder / manifest.NAME
     if not file.is_file():
-        found = _found(read_defects(folder))
+        found = _from_catalog(read_defects(folder))
         return Synthetic(found.images, skipped=found.skipped)
-    images, by_model, traceable, gone = [], False, True, 0
+    images, by_model, traceable, missing = [], False, True, 0
     for row in manifest.parse(file, file.read_bytes()):
         by_model = by_model or row.model is not None
         traceable = traceable and row.traceable
@@ -128,23 +129,24 @@ def read_synthetic(folder: Path) -> Synthetic:
         if image.is_file() and mask.is_file():
             images.append(LabeledImage(image, row.category, mask, row.used_photographs, source))
         else:
-            gone += 1
+            missing += 1
     if not images:
-        raise BadInputError(f"{file}: holds no sample")
-    record = folder / _RECORD
+        raise BadInputError(f"{file}: no samples")
+    record = folder / _DATASET_JSON
     saved = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    seen_before = frozenset((*saved.get("trained_on", ()), *saved.get("gated_by", ())))
-    skipped = (f"{folder}: {gone} samples of its manifest are gone",) if gone else ()
-    return Synthetic(tuple(images), seen_before, bool(saved.get("trained_on")), traceable, by_model, skipped)
+    model_images = frozenset((*saved.get("trained_on", ()), *saved.get("gated_by", ())))
+    skipped = (f"{folder}: {missing} samples of its manifest are missing",) if missing else ()
+    return Synthetic(tuple(images), model_images, bool(saved.get("trained_on")), traceable, by_model, skipped)
 
 
 def split(real: Sequence[LabeledImage], synthetic: Synthetic, seed: int, part: float = 0.4) -> Real:
-    """The real photographs apart: near-duplicates on one side, what synthetic ones were made of in training.
+    """Split the real images into training and test images.
 
-    What was not used is drawn, each category for itself, until `part` of the category is in the test.
+    Images that were used to make a synthetic one are training images, and near-duplicates stay on one side. From the
+    others test images are drawn at random, until each category has `part` of its images in the test.
 
     Raises:
-        UsageError: nothing is left to test on.
+        UsageError: no images are left to test on.
     """
     groups = _groups(real)
     used, rng = synthetic.used, np.random.default_rng(seed)
@@ -157,7 +159,7 @@ def split(real: Sequence[LabeledImage], synthetic: Synthetic, seed: int, part: f
         for group in rng.permutation(np.array(free, int)).tolist():
             if count >= wanted:
                 break
-            if group not in test and len(set(mine) - test) > 1:  # one is left to train on
+            if group not in test and len(set(mine) - test) > 1:  # at least one is left to train on
                 test.add(group)
                 count += mine.count(group)
     sides = [
@@ -169,10 +171,10 @@ def split(real: Sequence[LabeledImage], synthetic: Synthetic, seed: int, part: f
 
 
 def check_sides(real: Real) -> None:
-    """Both sides need normals and defects.
+    """Check that both sides have normals and defects.
 
     Raises:
-        UsageError: one has none.
+        UsageError: one of them has none.
     """
     for name, images in (("train on", real.train), ("test on", real.test)):
         for what, there in (
@@ -181,65 +183,67 @@ def check_sides(real: Real) -> None:
         ):
             if not there:
                 raise UsageError(
-                    f"no real {what} are left to {name}: near-duplicates stay on one side, and the synthetic images "
-                    "were made of the others; name held-out images with --test"
+                    f"no real {what} are left to {name}: images that were used to make the dataset are training "
+                    "images, and near-duplicates stay on one side; give held-out images with --test"
                 )
 
 
 def remove_test_leakage(synthetic: Synthetic, test: Sequence[LabeledImage]) -> Synthetic:
-    """A dataset without the samples that look like a test photograph; they were made of one like it.
+    """A dataset without the samples that are near-duplicates of a test image.
 
     Raises:
-        BadInputError: a sample was made of a test photograph, or is one; or most of them look like one.
+        BadInputError: a sample was made from a test image or is one, or most samples are near-duplicates of one.
     """
     used = synthetic.used | {image.sha256 for image in synthetic.images}
     seen = [image.path for image in test if image.sha256 in used]
     if seen:
         raise BadInputError(
             f"test-set leakage: {len(seen)} of {len(test)} test images were used to make the dataset (first: "
-            f"{seen[0]}); hold the test out from what defectgen train, synthesize, transfer and compose use"
+            f"{seen[0]}); keep test images out of what defectgen train, synthesize, transfer and compose use"
         )
-    twins = near_duplicates(synthetic.images, test)
-    if sum(twins) > len(twins) / 2:
-        first = next(image.path for image, twin in zip(synthetic.images, twins, strict=True) if twin)
+    duplicates = near_duplicates(synthetic.images, test)
+    if sum(duplicates) > len(duplicates) / 2:
+        first = next(image.path for image, duplicate in zip(synthetic.images, duplicates, strict=True) if duplicate)
         raise BadInputError(
-            f"test-set leakage: {sum(twins)} of {len(twins)} synthetic images look like a test image (first: {first}); "
-            "hold the test out from what they are made of"
+            f"test-set leakage: {sum(duplicates)} of {len(duplicates)} synthetic images look like a test image (first: "
+            f"{first}); keep test images out of what the dataset is made from"
         )
-    images = tuple(image for image, twin in zip(synthetic.images, twins, strict=True) if not twin)
+    images = tuple(image for image, duplicate in zip(synthetic.images, duplicates, strict=True) if not duplicate)
     return replace(synthetic, images=images)
 
 
 def near_duplicates(images: Sequence[LabeledImage], others: Sequence[LabeledImage]) -> list[bool]:
-    """For each image whether one of the others is a near-duplicate of it."""
+    """Whether each image has a near-duplicate among the others."""
     found = _descriptors([*images, *others])
     ours, theirs = found[: len(images)], found[len(images) :]
-    return [bool((theirs @ row).max(initial=-1) > _ALIKE) for row in ours]
+    return [bool((theirs @ row).max(initial=-1) > _DUPLICATE) for row in ours]
 
 
 def _groups(images: Sequence[LabeledImage]) -> list[int]:
-    """For each the number of its group of near-duplicates: the lowest index among them."""
+    """The group of near-duplicates of each image, as the lowest index in the group."""
     descriptors = _descriptors(images)
     group = np.arange(len(images))
     for i in range(1, len(images)):
-        for j in np.flatnonzero(descriptors[:i] @ descriptors[i] > _ALIKE):
+        for j in np.flatnonzero(descriptors[:i] @ descriptors[i] > _DUPLICATE):
             group[group == group[i]] = group[j]
     return [int(each) for each in group]
 
 
 def _descriptors(images: Sequence[LabeledImage]) -> NDArray[np.float32]:
-    """What each looks like from afar, apart from what all look like: photographs of one part in one place are no
-    duplicates. Vectors of length 1."""
+    """Coarse descriptors of the images, as vectors of length 1, [N, D].
+
+    Their mean is subtracted, so that images of different parts in the same position are no near-duplicates.
+    """
     if not images:
         return np.zeros((0, 1), np.float32)
     found = np.stack([_descriptor(image.path) for image in images])
-    if len(found) >= _ENOUGH:
+    if len(found) >= _MIN_TO_CENTER:
         found = found - found.mean(axis=0)
     return np.asarray(found / (np.linalg.norm(found, axis=1, keepdims=True) + 1e-6), np.float32)
 
 
 def _descriptor(path: Path) -> NDArray[np.float32]:
-    """What a photograph looks like from afar, brightness and contrast aside."""
+    """Coarse descriptor of an image, [D], independent of brightness and contrast."""
     gray = load_image(path).mean(axis=0)
     small = cv2.resize(gray, (2 * _GRID, 2 * _GRID), interpolation=cv2.INTER_AREA)
     fine = cv2.resize(gray - cv2.GaussianBlur(gray, (0, 0), 8), (4 * _GRID, 4 * _GRID), interpolation=cv2.INTER_AREA)
@@ -248,47 +252,49 @@ def _descriptor(path: Path) -> NDArray[np.float32]:
 
 
 def load_image(path: Path) -> NDArray[np.float32]:
-    """As `to_model_range`, from a file."""
+    """Read an image file and convert it with `to_model_range`."""
     return to_model_range(read_image(path))
 
 
-def to_model_range(photograph: DecodedImage, tones: tuple[float, float] | None = None) -> NDArray[np.float32]:
-    """A photograph as the evaluation sees it: [C, H, W] in [-1, 1], at its own resolution or 512 pixels long.
+def to_model_range(image: DecodedImage, limits: tuple[float, float] | None = None) -> NDArray[np.float32]:
+    """Convert an image to [C, H, W] in [-1, 1], reduced to at most 512 pixels on the longer side.
 
-    `tones` become -1 and 1: its own, or those of another that it is compared with.
+    Args:
+        limits: the pixel values that become -1 and 1; None means the image's own value range. Two images that are
+            compared need the same limits.
     """
-    pixels = photograph.pixels.astype(np.float32)
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : photograph.channels]
-    low_high, size = tones or value_range(photograph), _size(photograph.height, photograph.width)
-    if size != (photograph.width, photograph.height):
+    pixels = image.pixels.astype(np.float32)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : image.channels]
+    low_high, size = limits or value_range(image), _evaluated_size(image.height, image.width)
+    if size != (image.width, image.height):
         smaller = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
         pixels = np.asarray(smaller, np.float32).reshape(size[1], size[0], -1)
-    return normalize(pixels, low_high, photograph.channels)
+    return normalize(pixels, low_high, image.channels)
 
 
 def load_mask(path: Path | None, size: tuple[int, int]) -> BoolArray:
-    """A mask at the size [H, W] that its photograph is seen at; none marks nothing."""
+    """Read a mask and resize it to `size` (height, width); without a path the mask is empty."""
     return np.zeros(size, np.bool_) if path is None else resize_mask(read_mask(path), size)
 
 
 def resize_mask(mask: BoolArray, size: tuple[int, int]) -> BoolArray:
-    """A mask at another size [H, W]."""
+    """Resize a mask to `size` (height, width)."""
     if mask.shape == size:
         return mask
     small = np.asarray(cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA))
-    return small > min(0.25, float(small.max()) / 2)  # the smallest defect leaves a trace
+    return small > min(0.25, float(small.max()) / 2)  # keeps at least one pixel of the smallest defect
 
 
-def _size(height: int, width: int) -> tuple[int, int]:
-    """(width, height) at which a photograph is seen."""
-    scale = min(1.0, _SIDE / max(height, width))
+def _evaluated_size(height: int, width: int) -> tuple[int, int]:
+    """(width, height) at which an image is evaluated."""
+    scale = min(1.0, _MAX_SIDE / max(height, width))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 class Example:
-    """An image as networks see it: `x` [C, H, W] in [-1, 1] and its `mask` [H, W], read when they are asked for.
+    """An image for the networks: `x` [C, H, W] in [-1, 1] and its `mask` [H, W], loaded on access.
 
-    `label` is 0 for normals, then the category's place; `synthetic` says whether it was made.
+    `label` is 0 for normals, and 1 + the category's index for defects; `synthetic` is whether the image is a sample.
     """
 
     def __init__(
@@ -300,7 +306,7 @@ class Example:
 
     @classmethod
     def of(cls, x: FloatArray, mask: BoolArray, label: int, *, synthetic: bool = False) -> "Example":
-        """One that is in memory."""
+        """An example from arrays in memory."""
         return cls(lambda: (x, mask), label, synthetic=synthetic)
 
     @property
@@ -312,7 +318,7 @@ class Example:
         return self._load()[1]
 
     def gray(self) -> "Example":
-        """The same without colors."""
+        """The same in gray, with one channel."""
 
         def load() -> tuple[FloatArray, BoolArray]:
             x, mask = self._load()
@@ -321,28 +327,28 @@ class Example:
         return Example(load, self.label, synthetic=self.synthetic)
 
 
-class _Loaded:
-    """Images and masks in memory, up to a limit, the last used longest. Safe to share among threads."""
+class _ImageCache:
+    """A thread-safe cache of images and masks that drops the least recently used beyond `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._bytes = limit, 0
-        self._kept: OrderedDict[tuple[Path, Path | None], tuple[FloatArray, BoolArray]] = OrderedDict()
+        self._entries: OrderedDict[tuple[Path, Path | None], tuple[FloatArray, BoolArray]] = OrderedDict()
         self._lock = Lock()
 
     def get(self, path: Path, mask: Path | None) -> tuple[FloatArray, BoolArray]:
         key = (path, mask)
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
         x = load_image(path)
         found = x, load_mask(mask, (x.shape[1], x.shape[2]))
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = found
+            if key not in self._entries:
+                self._entries[key] = found
                 self._bytes += x.nbytes + found[1].nbytes
-            while self._bytes > self._limit and len(self._kept) > 1:
-                _, (old, its_mask) = self._kept.popitem(last=False)
+            while self._bytes > self._limit and len(self._entries) > 1:
+                _, (old, its_mask) = self._entries.popitem(last=False)
                 self._bytes -= old.nbytes + its_mask.nbytes
         return found
 
@@ -350,11 +356,11 @@ class _Loaded:
 def load_examples(
     images: Sequence[LabeledImage], categories: Sequence[str], *, synthetic: bool = False
 ) -> list[Example]:
-    """Images with their classes: 0 the normals, then the categories in order. They share a gigabyte of memory."""
-    store = _Loaded(_MEMORY)
+    """Images as examples: label 0 for normals, then the categories in order. They share a cache of 256 MiB."""
+    cache = _ImageCache(_CACHE_BYTES)
     return [
         Example(
-            partial(store.get, image.path, image.mask),
+            partial(cache.get, image.path, image.mask),
             0 if image.category == NORMAL else 1 + categories.index(image.category),
             synthetic=synthetic,
         )
@@ -363,7 +369,7 @@ def load_examples(
 
 
 def to_common_channels(*sets: Sequence[Example]) -> list[list[Example]]:
-    """All in gray, if any of them is: so that no network can tell where an image comes from by its color."""
+    """Convert all to gray if any is gray, so that no network can recognize the origin of an image by its color."""
     if len({example.x.shape[0] for examples in sets for example in examples}) == 1:
         return [list(examples) for examples in sets]
     return [[each.gray() for each in examples] for examples in sets]

@@ -1,7 +1,7 @@
-"""Whether data help: the same network trained without and with them, tested on real images held out from both.
+"""Measures whether a dataset helps: trains the same network without and with it, and tests on held-out real images.
 
-A network both classifies windows of images and finds the pixels of their defects. Everything random comes from (seed,
-step), and a network runs on one thread of the CPU, so that the same seed gives the same scores on any number of cores.
+A network classifies windows of images and segments their defects. All randomness derives from (seed, step), and each
+network runs on one CPU thread, so the same seed gives the same scores on any number of cores.
 """
 
 import math
@@ -26,21 +26,21 @@ from defectgen.nn.layers import mixed_precision
 from defectgen.seeding import numpy_rng
 
 Augmentation = Literal["none", "traditional", "mixing"]
-"""Nothing; flips, brightness and contrast; these and CutMix, MixUp and CutOut by turns (DT-GAN, table 3)."""
+"""None; flips, brightness and contrast; these and one of CutMix, MixUp and CutOut per batch (DT-GAN, table 3)."""
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 _WINDOW = 128  # pixels
 _BATCH = 8
-_RATE = 2e-3
+_LEARNING_RATE = 2e-3
 _MARGIN = 1.2  # a window around a defect larger than 128 pixels is this much larger than the defect
-_LEVEL = 0.95  # of the confidence interval
-_LAMBDA_SRC = 0.1
-_BINS, _REACH = 1 << 14, 16.0  # of the logits of pixels
-_BUILDING = Lock()  # the first weights come from PyTorch's global generator
+_CONFIDENCE = 0.95  # level of the confidence interval
+_LAMBDA_SRC = 0.1  # final weight of the gradient reversal
+_BINS, _LOGIT_RANGE = 1 << 14, 16.0  # histogram of the pixel logits, -16 to 16
+_BUILD_LOCK = Lock()  # initial weights come from PyTorch's global generator
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a network is trained on. Of the defects that it sees, `share` are synthetic."""
+    """What a network is trained on. `share` is the share of synthetic defects in the batches, 0..1."""
 
     real: Sequence[Example]
     synthetic: Sequence[Example] = ()
@@ -50,7 +50,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Plan:
-    """How networks are trained. `reversal` hides from the features which defects are synthetic."""
+    """How networks are trained. `reversal` adds a gradient reversal that hides which defects are synthetic."""
 
     steps: int
     device: torch.device
@@ -62,7 +62,7 @@ class Plan:
 
 
 def augmented(rng: np.random.Generator, x: FloatArray, mask: BoolArray) -> tuple[FloatArray, BoolArray]:
-    """Traditional augmentation: flips, brightness, contrast. No turns, as surfaces have a direction."""
+    """Traditional augmentation: flips, brightness, contrast. No rotations, because surfaces have a direction."""
     if rng.random() < 0.5:
         x, mask = x[:, ::-1], mask[::-1]
     if rng.random() < 0.5:
@@ -72,7 +72,7 @@ def augmented(rng: np.random.Generator, x: FloatArray, mask: BoolArray) -> tuple
 
 
 class Drawer:
-    """Draws the examples of a training set: half of them defects, each category as often as any other."""
+    """Draws examples from a training set: half of them defects, with equal odds for each category."""
 
     def __init__(self, training: TrainingSet) -> None:
         self._share = training.share if training.synthetic else 0.0
@@ -86,7 +86,7 @@ class Drawer:
             self._share = 1.0
 
     def draw(self, rng: np.random.Generator) -> Example:
-        """An example, and whether it is real is chance too."""
+        """Draw an example, real or synthetic according to the share."""
         if self._normals and rng.random() < 0.5:
             return self._normals[int(rng.integers(len(self._normals)))]
         of_kind = self._defects[bool(rng.random() < self._share)]
@@ -95,10 +95,12 @@ class Drawer:
 
 
 def window(rng: np.random.Generator, example: Example) -> tuple[FloatArray, BoolArray]:
-    """A square of an image at its own resolution, with some of its defect inside if it has one.
+    """A random square of an image at its own resolution, on a part of its defect if it has one.
 
-    Returns it and its mask, [C, 128, 128] and [128, 128]. A defect that does not fit is half of the time shown whole,
-    scaled down. Small images are mirrored at their edges.
+    A defect larger than the window is scaled down to fit half of the time. Small images are mirrored at their edges.
+
+    Returns:
+        The window [C, 128, 128] and its mask [128, 128].
     """
     x, mask = example.x, example.mask
     side, corner = _WINDOW, None
@@ -128,14 +130,14 @@ def window(rng: np.random.Generator, example: Example) -> tuple[FloatArray, Bool
 def batch(
     rng: np.random.Generator, drawer: Drawer, augmentation: Augmentation, classes: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Windows [B, C, S, S], their masks [B, S, S], class weights [B, classes], whether synthetic [B]; -1 of normals."""
+    """Windows [B, C, S, S], masks [B, S, S], weights [B, classes], source [B]: 1 synthetic, 0 real, -1 normal."""
     rows = []
     for _ in range(_BATCH):
         example = drawer.draw(rng)
         x, mask = window(rng, example)
         if augmentation != "none":
             x, mask = augmented(rng, x, mask)
-        # The window of a large defect's image may hold none of it.
+        # A window of an image with a defect may miss the defect.
         label = example.label if mask.any() or not example.label else 0
         rows.append((x, mask.astype(np.float32), label, float(example.synthetic) if label else -1.0))
     columns = [np.stack([np.asarray(row[i]) for row in rows]) for i in range(4)]
@@ -147,7 +149,7 @@ def batch(
 
 
 def mixed(rng: np.random.Generator, x: Tensor, mask: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch under one of three: MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019), CutOut (DeVries et al. 2017)."""
+    """Apply MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019) or CutOut (DeVries et al. 2017) to a batch."""
     kind = int(rng.integers(3))
     if kind == 0:
         part = float(rng.beta(0.4, 0.4))
@@ -172,18 +174,18 @@ def mixed(rng: np.random.Generator, x: Tensor, mask: Tensor, weights: Tensor) ->
 def train(
     training: TrainingSet, classes: int, plan: Plan, seed: int, on_step: Callable[[], None] = lambda: None
 ) -> Network:
-    """A network after AdamW with a rate that falls along a cosine; the seed alone decides it, on one device.
+    """Train a network with AdamW and a cosine schedule of the learning rate. Deterministic for a seed and a device.
 
-    Its losses are the cross-entropy of the classes, and the cross-entropy and the Dice loss of the pixels.
+    The losses are the cross-entropy of the classes, and the cross-entropy and the Dice loss of the pixels.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with _BUILDING, torch.random.fork_rng(devices=[]):
+        with _BUILD_LOCK, torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=torch_rng(seed))))
             network = build(plan.kind, classes).to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         drawer = Drawer(training)
-        optimizer = torch.optim.AdamW(network.groups(_RATE), weight_decay=1e-2, fused=True)
+        optimizer = torch.optim.AdamW(network.groups(_LEARNING_RATE), weight_decay=1e-2, fused=True)
         rates = [group["lr"] for group in optimizer.param_groups]
         for step in range(plan.steps):
             fall = min(1.0, (step + 1) / 20) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
@@ -202,7 +204,7 @@ def train(
 
 def _loss(network: Network, rows: tuple[Tensor, Tensor, Tensor, Tensor], plan: Plan, done: float) -> Tensor:
     x, mask, weights, source = (each.to(plan.device) for each in rows)
-    # How loudly the reversal layer speaks rises with the training (Ganin and Lempitsky 2015, section 4).
+    # The weight of the gradient reversal grows during training (Ganin and Lempitsky 2015, section 4).
     reversal = _LAMBDA_SRC * (2 / (1 + math.exp(-10 * done)) - 1) if plan.reversal else 0.0
     with mixed_precision(plan.device):
         logits, pixels, origin = network(x.contiguous(memory_format=torch.channels_last), reversal)
@@ -210,7 +212,7 @@ def _loss(network: Network, rows: tuple[Tensor, Tensor, Tensor, Tensor], plan: P
     p = pixels.sigmoid()
     dice = 1 - (2 * (p * mask).sum() + 1) / (p.sum() + mask.sum() + 1)
     total = F.cross_entropy(logits, weights) + F.binary_cross_entropy_with_logits(pixels, mask) + dice
-    # Of defects alone: all normals are real, and hiding the source would pull defects towards them.
+    # Defects only: all normals are real, so hiding the source would make synthetic defects resemble normals.
     defects = source >= 0
     if plan.reversal and defects.any():
         total = total + F.binary_cross_entropy_with_logits(origin[defects], source[defects])
@@ -221,11 +223,11 @@ def _loss(network: Network, rows: tuple[Tensor, Tensor, Tensor, Tensor], plan: P
 def test(
     network: Network, examples: Sequence[Example], categories: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
-    """Scores of a network on real images, in all and for each category against the normals.
+    """Scores of a network on real images, overall and for each category against the normals.
 
-    `balanced_accuracy` and `f1` of the classes of windows, `ap`, `iou` and `f1_pixels` of the pixels of all images
-    together, `auroc` of images by their most suspicious place. A category has its `recall` in place of the first two.
-    And `curve`, the precision at recalls of 0, 0.05, ..., 1.
+    `balanced_accuracy` and `f1` are of the classes of windows; `ap`, `iou` and `f1_pixels` of the pixels of all images
+    together; `auroc` of the images, each scored by its 50th highest pixel. A category has `recall` instead of the first
+    two. `curve` is the precision of the pixels at recalls of 0, 0.05, ..., 1.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -236,7 +238,7 @@ def test(
         for i, example in enumerate(examples):
             levels = _pixel_logits(network, example.x, device)
             worst[i] = np.partition(levels.ravel(), -min(50, levels.size))[-min(50, levels.size)]
-            bins = np.clip((levels + _REACH) * (_BINS / (2 * _REACH)), 0, _BINS - 1).astype(np.int64)
+            bins = np.clip((levels + _LOGIT_RANGE) * (_BINS / (2 * _LOGIT_RANGE)), 0, _BINS - 1).astype(np.int64)
             for kind in (0, 1):
                 counts[example.label, kind] += np.bincount(bins[example.mask == kind], minlength=_BINS)
             x, _ = window(numpy_rng(i), example)
@@ -244,14 +246,14 @@ def test(
     finally:
         torch.set_num_threads(threads)
     labels = np.array([each.label for each in examples])
-    found: dict[str, Any] = _of_classes(predicted, labels)
-    found |= _of_pixels(counts.sum(axis=0))
+    found: dict[str, Any] = _class_scores(predicted, labels)
+    found |= _pixel_scores(counts.sum(axis=0))
     found["auroc"] = _auroc(worst[labels > 0], worst[labels == 0])
     found["categories"] = {}
     for label, category in enumerate(categories, start=1):
         mine = labels == label
         if mine.any():
-            own = _of_pixels(counts[[0, label]].sum(axis=0))
+            own = _pixel_scores(counts[[0, label]].sum(axis=0))
             own.pop("curve")
             recall = float((predicted[mine] == label).mean())
             found["categories"][category] = {"recall": recall, **own, "auroc": _auroc(worst[mine], worst[labels == 0])}
@@ -267,7 +269,7 @@ def _pixel_logits(network: Network, x: FloatArray, device: torch.device) -> Floa
     return np.asarray(pixels[0, :height, :width].float().cpu().numpy(), np.float32)
 
 
-def _of_classes(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
+def _class_scores(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:
     recalls, f1s = [], []
     for label in np.unique(labels):
         right = float(((predicted == label) & (labels == label)).sum())
@@ -276,31 +278,31 @@ def _of_classes(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict
     return {"balanced_accuracy": float(np.mean(recalls)), "f1": float(np.mean(f1s))}
 
 
-def _of_pixels(counts: NDArray[np.int64]) -> dict[str, Any]:
+def _pixel_scores(counts: NDArray[np.int64]) -> dict[str, Any]:
     scores = scores_of(counts[1], counts[0])
     return {"ap": scores["ap"], "iou": scores["iou"], "f1_pixels": scores["f1"], "curve": scores["curve"]}
 
 
 def _auroc(defective: NDArray[np.float64], normal: NDArray[np.float64]) -> float:
-    """The chance that a defective image scores above a normal one."""
+    """The probability that a defective image scores above a normal one."""
     above = defective[:, None] - normal[None]
     return float(np.mean((above > 0) + 0.5 * (above == 0)))
 
 
 def scores_of(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> dict[str, Any]:
-    """AUC of the ROC, average precision, F1 and IoU at the threshold of the best F1, and `curve`.
+    """AUC of the ROC, average precision, F1 and IoU at the threshold of the best F1, and the precision-recall `curve`.
 
     Args:
-        positive, negative: how many of either kind have each score, from the lowest on.
+        positive, negative: histograms of the scores, from the lowest score to the highest.
 
     Raises:
-        ValueError: all are of one kind.
+        ValueError: one of the histograms is empty.
     """
     hits, passed = (np.cumsum(each[::-1].astype(float)) for each in (positive, positive + negative))
     if hits[-1] in (0, passed[-1]):
-        raise ValueError("scores need both kinds")
+        raise ValueError("scores need both positives and negatives")
     total, others = hits[-1], passed[-1] - hits[-1]
-    # A pair of equal scores counts a half.
+    # A pair of equal scores counts one half.
     below = np.cumsum(negative.astype(float)) - negative / 2
     auc = float((positive * below).sum() / (total * others))
     reached = passed > 0
@@ -309,40 +311,41 @@ def scores_of(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> dict[
     best = int(np.argmax(f1))
     ap = float((np.diff(recall, prepend=0.0) * precision).sum())
     iou = float(hits[best] / (passed[best] + total - hits[best]))
-    # The best precision that is had at a recall or beyond it, as is usual for curves.
+    # The best precision at each recall or a higher one, as is usual for these curves.
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     at = np.searchsorted(recall, np.linspace(0, 1, 21) - 1e-9)
     curve = envelope[np.minimum(at, len(envelope) - 1)].round(4).tolist()
     return {"auc": auc, "ap": ap, "f1": float(f1[best]), "iou": iou, "curve": curve}
 
 
-# --- The verdict -----------------------------------------------------------------------------------------------
+# --- Verdicts -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the seeds say of one training set against another: the mean gain, and the interval that it lies in."""
+    """The comparison of two training sets over the seeds: the mean gain and its confidence interval."""
 
     verdict: Literal["helps", "no difference", "hurts"]
     gain: float
     low: float | None
-    """None of a single seed, as `high`."""
+    """None for a single seed, as is `high`."""
     high: float | None
     seeds: int
 
 
 def judge(with_it: Sequence[float], without: Sequence[float]) -> Verdict:
-    """Whether scores, one a seed, are better with than without.
+    """Compare scores with a dataset and without it, paired by seed.
 
-    The interval is Student's, at 95 percent, of the differences in pairs; what excludes 0 is a difference.
+    The interval is Student's t, at 95 percent, of the paired differences. The verdict is a difference if the interval
+    excludes 0.
     """
     differences = np.asarray(with_it, float) - np.asarray(without, float)
     gain, count = float(differences.mean()), len(differences)
     if count < 2:
         return Verdict("no difference", gain, None, None, count)
-    reach = float(student.ppf(0.5 + _LEVEL / 2, count - 1) * differences.std(ddof=1) / math.sqrt(count))
-    if np.ptp(differences) < 1e-12 and 2 * 0.5**count > 1 - _LEVEL:
-        reach = abs(gain)  # no spread to judge by: the sign test, which few seeds do not pass
+    reach = float(student.ppf(0.5 + _CONFIDENCE / 2, count - 1) * differences.std(ddof=1) / math.sqrt(count))
+    if np.ptp(differences) < 1e-12 and 2 * 0.5**count > 1 - _CONFIDENCE:
+        reach = abs(gain)  # equal differences have no spread: use the sign test, which needs enough seeds
     low, high = gain - reach, gain + reach
     if low > 0:
         return Verdict("helps", gain, low, high, count)

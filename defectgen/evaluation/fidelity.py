@@ -1,8 +1,8 @@
-"""How near synthetic defects are to real ones: statistics of windows around defects, as functions of arrays.
+"""Fidelity: how closely synthetic defects resemble real ones, measured on windows around defects.
 
-The sliced Wasserstein distance needs nothing but the images. The others compare what a network sees:
-EfficientNet-Lite0, which ships, and whose figures are named after it (`lite0_kid`), since they are not those that
-papers print; or the papers' own networks, where the user names their files (FID, KID, LPIPS).
+The sliced Wasserstein distance needs no network. The other figures compare features: those of EfficientNet-Lite0, which
+ships with the package, or those of the networks that papers use (FID, KID, LPIPS), if the user gives their files.
+Figures of EfficientNet-Lite0 have its name (`lite0_kid`), because they are not comparable with those in papers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,16 +18,16 @@ from defectgen.imaging.windows import BoolArray, FloatArray, defect_pieces
 from defectgen.nn.features import Extractor, Features, Lite0, embed, lite0
 
 WINDOW = 64  # pixels of a window around a defect
-_LEVELS = 3  # of the pyramid: 64, 32 and 16 pixels
-_PATCH = 7  # pixels
-_PATCHES = 64  # of each window and level
-_MOST_PATCHES = 8192  # of each set and level
-_DIRECTIONS = 256
-_NEIGHBOUR = 3  # k of precision and recall
+_LEVELS = 3  # levels of the pyramid: 64, 32 and 16 pixels
+_PATCH = 7  # side of a patch in pixels
+_PATCHES_PER_WINDOW = 64  # for each level
+_MAX_PATCHES = 8192  # for each set and level
+_DIRECTIONS = 256  # random projections
+_NEIGHBOR = 3  # k of precision and recall
 
 
 def window_around(x: FloatArray, mask: BoolArray) -> FloatArray:
-    """The square around the largest defect of a mask, [C, 64, 64], mirrored beyond the edges; large ones are shrunk."""
+    """Window around the largest defect of a mask, [C, 64, 64], mirrored beyond the edges; large defects are reduced."""
     box, _ = max(defect_pieces(mask), key=lambda piece: int(piece[1].sum()))
     side = max(WINDOW, round(1.2 * max(box.width, box.height)))
     pad = [(0, 0), (side // 2, side - side // 2), (side // 2, side - side // 2)]
@@ -43,10 +43,10 @@ def window_around(x: FloatArray, mask: BoolArray) -> FloatArray:
 
 
 def sliced_wasserstein(real: FloatArray, made: FloatArray, seed: int = 0) -> float:
-    """The distance of the patches of two sets, at three scales, on random lines (Karras et al. 2018, section 5).
+    """Sliced Wasserstein distance between the patches of two sets, times 1000 (Karras et al. 2018, section 5).
 
-    The mean over the levels of a Laplacian pyramid, times 1000, of patches of 7 pixels whose channels are normalised
-    by what the real ones have. Both sets count the same number of patches.
+    It is the mean over three levels of a Laplacian pyramid. Patches have 7 x 7 pixels; their channels are normalized by
+    the mean and standard deviation of the real ones. Both sets contribute the same number of patches.
 
     Args:
         real, made: [N, C, S, S] in [-1, 1].
@@ -55,7 +55,7 @@ def sliced_wasserstein(real: FloatArray, made: FloatArray, seed: int = 0) -> flo
     distances = []
     for ours, theirs in zip(_pyramid(real), _pyramid(made), strict=True):
         a, b = _patches(ours, rng), _patches(theirs, rng)
-        count = min(len(a), len(b), _MOST_PATCHES)
+        count = min(len(a), len(b), _MAX_PATCHES)
         a, b = (rng.permutation(each)[:count] for each in (a, b))
         mean, spread = a.mean(axis=(0, 2), keepdims=True), a.std(axis=(0, 2), keepdims=True) + 1e-6
         a, b = (((each - mean) / spread).reshape(count, -1) for each in (a, b))
@@ -66,7 +66,7 @@ def sliced_wasserstein(real: FloatArray, made: FloatArray, seed: int = 0) -> flo
 
 
 def _pyramid(images: FloatArray) -> list[FloatArray]:
-    """The levels of a Laplacian pyramid, the coarsest one as it is; [N, C, S, S] each."""
+    """The levels of a Laplacian pyramid, [N, C, S, S] each; the coarsest is the reduced image."""
     levels = []
     for level in range(_LEVELS):
         if level == _LEVELS - 1:
@@ -80,20 +80,20 @@ def _pyramid(images: FloatArray) -> list[FloatArray]:
 
 
 def _patches(images: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Some patches of each image: [N * 64, C, 49]."""
+    """64 random patches of each image: [N * 64, C, 49]."""
     count, channels, side, _ = images.shape
-    corners = rng.integers(0, side - _PATCH + 1, (count, _PATCHES, 2))
+    corners = rng.integers(0, side - _PATCH + 1, (count, _PATCHES_PER_WINDOW, 2))
     views = np.lib.stride_tricks.sliding_window_view(images, (_PATCH, _PATCH), axis=(2, 3))
     index = np.arange(count)[:, None]
     chosen = views[index, :, corners[..., 0], corners[..., 1]]
-    return np.ascontiguousarray(chosen.reshape(count * _PATCHES, channels, -1), np.float32)
+    return np.ascontiguousarray(chosen.reshape(count * _PATCHES_PER_WINDOW, channels, -1), np.float32)
 
 
 # --- With features ---------------------------------------------------------------------------------------------
 
 
 def fid(real: Features, made: Features) -> float:
-    """The Frechet distance of two Gaussians (Heusel et al. 2017, eq. 6). Features [N, D]; N of 2 or more."""
+    """The Frechet distance of two Gaussians (Heusel et al. 2017, eq. 6). Features [N, D] with N >= 2."""
     means = real.mean(axis=0) - made.mean(axis=0)
     a, b = np.cov(real, rowvar=False), np.cov(made, rowvar=False)
     return float(means @ means + np.trace(a + b - 2 * np.real(sqrtm(a @ b))))
@@ -111,21 +111,24 @@ def kid(real: Features, made: Features) -> float:
 
 
 def precision_and_recall(real: Features, made: Features) -> tuple[float, float]:
-    """The part of each set that lies among the other (Kynkaanniemi et al. 2019, eqs. 1 and 2), with k = 3."""
-    return _among(made, real), _among(real, made)
+    """The share of each set that lies in the manifold of the other (Kynkaanniemi et al. 2019, eqs. 1 and 2), k = 3."""
+    return _coverage(made, real), _coverage(real, made)
 
 
-def _among(points: Features, others: Features) -> float:
+def _coverage(points: Features, others: Features) -> float:
     own = _distances(others, others)
-    k = min(_NEIGHBOUR, len(others) - 1)
-    radii = np.sort(own, axis=1)[:, k]  # the first is a point's distance from itself
+    k = min(_NEIGHBOR, len(others) - 1)
+    radii = np.sort(own, axis=1)[:, k]  # index 0 is the distance of a point from itself
     return float((_distances(points, others) <= radii[None]).any(axis=1).mean())
 
 
 def clustered_lpips(real: Features, made: Features) -> float:
-    """The mean distance within the clusters around the real images (dfmgan.txt, section 4.2): near 0 for copies.
+    """The mean distance within the clusters around the real images (DFMGAN, section 4.2); near 0 for copies.
 
-    Features whose squared distance is LPIPS, [N, D]. Clusters of one have no pair, and do not count.
+    Clusters of one image have no pairs and do not count.
+
+    Args:
+        real, made: features [N, D] whose squared distance is LPIPS.
     """
     nearest = _distances(made, real).argmin(axis=1)
     means = []
@@ -145,34 +148,34 @@ def _distances(a: Features, b: Features) -> Features:
 
 
 class Figures:
-    """Measures windows around the defects of a category: synthetic against real ones.
+    """Compares windows around the synthetic and the real defects of a category.
 
-    Beside each figure stand its floor, between two halves of the real ones, and its yardstick, of cut-outs of the same
-    real ones: `swd`, `swd_floor`, `swd_cutouts`.
+    Each figure comes with a floor, measured between two halves of the real defects, and a yardstick, measured with
+    cut-outs of the same real defects: `swd`, `swd_floor`, `swd_cutouts`.
     """
 
     def __init__(self, device: torch.device, networks: Mapping[str, Extractor], seed: int) -> None:
         self._lite0, self._networks, self._seed = lite0(device), networks, seed
 
     def of(self, real: Sequence[Example], made: Sequence[Example], cut_outs: FloatArray | None) -> dict[str, float]:
-        """The figures of a category. `cut_outs` are windows [N, C, 64, 64]."""
+        """The figures of a category. `cut_outs` are windows [N, C, 64, 64], or None for no yardstick."""
         ours, theirs = (np.stack([window_around(each.x, each.mask) for each in some]) for some in (real, made))
         half = np.random.default_rng(self._seed).permutation(len(ours))
-        found = {"real": float(len(ours)), "synthetic": float(len(theirs)), **self._between(ours, theirs)}
+        found = {"real": float(len(ours)), "synthetic": float(len(theirs)), **self._compare(ours, theirs)}
         if len(ours) > 3:
-            floor = self._between(ours[half[::2]], ours[half[1::2]])
+            floor = self._compare(ours[half[::2]], ours[half[1::2]])
             found |= {f"{name}_floor": value for name, value in floor.items()}
         if cut_outs is not None:
             if cut_outs.shape[1] != ours.shape[1]:
                 cut_outs = cut_outs.mean(axis=1, keepdims=True)
-            found |= {f"{name}_cutouts": value for name, value in self._between(ours, cut_outs).items()}
-        return found | self._of_users(ours, theirs)
+            found |= {f"{name}_cutouts": value for name, value in self._compare(ours, cut_outs).items()}
+        return found | self._paper_metrics(ours, theirs)
 
-    def _between(self, real: FloatArray, made: FloatArray) -> dict[str, float]:
-        a, b = (embed(self._lite0, _enlarged(each)) for each in (real, made))
+    def _compare(self, real: FloatArray, made: FloatArray) -> dict[str, float]:
+        a, b = (embed(self._lite0, _upsampled(each)) for each in (real, made))
         value, spread = kid_with_spread(a, b, self._seed)
         precision, recall = precision_and_recall(a, b)
-        near, far = (perceptual(self._lite0, _enlarged(each)) for each in (real, made))
+        near, far = (perceptual(self._lite0, _upsampled(each)) for each in (real, made))
         return {
             "swd": sliced_wasserstein(real, made, self._seed),
             "lite0_kid": value,
@@ -182,7 +185,7 @@ class Figures:
             "lite0_variety": clustered_lpips(near, far),
         }
 
-    def _of_users(self, real: FloatArray, made: FloatArray) -> dict[str, float]:
+    def _paper_metrics(self, real: FloatArray, made: FloatArray) -> dict[str, float]:
         found: dict[str, float] = {}
         if "inception" in self._networks:
             a, b = (self._networks["inception"](windows) for windows in (real, made))
@@ -195,7 +198,7 @@ class Figures:
 
 
 def kid_with_spread(real: Features, made: Features, seed: int, draws: int = 20) -> tuple[float, float]:
-    """KID, and its standard deviation over random subsets of four fifths of either set."""
+    """KID, and its standard deviation over random subsets of 80 percent of each set."""
     rng, values = np.random.default_rng(seed), []
     for _ in range(draws):
         parts = [each[rng.permutation(len(each))[: max(2, round(0.8 * len(each)))]] for each in (real, made)]
@@ -205,9 +208,12 @@ def kid_with_spread(real: Features, made: Features, seed: int, draws: int = 20) 
 
 @torch.no_grad()
 def perceptual(network: Lite0, images: FloatArray) -> Features:
-    """Features whose Euclidean distance is perceptual: each place's channels at length 1 (Zhang et al. 2018, eq. 1).
+    """Features [N, D] whose Euclidean distance is perceptual (Zhang et al. 2018, eq. 1).
 
-    Of the maps at strides 8 and 16, weighed alike.
+    The maps at strides 8 and 16 have equal weights, and their channels are normalized to length 1 at each position.
+
+    Args:
+        images: [N, C, H, W] in [-1, 1].
     """
     device = next(network.parameters()).device
     rows = []
@@ -218,8 +224,8 @@ def perceptual(network: Lite0, images: FloatArray) -> Features:
     return np.stack(rows).astype(np.float64)
 
 
-def _enlarged(windows: FloatArray) -> FloatArray:
-    """Windows at twice their size: the network was trained on objects that fill its view."""
+def _upsampled(windows: FloatArray) -> FloatArray:
+    """Windows at twice their size, because the network was trained on objects that fill the image."""
     x = F.interpolate(
         torch.from_numpy(np.ascontiguousarray(windows)), scale_factor=2, mode="bilinear", align_corners=False
     )

@@ -1,4 +1,4 @@
-"""What networks learn from real images without and with datasets: several at a time, and what their scores say."""
+"""Trains and tests the downstream networks, several at a time, and derives the verdicts from their scores."""
 
 import json
 import os
@@ -20,16 +20,16 @@ from defectgen.evaluation.downstream import AUGMENTATIONS, Plan, TrainingSet, Ve
 from defectgen.folders import NORMAL
 
 SHARES = 0.0, 0.25, 0.5
-"""Of the defects that a network sees, the synthetic part: what is tried on a validation part of the real images."""
+"""The shares of synthetic defects that cross-validation on the real training images compares."""
 METRICS = {"classification": "balanced_accuracy", "segmentation": "ap"}
-"""What decides whether a dataset helps."""
+"""The score of each task that decides whether a dataset helps."""
 NAMES = {
     "balanced_accuracy": "balanced accuracy", "f1": "F1", "ap": "average precision", "auroc": "AUROC of images",
     "iou": "IoU", "recall": "recall", "f1_pixels": "F1 of pixels",
 }  # fmt: skip
 _FOLDS = 3
-_USUAL_SHARE = 0.25  # where there is one real defect of a kind, and nothing to validate on
-_TELLS = 0.05  # a change of a category's score that is worth a word
+_DEFAULT_SHARE = 0.25  # if a category has a single real defect, which rules out cross-validation
+_NOTABLE_GAIN = 0.05  # change of a category's score that is listed as a reason
 
 OnStage = Callable[[str, int, int], None]
 Key = TypeVar("Key")
@@ -37,7 +37,7 @@ Value = TypeVar("Value")
 
 
 class ScoreCache:
-    """What was measured so far, on disk after each network. Safe to share among threads."""
+    """A thread-safe cache of scores, saved to disk after each network."""
 
     def __init__(self, path: Path, identity: str, *, resume: bool) -> None:
         self._path, self._identity, self._scores = path, identity, dict[str, Any]()
@@ -45,7 +45,7 @@ class ScoreCache:
         if resume and path.is_file():
             saved = json.loads(path.read_text(encoding="utf-8"))
             if saved["identity"] != identity:
-                raise UsageError(f"{path}: is of other images or options; replace it with --overwrite")
+                raise UsageError(f"{path}: belongs to other images or options; replace it with --overwrite")
             self._scores = saved["scores"]
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
@@ -76,7 +76,7 @@ class Learning:
         scores: ScoreCache,
         on_stage: OnStage,
     ) -> None:
-        """`images` are those of `train`; `used` are the SHA-256 of what each dataset of `made` was made of."""
+        """`images` are the files of `train`; `used` are the SHA-256 of what each dataset of `made` was made from."""
         self._plan, self._seeds, self._fixed_share = plan, seeds, share
         self._categories, self._images, self._train, self._test = categories, images, train, test
         self._made, self._used = made, used
@@ -85,13 +85,13 @@ class Learning:
         self._lock, self._done, self._total, self._stopped = Lock(), 0, 0, False
 
     def of(self, shots: int | None) -> dict[str, Any]:
-        """Every training set with so many real defects of each category, over the seeds."""
-        word, seeds = "all" if shots is None else str(shots), self._seeds
-        reals = {seed: self._drawn(shots, seed) for seed in seeds}
+        """Scores of all training sets with `shots` real defects per category over the seeds, and the comparisons."""
+        shots_key, seeds = "all" if shots is None else str(shots), self._seeds
+        reals = {seed: self._draw_shots(shots, seed) for seed in seeds}
         networks = len(seeds) * (len(AUGMENTATIONS) + 2 * len(self._made))
         validations = (_FOLDS * (1 + (len(SHARES) - 1) * len(self._made))) / 2 if self._fixed_share is None else 0
         self._done, self._total = 0, int((networks + validations) * self._plan.steps)
-        shares = {name: self._share(name, word, reals[seeds[0]]) for name in self._made}
+        shares = {name: self._choose_share(name, shots_key, reals[seeds[0]]) for name in self._made}
         jobs: dict[str, Callable[[int], TrainingSet]] = {
             name: lambda seed, name=name: TrainingSet(reals[seed], augmentation=name)  # type: ignore[misc]
             for name in AUGMENTATIONS
@@ -103,18 +103,19 @@ class Learning:
                 [each for each in reals[seed] if not each.label], made, 1.0
             )
         keys = [(name, seed) for seed in seeds for name in jobs]
-        rows = self._each(lambda key: self._score(f"{word}/{key[0]}/{key[1]}", jobs[key[0]](key[1]), key[1]), keys)
+        rows = self._map(lambda key: self._score(f"{shots_key}/{key[0]}/{key[1]}", jobs[key[0]](key[1]), key[1]), keys)
         by_set = {name: [row for (own, _), row in zip(keys, rows, strict=True) if own == name] for name in jobs}
         return {
             "shots": shots,
-            "sets": {name: _summarized(mine) for name, mine in by_set.items()},
-            "datasets": {name: self._answer(name, shares[name], by_set, shots) for name in self._made},
+            "sets": {name: _summarize(mine) for name, mine in by_set.items()},
+            "datasets": {name: self._compare(name, shares[name], by_set, shots) for name in self._made},
         }
 
-    def _drawn(self, shots: int | None, seed: int) -> list[Example]:
-        """The normals, and so many real defects of each category, which a seed draws.
+    def _draw_shots(self, shots: int | None, seed: int) -> list[Example]:
+        """The normals and `shots` real defects of each category, drawn with a seed.
 
-        Those that a dataset was made of are among them, if they are no more: whoever made it has them.
+        Real defects that a dataset was made from come first, unless there are more than `shots`: whoever made the
+        dataset has them.
         """
         if shots is None:
             return list(self._train)
@@ -131,14 +132,14 @@ class Learning:
 
     def _score(self, key: str, training: TrainingSet, seed: int) -> dict[str, Any]:
         def measure() -> dict[str, Any]:
-            network = downstream.train(training, len(self._categories) + 1, self._plan, seed, self._step)
+            network = downstream.train(training, len(self._categories) + 1, self._plan, seed, self._count_step)
             return downstream.test(network, self._test, self._categories, self._plan.device)
 
         found: dict[str, Any] = self._scores.get(key, measure)
         return found
 
-    def _each(self, function: Callable[[Key], Value], keys: Sequence[Key]) -> list[Value]:
-        """The function of each key, several at a time. Whatever ends it early ends the networks under way, too."""
+    def _map(self, function: Callable[[Key], Value], keys: Sequence[Key]) -> list[Value]:
+        """Apply a function to each key in parallel. An exception also stops the networks that are still training."""
         with ThreadPoolExecutor(self._threads, thread_name_prefix="networks") as pool:
             futures = [pool.submit(function, key) for key in keys]
             try:
@@ -148,27 +149,27 @@ class Learning:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _step(self) -> None:
+    def _count_step(self) -> None:
         if self._stopped:
-            raise RuntimeError("stopped with the evaluation")
+            raise RuntimeError("the evaluation was stopped")
         with self._lock:
             self._done += 1
             done = self._done
         if done % 10 == 0:
             self._on_stage("networks", min(done, self._total), self._total)
 
-    def _share(self, name: str, word: str, real: Sequence[Example]) -> float:
-        """The share of synthetic defects with which networks do best on real ones that they did not see."""
+    def _choose_share(self, name: str, shots_key: str, real: Sequence[Example]) -> float:
+        """The share of synthetic defects with the best score in a cross-validation on the real training images."""
         if self._fixed_share is not None:
             return self._fixed_share
         smallest = min(Counter(each.label for each in real if each.label).values())
         if smallest < 2:
-            return _USUAL_SHARE
+            return _DEFAULT_SHARE
         folds = min(_FOLDS, smallest)
         plan = replace(self._plan, steps=max(self._plan.steps // 2, 1))
 
         def measure(share: float, fold: int) -> float:
-            # The places of each class in turn, so that every fold has some of each.
+            # Deal the examples of each class to the folds in turn, so that each fold has all classes.
             place: Counter[int] = Counter()
             inside: list[Example] = []
             outside: list[Example] = []
@@ -176,14 +177,14 @@ class Learning:
                 (outside if place[each.label] % folds == fold else inside).append(each)
                 place[each.label] += 1
             training = TrainingSet(inside, self._made[name] if share else (), share)
-            network = downstream.train(training, len(self._categories) + 1, plan, self._seeds[0], self._step)
+            network = downstream.train(training, len(self._categories) + 1, plan, self._seeds[0], self._count_step)
             found = downstream.test(network, outside, self._categories, plan.device)
             return float(found["ap"] + found["balanced_accuracy"]) / 2
 
         keys = [(share, fold) for share in SHARES for fold in range(folds)]
-        values = self._each(
+        values = self._map(
             lambda key: self._scores.get(
-                f"share/{word}/{name if key[0] else 'none'}/{key[0]}/{key[1]}", lambda: measure(*key)
+                f"share/{shots_key}/{name if key[0] else 'none'}/{key[0]}/{key[1]}", lambda: measure(*key)
             ),
             keys,
         )
@@ -192,10 +193,10 @@ class Learning:
         }
         return max(SHARES, key=lambda share: (means[share], -share))
 
-    def _answer(
+    def _compare(
         self, name: str, share: float, by_set: Mapping[str, list[dict[str, Any]]], shots: int | None
     ) -> dict[str, Any]:
-        """What the scores say of a dataset: for each task a verdict, and why, category by category."""
+        """Compare a dataset with the best training set without it: a verdict for each task, and reasons by category."""
         answer: dict[str, Any] = {"share": share, "tasks": {}, "categories": {}, "reasons": []}
         for task, metric in METRICS.items():
             baseline = max(AUGMENTATIONS, key=lambda own: _mean(by_set[own], metric))
@@ -205,16 +206,16 @@ class Learning:
             verdict = downstream.judge(*([row[metric] for row in by_set[own]] for own in (name, baseline)))
             answer["tasks"][task] = {**asdict(verdict), "decided_by": metric, "baseline": baseline}
         if share == 0:
-            answer["reasons"].append("on real images held out from training, networks did best without it")
+            answer["reasons"].append("networks scored best without it in cross-validation on the real training images")
         else:
             for category in self._categories:
                 gains = self._gains(category, name, answer["tasks"], by_set)
                 answer["categories"][category] = {key: asdict(value) for key, (value, _, _) in gains.items()}
                 for metric, (verdict, before, after) in gains.items():
-                    if abs(verdict.gain) >= _TELLS:
+                    if abs(verdict.gain) >= _NOTABLE_GAIN:
                         way = "better" if verdict.gain > 0 else "worse"
                         answer["reasons"].append(f"{category} gets {way}: {NAMES[metric]} {before:.2f} -> {after:.2f}")
-        if (note := self._too_many(name, shots)) is not None:
+        if (note := self._shots_note(name, shots)) is not None:
             answer["note"] = note
         return answer
 
@@ -231,8 +232,8 @@ class Learning:
                 found[metric] = downstream.judge(after, before), float(np.mean(before)), float(np.mean(after))
         return found
 
-    def _too_many(self, name: str, shots: int | None) -> str | None:
-        """That a dataset was made of more real defects than the shots allow, if it was, by what is written of it."""
+    def _shots_note(self, name: str, shots: int | None) -> str | None:
+        """A note if the dataset was made from more real defects than the shots, according to its manifest."""
         if shots is None:
             return None
         used = self._used[name]
@@ -240,12 +241,12 @@ class Learning:
         more = {category: count for category, count in counted.items() if count > shots}
         if not more:
             return None
-        words = ", ".join(f"{count} of {category}" for category, count in sorted(more.items()))
-        return f"{name} was made of more real defects than {shots} shots: {words}; its gain is that of those, too"
+        excess = ", ".join(f"{count} of {category}" for category, count in sorted(more.items()))
+        return f"{name} was made from more real defects than {shots} shots: {excess}; its gain includes theirs"
 
 
-def _summarized(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means and spreads over the seeds, in all and for each category."""
+def _summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means and spreads over the seeds, overall and for each category."""
     names = [key for key, value in rows[0].items() if isinstance(value, float)]
     categories = rows[0]["categories"]
     return {

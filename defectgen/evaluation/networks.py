@@ -1,5 +1,6 @@
-"""The networks that are trained on real and synthetic images: fine-tuned from ImageNet features, as users do, or small
-ones from scratch. Each classifies windows and finds the pixels of defects.
+"""The downstream networks: fine-tuned from ImageNet features, or small ones trained from scratch.
+
+Each classifies windows and segments defects.
 """
 
 from itertools import pairwise
@@ -13,15 +14,15 @@ from defectgen.nn.features import CHANNELS, lite0
 from defectgen.nn.layers import standardized
 
 Kind = Literal["fine-tuned", "scratch"]
-_WIDTH = 64  # channels of the feature pyramid
-_FINE = 8  # channels at the image's own resolution
-_FROZEN = 3  # blocks of the encoder, up to stride 4, that stay as they are: edges and grain, most of the time
-_AROUND = 12  # pixels to each side that a pixel is compared with
-_SOURCE = 32
+_PYRAMID_WIDTH = 64  # channels of the feature pyramid
+_FINE_WIDTH = 8  # channels at the image's own resolution
+_FROZEN_BLOCKS = 3  # first encoder blocks, up to stride 4: edges and texture, and most of the work
+_SURROUND = 12  # pixels to each side whose mean is subtracted from a pixel
+_SOURCE_WIDTH = 32  # hidden units of the source head
 
 
 class _Reverse(torch.autograd.Function):
-    """The gradient reversal layer: the identity, whose gradient is turned round (Ganin and Lempitsky 2015)."""
+    """The gradient reversal layer: the identity with a negated gradient (Ganin and Lempitsky 2015)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
@@ -47,7 +48,7 @@ class _Residual(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A compact ResNet: f_theta, the classes' head, and f_src, which tells synthetic from real behind a reversal."""
+    """A compact ResNet f_theta with a class head and, behind a gradient reversal, f_src, which predicts the source."""
 
     def __init__(self, channels: int, classes: int, width: int = 16) -> None:
         super().__init__()
@@ -55,12 +56,12 @@ class Classifier(nn.Module):
         self.stem = nn.Conv2d(channels, width, 5, 2, 2)
         self.blocks = nn.Sequential(*(_Residual(a, b, 1 + (a != b)) for a, b in pairwise(widths)))
         self.head = nn.Linear(2 * widths[-1], classes)
-        self.source = _source(2 * widths[-1])
+        self.source = _source_head(2 * widths[-1])
 
     def forward(self, x: Tensor, reversal: float = 0.0) -> tuple[Tensor, Tensor]:
-        """[B, channels, H, W] -> logits of the classes [B, classes], and of being synthetic [B]."""
+        """[B, channels, H, W] -> logits of the classes [B, classes] and of being synthetic [B]."""
         h = self.blocks(F.relu(self.stem(standardized(x))))
-        v = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)  # a small defect is in the maximum
+        v = torch.cat([h.mean(dim=(2, 3)), h.amax(dim=(2, 3))], dim=1)  # the maximum shows small defects
         return self.head(v), self.source(_reverse(v, reversal))[:, 0]
 
 
@@ -93,41 +94,41 @@ def _double_conv(c_in: int, c_out: int) -> nn.Sequential:
 
 
 class FineTuned(nn.Module):
-    """EfficientNet-Lite0 with a feature pyramid (Lin et al. 2017), a classifier and a segmenter on it."""
+    """EfficientNet-Lite0 with a feature pyramid (Lin et al. 2017), a classifier and a segmenter."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.encoder = lite0()
-        for block in self.encoder.blocks[_FROZEN:]:
+        for block in self.encoder.blocks[_FROZEN_BLOCKS:]:
             block.requires_grad_(True)
-        self.lateral = nn.ModuleList(nn.Conv2d(channels, _WIDTH, 1) for channels in CHANNELS)
-        self.fine = nn.Conv2d(1, _FINE, 3, padding=1)
-        self.coarse = nn.Conv2d(_WIDTH, _FINE, 3, padding=1)
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, _PYRAMID_WIDTH, 1) for channels in CHANNELS)
+        self.fine = nn.Conv2d(1, _FINE_WIDTH, 3, padding=1)
+        self.coarse = nn.Conv2d(_PYRAMID_WIDTH, _FINE_WIDTH, 3, padding=1)
         self.out = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(2 * _FINE, _FINE, 3, padding=1), nn.ReLU(), nn.Conv2d(_FINE, 1, 1)
+            nn.ReLU(), nn.Conv2d(2 * _FINE_WIDTH, _FINE_WIDTH, 3, padding=1), nn.ReLU(), nn.Conv2d(_FINE_WIDTH, 1, 1)
         )
         self.head = nn.Linear(2 * (CHANNELS[2] + CHANNELS[3]), classes)
-        self.source = _source(2 * (CHANNELS[2] + CHANNELS[3]))
+        self.source = _source_head(2 * (CHANNELS[2] + CHANNELS[3]))
 
     def forward(self, x: Tensor, reversal: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, 1 or 3, H, W] in [-1, 1], sides multiples of 32 -> logits [B, classes], [B, H, W], of the source [B]."""
+        """[B, 1 or 3, H, W] in [-1, 1], sides multiples of 32 -> logits [B, classes], pixels [B, H, W], source [B]."""
         maps = self.encoder(x)
         v = torch.cat([pool for each in maps[2:] for pool in (each.mean(dim=(2, 3)), each.amax(dim=(2, 3)))], dim=1)
         h = self.lateral[-1](maps[-1])
         for lateral, finer in zip(self.lateral[-2::-1], maps[-2::-1], strict=True):
             h = F.interpolate(h, scale_factor=2, mode="nearest") + lateral(finer)
         coarse = F.interpolate(self.coarse(F.relu(h)), size=x.shape[2:], mode="bilinear", align_corners=False)
-        # A crack of two pixels is lost at stride 4: the image itself has its outline. Its surroundings are subtracted,
-        # so that a window and a whole image look the same here.
+        # A crack of two pixels is lost at stride 4, so its outline comes from the image. The local mean is
+        # subtracted, so that a pixel has the same value in a window and in a whole image.
         gray = x.mean(dim=1, keepdim=True)
-        around = F.pad(gray, (_AROUND,) * 4, mode="reflect")
-        for kernel in ((1, 2 * _AROUND + 1), (2 * _AROUND + 1, 1)):  # one axis after the other: a tenth of the work
-            around = F.avg_pool2d(around, kernel, stride=1)
-        fine = self.fine(4 * (gray - around))
+        mean = F.pad(gray, (_SURROUND,) * 4, mode="reflect")
+        for kernel in ((1, 2 * _SURROUND + 1), (2 * _SURROUND + 1, 1)):  # separable: about a tenth of the work
+            mean = F.avg_pool2d(mean, kernel, stride=1)
+        fine = self.fine(4 * (gray - mean))
         return self.head(v), self.out(torch.cat([coarse, fine], dim=1))[:, 0], self.source(_reverse(v, reversal))[:, 0]
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
-        """The parameters to train, those of the encoder at a seventh of the rate."""
+        """Parameter groups for the optimizer; the encoder has 0.15 times the learning rate."""
         encoder = [p for p in self.encoder.parameters() if p.requires_grad]
         known = {id(p) for p in self.encoder.parameters()}
         return [
@@ -137,20 +138,20 @@ class FineTuned(nn.Module):
 
 
 class Scratch(nn.Module):
-    """A compact ResNet and a compact U-Net, side by side."""
+    """A compact ResNet for the classes and a compact U-Net for the pixels."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.classifier, self.segmenter = Classifier(1, classes), UNet(1)
 
     def forward(self, x: Tensor, reversal: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """As `FineTuned.forward`; colors become gray."""
+        """As `FineTuned.forward`; color images are converted to gray."""
         gray = x.mean(dim=1, keepdim=True)
         logits, source = self.classifier(gray, reversal)
         return logits, self.segmenter(gray)[:, 0], source
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
-        """The parameters to train."""
+        """Parameter groups for the optimizer."""
         return [{"params": list(self.parameters()), "lr": rate}]
 
 
@@ -158,12 +159,12 @@ Network = FineTuned | Scratch
 
 
 def build(kind: Kind, classes: int) -> Network:
-    """A network for so many classes, the first of which is the normals."""
+    """A network for `classes` classes, of which the first is the normals."""
     return FineTuned(classes) if kind == "fine-tuned" else Scratch(classes)
 
 
-def _source(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, _SOURCE), nn.ReLU(), nn.Linear(_SOURCE, 1))
+def _source_head(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, _SOURCE_WIDTH), nn.ReLU(), nn.Linear(_SOURCE_WIDTH, 1))
 
 
 def _reverse(v: Tensor, weight: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The report for people: one HTML file with its images, curves and tables inside."""
+"""Writes the HTML report: a single file with embedded images, curves and tables."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ img { display: block; margin: .2em 0 .8em; max-width: 100%; } figure { display: 
 """
 _COLORS = ("#888", "#2166ac", "#5aae61", "#b2182b", "#f4a582", "#762a83", "#c2a5cf", "#8c510a", "#dfc27d")
 _SETS = {
-    "none": "real images alone", "traditional": "with flips, brightness, contrast",
+    "none": "real images only", "traditional": "with flips, brightness, contrast",
     "mixing": "with these and CutMix, MixUp, CutOut",
 }  # fmt: skip
 _COLUMNS = {
@@ -39,14 +39,14 @@ _METRICS = {
 
 
 def write(path: Path, found: Mapping[str, Any], sheets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write what `evaluate` found, and the windows of each dataset to look at, into one file."""
+    """Write the result of `evaluate`, and the image rows and nearest pairs of each dataset, as one HTML file."""
     names = list(found["datasets"])
     title = f"Does {names[0]} help?" if len(names) == 1 else f"Which helps: {', '.join(names)}?"
     parts = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
         f"<style>{_STYLE}</style><h1>{escape(title)}</h1>",
         *(line for of_shots in found["downstream"] for line in _verdicts(of_shots, found)),
-        *(_gains(found["downstream"]) if len(found["downstream"]) > 1 else ()),
+        *(_gains_by_shots(found["downstream"]) if len(found["downstream"]) > 1 else ()),
         *(line for of_shots in found["downstream"] for line in _downstream(of_shots)),
         *_fidelity(found["datasets"]),
     ]
@@ -55,15 +55,15 @@ def write(path: Path, found: Mapping[str, Any], sheets: Mapping[str, Mapping[str
         parts += _masks(name, of["mask_agreement"])
         parts.append(f"<h2>Windows around defects: {escape(name)}</h2>")
         parts += [f'<p class="small">{escape(row)}</p>{_image(strip, row)}' for row, strip in sheets[name]["windows"]]
-    files.write(path, "\n".join([*parts, *_what(found), "</html>"]) + "\n")
+    files.write(path, "\n".join([*parts, *_inputs(found), "</html>"]) + "\n")
 
 
-def _words(shots: int | None) -> str:
+def _shots_label(shots: int | None) -> str:
     return "all real defects" if shots is None else f"{shots} real defect{'s' * (shots > 1)} of each category"
 
 
 def _verdicts(of_shots: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    lines = [f"<h2>With {_words(of_shots['shots'])}</h2>"]
+    lines = [f"<h2>With {_shots_label(of_shots['shots'])}</h2>"]
     for name, answer in of_shots["datasets"].items():
         for task, of_task in answer["tasks"].items():
             kind = of_task["verdict"].split()[0]
@@ -74,37 +74,37 @@ def _verdicts(of_shots: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
             interval = "one seed, no interval"
             if of_task["low"] is not None:
                 interval = f"95% interval {of_task['low']:+.3f} to {of_task['high']:+.3f}, {of_task['seeds']} seeds"
-            told = (
+            details = (
                 f"{_METRICS[of_task['decided_by']]} {of_task['gain']:+.3f} ({interval}) against "
-                f"{_SETS[of_task['baseline']]}, the best without synthetic images; {answer['share']:.0%} of the "
-                "defects that the network saw were synthetic."
+                f"{_SETS[of_task['baseline']]}, the best training set without synthetic images; "
+                f"{answer['share']:.0%} of the defects in training were synthetic."
             )
-            lines.append(f'<p class="small">{escape(told)}</p>')
+            lines.append(f'<p class="small">{escape(details)}</p>')
         lines += [f"<p>{escape(reason)}</p>" for reason in (*answer["reasons"], *filter(None, [answer.get("note")]))]
     tested = sum(count for name, count in found["counts"]["real_test"].items() if name != NORMAL)
-    note = f"The interval is that of training and of drawing the shots: the test, of {tested} defects, is the same."
+    note = f"The interval covers training and the choice of shots; the {tested} test defects are always the same."
     return [*lines, f'<p class="small">{note}</p>']
 
 
-def _gains(downstream: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The gain of each dataset over the shots."""
+def _gains_by_shots(downstream: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of the gain of each dataset by number of shots."""
     rows = []
     for name in downstream[0]["datasets"]:
         for task in downstream[0]["datasets"][name]["tasks"]:
             cells = [of_shots["datasets"][name]["tasks"][task] for of_shots in downstream]
-            shown = ["not used" if "gain" not in of else f"{of['gain']:+.3f}{_reach(of)}" for of in cells]
+            shown = ["not used" if "gain" not in of else f"{of['gain']:+.3f}{_plus_minus(of)}" for of in cells]
             rows.append([f"{name}, {task}", *shown])
     head = ["gain", *("all" if of_shots["shots"] is None else str(of_shots["shots"]) for of_shots in downstream)]
     return ["<h2>Gain against the number of real defects</h2>", _table(head, rows)]
 
 
-def _reach(of_task: Mapping[str, Any]) -> str:
+def _plus_minus(of_task: Mapping[str, Any]) -> str:
     return "" if of_task["low"] is None else f" ± {of_task['gain'] - of_task['low']:.3f}"
 
 
 def _label(name: str, datasets: Mapping[str, Any]) -> str:
     return _SETS.get(name) or (
-        f"with flips and {name}" if name in datasets else f"{name.removesuffix(' alone')} alone, no real defect"
+        f"with flips and {name}" if name in datasets else f"{name.removesuffix(' alone')} only, no real defects"
     )
 
 
@@ -117,7 +117,7 @@ def _downstream(of_shots: Mapping[str, Any]) -> list[str]:
 
     rows = [[_label(name, datasets), *cells(of["scores"], names)] for name, of in sets.items()]
     parts = [
-        f"<h2>Tested on held-out real images, trained with {_words(of_shots['shots'])}</h2>",
+        f"<h2>Tested on held-out real images, trained with {_shots_label(of_shots['shots'])}</h2>",
         _table(["trained on", *(_METRICS[name] for name in names)], rows),
         _curves({_label(name, datasets): of["curve"] for name, of in sets.items()}),
     ]
@@ -144,27 +144,27 @@ def _fidelity(datasets: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     note = (
-        "In brackets the floor, between two halves of the real defects, and the yardstick, of cut-outs of the same "
-        "real defects. lite0 figures compare what EfficientNet-Lite0 sees: KID as in the literature but of another "
-        "network,"
-        "precision and recall as the parts of either set that lie among the other, variety as the perceptual distance "
-        "within the clusters around the real ones (0 for copies). The sliced Wasserstein distance (× 1000) needs no "
-        "network. FID and LPIPS need their own: --features inception=FILE."
+        "In parentheses: the floor, measured between two halves of the real defects, and the yardstick, measured with "
+        "cut-outs of the same real defects. lite0 figures compare features of EfficientNet-Lite0: KID as in the "
+        "literature but with another network; precision and recall as the share of each set that lies in the manifold "
+        "of the other; variety as the perceptual distance within the clusters around the real defects (0 for copies). "
+        "The sliced Wasserstein distance (× 1000) needs no network. FID and LPIPS need their own: --features "
+        "inception=FILE, --features lpips=FILE."
     )
     table = _table(["category", *(_COLUMNS[name] for name in names)], rows)
-    return ["<h2>How near to real defects</h2>", table, f'<p class="small">{note}</p>']
+    return ["<h2>Fidelity: resemblance to real defects</h2>", table, f'<p class="small">{note}</p>']
 
 
 def _memorisation(name: str, found: Mapping[str, Any], pairs: Sequence[tuple[Pixels, float]]) -> list[str]:
     figures = [
-        f"<figure>{_image(strip, 'synthetic, and the nearest real')}<figcaption>{similarity:.2f}</figcaption></figure>"
+        f"<figure>{_image(strip, 'synthetic, and nearest real')}<figcaption>{similarity:.2f}</figcaption></figure>"
         for strip, similarity in pairs
     ]
     return [
         f"<h2>Copies: {escape(name)}</h2>",
-        f"<p>{found['near_copies']} of {found['of']} synthetic defects are near-copies of a real one: more alike than "
-        f"{found['threshold']:.2f} of 1. So are {100 * found['share_among_real']:.0f}% of the real ones among "
-        "themselves. The nearest pairs, synthetic on the left:</p>",
+        f"<p>{found['near_copies']} of {found['of']} synthetic defects are near-copies of a real one, with a "
+        f"similarity above {found['threshold']:.2f} (of 1). Among the real defects themselves, "
+        f"{100 * found['share_among_real']:.0f}% have a near-copy. The nearest pairs, synthetic on the left:</p>",
         *figures,
     ]
 
@@ -172,15 +172,15 @@ def _memorisation(name: str, found: Mapping[str, Any], pairs: Sequence[tuple[Pix
 def _masks(name: str, found: Mapping[str, float] | None) -> list[str]:
     head = f"<h2>Masks: {escape(name)}</h2>"
     if found is None:
-        return [head, "<p>Not compared: the images that the samples were made on were not found.</p>"]
+        return [head, "<p>Not compared: the source images of the samples were not found.</p>"]
     return [
         head,
-        f"<p>IoU of the mask with what differs from the source photograph: {found['median_iou']:.2f} in the median of "
-        f"{found['compared']:.0f}; below a half for {100 * found['below_a_half']:.0f}%.</p>",
+        f"<p>IoU of each mask with the pixels that differ from the source image: median {found['median_iou']:.2f} over "
+        f"{found['compared']:.0f} samples; below 0.5 for {100 * found['below_a_half']:.0f}%.</p>",
     ]
 
 
-def _what(found: Mapping[str, Any]) -> list[str]:
+def _inputs(found: Mapping[str, Any]) -> list[str]:
     counts = {**found["counts"], **{name: of["counts"] for name, of in found["datasets"].items()}}
     rows = [
         [name.replace("_", " "), ", ".join(f"{category} {count}" for category, count in of.items())]
@@ -192,9 +192,11 @@ def _what(found: Mapping[str, Any]) -> list[str]:
         notes.append(f"{counts['left_out_as_near_duplicates']} near-duplicates of test images were left out.")
     for name, of in found["datasets"].items():
         if not of["traceable"]:
-            notes.append(f"{name} does not say what it was made of: that no test image is in it is unchecked.")
+            notes.append(f"{name} does not record its source images, so it was not fully checked for test-set leakage.")
         elif of["made_by_model"] and not of["trained_on_known"]:
-            notes.append(f"What the model of {name} was trained on is not written in it, and unchecked.")
+            notes.append(
+                f"{name} does not record its model's training images, so it was not fully checked for test-set leakage."
+            )
     extent = ", ".join(f"{name} {value}" for name, value in found["extent"].items())
     how = (
         f"Networks {found['kind']}, {extent}, seed {found['seed']}, {found['device']}, defectgen {found['defectgen']}."
@@ -218,7 +220,7 @@ def _image(pixels: Pixels, alt: str) -> str:
 
 
 def _curves(curves: Mapping[str, Sequence[float]], width: int = 640, height: int = 260) -> str:
-    """Precision over recall of the pixels, a line a training set."""
+    """An SVG plot of precision over recall of the pixels, with one line for each training set."""
     left, right, bottom = 60, 300, height - 40
     lines = []
     for number, (name, values) in enumerate(curves.items()):

@@ -45,7 +45,7 @@ def test_real_photographs_are_found_in_the_usual_folders(real: Path, tmp_path: P
     with pytest.raises(BadInputError, match="--normals"):
         read_real(tmp_path / "only")
     assert len(read_real(tmp_path / "only", real / "normals").images) == 32
-    with pytest.raises(BadInputError, match="no normals in it; put defects, masks and normals there"):
+    with pytest.raises(BadInputError, match="no normals in it; a test folder needs defects, masks and normals"):
         read_real(real / "defects", apart=True)  # those beside it are another's
     (tmp_path / "only/disc/0.png").write_bytes(b"damaged")
     (skipped,) = read_real(tmp_path / "only", real / "normals").skipped
@@ -138,7 +138,7 @@ def test_a_manifest_tells_what_samples_were_made_of(dataset: Path, real: Path) -
     assert not read_synthetic(dataset).traceable  # of an older version: a name alone says nothing elsewhere
     (dataset / "images/0.png").unlink()
     fewer = read_synthetic(dataset)
-    assert (len(fewer.images), fewer.skipped) == (1, (f"{dataset}: 1 samples of its manifest are gone",))
+    assert (len(fewer.images), fewer.skipped) == (1, (f"{dataset}: 1 samples of its manifest are missing",))
     (dataset / "manifest.jsonl").write_text('{"image": 3}\n')
     with pytest.raises(BadInputError, match="line 1 cannot be read"):
         read_synthetic(dataset)

@@ -49,7 +49,7 @@ def test_scores_by_hand() -> None:
 def test_equal_scores_tell_nothing() -> None:
     found = of(np.zeros(10), np.arange(10) < 3)
     assert (found["auc"], found["ap"]) == pytest.approx((0.5, 0.3))
-    with pytest.raises(ValueError, match="both kinds"):
+    with pytest.raises(ValueError, match="both positives and negatives"):
         of(np.zeros(4), np.ones(4, np.bool_))
 
 

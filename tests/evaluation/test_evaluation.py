@@ -70,7 +70,7 @@ def test_the_report_holds_every_part_in_both_forms(request_for: EvaluateRequest)
     assert html.count("data:image/jpeg;base64,") >= 4 + len(of["memorisation"]["worst"])
     assert "<svg" in html
     assert 'alt=""' not in html
-    assert "is unchecked" in html
+    assert "does not record its source images, so it was not fully checked for test-set leakage." in html
     assert [line.split(":")[0] for line in verdicts(found)][:2] == [
         f"defects, all real defects, {task}" for task in ("classification", "segmentation")
     ]
@@ -100,14 +100,14 @@ def test_a_report_is_continued_and_never_overwritten_unasked(
     with pytest.raises(KeyboardInterrupt):
         evaluate(request_for)
     assert len(trained) == 3
-    with pytest.raises(UsageError, match="continue with --resume"):
+    with pytest.raises(UsageError, match="a report already exists; continue with --resume"):
         evaluate(request_for)
     flags.clear()
     resumed = evaluate(replace(request_for, resume=True))
     assert len(trained) == 10  # each of five training sets with two seeds once
     whole = evaluate(replace(request_for, out=request_for.out.with_name("whole")))
     assert whole == resumed
-    with pytest.raises(UsageError, match="of other images or options"):
+    with pytest.raises(UsageError, match="belongs to other images or options"):
         evaluate(replace(request_for, resume=True, seed=1))
 
 
@@ -165,7 +165,7 @@ def test_a_dataset_of_more_real_defects_than_the_shots_is_noticed(
         assert note == (
             None
             if used == 2
-            else "from3 was made of more real defects than 2 shots: 3 of bar; its gain is that of those, too"
+            else "from3 was made from more real defects than 2 shots: 3 of bar; its gain includes theirs"
         )
         assert ("more real defects" in "\n".join(verdicts(found))) == (used == 3)
 
