@@ -33,6 +33,7 @@ _BATCH = 8
 _LEARNING_RATE = 2e-3
 _MARGIN = 1.2  # a window around a defect larger than 128 pixels is this much larger than the defect
 _CONFIDENCE = 0.95  # level of the confidence interval
+_RESOLUTION = 0.01  # of a score: a smaller spread over the seeds is not credible
 _LAMBDA_SRC = 0.1  # final weight of the gradient reversal
 _BINS, _LOGIT_RANGE = 1 << 14, 16.0  # histogram of the pixel logits, -16 to 16
 _BUILD_LOCK = Lock()  # initial weights come from PyTorch's global generator
@@ -343,9 +344,9 @@ def judge(with_it: Sequence[float], without: Sequence[float]) -> Verdict:
     gain, count = float(differences.mean()), len(differences)
     if count < 2:
         return Verdict("no difference", gain, None, None, count)
-    reach = float(student.ppf(0.5 + _CONFIDENCE / 2, count - 1) * differences.std(ddof=1) / math.sqrt(count))
-    if np.ptp(differences) < 1e-12 and 2 * 0.5**count > 1 - _CONFIDENCE:
-        reach = abs(gain)  # equal differences have no spread: use the sign test, which needs enough seeds
+    # Scores of few images take few values: equal differences are no proof of a spread of zero.
+    spread = max(float(differences.std(ddof=1)), _RESOLUTION)
+    reach = float(student.ppf(0.5 + _CONFIDENCE / 2, count - 1)) * spread / math.sqrt(count)
     low, high = gain - reach, gain + reach
     if low > 0:
         return Verdict("helps", gain, low, high, count)

@@ -65,10 +65,12 @@ def test_verdicts() -> None:
     assert judge([each + 0.1 + i / 100 for i, each in enumerate(base)], base).verdict == "helps"
     assert judge([each - 0.1 - i / 100 for i, each in enumerate(base)], base).verdict == "hurts"
     assert judge([0.6, 0.4, 0.55, 0.45, 0.52], base).verdict == "no difference"
-    assert judge(base, base) == Verdict("no difference", 0.0, 0.0, 0.0, 5)
+    same = judge(base, base)
+    assert (same.verdict, same.gain) == ("no difference", 0.0)
+    assert same.low == pytest.approx(-2.776 * 0.01 / 5**0.5, abs=1e-5)  # not 0: scores are coarse
     assert judge([0.75], [0.25]) == Verdict("no difference", 0.5, None, None, 1)  # one seed proves nothing
-    assert judge([0.9] * 3, [0.8] * 3).verdict == "no difference"  # no spread: a coin that fell thrice on one side
-    assert judge([0.9] * 6, [0.8] * 6).verdict == "helps"
+    assert judge([0.82] * 3, [0.80] * 3).verdict == "no difference"
+    assert judge([0.9] * 3, [0.8] * 3).verdict == "helps"
 
 
 def test_the_interval_is_students() -> None:
@@ -212,11 +214,11 @@ def test_wrong_labels_hurt(examples: Callable[..., list[Example]]) -> None:
     """Synthetic discs that are called bars, and bars that are called discs, against the real ones alone."""
     real, wrong = examples(0, 4), examples(200, 20, synthetic=True, swapped=True)
     plan, held_out = Plan(steps=30, device=CPU), examples(100, 8)
-    scores: dict[float, list[float]] = {0.0: [], 0.75: []}
-    for seed in range(3):
+    scores: dict[float, list[float]] = {0.0: [], 0.9: []}
+    for seed in range(2):
         for share, found in scores.items():
             network = downstream.train(TrainingSet(real, wrong, share), 3, plan, seed)
             found.append(downstream.test(network, held_out, ["bar", "disc"], CPU)["balanced_accuracy"])
-    verdict = judge(scores[0.75], scores[0.0])
+    verdict = judge(scores[0.9], scores[0.0])
     assert verdict.gain < -0.1
     assert verdict.verdict == "hurts"
