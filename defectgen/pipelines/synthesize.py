@@ -414,7 +414,7 @@ def write(
         samples, normals=samples.normals(), metadata=samples.metadata, workers=job.workers, on_sample=on_sample
     )
     failed = len(samples.failed)
-    if failed and failed == len(samples) and not summary.kept:
+    if failed and failed == len(samples):
         raise job.none_made(failed)
     return DatasetResult(
         request.out, summary.written, summary.kept, samples.redrawn, failed, dict(samples.refused), summary.sheet

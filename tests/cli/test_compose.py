@@ -127,20 +127,6 @@ def test_what_is_wrong_is_one_line(
     assert words in line
 
 
-def test_what_failed_before_does_not_end_a_resumed_dataset(defects: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One of two categories is as faint as nothing: its samples fail each time, the others stay."""
-    pixels = np.full((60, 80), 120, np.uint8)
-    for name, image in (("defects/faint/0.png", pixels), ("masks/faint/0.png", (np.indices((60, 80))[0] // 30 * 255))):
-        (defects / name).parent.mkdir(parents=True, exist_ok=True)
-        (defects / name).write_bytes(encode_png(image.astype(np.uint8)))
-    compose = ["compose", "tiles/defects", "tiles/good", "-n", "2"]
-    assert main(compose) == 0
-    assert "1 samples written, 0 kept" in capsys.readouterr().out
-    assert main([*compose, "--resume"]) == 0
-    assert "0 samples written, 1 kept" in capsys.readouterr().out
-    assert main([*compose, "-c", "faint", "--out", "none"]) == 4
-
-
 def test_a_gate_refuses_what_real_defects_do_not_look_like_and_lets_cut_outs_pass(defects: Path) -> None:
     """Six alike are enough to tell by; nearly copying them is what cut-outs are for."""
     for index in range(2, 6):
