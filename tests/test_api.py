@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import defectgen
-from defectgen import dataset, evaluation, folders  # noqa: F401 (the modules whose examples are run)
 from defectgen.imaging.images import encode_png
 
 ROOT = Path(defectgen.__file__).parents[1]

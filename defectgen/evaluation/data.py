@@ -1,12 +1,10 @@
 """Reads the images that are evaluated, real and synthetic, and splits the real ones into training and test images."""
 
 import json
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from threading import Lock
 
 import cv2
 import numpy as np
@@ -17,7 +15,7 @@ from defectgen.dataset import manifest
 from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import NORMAL, Catalog, read_defects, read_normals
 from defectgen.imaging.images import DecodedImage, read_image, read_mask
-from defectgen.imaging.windows import BoolArray, FloatArray, normalize, value_range
+from defectgen.imaging.windows import BoolArray, BoundedCache, FloatArray, normalize, value_range
 
 _MAX_SIDE = 512  # pixels; images with a longer side are reduced to it
 _CACHE_BYTES = 1 << 28  # of images in memory, for each set
@@ -327,40 +325,21 @@ class Example:
         return Example(load, self.label, synthetic=self.synthetic)
 
 
-class _ImageCache:
-    """A thread-safe cache of images and masks that drops the least recently used beyond `limit` bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._bytes = limit, 0
-        self._entries: OrderedDict[tuple[Path, Path | None], tuple[FloatArray, BoolArray]] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, path: Path, mask: Path | None) -> tuple[FloatArray, BoolArray]:
-        key = (path, mask)
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return self._entries[key]
-        x = load_image(path)
-        found = x, load_mask(mask, (x.shape[1], x.shape[2]))
-        with self._lock:
-            if key not in self._entries:
-                self._entries[key] = found
-                self._bytes += x.nbytes + found[1].nbytes
-            while self._bytes > self._limit and len(self._entries) > 1:
-                _, (old, its_mask) = self._entries.popitem(last=False)
-                self._bytes -= old.nbytes + its_mask.nbytes
-        return found
+def _load(files_of: tuple[Path, Path | None]) -> tuple[FloatArray, BoolArray]:
+    """An image and its mask."""
+    path, mask = files_of
+    x = load_image(path)
+    return x, load_mask(mask, (x.shape[1], x.shape[2]))
 
 
 def load_examples(
     images: Sequence[LabeledImage], categories: Sequence[str], *, synthetic: bool = False
 ) -> list[Example]:
     """Images as examples: label 0 for normals, then the categories in order. They share a cache of 256 MiB."""
-    cache = _ImageCache(_CACHE_BYTES)
+    cache = BoundedCache(_load, lambda loaded: loaded[0].nbytes + loaded[1].nbytes, _CACHE_BYTES)
     return [
         Example(
-            partial(cache.get, image.path, image.mask),
+            partial(cache.read, (image.path, image.mask)),
             0 if image.category == NORMAL else 1 + categories.index(image.category),
             synthetic=synthetic,
         )

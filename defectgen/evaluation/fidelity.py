@@ -172,10 +172,10 @@ class Figures:
         return found | self._paper_metrics(ours, theirs)
 
     def _compare(self, real: FloatArray, made: FloatArray) -> dict[str, float]:
-        a, b = (embed(self._lite0, _upsampled(each)) for each in (real, made))
+        a, b = (embed(self._lite0, upsampled(each)) for each in (real, made))
         value, spread = kid_with_spread(a, b, self._seed)
         precision, recall = precision_and_recall(a, b)
-        near, far = (perceptual(self._lite0, _upsampled(each)) for each in (real, made))
+        near, far = (perceptual(self._lite0, upsampled(each)) for each in (real, made))
         return {
             "swd": sliced_wasserstein(real, made, self._seed),
             "lite0_kid": value,
@@ -224,7 +224,7 @@ def perceptual(network: Lite0, images: FloatArray) -> Features:
     return np.stack(rows).astype(np.float64)
 
 
-def _upsampled(windows: FloatArray) -> FloatArray:
+def upsampled(windows: FloatArray) -> FloatArray:
     """Windows at twice their size, because the network was trained on objects that fill the image."""
     x = F.interpolate(
         torch.from_numpy(np.ascontiguousarray(windows)), scale_factor=2, mode="bilinear", align_corners=False

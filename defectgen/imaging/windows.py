@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -19,6 +19,8 @@ from defectgen.imaging.images import DecodedImage, Pixels, read_image
 
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
+K = TypeVar("K")
+V = TypeVar("V")
 
 _GAP = 7  # pixels; pieces of a mask that are closer together are one defect
 
@@ -190,27 +192,34 @@ def mirrored(start: int, count: int, length: int) -> NDArray[np.intp]:
     return np.minimum(index, period - index) if length > 1 else np.zeros(count, np.intp)
 
 
-class ImageCache:
-    """A thread-safe cache of decoded images. It drops the least recently used ones above `limit` bytes of pixels."""
+class BoundedCache(Generic[K, V]):
+    """A thread-safe cache of what `read` returns. It drops the least recently used values above `limit` bytes."""
 
-    def __init__(self, limit: int = 2 << 30, read: Callable[[Path], DecodedImage] = read_image) -> None:
-        self._limit = limit
-        self._decode = read
-        self._images: OrderedDict[Path, DecodedImage] = OrderedDict()
+    def __init__(self, read: Callable[[K], V], size: Callable[[V], int], limit: int) -> None:
+        """`size` is the number of bytes of a value."""
+        self._read, self._size, self._limit = read, size, limit
+        self._values: OrderedDict[K, V] = OrderedDict()
         self._bytes = 0
         self._lock = Lock()
 
-    def read(self, path: Path) -> DecodedImage:
-        """The image of a file, read if it is not in the cache. Raises as the `read` function."""
+    def read(self, key: K) -> V:
+        """The value of a key, read if it is not in the cache. Raises as the `read` function."""
         with self._lock:
-            if path in self._images:
-                self._images.move_to_end(path)
-                return self._images[path]
-        image = self._decode(path)
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = self._read(key)
         with self._lock:
-            if path not in self._images:
-                self._images[path] = image
-                self._bytes += image.pixels.nbytes
-            while self._bytes > self._limit and len(self._images) > 1:
-                self._bytes -= self._images.popitem(last=False)[1].pixels.nbytes
-        return image
+            if key not in self._values:
+                self._values[key] = value
+                self._bytes += self._size(value)
+            while self._bytes > self._limit and len(self._values) > 1:
+                self._bytes -= self._size(self._values.popitem(last=False)[1])
+        return value
+
+
+class ImageCache(BoundedCache[Path, DecodedImage]):
+    """A cache of decoded images by their files, limited in bytes of pixels."""
+
+    def __init__(self, limit: int = 2 << 30, read: Callable[[Path], DecodedImage] = read_image) -> None:
+        super().__init__(read, lambda image: image.pixels.nbytes, limit)

@@ -16,7 +16,7 @@ from defectgen import files
 from defectgen.dataset import Sample
 from defectgen.evaluation import copies
 from defectgen.evaluation.data import Example, LabeledImage, load_examples, resize_mask, to_model_range
-from defectgen.evaluation.fidelity import window_around
+from defectgen.evaluation.fidelity import upsampled, window_around
 from defectgen.folders import Catalog
 from defectgen.imaging.images import DecodedImage, Pixels
 from defectgen.imaging.windows import BoolArray, FloatArray, value_range
@@ -37,11 +37,11 @@ def appearance(network: Lite0, x: FloatArray, mask: BoolArray) -> Features:
         mask: [H, W], not empty.
     """
     window, its_mask = window_around(x, mask), window_around(mask[None].astype(np.float32), mask)[0]
-    seen = torch.from_numpy(np.ascontiguousarray(window))[None]
+    seen = torch.from_numpy(upsampled(window[None]))
     weight = torch.from_numpy(np.ascontiguousarray(its_mask))[None, None].clamp(0, 1)
     found = []
     with torch.no_grad():
-        for each in network(F.interpolate(seen, scale_factor=2, mode="bilinear", align_corners=False))[:3]:
+        for each in network(seen)[:3]:
             part = F.interpolate(weight, size=each.shape[2:], mode="area") + 1e-6
             found.append(F.normalize((each * part).sum(dim=(2, 3)) / part.sum(), dim=1)[0].numpy())
     rows, columns = np.nonzero(mask)

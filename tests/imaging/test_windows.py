@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectgen.folders import SourceImage
 from defectgen.imaging.images import DecodedImage, encode_png
 from defectgen.imaging.windows import (
     Box,
@@ -28,13 +27,6 @@ def example_image(height: int = 40, width: int = 60, channels: int = 1, depth: i
     shape = (height, width) if channels == 1 else (height, width, channels)
     dtype: Any = np.uint8 if depth == 8 else np.uint16
     return DecodedImage(rng().integers(0, np.iinfo(dtype).max, shape, dtype))
-
-
-def sample(width: int, height: int, *, masked: bool) -> SourceImage:
-    return SourceImage(
-        path=Path("a.png"), mask=Path("m.png") if masked else None, category="crack", product="p",
-        height=height, width=width, channels=1, depth=8,
-    )  # fmt: skip
 
 
 class TestDefectBoxes:
