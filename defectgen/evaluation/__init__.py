@@ -140,7 +140,7 @@ def evaluate(
     figures = fidelity.Figures(device, networks, request.seed)
     datasets: dict[str, Any] = {}
     sheets: dict[str, Any] = {}
-    yardsticks = _yardsticks(cut_outs, categories, train, request.seed, on_stage)
+    yardsticks = _yardsticks(cut_outs, categories, train, len(train_examples[0].x), on_stage)
     for number, (name, images) in enumerate(made.items()):
         on_stage("fidelity", number, len(made))
         examples, source = made_examples[number], found.datasets[name]
@@ -305,9 +305,13 @@ def _windows(examples: Sequence[Example]) -> FloatArray:
 
 
 def _yardsticks(
-    cut_outs: CutOuts | None, categories: Sequence[str], train: Sequence[LabeledImage], seed: int, on_stage: OnStage
+    cut_outs: CutOuts | None,
+    categories: Sequence[str],
+    train: Sequence[LabeledImage],
+    channels: int,
+    on_stage: OnStage,
 ) -> dict[str, FloatArray]:
-    """For each category, windows around cut-outs of the real defects on real normals, [N, C, 64, 64]."""
+    """For each category, windows around cut-outs of the real defects on real normals, [N, channels, 64, 64]."""
     found: dict[str, FloatArray] = {}
     normals = [each for each in train if each.category == NORMAL]
     for done, category in enumerate(categories if cut_outs is not None else ()):
@@ -316,7 +320,8 @@ def _yardsticks(
         assert cut_outs is not None
         pairs = cut_outs(mine, normals, min(max(2 * len(mine), 20), 100)) if mine else []
         if len(pairs) > 1:
-            found[category] = np.stack([fidelity.window_around(x, mask) for x, mask in pairs])
+            common = [(x if len(x) == channels else x.mean(axis=0, keepdims=True), mask) for x, mask in pairs]
+            found[category] = np.stack([fidelity.window_around(x, mask) for x, mask in common])
     return found
 
 

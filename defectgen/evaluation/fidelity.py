@@ -166,8 +166,6 @@ class Figures:
             floor = self._compare(ours[half[::2]], ours[half[1::2]])
             found |= {f"{name}_floor": value for name, value in floor.items()}
         if cut_outs is not None:
-            if cut_outs.shape[1] != ours.shape[1]:
-                cut_outs = cut_outs.mean(axis=1, keepdims=True)
             found |= {f"{name}_cutouts": value for name, value in self._compare(ours, cut_outs).items()}
         return found | self._paper_metrics(ours, theirs)
 

@@ -206,7 +206,8 @@ class Learning:
             verdict = downstream.judge(*([row[metric] for row in by_set[own]] for own in (name, baseline)))
             answer["tasks"][task] = {**asdict(verdict), "decided_by": metric, "baseline": baseline}
         if share == 0:
-            answer["reasons"].append("networks scored best without it in cross-validation on the real training images")
+            why = "networks scored best without it in cross-validation on the real training images"
+            answer["reasons"].append(why if self._fixed_share is None else "--share 0 leaves it out")
         else:
             for category in self._categories:
                 gains = self._gains(category, name, answer["tasks"], by_set)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectgen import files
+from defectgen.evaluation.learning import NAMES
 from defectgen.folders import NORMAL
 from defectgen.imaging.images import encode_jpeg
 
@@ -31,10 +32,6 @@ _COLUMNS = {
     "real": "real", "synthetic": "synthetic", "swd": "sliced Wasserstein", "lite0_kid": "lite0-KID",
     "lite0_precision": "lite0-precision", "lite0_recall": "lite0-recall", "lite0_variety": "lite0-variety",
     "fid": "FID", "kid": "KID", "precision": "precision", "recall": "recall", "clustered_lpips": "clustered LPIPS",
-}  # fmt: skip
-_METRICS = {
-    "balanced_accuracy": "balanced accuracy", "f1": "F1", "auroc": "AUROC of images", "ap": "average precision",
-    "iou": "IoU", "f1_pixels": "F1 of pixels", "recall": "recall",
 }  # fmt: skip
 
 
@@ -75,7 +72,7 @@ def _verdicts(of_shots: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
             if of_task["low"] is not None:
                 interval = f"95% interval {of_task['low']:+.3f} to {of_task['high']:+.3f}, {of_task['seeds']} seeds"
             details = (
-                f"{_METRICS[of_task['decided_by']]} {of_task['gain']:+.3f} ({interval}) against "
+                f"{NAMES[of_task['decided_by']]} {of_task['gain']:+.3f} ({interval}) against "
                 f"{_SETS[of_task['baseline']]}, the best training set without synthetic images; "
                 f"{answer['share']:.0%} of the defects in training were synthetic."
             )
@@ -118,13 +115,13 @@ def _downstream(of_shots: Mapping[str, Any]) -> list[str]:
     rows = [[_label(name, datasets), *cells(of["scores"], names)] for name, of in sets.items()]
     parts = [
         f"<h2>Tested on held-out real images, trained with {_shots_label(of_shots['shots'])}</h2>",
-        _table(["trained on", *(_METRICS[name] for name in names)], rows),
+        _table(["trained on", *(NAMES[name] for name in names)], rows),
         _curves({_label(name, datasets): of["curve"] for name, of in sets.items()}),
     ]
     for category, of_category in next(iter(sets.values()))["categories"].items():
         keys = list(of_category)
         rows = [[_label(name, datasets), *cells(of["categories"][category], keys)] for name, of in sets.items()]
-        parts.append(_table([category, *(_METRICS[key] for key in keys)], rows))
+        parts.append(_table([category, *(NAMES[key] for key in keys)], rows))
     return parts
 
 

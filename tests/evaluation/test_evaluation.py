@@ -14,7 +14,7 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.evaluation import EvaluateRequest, Extent, downstream, evaluate, verdicts
 from defectgen.evaluation.data import LabeledImage, load_examples
 from defectgen.evaluation.learning import SHARES
-from defectgen.imaging.images import encode_png
+from defectgen.imaging.images import encode_png, read_image
 
 SMALL = Extent(steps=2, seeds=2, samples=24, normals=3, tested=15)
 
@@ -202,6 +202,25 @@ def test_the_share_is_what_does_best_on_real_images_held_out(
         assert of_task["verdict"] == ("helps" if share else "do not use it")
     assert ("do not use it" in verdicts(found)[0]) == (share == 0)
     assert ("defects" in found["downstream"][0]["sets"]) == (share > 0)
+
+
+def test_a_share_of_0_that_was_asked_for_is_not_said_to_be_chosen(
+    request_for: EvaluateRequest, scored: list[float]
+) -> None:
+    lines = verdicts(evaluate(replace(request_for, share=0.0)))
+    assert "  --share 0 leaves it out" in lines
+    assert not any("cross-validation" in line for line in lines)
+
+
+def test_gray_and_color_images_are_evaluated_in_gray_with_their_cut_outs(
+    request_for: EvaluateRequest, scored: list[float], real: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(real, tmp_path / "mixed")
+    for name in ("normals/0.png", "defects/bar/0.png"):
+        gray = read_image(real / name).pixels
+        (tmp_path / "mixed" / name).write_bytes(encode_png(np.stack([gray, gray, gray // 2], axis=2).astype(np.uint8)))
+    found = evaluate(replace(request_for, real=tmp_path / "mixed"), cut_outs=cut_outs)
+    assert "lite0_kid_cutouts" in found["datasets"]["defects"]["fidelity"]["bar"]
 
 
 def test_what_gets_worse_is_said_by_name(request_for: EvaluateRequest, scored: list[float]) -> None:
