@@ -5,7 +5,8 @@ network runs on one CPU thread, so the same seed gives the same scores on any nu
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal, get_args
@@ -169,6 +170,17 @@ def mixed(rng: np.random.Generator, x: Tensor, mask: Tensor, weights: Tensor) ->
     return x, mask, weights
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute on one CPU thread within the block: sums in one order, whatever the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 # --- Training and testing --------------------------------------------------------------------------------------
 
 
@@ -179,9 +191,7 @@ def train(
 
     The losses are the cross-entropy of the classes, and the cross-entropy and the Dice loss of the pixels.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         with _BUILD_LOCK, torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=torch_rng(seed))))
             network = build(plan.kind, classes).to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -198,8 +208,6 @@ def train(
             nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
             optimizer.step()
             on_step()
-    finally:
-        torch.set_num_threads(threads)
     return network.eval().requires_grad_(False)
 
 
@@ -230,9 +238,7 @@ def test(
     together; `auroc` of the images, each scored by its 50th highest pixel. A category has `recall` instead of the first
     two. `curve` is the precision of the pixels at recalls of 0, 0.05, ..., 1.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         classes = 1 + max(len(categories), *(each.label for each in examples))
         counts = np.zeros((classes, 2, _BINS), np.int64)
         worst, predicted = np.zeros(len(examples)), np.zeros(len(examples), np.int64)
@@ -244,8 +250,6 @@ def test(
                 counts[example.label, kind] += np.bincount(bins[example.mask == kind], minlength=_BINS)
             x, _ = window(numpy_rng(i), example)
             predicted[i] = int(network(torch.from_numpy(x[None]).to(device))[0].argmax())
-    finally:
-        torch.set_num_threads(threads)
     labels = np.array([each.label for each in examples])
     found: dict[str, Any] = _class_scores(predicted, labels)
     found |= _pixel_scores(counts.sum(axis=0))

@@ -140,7 +140,7 @@ class Learning:
 
     def _map(self, function: Callable[[Key], Value], keys: Sequence[Key]) -> list[Value]:
         """Apply a function to each key in parallel. An exception also stops the networks that are still training."""
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="networks") as pool:
+        with downstream.one_thread(), ThreadPoolExecutor(self._threads, thread_name_prefix="networks") as pool:
             futures = [pool.submit(function, key) for key in keys]
             try:
                 return [future.result() for future in futures]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -98,25 +99,26 @@ def _cut_outs(
 ) -> list[tuple[FloatArray, BoolArray]]:
     """Cut-outs of real defects of one category on normals, as `compose` makes them, with their masks."""
 
-    def catalog(images: Sequence[LabeledImage]) -> Catalog:
-        decoded = [read_image(each.path) for each in images]
-        return Catalog(
-            images=tuple(
-                SourceImage(
-                    path=each.path, mask=each.mask, category=each.category, product="real",
-                    height=image.height, width=image.width, channels=image.channels, depth=image.depth,
-                )
-                for each, image in zip(images, decoded, strict=True)
-            ),
-            skipped=(),
-        )  # fmt: skip
-
-    spec = SampleSpec((defects[0].category,), num, catalog(normals))
+    spec = SampleSpec((defects[0].category,), num, _catalog(normals))
     made = []
-    for sample in pasted.compose(pasted.ComposeRequest(spec, catalog(defects), "cut-outs")):
+    for sample in pasted.compose(pasted.ComposeRequest(spec, _catalog(defects), "cut-outs")):
         source = read_image(Path(str(sample.provenance.source)))
         x = to_model_range(DecodedImage(sample.image), value_range(source))
         mask = resize_mask(sample.mask, (x.shape[1], x.shape[2]))
         if mask.any():
             made.append((x, mask))
     return made
+
+
+def _catalog(images: Sequence[LabeledImage]) -> Catalog:
+    return Catalog(images=tuple(map(_source_image, images)), skipped=())
+
+
+@lru_cache(maxsize=4096)
+def _source_image(image: LabeledImage) -> SourceImage:
+    """An image as a catalog has it; each is decoded once, not for each category again."""
+    decoded = read_image(image.path)
+    return SourceImage(
+        path=image.path, mask=image.mask, category=image.category, product="real",
+        height=decoded.height, width=decoded.width, channels=decoded.channels, depth=decoded.depth,
+    )  # fmt: skip

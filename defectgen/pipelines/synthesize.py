@@ -180,8 +180,7 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
             f"{entry.name} longer"
         )
 
-    skipped = (*catalog.skipped, *(real.skipped if real else ()))
-    return SynthesisJob(entry.name, categories, skipped, plan, request.workers, none_made, open_stream)
+    return SynthesisJob(entry.name, categories, _skipped(catalog, real), plan, request.workers, none_made, open_stream)
 
 
 def synthesize(request: SynthesizeRequest) -> AnyStream:
@@ -227,12 +226,11 @@ def prepare_composition(request: ComposeRequest) -> SynthesisJob:
         cut_outs = read_defects(
             request.defects, masks=request.masks, categories=request.categories, on_bad=request.on_bad
         )
-        categories, skipped = request.categories or cut_outs.categories, (*catalog.skipped, *cut_outs.skipped)
+        categories = request.categories or cut_outs.categories
     else:
         entry = find_model(request.model, request.categories, request.weights)
-        maker, categories, skipped = entry.name, request.categories or entry.categories, catalog.skipped
+        maker, categories, cut_outs = entry.name, request.categories or entry.categories, None
     real = _read_gate(request)
-    skipped = (*skipped, *(real.skipped if real else ()))
     plan = {
         "contents": maker, "categories": categories, **_plan(catalog, request.num), **request.placement.summary(),
     }  # fmt: skip
@@ -240,7 +238,7 @@ def prepare_composition(request: ComposeRequest) -> SynthesisJob:
     def open_stream(skip: frozenset[int]) -> AnyStream:
         gate = _gate(request, real, copies=request.defects is None)
         wanted = SampleSpec(categories, request.num, catalog, request.seed, request.workers, skip, gate)
-        if request.defects is not None:
+        if cut_outs is not None:
             return pasted.compose(pasted.ComposeRequest(wanted, cut_outs, maker, request.placement))
 
         from defectgen.synthesis import generated
@@ -255,6 +253,7 @@ def prepare_composition(request: ComposeRequest) -> SynthesisJob:
             f"{maker} larger than the region, or as faint as the grain of the normals?"
         )
 
+    skipped = _skipped(catalog, cut_outs, real)
     return SynthesisJob(maker, categories, skipped, plan, request.workers, none_made, open_stream)
 
 
@@ -313,9 +312,8 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
     references = read(request.source, request.masks) if request.source else None
     style = read([(None, request.style)]) if isinstance(request.style, Path) else request.style
     real = _read_gate(request)
-    read_all = [catalog for catalog in (normals, references, style, real) if isinstance(catalog, Catalog)]
     categories = request.categories or _common(entry, references)
-    given = [str(folder) if product is None else f"{product}={folder}" for product, folder in request.source]
+    given = [_as_given(folder) for folder in request.source]
     maker = entry.name if entry else ", ".join(given)
     pastes = entry is None or info(entry.method).pastes
     placement = request.placement or Placement(colour="match")
@@ -352,13 +350,14 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
         )  # fmt: skip
 
     def none_made(count: int) -> BadInputError:
-        to = ", ".join(str(folder) if product is None else f"{product}={folder}" for product, folder in request.to)
+        to = ", ".join(map(_as_given, request.to))
         return BadInputError(
             f"{to}: none of {count} samples has a visible defect of {maker}{_passes(request)}; try other normals"
             + (", or train the model longer" if entry else ", or --colour keep")
         )
 
-    return SynthesisJob(maker, categories, Catalog.of(read_all).skipped, plan, request.workers, none_made, open_stream)
+    skipped = _skipped(normals, references, style if isinstance(style, Catalog) else None, real)
+    return SynthesisJob(maker, categories, skipped, plan, request.workers, none_made, open_stream)
 
 
 def transfer(request: TransferRequest) -> AnyStream:
@@ -440,6 +439,11 @@ def find_model(model: str | None, categories: Sequence[str], weights: Path | Non
     return entry
 
 
+def _skipped(*catalogs: Catalog | None) -> tuple[Skipped, ...]:
+    """What could not be used of all that was read."""
+    return Catalog.of(catalog for catalog in catalogs if catalog is not None).skipped
+
+
 def _passes(request: _Request) -> str:
     return " or passes --gate" if request.gate else ""
 
@@ -495,10 +499,18 @@ def _normals_of(entry: Entry, given: Sequence[Folder]) -> Sequence[tuple[str, Pa
         if product is None and len(entry.products) == 1 == len(given):
             product = entry.products[0]
         if product not in entry.products:
-            text = str(path) if product is None else f"{product}={path}"
-            raise UsageError(f"--normals {text}: give PRODUCT=DIR, as {entry.name} knows {', '.join(entry.products)}")
+            given_as = _as_given((product, path))
+            raise UsageError(
+                f"--normals {given_as}: give PRODUCT=DIR, as {entry.name} knows {', '.join(entry.products)}"
+            )
         folders.append((product, path))
     return folders
+
+
+def _as_given(folder: Folder) -> str:
+    """A folder as the command line takes it: `DIR` or `PRODUCT=DIR`."""
+    product, path = folder
+    return str(path) if product is None else f"{product}={path}"
 
 
 def _product(product: str | None, folder: Path, entry: Entry | None) -> str:
