@@ -136,15 +136,21 @@ def evaluate(
         )
     scores = ScoreCache(out / _RESULTS, _identity(request, (*train, *test), made), resume=request.resume)
     defects = [each for each in train_examples if each.label]
-    real_defects = [each for each in train if each.category != NORMAL]
     figures = fidelity.Figures(device, networks, request.seed)
+    yardsticks = _yardsticks(cut_outs, categories, train, len(train_examples[0].x), on_stage)
+    labels = {category: label for label, category in enumerate(categories, start=1)}
+    measures = {
+        category: figures.of_category(of_real, yardsticks.get(category))
+        for category, label in labels.items()
+        if len(of_real := _of_label(defects, label)) > 1
+    }
+    memory = _Memory(train_examples, train)
     datasets: dict[str, Any] = {}
     sheets: dict[str, Any] = {}
-    yardsticks = _yardsticks(cut_outs, categories, train, len(train_examples[0].x), on_stage)
     for number, (name, images) in enumerate(made.items()):
         on_stage("fidelity", number, len(made))
         examples, source = made_examples[number], found.datasets[name]
-        near, pairs = _memorisation(defects, examples, real_defects, images)
+        near, pairs = memory.of(examples, images)
         datasets[name] = {
             "path": str(source.path),
             "counts": counts(images),
@@ -152,9 +158,9 @@ def evaluate(
             "made_by_model": source.made_by_model,
             "trained_on_known": source.trained_on_known,
             "fidelity": {
-                category: figures.of(_of_label(defects, label), _of_label(examples, label), yardsticks.get(category))
-                for label, category in enumerate(categories, start=1)
-                if len(_of_label(defects, label)) > 1 and len(_of_label(examples, label)) > 1
+                category: measure(of_made)
+                for category, measure in measures.items()
+                if len(of_made := _of_label(examples, labels[category])) > 1
             },
             "memorisation": near,
             "mask_agreement": _mask_agreement(images),
@@ -300,10 +306,6 @@ def _of_label(examples: Sequence[Example], label: int) -> list[Example]:
     return [each for each in examples if each.label == label and each.mask.any()]
 
 
-def _windows(examples: Sequence[Example]) -> FloatArray:
-    return np.stack([fidelity.window_around(each.x, each.mask) for each in examples])
-
-
 def _yardsticks(
     cut_outs: CutOuts | None,
     categories: Sequence[str],
@@ -325,40 +327,36 @@ def _yardsticks(
     return found
 
 
-def _memorisation(
-    defects: Sequence[Example],
-    made: Sequence[Example],
-    real_images: Sequence[LabeledImage],
-    images: Sequence[LabeledImage],
-) -> tuple[dict[str, Any], list[tuple[FloatArray, FloatArray, float]]]:
-    """The number of near-copies with the paths of the nearest pairs, and the windows and similarity of these pairs."""
-    shown = [i for i, each in enumerate(made) if each.mask.any()]
-    known = [i for i, each in enumerate(defects) if each.mask.any()]
-    ours = [defects[i] for i in known]
-    of_real = [copies.defects_of(each.x, each.mask) for each in ours]
-    nearest = copies.nearest([copies.defects_of(made[i].x, made[i].mask) for i in shown], of_real)
-    worst = np.argsort(-nearest.similarity)[:_WORST_PAIRS].tolist()
-    found = {
-        "threshold": copies.COPY,
-        "share_among_real": copies.share_of_copies(of_real),
-        "near_copies": int(nearest.copies.sum()),
-        "of": len(shown),
-        "median_similarity": float(np.median(nearest.similarity)),
-        "worst": [
-            {
-                "synthetic": str(images[shown[i]].path),
-                "real": str(real_images[known[int(nearest.index[i])]].path),
-                "similarity": float(nearest.similarity[i]),
-            }
-            for i in worst
-        ],
-    }
-    pairs = []
-    for i in worst:
-        a, b = made[shown[i]], ours[int(nearest.index[i])]
-        windows = fidelity.window_around(a.x, a.mask), fidelity.window_around(b.x, b.mask)
-        pairs.append((*windows, float(nearest.similarity[i])))
-    return found, pairs
+class _Memory:
+    """The real defects that samples may copy."""
+
+    def __init__(self, examples: Sequence[Example], images: Sequence[LabeledImage]) -> None:
+        known = [(e, image) for e, image in zip(examples, images, strict=True) if e.label and e.mask.any()]
+        self._examples, self._paths = [e for e, _ in known], [image.path for _, image in known]
+        self._poses = [copies.defects_of(each.x, each.mask) for each in self._examples]
+        self._share = copies.share_of_copies(self._poses)
+
+    def of(
+        self, made: Sequence[Example], images: Sequence[LabeledImage]
+    ) -> tuple[dict[str, Any], list[tuple[FloatArray, FloatArray, float]]]:
+        """The number of near-copies with the paths of the nearest pairs, and the windows and similarity of these."""
+        shown = [(e, image.path) for e, image in zip(made, images, strict=True) if e.mask.any()]
+        nearest = copies.nearest([copies.defects_of(each.x, each.mask) for each, _ in shown], self._poses)
+        pairs, worst = [], []
+        for i in np.argsort(-nearest.similarity)[:_WORST_PAIRS].tolist():
+            (copy, path), original = shown[i], int(nearest.index[i])
+            similarity = float(nearest.similarity[i])
+            worst.append({"synthetic": str(path), "real": str(self._paths[original]), "similarity": similarity})
+            pairs.append((*fidelity.windows_around([copy, self._examples[original]]), similarity))
+        found = {
+            "threshold": copies.COPY,
+            "share_among_real": self._share,
+            "near_copies": int(nearest.copies.sum()),
+            "of": len(shown),
+            "median_similarity": float(np.median(nearest.similarity)),
+            "worst": worst,
+        }
+        return found, pairs
 
 
 def _mask_agreement(images: Sequence[LabeledImage]) -> dict[str, float] | None:
@@ -390,7 +388,7 @@ def _window_rows(
         for kind, examples in (("real", defects), ("synthetic", made)):
             mine = _of_label(examples, label)[:8]
             if mine:
-                rows.append((f"{category}, {kind}", _strip(_windows(mine))))
+                rows.append((f"{category}, {kind}", _strip(fidelity.windows_around(mine))))
     return rows
 
 

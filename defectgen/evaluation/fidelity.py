@@ -5,7 +5,8 @@ ships with the package, or those of the networks that papers use (FID, KID, LPIP
 Figures of EfficientNet-Lite0 have its name (`lite0_kid`), because they are not comparable with those in papers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -37,6 +38,11 @@ def window_around(x: FloatArray, mask: BoolArray) -> FloatArray:
         return window
     small = cv2.resize(window.transpose(1, 2, 0), (WINDOW, WINDOW), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(small.reshape(WINDOW, WINDOW, -1).transpose(2, 0, 1))
+
+
+def windows_around(examples: Sequence[Example]) -> FloatArray:
+    """`window_around` the defects of several examples, [N, C, 64, 64]."""
+    return np.stack([window_around(each.x, each.mask) for each in examples])
 
 
 # --- Without a network -----------------------------------------------------------------------------------------
@@ -147,6 +153,15 @@ def _distances(a: Features, b: Features) -> Features:
 # --- All figures of a category ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _View:
+    """Windows [N, C, 64, 64] with what the network sees of each."""
+
+    windows: FloatArray
+    features: Features
+    perceptual: Features
+
+
 class Figures:
     """Compares windows around the synthetic and the real defects of a category.
 
@@ -157,30 +172,46 @@ class Figures:
     def __init__(self, device: torch.device, networks: Mapping[str, Extractor], seed: int) -> None:
         self._lite0, self._networks, self._seed = lite0(device), networks, seed
 
-    def of(self, real: Sequence[Example], made: Sequence[Example], cut_outs: FloatArray | None) -> dict[str, float]:
-        """The figures of a category. `cut_outs` are windows [N, C, 64, 64], or None for no yardstick."""
-        ours, theirs = (np.stack([window_around(each.x, each.mask) for each in some]) for some in (real, made))
-        half = np.random.default_rng(self._seed).permutation(len(ours))
-        found = {"real": float(len(ours)), "synthetic": float(len(theirs)), **self._compare(ours, theirs)}
-        if len(ours) > 3:
-            floor = self._compare(ours[half[::2]], ours[half[1::2]])
-            found |= {f"{name}_floor": value for name, value in floor.items()}
-        if cut_outs is not None:
-            found |= {f"{name}_cutouts": value for name, value in self._compare(ours, cut_outs).items()}
-        return found | self._paper_metrics(ours, theirs)
+    def of_category(
+        self, real: Sequence[Example], cut_outs: FloatArray | None
+    ) -> Callable[[Sequence[Example]], dict[str, float]]:
+        """The figures of a category as a function of its synthetic defects. The rest is measured here, once.
 
-    def _compare(self, real: FloatArray, made: FloatArray) -> dict[str, float]:
-        a, b = (embed(self._lite0, upsampled(each)) for each in (real, made))
-        value, spread = kid_with_spread(a, b, self._seed)
-        precision, recall = precision_and_recall(a, b)
-        near, far = (perceptual(self._lite0, upsampled(each)) for each in (real, made))
+        Args:
+            cut_outs: windows [N, C, 64, 64], or None for no yardstick.
+        """
+        ours = self._view(windows_around(real))
+        half = np.random.default_rng(self._seed).permutation(len(real))
+        beside: dict[str, float] = {}
+        if len(real) > 3:
+            floor = self._compare(*(self._view(ours.windows[half[start::2]]) for start in (0, 1)))
+            beside |= {f"{name}_floor": value for name, value in floor.items()}
+        if cut_outs is not None:
+            yardstick = self._compare(ours, self._view(cut_outs))
+            beside |= {f"{name}_cutouts": value for name, value in yardstick.items()}
+
+        def measure(made: Sequence[Example]) -> dict[str, float]:
+            theirs = self._view(windows_around(made))
+            sizes = {"real": float(len(real)), "synthetic": float(len(made))}
+            figures = self._compare(ours, theirs)
+            return {**sizes, **figures, **beside, **self._paper_metrics(ours.windows, theirs.windows)}
+
+        return measure
+
+    def _view(self, windows: FloatArray) -> "_View":
+        large = upsampled(windows)
+        return _View(windows, embed(self._lite0, large), perceptual(self._lite0, large))
+
+    def _compare(self, real: "_View", made: "_View") -> dict[str, float]:
+        value, spread = kid_with_spread(real.features, made.features, self._seed)
+        precision, recall = precision_and_recall(real.features, made.features)
         return {
-            "swd": sliced_wasserstein(real, made, self._seed),
+            "swd": sliced_wasserstein(real.windows, made.windows, self._seed),
             "lite0_kid": value,
             "lite0_kid_spread": spread,
             "lite0_precision": precision,
             "lite0_recall": recall,
-            "lite0_variety": clustered_lpips(near, far),
+            "lite0_variety": clustered_lpips(real.perceptual, made.perceptual),
         }
 
     def _paper_metrics(self, real: FloatArray, made: FloatArray) -> dict[str, float]:

@@ -116,7 +116,8 @@ def of(draw: Callable[[int, str], Any], seeds: range, noise: float = 0.0) -> lis
 def test_noise_is_worse_than_clean_in_every_figure(draw: Callable[[int, str], Any]) -> None:
     figures = Figures(torch.device("cpu"), {}, 0)
     real, cut_outs = of(draw, range(20)), np.stack([window_around(each.x, each.mask) for each in of(draw, range(20))])
-    clean, noisy = (figures.of(real, of(draw, range(100, 120), noise), cut_outs) for noise in (0.0, 0.3))
+    measure = figures.of_category(real, cut_outs)
+    clean, noisy = (measure(of(draw, range(100, 120), noise)) for noise in (0.0, 0.3))
     for name in ("swd", "lite0_kid"):
         assert clean[name] < noisy[name]
         assert clean[f"{name}_cutouts"] <= clean[name]  # here the cut-outs are the real ones
