@@ -409,8 +409,8 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
         shots = "all real defects" if of_shots["shots"] is None else f"{of_shots['shots']} shots"
         for name, answer in of_shots["datasets"].items():
             for task, of_task in answer["tasks"].items():
-                metric, baseline = of_task["decided_by"], of_task["baseline"]
-                before = of_shots["sets"][baseline]["scores"][metric]["mean"]
+                metric = of_task["decided_by"]
+                before = of_shots["sets"][of_shots["augmentation"]]["scores"][metric]["mean"]
                 if answer["share"] == 0:
                     lines.append(f"{name}, {shots}, {task}: do not use it ({NAMES[metric]} {before:.3f} without)")
                     continue

@@ -235,8 +235,9 @@ def test(
     """Scores of a network on real images, overall and for each category against the normals.
 
     `balanced_accuracy` and `f1` are of the classes of windows; `ap`, `iou` and `f1_pixels` of the pixels of all images
-    together; `auroc` of the images, each scored by its 50th highest pixel. A category has `recall` instead of the first
-    two. `curve` is the precision of the pixels at recalls of 0, 0.05, ..., 1.
+    together, so that large defects count most; `mean_ap` is the mean of the categories' `ap`; `auroc` is of the images,
+    each scored by its 50th highest pixel. A category has `recall` instead of the first two. `curve` is the precision of
+    the pixels at recalls of 0, 0.05, ..., 1.
     """
     with one_thread():
         classes = 1 + max(len(categories), *(each.label for each in examples))
@@ -262,6 +263,7 @@ def test(
             own.pop("curve")
             recall = float((predicted[mine] == label).mean())
             found["categories"][category] = {"recall": recall, **own, "auroc": _auroc(worst[mine], worst[labels == 0])}
+    found["mean_ap"] = float(np.mean([each["ap"] for each in found["categories"].values()]))
     return found
 
 

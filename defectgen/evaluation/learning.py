@@ -16,15 +16,16 @@ from defectgen import files
 from defectgen.errors import UsageError
 from defectgen.evaluation import downstream
 from defectgen.evaluation.data import Example, LabeledImage
-from defectgen.evaluation.downstream import AUGMENTATIONS, Plan, TrainingSet, Verdict
+from defectgen.evaluation.downstream import AUGMENTATIONS, Augmentation, Plan, TrainingSet, Verdict
 from defectgen.folders import NORMAL
 
 SHARES = 0.0, 0.25, 0.5
 """The shares of synthetic defects that cross-validation on the real training images compares."""
-METRICS = {"classification": "balanced_accuracy", "segmentation": "ap"}
+METRICS = {"classification": "balanced_accuracy", "segmentation": "mean_ap"}
 """The score of each task that decides whether a dataset helps."""
 NAMES = {
-    "balanced_accuracy": "balanced accuracy", "f1": "F1", "ap": "average precision", "auroc": "AUROC of images",
+    "balanced_accuracy": "balanced accuracy", "f1": "F1", "mean_ap": "average precision, mean of categories",
+    "ap": "average precision", "auroc": "AUROC of images",
     "iou": "IoU", "recall": "recall", "f1_pixels": "F1 of pixels",
 }  # fmt: skip
 _FOLDS = 3
@@ -89,26 +90,30 @@ class Learning:
         shots_key, seeds = "all" if shots is None else str(shots), self._seeds
         reals = {seed: self._draw_shots(shots, seed) for seed in seeds}
         networks = len(seeds) * (len(AUGMENTATIONS) + 2 * len(self._made))
-        validations = (_FOLDS * (1 + (len(SHARES) - 1) * len(self._made))) / 2 if self._fixed_share is None else 0
-        self._done, self._total = 0, int((networks + validations) * self._plan.steps)
-        shares = {name: self._choose_share(name, shots_key, reals[seeds[0]]) for name in self._made}
+        choices = len(AUGMENTATIONS) + (len(SHARES) - 1) * len(self._made) * (self._fixed_share is None)
+        self._done, self._total = 0, int((networks + _FOLDS * choices / 2) * self._plan.steps)
+        augmentation = self._choose_augmentation(shots_key, reals[seeds[0]])
+        shares = {name: self._choose_share(name, augmentation, shots_key, reals[seeds[0]]) for name in self._made}
         jobs: dict[str, Callable[[int], TrainingSet]] = {
             name: lambda seed, name=name: TrainingSet(reals[seed], augmentation=name)  # type: ignore[misc]
             for name in AUGMENTATIONS
         }
         for name, made in self._made.items():
             if shares[name] > 0:
-                jobs[name] = lambda seed, made=made, share=shares[name]: TrainingSet(reals[seed], made, share)  # type: ignore[misc]
+                jobs[name] = lambda seed, made=made, share=shares[name]: TrainingSet(  # type: ignore[misc]
+                    reals[seed], made, share, augmentation
+                )
             jobs[f"{name} alone"] = lambda seed, made=made: TrainingSet(  # type: ignore[misc]
-                [each for each in reals[seed] if not each.label], made, 1.0
+                [each for each in reals[seed] if not each.label], made, 1.0, augmentation
             )
         keys = [(name, seed) for seed in seeds for name in jobs]
         rows = self._map(lambda key: self._score(f"{shots_key}/{key[0]}/{key[1]}", jobs[key[0]](key[1]), key[1]), keys)
         by_set = {name: [row for (own, _), row in zip(keys, rows, strict=True) if own == name] for name in jobs}
         return {
             "shots": shots,
+            "augmentation": augmentation,
             "sets": {name: _summarize(mine) for name, mine in by_set.items()},
-            "datasets": {name: self._compare(name, shares[name], by_set, shots) for name in self._made},
+            "datasets": {name: self._compare(name, augmentation, shares[name], by_set, shots) for name in self._made},
         }
 
     def _draw_shots(self, shots: int | None, seed: int) -> list[Example]:
@@ -158,17 +163,38 @@ class Learning:
         if done % 10 == 0:
             self._on_stage("networks", min(done, self._total), self._total)
 
-    def _choose_share(self, name: str, shots_key: str, real: Sequence[Example]) -> float:
-        """The share of synthetic defects with the best score in a cross-validation on the real training images."""
+    def _choose_augmentation(self, shots_key: str, real: Sequence[Example]) -> Augmentation:
+        """The augmentation with which the real images alone score best. Datasets are trained with and judged by it.
+
+        A dataset that was compared with another augmentation would be charged with what the augmentation does.
+        """
+        candidates: dict[str, TrainingSet] = {name: TrainingSet(real, augmentation=name) for name in AUGMENTATIONS}
+        means = self._cross_validate(shots_key, candidates)
+        return "traditional" if means is None else max(AUGMENTATIONS, key=lambda name: means[name])
+
+    def _choose_share(self, name: str, augmentation: Augmentation, shots_key: str, real: Sequence[Example]) -> float:
+        """The share of synthetic defects with which a dataset scores best."""
         if self._fixed_share is not None:
             return self._fixed_share
+        candidates = {
+            f"{name}/{share}" if share else augmentation: TrainingSet(real, self._made[name], share, augmentation)
+            for share in SHARES
+        }
+        means = self._cross_validate(shots_key, candidates)
+        if means is None:
+            return _DEFAULT_SHARE
+        return max(zip(SHARES, means.values(), strict=True), key=lambda pair: (pair[1], -pair[0]))[0]
+
+    def _cross_validate(self, shots_key: str, candidates: Mapping[str, TrainingSet]) -> dict[str, float] | None:
+        """The mean scores of training sets over folds of their real images; None if a category has a single defect."""
+        real = next(iter(candidates.values())).real
         smallest = min(Counter(each.label for each in real if each.label).values())
         if smallest < 2:
-            return _DEFAULT_SHARE
+            return None
         folds = min(_FOLDS, smallest)
         plan = replace(self._plan, steps=max(self._plan.steps // 2, 1))
 
-        def measure(share: float, fold: int) -> float:
+        def measure(training: TrainingSet, fold: int) -> float:
             # Deal the examples of each class to the folds in turn, so that each fold has all classes.
             place: Counter[int] = Counter()
             inside: list[Example] = []
@@ -176,41 +202,45 @@ class Learning:
             for each in real:
                 (outside if place[each.label] % folds == fold else inside).append(each)
                 place[each.label] += 1
-            training = TrainingSet(inside, self._made[name] if share else (), share)
-            network = downstream.train(training, len(self._categories) + 1, plan, self._seeds[0], self._count_step)
+            part = replace(training, real=inside)
+            network = downstream.train(part, len(self._categories) + 1, plan, self._seeds[0], self._count_step)
             found = downstream.test(network, outside, self._categories, plan.device)
-            return float(found["ap"] + found["balanced_accuracy"]) / 2
+            return sum(found[metric] for metric in METRICS.values()) / len(METRICS)
 
-        keys = [(share, fold) for share in SHARES for fold in range(folds)]
+        keys = [(name, fold) for name in candidates for fold in range(folds)]
         values = self._map(
             lambda key: self._scores.get(
-                f"share/{shots_key}/{name if key[0] else 'none'}/{key[0]}/{key[1]}", lambda: measure(*key)
+                f"choice/{shots_key}/{key[0]}/{key[1]}", lambda: measure(candidates[key[0]], key[1])
             ),
             keys,
         )
-        means = {
-            share: float(np.mean([v for (s, _), v in zip(keys, values, strict=True) if s == share])) for share in SHARES
+        return {
+            name: float(np.mean([v for (own, _), v in zip(keys, values, strict=True) if own == name]))
+            for name in candidates
         }
-        return max(SHARES, key=lambda share: (means[share], -share))
 
     def _compare(
-        self, name: str, share: float, by_set: Mapping[str, list[dict[str, Any]]], shots: int | None
+        self,
+        name: str,
+        baseline: Augmentation,
+        share: float,
+        by_set: Mapping[str, list[dict[str, Any]]],
+        shots: int | None,
     ) -> dict[str, Any]:
-        """Compare a dataset with the best training set without it: a verdict for each task, and reasons by category."""
+        """Compare a dataset with the same training without it: a verdict for each task, and reasons by category."""
         answer: dict[str, Any] = {"share": share, "tasks": {}, "categories": {}, "reasons": []}
         for task, metric in METRICS.items():
-            baseline = max(AUGMENTATIONS, key=lambda own: _mean(by_set[own], metric))
             if share == 0:
-                answer["tasks"][task] = {"verdict": "do not use it", "decided_by": metric, "baseline": baseline}
+                answer["tasks"][task] = {"verdict": "do not use it", "decided_by": metric}
                 continue
             verdict = downstream.judge(*([row[metric] for row in by_set[own]] for own in (name, baseline)))
-            answer["tasks"][task] = {**asdict(verdict), "decided_by": metric, "baseline": baseline}
+            answer["tasks"][task] = {**asdict(verdict), "decided_by": metric}
         if share == 0:
             why = "networks scored best without it in cross-validation on the real training images"
             answer["reasons"].append(why if self._fixed_share is None else "--share 0 leaves it out")
         else:
             for category in self._categories:
-                gains = self._gains(category, name, answer["tasks"], by_set)
+                gains = _gains(category, by_set[name], by_set[baseline])
                 answer["categories"][category] = {key: asdict(value) for key, (value, _, _) in gains.items()}
                 for metric, (verdict, before, after) in gains.items():
                     if abs(verdict.gain) >= _NOTABLE_GAIN:
@@ -219,19 +249,6 @@ class Learning:
         if (note := self._shots_note(name, shots)) is not None:
             answer["note"] = note
         return answer
-
-    def _gains(
-        self, category: str, name: str, tasks: Mapping[str, Any], by_set: Mapping[str, list[dict[str, Any]]]
-    ) -> dict[str, tuple[Verdict, float, float]]:
-        found = {}
-        for task, metric in (("classification", "recall"), ("segmentation", "ap")):
-            after, before = (
-                [row["categories"][category][metric] for row in by_set[own] if category in row["categories"]]
-                for own in (name, tasks[task]["baseline"])
-            )
-            if after:
-                found[metric] = downstream.judge(after, before), float(np.mean(before)), float(np.mean(after))
-        return found
 
     def _shots_note(self, name: str, shots: int | None) -> str | None:
         """A note if the dataset was made from more real defects than the shots, according to its manifest."""
@@ -261,5 +278,16 @@ def _summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], metric: str) -> float:
-    return float(np.mean([row[metric] for row in rows]))
+def _gains(
+    category: str, with_it: Sequence[Mapping[str, Any]], without: Sequence[Mapping[str, Any]]
+) -> dict[str, tuple[Verdict, float, float]]:
+    """For each score that tells of a category: the verdict, and the means without and with the dataset."""
+    found = {}
+    for metric in ("recall", "ap"):
+        after, before = (
+            [row["categories"][category][metric] for row in rows if category in row["categories"]]
+            for rows in (with_it, without)
+        )
+        if after:
+            found[metric] = downstream.judge(after, before), float(np.mean(before)), float(np.mean(after))
+    return found

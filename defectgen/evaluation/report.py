@@ -25,7 +25,7 @@ img { display: block; margin: .2em 0 .8em; max-width: 100%; } figure { display: 
 """
 _COLORS = ("#888", "#2166ac", "#5aae61", "#b2182b", "#f4a582", "#762a83", "#c2a5cf", "#8c510a", "#dfc27d")
 _SETS = {
-    "none": "real images only", "traditional": "with flips, brightness, contrast",
+    "none": "real images as they are", "traditional": "with flips, brightness, contrast",
     "mixing": "with these and CutMix, MixUp, CutOut",
 }  # fmt: skip
 _COLUMNS = {
@@ -73,7 +73,7 @@ def _verdicts(of_shots: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
                 interval = f"95% interval {of_task['low']:+.3f} to {of_task['high']:+.3f}, {of_task['seeds']} seeds"
             details = (
                 f"{NAMES[of_task['decided_by']]} {of_task['gain']:+.3f} ({interval}) against "
-                f"{_SETS[of_task['baseline']]}, the best training set without synthetic images; "
+                f"{_SETS[of_shots['augmentation']]}, without synthetic images, which cross-validation chose; "
                 f"{answer['share']:.0%} of the defects in training were synthetic."
             )
             lines.append(f'<p class="small">{escape(details)}</p>')
@@ -101,7 +101,7 @@ def _plus_minus(of_task: Mapping[str, Any]) -> str:
 
 def _label(name: str, datasets: Mapping[str, Any]) -> str:
     return _SETS.get(name) or (
-        f"with flips and {name}" if name in datasets else f"{name.removesuffix(' alone')} only, no real defects"
+        f"with {name}" if name in datasets else f"{name.removesuffix(' alone')} only, no real defects"
     )
 
 
@@ -116,6 +116,7 @@ def _downstream(of_shots: Mapping[str, Any]) -> list[str]:
     parts = [
         f"<h2>Tested on held-out real images, trained with {_shots_label(of_shots['shots'])}</h2>",
         _table(["trained on", *(NAMES[name] for name in names)], rows),
+        f'<p class="small">The training sets with synthetic images: {escape(_SETS[of_shots["augmentation"]])}.</p>',
         _curves({_label(name, datasets): of["curve"] for name, of in sets.items()}),
     ]
     for category, of_category in next(iter(sets.values()))["categories"].items():

@@ -15,8 +15,6 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Final, Literal
 
-from pydantic import ValidationError
-
 from defectgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -100,18 +98,7 @@ class MethodInfo:
         method = self.load()
         if preset not in method.presets:
             raise UsageError(f"--preset {preset}: not a preset of {self.name}; it has {', '.join(method.presets)}")
-        fields = method.Config.model_fields
-        for key in settings:
-            if key not in fields:
-                raise UsageError(f"--set {key}: not a setting of {self.name}; it has {', '.join(sorted(fields))}")
-        try:
-            return method.Config.model_validate({**method.presets[preset], **settings})
-        except ValidationError as error:
-            first = error.errors()[0]
-            if not first["loc"]:  # the error concerns several settings
-                raise UsageError(f"--set: {first['msg']}") from error
-            key = str(first["loc"][0])
-            raise UsageError(f"--set {key}: {first['msg']} ({fields[key].description})") from error
+        return method.Config.checked(method.presets[preset], settings, of=self.name)
 
 
 BUILT_IN: Final = (
@@ -162,6 +149,7 @@ def _built_in() -> dict[str, MethodInfo]:
     return {info.name: info for info in BUILT_IN}
 
 
+@cache
 def _added() -> dict[str, EntryPoint]:
     """Entry points of other packages' methods, not loaded yet. They cannot override a built-in method."""
     return {point.name: point for point in entry_points(group=GROUP) if point.name not in _built_in()}

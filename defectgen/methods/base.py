@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import Tensor
 
+from defectgen.errors import UsageError
 from defectgen.methods.networks import Networks
 
 ANCHOR = 0
@@ -51,6 +52,25 @@ class MethodConfig(BaseModel):
             *others, last = cls.sizes
             raise ValueError(f"should be {', '.join(map(str, others))} or {last}")
         return value
+
+    @classmethod
+    def checked(cls, preset: Mapping[str, object], settings: Mapping[str, str], of: str) -> Self:
+        """The configuration of a preset with `--set key=value` settings applied; `of` is the method's name.
+
+        Raises:
+            UsageError: unknown key or invalid value; the message says what is allowed.
+        """
+        for key in settings:
+            if key not in cls.model_fields:
+                raise UsageError(f"--set {key}: not a setting of {of}; it has {', '.join(sorted(cls.model_fields))}")
+        try:
+            return cls.model_validate({**preset, **settings})
+        except ValidationError as error:
+            first = error.errors()[0]
+            if not first["loc"]:  # the error concerns several settings
+                raise UsageError(f"--set: {first['msg']}") from error
+            key = str(first["loc"][0])
+            raise UsageError(f"--set {key}: {first['msg']} ({cls.model_fields[key].description})") from error
 
 
 @dataclass(frozen=True)

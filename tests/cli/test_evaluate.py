@@ -14,9 +14,9 @@ from defectgen import evaluation
 from defectgen.__main__ import main
 from defectgen.evaluation import EvaluateRequest
 
-SCORES = {name: {"mean": 0.7, "spread": 0.01} for name in ("balanced_accuracy", "ap")}
-BETTER = {name: {"mean": 0.8, "spread": 0.01} for name in ("balanced_accuracy", "ap")}
-VERDICT = {"verdict": "helps", "gain": 0.1, "low": 0.05, "high": 0.15, "seeds": 5, "baseline": "traditional"}
+SCORES = {name: {"mean": 0.7, "spread": 0.01} for name in ("balanced_accuracy", "mean_ap")}
+BETTER = {name: {"mean": 0.8, "spread": 0.01} for name in ("balanced_accuracy", "mean_ap")}
+VERDICT = {"verdict": "helps", "gain": 0.1, "low": 0.05, "high": 0.15, "seeds": 5}
 FOUND: dict[str, Any] = {
     "skipped": [],
     "datasets": {
@@ -28,13 +28,14 @@ FOUND: dict[str, Any] = {
     "downstream": [
         {
             "shots": 5,
+            "augmentation": "traditional",
             "sets": {"traditional": {"scores": SCORES}, "dataset": {"scores": BETTER}},
             "datasets": {
                 "dataset": {
                     "share": 0.25,
                     "tasks": {
                         "classification": {**VERDICT, "decided_by": "balanced_accuracy"},
-                        "segmentation": {**VERDICT, "decided_by": "ap"},
+                        "segmentation": {**VERDICT, "decided_by": "mean_ap"},
                     },
                     "reasons": ["crack gets better: recall 0.50 -> 0.60"],
                 }
@@ -66,8 +67,8 @@ def test_a_verdict_is_printed(requests: list[EvaluateRequest], capsys: pytest.Ca
     assert lines.out.splitlines() == [
         "dataset, 5 shots, classification: helps (balanced accuracy 0.800 with it, 0.700 without, gain +0.050 to "
         "+0.150, 5 seeds, 25% of the defects)",
-        "dataset, 5 shots, segmentation: helps (average precision 0.800 with it, 0.700 without, gain +0.050 to +0.150, "
-        "5 seeds, 25% of the defects)",
+        "dataset, 5 shots, segmentation: helps (average precision, mean of categories 0.800 with it, 0.700 without, "
+        "gain +0.050 to +0.150, 5 seeds, 25% of the defects)",
         "  crack gets better: recall 0.50 -> 0.60",
         "dataset: 2 of 10 synthetic defects are near-copies of real ones",
         "see report/report.html",
