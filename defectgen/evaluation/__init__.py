@@ -39,7 +39,7 @@ from defectgen.evaluation.networks import Kind
 from defectgen.folders import DEFECT, NORMAL, collapsed
 from defectgen.imaging.images import read_image
 from defectgen.imaging.windows import BoolArray, FloatArray, value_range
-from defectgen.nn.features import extractor
+from defectgen.nn.features import Lite0, extractor
 from defectgen.version import __version__
 
 _RESULTS, _REPORT = "results.json", "report.json"
@@ -144,7 +144,7 @@ def evaluate(
         for category, label in labels.items()
         if len(of_real := _of_label(defects, label)) > 1
     }
-    memory = _Memory(train_examples, train)
+    memory = _Memory(figures.network, train_examples, train)
     datasets: dict[str, Any] = {}
     sheets: dict[str, Any] = {}
     for number, (name, images) in enumerate(made.items()):
@@ -330,18 +330,18 @@ def _yardsticks(
 class _Memory:
     """The real defects that samples may copy."""
 
-    def __init__(self, examples: Sequence[Example], images: Sequence[LabeledImage]) -> None:
+    def __init__(self, network: Lite0, examples: Sequence[Example], images: Sequence[LabeledImage]) -> None:
         known = [(e, image) for e, image in zip(examples, images, strict=True) if e.label and e.mask.any()]
         self._examples, self._paths = [e for e, _ in known], [image.path for _, image in known]
-        self._poses = [copies.defects_of(each.x, each.mask) for each in self._examples]
-        self._share = copies.share_of_copies(self._poses)
+        self._gallery = copies.Gallery(network, [(each.x, each.mask) for each in self._examples])
+        self._share = self._gallery.share_of_copies
 
     def of(
         self, made: Sequence[Example], images: Sequence[LabeledImage]
     ) -> tuple[dict[str, Any], list[tuple[FloatArray, FloatArray, float]]]:
         """The number of near-copies with the paths of the nearest pairs, and the windows and similarity of these."""
         shown = [(e, image.path) for e, image in zip(made, images, strict=True) if e.mask.any()]
-        nearest = copies.nearest([copies.defects_of(each.x, each.mask) for each, _ in shown], self._poses)
+        nearest = self._gallery.nearest((each.x, each.mask) for each, _ in shown)
         pairs, worst = [], []
         for i in np.argsort(-nearest.similarity)[:_WORST_PAIRS].tolist():
             (copy, path), original = shown[i], int(nearest.index[i])

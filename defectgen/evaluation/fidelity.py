@@ -170,7 +170,7 @@ class Figures:
     """
 
     def __init__(self, device: torch.device, networks: Mapping[str, Extractor], seed: int) -> None:
-        self._lite0, self._networks, self._seed = lite0(device), networks, seed
+        self.network, self._networks, self._seed = lite0(device), networks, seed
 
     def of_category(
         self, real: Sequence[Example], cut_outs: FloatArray | None
@@ -200,7 +200,7 @@ class Figures:
 
     def _view(self, windows: FloatArray) -> "_View":
         large = upsampled(windows)
-        return _View(windows, embed(self._lite0, large), perceptual(self._lite0, large))
+        return _View(windows, embed(self.network, large), perceptual(self.network, large))
 
     def _compare(self, real: "_View", made: "_View") -> dict[str, float]:
         value, spread = kid_with_spread(real.features, made.features, self._seed)

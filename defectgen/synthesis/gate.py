@@ -52,11 +52,11 @@ def appearance(network: Lite0, x: FloatArray, mask: BoolArray) -> Features:
 
 @dataclass(frozen=True)
 class _Category:
-    """The real defects of a category: how they appear, how far a plausible one may be, and their poses."""
+    """The real defects of a category: how they appear, how far a plausible one may be, and what copies are found in."""
 
     points: Features
     radius: float
-    defects: list[list[list[copies.Pose]]]
+    gallery: copies.Gallery
 
     @classmethod
     def of(cls, network: Lite0, examples: Sequence[Example]) -> "_Category":
@@ -66,7 +66,7 @@ class _Category:
         radius = np.inf
         if len(points) >= _FEWEST:
             radius = float(np.quantile(distances.min(axis=1), 1 - _FALSE_REFUSALS, method="higher"))
-        return cls(points, radius, [copies.defects_of(each.x, each.mask) for each in examples])
+        return cls(points, radius, copies.Gallery(network, [(each.x, each.mask) for each in examples]))
 
     def plausible(self, own: Features) -> bool:
         """Whether a defect lies as near to a real one as real ones do to each other."""
@@ -109,5 +109,4 @@ class Gate:
             return "implausible"
         if not self._copies:
             return None
-        defects = copies.defects_of(x, mask)
-        return "copy" if any(copies.nearest([defects], each.defects).copies[0] for each in mine) else None
+        return "copy" if any(each.gallery.nearest([(x, mask)]).copies[0] for each in mine) else None

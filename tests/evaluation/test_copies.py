@@ -1,11 +1,11 @@
-from typing import Any
-
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from defectgen.evaluation import copies
+from defectgen.evaluation.copies import Gallery
+from defectgen.nn.features import Lite0, lite0
 
 
 def blot(seed: int, size: int = 160) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -34,57 +34,68 @@ def moved(seed: int, degrees: float, scale: float, *, mirrored: bool) -> tuple[N
 
 
 @pytest.fixture(scope="module")
-def real() -> list[Any]:
-    return [copies.defects_of(*blot(seed)) for seed in range(12)]
+def network() -> Lite0:
+    return lite0()
 
 
-def test_copies_are_found_wherever_they_lie(real: list[Any]) -> None:
+@pytest.fixture(scope="module")
+def real(network: Lite0) -> Gallery:
+    return Gallery(network, [blot(seed) for seed in range(12)])
+
+
+def test_copies_are_found_wherever_they_lie(real: Gallery) -> None:
     turned = [(0.0, 1.0), (37.0, 0.8), (90.0, 1.0), (205.0, 1.25)]
     made = [
-        copies.defects_of(*moved(seed, degrees, scale, mirrored=seed % 2 == 1))
+        moved(seed, degrees, scale, mirrored=seed % 2 == 1)
         for seed in range(12)
         for degrees, scale in turned[seed % 2 :: 2]
     ]
-    found = copies.nearest(made, real)
+    found = real.nearest(made)
     assert found.index.tolist() == [seed for seed in range(12) for _ in range(2)]
     assert found.copies.mean() > 0.9
 
 
-def test_others_are_not_copies(real: list[Any]) -> None:
-    found = copies.nearest([copies.defects_of(*blot(seed)) for seed in range(100, 124)], real)
-    assert not found.copies.any()
-    assert copies.share_of_copies(real) == 0
-    assert copies.share_of_copies([*real[:2], real[0]]) == pytest.approx(2 / 3)
-    assert copies.share_of_copies(real[:1]) == 0
+def test_others_are_not_copies(real: Gallery, network: Lite0) -> None:
+    assert not real.nearest([blot(seed) for seed in range(100, 124)]).copies.any()
+    assert real.share_of_copies == 0
+    assert Gallery(network, [blot(0), blot(1), blot(0)]).share_of_copies == pytest.approx(2 / 3)
+    assert Gallery(network, [blot(0)]).share_of_copies == 0
 
 
-def test_a_defect_of_a_pixel_harms_nothing(real: list[Any]) -> None:
+def test_the_same_form_with_another_face_is_no_copy(real: Gallery) -> None:
+    """The features count, not the mask alone: a blot's mask on plain ground, and on the shading of another blot."""
+    x, mask = blot(5)
+    plain = np.random.default_rng(9).normal(0.2, 0.02, x.shape).astype(np.float32)
+    assert not real.nearest([(plain, mask), (-x, mask)]).copies.any()
+    (it,) = real.nearest([(x, mask)]).similarity
+    assert it == pytest.approx(1, abs=1e-4)
+
+
+def test_a_defect_of_a_pixel_harms_nothing(real: Gallery, network: Lite0) -> None:
     x, mask = np.zeros((1, 40, 40), np.float32), np.zeros((40, 40), np.bool_)
     mask[20, 20] = True
-    speck = copies.defects_of(x, mask)
-    assert copies.nearest([copies.defects_of(*blot(3))], [speck, *real]).copies[0]
-    assert np.isfinite(copies.nearest([speck], real).similarity).all()
+    assert Gallery(network, [(x, mask), blot(3)]).nearest([blot(3)]).index[0] == 1
+    assert np.isfinite(real.nearest([(x, mask)]).similarity).all()
 
 
-def test_one_of_several_defects_is_enough(real: list[Any]) -> None:
+def test_one_of_several_defects_is_enough(real: Gallery, network: Lite0) -> None:
     """A cut-out is one piece of a photograph's defects."""
     x, mask = blot(3)
     other, there = blot(200)
     beside = np.concatenate([x, other], axis=2), np.concatenate([mask, there], axis=1)
-    assert copies.nearest([copies.defects_of(*beside)], real).copies[0]
-    both = [*real[:3], copies.defects_of(*beside)]
-    assert copies.nearest([real[3]], both).index[0] == 3
+    assert real.nearest([beside]).copies[0]
+    assert Gallery(network, [blot(0), blot(1), beside]).nearest([blot(3)]).index[0] == 2
 
 
-def test_round_defects_have_no_direction() -> None:
+def test_round_defects_have_no_direction(network: Lite0) -> None:
     yy, xx = np.indices((80, 80)) - 40
     mask = np.hypot(yy, xx) < 14
     x = np.where(mask, -0.5 + xx / 60, 0.3)[None].astype(np.float32)
     assert len(copies.poses(x, mask)) == 8
     assert len(copies.poses(x, mask & (abs(yy) < 5))) == 4
     turned = np.ascontiguousarray(np.rot90(x, axes=(1, 2)))
-    table = copies.similarity(copies.poses(turned, mask)[:1], copies.poses(x, mask))
-    assert table[0, 4:].max() > max(copies.COPY, table[0, :4].max() + 0.05)  # only a quarter turn makes them one
+    (similarity,) = Gallery(network, [(x, mask)]).nearest([(turned, mask)]).similarity
+    assert similarity > 0.9  # a quarter turn makes them one
 
 
 def test_agreement_by_hand() -> None:

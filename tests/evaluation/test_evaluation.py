@@ -239,7 +239,7 @@ def test_a_share_of_0_that_was_asked_for_is_not_said_to_be_chosen(
     assert not any("cross-validation" in line for line in lines)
 
 
-def plate(rng: np.random.Generator, category: str, x: int) -> tuple[Any, Any]:
+def plate(rng: np.random.Generator, category: str, x: int) -> Any:
     """A part on a dark backdrop with a disc at column x: a notch of the backdrop's brightness, or a bright spot."""
     pixels = rng.normal(30, 4, (128, 128))
     pixels[:, 50:] += 100
@@ -247,7 +247,8 @@ def plate(rng: np.random.Generator, category: str, x: int) -> tuple[Any, Any]:
     mask[:, :50] &= x < 50
     mask &= category != "normal"
     pixels[mask] = rng.normal(30 if category == "notch" else 230, 4, int(mask.sum()))
-    return np.roll((np.clip(pixels, 0, 255).astype(np.uint8), mask.astype(np.uint8) * 255), rng.integers(128), axis=1)
+    shift = rng.integers(128)
+    return tuple(np.roll(each, shift, axis=0).astype(np.uint8) for each in (np.clip(pixels, 0, 255), mask * 255))
 
 
 @pytest.mark.usefixtures("one_augmentation")
