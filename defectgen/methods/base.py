@@ -139,8 +139,12 @@ class Method(Protocol):
     @property
     def task(self) -> Task: ...
 
-    def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
-        """Run one training step and return the losses by name, detached. Random numbers come from `rng` (CPU)."""
+    def training_step(self, batch: Batch, step: int, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
+        """Run one training step and return the losses by name, detached.
+
+        `progress`, 0..1, is the larger part of the run's steps and of its time that is used; every schedule follows it.
+        Random numbers come from `rng` (CPU).
+        """
         ...
 
     def generate(self, request: GenerateBatch) -> Generated:

@@ -282,7 +282,7 @@ class DCDGANc:
         """Domains [B] (from 1, as the normals are not a class) to one-hot c [B, N]."""
         return F.one_hot(y - 1, self.classes).float()
 
-    def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
         """Table 1: update E, then G, then D."""
         config, image = self.config, batch.x
         c = self.class_code(batch.y)

@@ -41,8 +41,8 @@ class DefectGANConfig(MethodConfig):
     blocks: int = Field(3, ge=1, description="residual blocks in G's encoder, and as many in its decoder")
     control_channels: int = Field(64, ge=1, description="channels of SPADE's convolution on A (SPADE has 128)")
     critic_steps: int = Field(5, ge=1, description="updates of D per update of G")
-    lr: float = Field(2e-4, gt=0, description="learning rate at the first step")
-    lr_end: float = Field(1e-6, ge=0, description="learning rate at the last step; changes linearly")
+    lr: float = Field(2e-4, gt=0, description="learning rate at the start")
+    lr_end: float = Field(1e-6, ge=0, description="learning rate at the end; changes linearly")
     lambda_gp: float = Field(10.0, ge=0, description="weight of the gradient penalty")
     lambda_cls_r: float = Field(2.0, ge=0, description="weight of equation 6, for D")
     lambda_cls_f: float = Field(5.0, ge=0, description="weight of equation 7, for G")
@@ -53,7 +53,7 @@ class DefectGANConfig(MethodConfig):
         0.0,
         ge=0,
         lt=0.5,
-        description="fraction of the steps that train D alone; the weights of the maps' losses rise over as many steps",
+        description="part of the training in which D trains alone; the weights of the maps' losses rise over another",
     )
     masks: bool = Field(False, description="control maps follow the masks of defects that have one")
     lambda_where: float = Field(5.0, ge=0, description="weight of what G paints where A is 0, with `masks`")
@@ -254,21 +254,21 @@ class DefectGAN:
         }
         self.networks = Networks(modules, optimizers, averaged=("G",), device=device)
 
-    def lr(self, step: int) -> float:
-        """The learning rate at a step. It changes linearly from `lr` to `lr_end`."""
-        return self.config.lr + (self.config.lr_end - self.config.lr) * min(1.0, step / self.config.steps)
+    def lr(self, progress: float) -> float:
+        """The learning rate. It changes linearly from `lr` to `lr_end`."""
+        return self.config.lr + (self.config.lr_end - self.config.lr) * progress
 
-    def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
         """Update D and, at every `critic_steps`-th step, G. `x` are normals; `x_ref` defective, with `a_ref`."""
         n, d = batch.x, batch.x_ref
         assert batch.a_ref is not None
         c = batch.a_ref.amax(dim=(2, 3))
         a = batch.a_ref if self.config.masks else c[:, :, None, None].expand_as(batch.a_ref)
         noise = Noise.seeded(draw_seed(rng), self.device)
-        self.networks.begin(self.lr(step))
+        self.networks.begin(self.lr(progress))
         parts = self._update_d(n, d, a, c, noise, rng)
         # Until D can tell categories apart, G does best to paint nothing, and its maps then stay empty.
-        map_weight = self._map_weight(step)
+        map_weight = self._map_weight(progress)
         if step % self.config.critic_steps == self.config.critic_steps - 1 and map_weight > 0:
             parts |= self._update_g(n, d, a, c, noise, map_weight)
         return {name: value.detach() for name, value in parts.items()}
@@ -295,10 +295,9 @@ class DefectGAN:
         self.networks.step("D")
         return parts
 
-    def _map_weight(self, step: int) -> float:
+    def _map_weight(self, progress: float) -> float:
         """The factor on the weights of the maps' losses: 0 or less while D trains alone, then rising to 1."""
-        warmup = self.config.warmup * self.config.steps
-        return min(1.0, (step + 1) / warmup - 1) if warmup else 1.0
+        return min(1.0, progress / self.config.warmup - 1) if self.config.warmup else 1.0
 
     def _update_g(
         self, n: Tensor, d: Tensor, a: Tensor, c: Tensor, noise: Noise, map_weight: float

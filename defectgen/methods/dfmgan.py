@@ -244,15 +244,15 @@ class DFMGAN:
         self.D.load_state_dict(own)
         self.statistics.load_state_dict(unflatten("s", tensors))
 
-    def lr(self, step: int) -> float:
-        """The learning rate at a step. It is constant, then falls linearly to 0 over the second half of its stage."""
-        first = self.config.backbone_steps
-        done = step / first if step < first else (step - first) / max(self.config.steps - first, 1)
+    def lr(self, progress: float) -> float:
+        """The learning rate. It is constant, then falls linearly to 0 over the second half of its stage."""
+        first = self.config.backbone_steps / self.config.steps
+        done = progress / first if progress < first else (progress - first) / max(1 - first, 1e-9)
         return self.config.lr * min(1.0, 2 * (1 - done))
 
-    def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
         """Stage 1 trains on `batch.x`, stage 2 on `batch.x_ref` with the masks `batch.a_ref`."""
-        self.networks.begin(self.lr(step))
+        self.networks.begin(self.lr(progress))
         stage = self._stage_1 if step < self.config.backbone_steps else self._stage_2
         return {name: value.detach() for name, value in stage(batch, step, rng).items()}
 

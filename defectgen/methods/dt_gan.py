@@ -426,15 +426,16 @@ class DTGAN:
         }
         self.networks = Networks(modules, optimizers, averaged=("M", "E", "G"), device=device)
 
-    def lambda_ds(self, step: int) -> float:
-        """The weight of the diversity loss at a step. It falls linearly to 0 at the last step (StarGAN v2)."""
-        return self.config.lambda_ds * max(0.0, 1 - step / self.config.steps)
+    def lambda_ds(self, progress: float) -> float:
+        """The weight of the diversity loss. It falls linearly to 0 at the end (StarGAN v2)."""
+        return self.config.lambda_ds * (1 - progress)
 
-    def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
         latents = None  # None in a reference-guided step
         if step % 2 == 0:
             latents = torch.randn(2, len(batch.x), self.M.latent_size, generator=rng).to(self.device)
-        return self._discriminator_step(batch, step, latents, rng) | self._generator_step(batch, step, latents, rng)
+        discriminator = self._discriminator_step(batch, step, latents, rng)
+        return discriminator | self._generator_step(batch, progress, latents, rng)
 
     def _target(self, batch: Batch, latent: Tensor | None) -> tuple[Tensor, Tensor]:
         """The target's c and s: M makes them from a latent code, or E from the reference image."""
@@ -470,7 +471,7 @@ class DTGAN:
         return {name: value.detach() for name, value in losses.items()}
 
     def _generator_step(
-        self, batch: Batch, step: int, latents: Tensor | None, rng: torch.Generator
+        self, batch: Batch, progress: float, latents: Tensor | None, rng: torch.Generator
     ) -> dict[str, Tensor]:
         config = self.config
         x, y, y_t = batch.x, batch.y, batch.y_ref
@@ -500,7 +501,7 @@ class DTGAN:
             "bg": (config.lambda_bg, class_loss(d_bg.float(), batch.p)),
         }
         if ds is not None:
-            parts["ds"] = (-self.lambda_ds(step), ds)
+            parts["ds"] = (-self.lambda_ds(progress), ds)
         total = torch.stack([weight * value.float() for weight, value in parts.values()]).sum()
         # As in StarGAN v2, a reference-guided step trains only G.
         self._update(total, *(["G"] if latents is None else ["G", "M", "E"]))

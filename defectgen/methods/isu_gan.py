@@ -54,7 +54,7 @@ class ISUGANConfig(MethodConfig):
     lambda_identity: float = Field(5.0, ge=0, description="weight of equation 11")
     residual: bool = Field(False, description="the generators output a change of the image, not the whole image")
     crosswise: bool = Field(False, description="discriminators also see real images of the other kind as fakes")
-    ssim_part: float = Field(0.1, ge=0, le=1, description="fraction of steps with SSIM losses: k = 10 of 100 epochs")
+    ssim_part: float = Field(0.1, ge=0, le=1, description="part of the training with SSIM losses: k = 10 of 100 epochs")
 
 
 # --- Networks, in the order of the data flow -------------------------------------------------------------------
@@ -263,15 +263,15 @@ class ISUGAN:
         }
         self.networks = Networks(modules, optimizers, averaged=("G_n2p", "G_p2n"), device=device)
 
-    def lr(self, step: int) -> float:
-        """The learning rate at a step. It is constant, then falls linearly to 0 over the second half (CycleGAN)."""
-        return self.config.lr * min(1.0, 2 * (1 - step / self.config.steps))
+    def lr(self, progress: float) -> float:
+        """The learning rate. It is constant, then falls linearly to 0 over the second half (CycleGAN)."""
+        return self.config.lr * min(1.0, 2 * (1 - progress))
 
-    def training_step(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
         """Update both generators, then both discriminators. `batch.x` are normals p, `batch.x_ref` defective n."""
         config, p, n = self.config, batch.x, batch.x_ref
-        by_ssim = step < config.ssim_part * config.steps
-        self.networks.begin(self.lr(step))
+        by_ssim = progress < config.ssim_part
+        self.networks.begin(self.lr(progress))
 
         for each in (self.D_p, self.D_n):
             each.requires_grad_(False)

@@ -25,7 +25,10 @@ BACKBONE = "backbone.safetensors"
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """Everything that a training run depends on. It ends after `config.steps` or `seconds`, whichever comes first."""
+    """Everything that a training run depends on. It ends after `config.steps` or `seconds`, whichever comes first.
+
+    Both count from the start of the run, also when it is resumed.
+    """
 
     method: str
     name: str
@@ -54,7 +57,8 @@ class Run:
         self._checkpoint = folder / "checkpoint.safetensors"
         self._metrics = folder / "metrics.jsonl"
 
-    def begin(self, *, overwrite: bool) -> int:
+    def begin(self, *, overwrite: bool) -> tuple[int, float]:
+        """Start an empty run folder: the first step, and 0 seconds."""
         if self._checkpoint.exists() and not overwrite:
             raise UsageError(
                 f"{self.folder}: a run exists; use --resume to continue, --overwrite to replace it, or another --name"
@@ -62,9 +66,10 @@ class Run:
         for stale in (self._checkpoint, self._metrics, *(self.folder / "previews").glob("*.jpg")):
             stale.unlink(missing_ok=True)
         files.write(self.folder / "config.json", json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n")
-        return 0
+        return 0, 0.0
 
-    def resume(self) -> int:
+    def resume(self) -> tuple[int, float]:
+        """Load the checkpoint: the next step, and the seconds that were trained."""
         if not self._checkpoint.exists():
             raise WeightsError(f"{self._checkpoint}: no checkpoint to resume; run without --resume")
         tensors, saved = checkpoint.load(self._checkpoint)
@@ -79,7 +84,7 @@ class Run:
         self._method.networks.load_state(unflatten("training", tensors))
         self._average.load_state(unflatten("average", tensors))
         self._drop_metrics_after(saved["step"])
-        return int(saved["step"])
+        return int(saved["step"]), float(saved.get("seconds", 0.0))
 
     def _drop_metrics_after(self, step: int) -> None:
         """Drop the metrics of steps after the checkpoint. These steps will be repeated."""
@@ -93,10 +98,10 @@ class Run:
         with files.disk_errors(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def checkpoint(self, step: int) -> None:
+    def checkpoint(self, step: int, seconds: float) -> None:
         tensors = {f"training.{name}": value for name, value in self._method.networks.state().items()}
         tensors |= {f"average.{name}": value for name, value in self._average.state().items()}
-        checkpoint.save(self._checkpoint, tensors, {"step": step, "identity": self._identity})
+        checkpoint.save(self._checkpoint, tensors, {"step": step, "seconds": seconds, "identity": self._identity})
 
     def preview(self, batch: Batch, step: int, seed: int) -> None:
         """Write a sheet with a row for each example: a normal, three defects on it, and a real defect of that category.

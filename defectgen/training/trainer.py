@@ -1,10 +1,10 @@
 """Trains a method: the loop with averaged weights, previews, metrics and checkpoints, and exact resuming.
 
-Every random number of a step depends only on (seed, rank, step), and every schedule is a function of the step. So a
-checkpoint needs no state of a random generator.
+Every random number of a step depends only on (seed, rank, step), and every schedule follows the progress: the larger
+part of the steps and of the time that is used. So a checkpoint needs the step and the seconds, and no state of a random
+generator.
 """
 
-import math
 import signal
 import time
 from collections import deque
@@ -68,7 +68,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     """Train, and write `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and the model.
 
     A method with two stages also writes `backbone.safetensors`. A time limit is divided between the stages as the
-    steps are.
+    steps are, and counts the time before the run was resumed.
 
     Raises:
         UsageError: the run folder is in use, or a run is resumed with another configuration, or the training diverged.
@@ -83,26 +83,27 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     method = build(request.method, config, task, device, request.seed)
     average = Average(method.networks.averaged, config.ema)
     run = Run(request.run, method, average, identity(request, task, before))
-    start = run.resume() if request.resume else run.begin(overwrite=request.overwrite)
+    start, seconds_before = run.resume() if request.resume else run.begin(overwrite=request.overwrite)
     first = method.backbone_steps if isinstance(method, Staged) else 0
     if backbone is not None and not request.resume:
         start = run.take_backbone(backbone)
 
-    backbone_seconds = math.inf if request.seconds is None else request.seconds * first / config.steps
+    clock = _Clock(config.steps, request.seconds, start / config.steps if backbone is not None else 0.0)
     feeder = Feeder(windows, config.batch_size, request.seed, device, request.workers)
-    began = checkpointed = previewed = time.monotonic()
+    checkpointed = previewed = time.monotonic()
+    began = checkpointed - seconds_before
     step, losses = start, dict[str, float]()
     monitor = _Monitor(method)
     try:
         examples = feeder.examples()
         with _stop_signals() as stop:
-            while step < config.steps and not stop:
+            while (progress := clock.progress(step, time.monotonic() - began)) < 1 and not stop:
                 batch = feeder.batch(step)
-                tensors = method.training_step(batch, step, torch_rng(request.seed, RANK, step))
+                tensors = method.training_step(batch, step, progress, torch_rng(request.seed, RANK, step))
                 step += 1
                 average.update(step if step <= first else step - first)
                 now = time.monotonic()
-                if start < first and step <= first and (step == first or now - began >= backbone_seconds):
+                if start < first and step <= first and clock.progress(step, now - began) >= first / config.steps:
                     run.finish_backbone()
                     step = first
                 logged = step % _LOG_EVERY == 0
@@ -110,20 +111,19 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
                     losses = {name: float(value) for name, value in tensors.items()}
                     _check_finite(losses, step)
                     run.log({"step": step, "seconds": round(now - began, 3), **losses})
-                progress = _progress(step, start, config, request.seconds, now - began, losses if logged else {})
-                on_step(replace(progress, diagnosis=monitor.add(losses)) if logged else progress)
+                rate = (step - start) / max(now - began - seconds_before, 1e-9)
+                told = _told(step, rate, config, request.seconds, now - began, losses if logged else {})
+                on_step(replace(told, diagnosis=monitor.add(losses)) if logged else told)
                 # Also at powers of two, so that the first checkpoints and previews come early.
                 early = step & (step - 1) == 0
                 if early or now - checkpointed > _CHECKPOINT_SECONDS:
-                    run.checkpoint(step)
+                    run.checkpoint(step, now - began)
                     checkpointed = time.monotonic()
                 if (early and step >= 64) or now - previewed > _PREVIEW_SECONDS:
                     run.preview(examples, step, request.seed)
                     previewed = time.monotonic()
-                if request.seconds is not None and now - began >= request.seconds:
-                    break
             if step > start:
-                run.checkpoint(step)
+                run.checkpoint(step, time.monotonic() - began)
                 run.preview(examples, step, request.seed)
     except torch.OutOfMemoryError as error:
         smaller = max(1, config.batch_size // 2)
@@ -180,7 +180,12 @@ def estimate(request: TrainSpec) -> dict[str, Any]:
         seconds = []
         for step in range(4 if count else 0):
             began = time.perf_counter()
-            method.training_step(feeder.batch(step), start + step, torch_rng(request.seed, RANK, step))
+            method.training_step(
+                feeder.batch(step),
+                start + step,
+                min(1.0, (start + step) / config.steps),
+                torch_rng(request.seed, RANK, step),
+            )
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - began)
@@ -209,15 +214,23 @@ def estimate(request: TrainSpec) -> dict[str, Any]:
     }
 
 
-def _progress(
-    step: int,
-    start: int,
-    config: MethodConfig,
-    limit: float | None,
-    elapsed: float,
-    losses: Mapping[str, float],
+@dataclass(frozen=True)
+class _Clock:
+    """The progress of a run, 0..1. `before` is the part that another run's backbone replaces."""
+
+    steps: int
+    seconds: float | None
+    before: float
+
+    def progress(self, step: int, elapsed: float) -> float:
+        """The larger part of the steps and of the time, `elapsed` seconds, that is used."""
+        of_time = 0.0 if self.seconds is None else self.before + (1 - self.before) * elapsed / self.seconds
+        return min(1.0, max(step / self.steps, of_time))
+
+
+def _told(
+    step: int, rate: float, config: MethodConfig, limit: float | None, elapsed: float, losses: Mapping[str, float]
 ) -> Progress:
-    rate = (step - start) / max(elapsed, 1e-9)
     left = (config.steps - step) / rate
     if limit is not None:
         left = min(left, max(limit - elapsed, 0.0))

@@ -142,7 +142,7 @@ def test_the_discriminator_depends_on_the_class(method: DCDGANc) -> None:
 
 def test_a_step_updates_encoder_generator_and_discriminator(method: DCDGANc) -> None:
     before = {name: [p.clone() for p in module.parameters()] for name, module in method.networks.modules.items()}
-    losses = method.training_step(batch(), 0, generator())
+    losses = method.training_step(batch(), 0, 0.0, generator())
     assert set(losses) == {"adv", "p", "kl", "l", "D", "D_gp"}
     for name, module in method.networks.modules.items():
         moved = [not torch.equal(a, b) for a, b in zip(before[name], module.parameters(), strict=True)]
@@ -155,7 +155,7 @@ def test_the_latent_loss_trains_only_the_generator() -> None:
     one, other = (DCDGANc(config.model_copy(update=u), TASK, CPU) for u in ({}, {"lambda_l": 0.0}))
     other.networks.load_state(one.networks.state())
     for each in (one, other):
-        each.training_step(batch(), 0, generator())
+        each.training_step(batch(), 0, 0.0, generator())
     for a, b in zip(one.E.parameters(), other.E.parameters(), strict=True):
         assert torch.equal(a, b)
     assert any(not torch.equal(a, b) for a, b in zip(one.G.parameters(), other.G.parameters(), strict=True))
@@ -163,17 +163,17 @@ def test_the_latent_loss_trains_only_the_generator() -> None:
 
 def test_steps_are_reproducible_and_resumable(method: DCDGANc) -> None:
     for step in range(2):
-        method.training_step(batch(step), step, generator(step))
+        method.training_step(batch(step), step, step / CONFIG.steps, generator(step))
     fresh = DCDGANc(CONFIG, TASK, CPU)
     fresh.networks.load_state({key: value.clone() for key, value in method.networks.state().items()})
     for each in (method, fresh):
-        each.training_step(batch(2), 2, generator(2))
+        each.training_step(batch(2), 2, 2 / CONFIG.steps, generator(2))
     for key, value in method.networks.state().items():
         assert torch.equal(value, fresh.networks.state()[key]), key
 
 
 def test_a_short_training_learns_class_and_style(method: DCDGANc) -> None:
-    steps = [method.training_step(batch(step, 8), step, generator(step)) for step in range(180)]
+    steps = [method.training_step(batch(step, 8), step, step / CONFIG.steps, generator(step)) for step in range(180)]
     assert steps[-1]["p"] < 0.35 * steps[0]["p"]
     x, y = contents(16, seed=1000)
     with torch.no_grad():

@@ -74,7 +74,7 @@ def trained() -> DefectGAN:
         torch.manual_seed(1)
         method = DefectGAN(CONFIG, TASK, CPU)
     for step in range(CONFIG.steps):
-        method.training_step(batch(step), step, generator(step))
+        method.training_step(batch(step), step, step / CONFIG.steps, generator(step))
     return method
 
 
@@ -165,7 +165,7 @@ def test_the_generators_loss_is_the_weighted_sum(method: DefectGAN, monkeypatch:
             "step",
             lambda: kept.append(method.G.head.weight.grad.clone()),  # type: ignore[union-attr]
         )
-        method.training_step(batch(), 0, generator())
+        method.training_step(batch(), 0, 0.0, generator())
         return kept[0]
 
     nothing = dict.fromkeys(["lambda_cls_f", "lambda_rec", "lambda_sd_cyc", "lambda_sd_con", "lambda_where"], 0.0)
@@ -183,32 +183,32 @@ def test_the_generator_learns_at_every_fifth_step(method: DefectGAN) -> None:
     method.config = CONFIG.model_copy(update={"critic_steps": 5})
     for step in range(10):
         before = [p.clone() for p in method.G.parameters()]
-        losses = method.training_step(batch(step), step, generator(step))
+        losses = method.training_step(batch(step), step, step / CONFIG.steps, generator(step))
         moved = any(not torch.equal(a, b) for a, b in zip(before, method.G.parameters(), strict=True))
         assert moved == ("rec" in losses) == (step % 5 == 4)
 
 
 def test_warmup_trains_the_critic_alone_then_raises_the_map_weights(method: DefectGAN) -> None:
     method.config = CONFIG.model_copy(update={"warmup": 0.1, "critic_steps": 1, "steps": 40})
-    trained = ["rec" in method.training_step(batch(step), step, generator(step)) for step in range(6)]
-    assert trained == [False, False, False, False, True, True]
-    assert [method._map_weight(step) for step in (3, 4, 5, 7, 30)] == pytest.approx([0, 0.25, 0.5, 1, 1])
+    trained = ["rec" in method.training_step(batch(step), step, step / 40, generator(step)) for step in range(6)]
+    assert trained == [False, False, False, False, False, True]
+    assert [method._map_weight(part) for part in (0.1, 0.125, 0.15, 0.2, 0.8)] == pytest.approx([0, 0.25, 0.5, 1, 1])
 
 
 def test_the_learning_rate_falls_linearly(method: DefectGAN) -> None:
     config = info("defect-gan").configure("paper", {})
     method.config = config  # type: ignore[assignment]
-    assert [method.lr(step) for step in (0, 250_000, 500_000)] == pytest.approx([2e-4, 1.005e-4, 1e-6])
+    assert [method.lr(progress) for progress in (0, 0.5, 1)] == pytest.approx([2e-4, 1.005e-4, 1e-6])
 
 
 def test_a_step_updates_and_resumes_exactly(method: DefectGAN) -> None:
     for step in range(2):
-        method.training_step(batch(step), step, generator(step))
+        method.training_step(batch(step), step, step / CONFIG.steps, generator(step))
     fresh = DefectGAN(CONFIG, TASK, CPU)
     fresh.networks.load_state({key: value.clone() for key, value in method.networks.state().items()})
     for each in (method, fresh):
         for step in (2, 3):
-            each.training_step(batch(step), step, generator(step))
+            each.training_step(batch(step), step, step / CONFIG.steps, generator(step))
     for key, value in method.networks.state().items():
         assert torch.equal(value, fresh.networks.state()[key]), key
 
@@ -224,7 +224,7 @@ def test_without_masks_the_map_is_the_label_everywhere(method: DefectGAN, monkey
         return forward(self, x, a, noise)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Generator, "forward", spy)
-    losses = method.training_step(batch(), 0, generator())
+    losses = method.training_step(batch(), 0, 0.0, generator())
     assert "where" not in losses
     assert all(torch.equal(a, a[..., :1, :1].expand_as(a)) for a in seen)
     assert {tuple(row[:, 0, 0].tolist()) for row in seen[0]} == {(1, 0), (0, 1), (0, 0)}

@@ -140,7 +140,7 @@ def test_stage_1_trains_the_backbone_and_stage_2_all_but_the_backbone(method: DF
         return {key: value.clone() for key, value in method.networks.state().items() if not key.startswith("adam")}
 
     before = state()
-    losses = method.training_step(batch(), 0, generator())
+    losses = method.training_step(batch(), 0, 0.0, generator())
     assert set(losses) == {"g", "pl", "d", "r1", "p"}
     parts = moved(before, method)
     assert "G.backbone" in parts
@@ -148,7 +148,7 @@ def test_stage_1_trains_the_backbone_and_stage_2_all_but_the_backbone(method: DF
     assert not any(part.startswith(("G.residual", "G.to_mask", "G.mapping", "D_match")) for part in parts)
 
     before = state()
-    losses = method.training_step(batch(), 4, generator())
+    losses = method.training_step(batch(), 4, 4 / CONFIG.steps, generator())
     assert set(losses) == {"g", "match_g", "ms", "area", "masked", "empty", "rim", "d", "r1", "p", "match_d"}
     parts = moved(before, method)
     assert "G.backbone" not in parts
@@ -157,17 +157,17 @@ def test_stage_1_trains_the_backbone_and_stage_2_all_but_the_backbone(method: DF
 
 
 def test_the_learning_rate_falls_at_the_end_of_each_stage(method: DFMGAN) -> None:
-    rates = [method.lr(step) / CONFIG.lr for step in (0, 2, 3, 4, 6, 7)]
+    rates = [method.lr(step / CONFIG.steps) / CONFIG.lr for step in (0, 2, 3, 4, 6, 7)]
     assert rates == pytest.approx([1, 1, 0.5, 1, 1, 0.5])
 
 
 @pytest.mark.parametrize("step", [2, 5])
 def test_training_resumes_exactly(method: DFMGAN, step: int) -> None:
-    method.training_step(batch(), step, generator())
+    method.training_step(batch(), step, step / CONFIG.steps, generator())
     fresh = DFMGAN(CONFIG, TASK, CPU)
     fresh.networks.load_state({key: value.clone() for key, value in method.networks.state().items()})
     for each in (method, fresh):
-        each.training_step(batch(1), step + 1, generator(1))
+        each.training_step(batch(1), step + 1, (step + 1) / CONFIG.steps, generator(1))
     for key, value in method.networks.state().items():
         assert torch.equal(value, fresh.networks.state()[key]), key
 
@@ -210,7 +210,7 @@ def test_few_examples_do_not_end_in_copies(examples: int) -> None:
     for step in range(1, 31):
         rows = torch.randint(examples, (4,), generator=generator(step))
         drawn = Batch(**{name: value[rows] for name, value in vars(real).items()})
-        method.training_step(drawn, step, generator(step))
+        method.training_step(drawn, step, step / 1000, generator(step))
     made = method.generate(GenerateBatch(torch.zeros(8, 0), torch.ones(8).long(), [torch_rng(i) for i in range(8)]))
     assert made.mask is not None
     masks, of_real = made.mask.flatten(1) > 0, real.a_ref.amax(dim=1).flatten(1) > 0

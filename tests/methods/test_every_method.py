@@ -149,7 +149,7 @@ def test_a_step_changes_the_networks_and_their_state_suffices(name: str, trained
     y, p = torch.ones(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
     batch = Batch(x, y, p, x.flip(3), y, p, masks)
     before = {key: value.clone() for key, value in first.networks.state().items()}
-    losses = first.training_step(batch, 1, torch.Generator().manual_seed(2))
+    losses = first.training_step(batch, 1, 0.5, torch.Generator().manual_seed(2))
     assert all(torch.isfinite(value) for value in losses.values())
     after = first.networks.state()
     assert any(not torch.equal(value, before[key]) for key, value in after.items() if key in before)

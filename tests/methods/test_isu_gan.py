@@ -131,11 +131,11 @@ def test_ssim_comes_first_and_then_l1(method: ISUGAN) -> None:
     b = Batch(identical["x"], b.y[:2], b.p[:2], identical["x_ref"], b.y_ref[:2], b.p_ref[:2])
     with torch.no_grad():
         kept = method.G_n2p(b.x)
-    before = method.training_step(b, 9, generator())["identity"]
+    before = method.training_step(b, 9, 9 / CONFIG.steps, generator())["identity"]
     assert before.item() == pytest.approx(1 - ssim(b.x, kept).item(), abs=1e-3)
     with torch.no_grad():
         kept = method.G_n2p(b.x)
-    after = method.training_step(b, 10, generator())["identity"]
+    after = method.training_step(b, 10, 10 / CONFIG.steps, generator())["identity"]
     assert after.item() == pytest.approx(F.l1_loss(b.x, kept).item(), abs=1e-4)
 
 
@@ -143,13 +143,13 @@ def test_ssim_comes_first_and_then_l1(method: ISUGAN) -> None:
 
 
 def test_the_learning_rate_falls_over_the_second_half(method: ISUGAN) -> None:
-    rates = [method.lr(step) / CONFIG.lr for step in (0, 49, 50, 75, 100)]
+    rates = [method.lr(progress) / CONFIG.lr for progress in (0, 0.49, 0.5, 0.75, 1)]
     assert rates == pytest.approx([1, 1, 1, 0.5, 0])
 
 
 def test_a_step_updates_all_four_networks_and_resumes(method: ISUGAN) -> None:
     before = {name: [p.clone() for p in module.parameters()] for name, module in method.networks.modules.items()}
-    losses = method.training_step(batch(), 0, generator())
+    losses = method.training_step(batch(), 0, 0.0, generator())
     assert set(losses) == {"gan", "cycle", "identity", "D_p", "D_n"}
     for name, module in method.networks.modules.items():
         moved = [not torch.equal(a, b) for a, b in zip(before[name], module.parameters(), strict=True)]
@@ -157,14 +157,14 @@ def test_a_step_updates_all_four_networks_and_resumes(method: ISUGAN) -> None:
     fresh = ISUGAN(CONFIG, TASK, CPU)
     fresh.networks.load_state({key: value.clone() for key, value in method.networks.state().items()})
     for each in (method, fresh):
-        each.training_step(batch(1), 1, generator(1))
+        each.training_step(batch(1), 1, 1 / CONFIG.steps, generator(1))
     for key, value in method.networks.state().items():
         assert torch.equal(value, fresh.networks.state()[key]), key
 
 
 def test_a_short_training_learns_to_keep_normals_and_to_repair(method: ISUGAN) -> None:
     for step in range(90):
-        method.training_step(batch(step), step, generator(step))
+        method.training_step(batch(step), step, step / CONFIG.steps, generator(step))
     test = batch(7000, 8)
     with torch.no_grad():
         kept, repaired = method.repair(test.x), method.repair(test.x_ref)
@@ -183,7 +183,7 @@ def test_residual_generators_change_only_the_defect() -> None:
     with torch.no_grad():
         assert F.l1_loss(method.repair(test.x), test.x) < 0.1
     for step in range(90):
-        method.training_step(batch(step), step, generator(step))
+        method.training_step(batch(step), step, step / CONFIG.steps, generator(step))
     with torch.no_grad():
         change = method.repair(test.x_ref) - test.x_ref
         assert F.l1_loss(method.repair(test.x), test.x) < 0.05

@@ -54,7 +54,7 @@ class Toy:
             averaged=("change",), device=device,
         )
 
-    def training_step(self, batch, step, rng):
+    def training_step(self, batch, step, progress, rng):
         self.networks.begin()
         loss = (self.change(batch.x).mean() - batch.x_ref.amin()).square()
         loss.backward()

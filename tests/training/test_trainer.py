@@ -126,8 +126,10 @@ class TestTrain:
 
         step = DTGAN.training_step
 
-        def counting(self: DTGAN, batch: Any, number: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
-            return {**step(self, batch, number, rng), "number": torch.tensor(float(number + 1))}
+        def counting(
+            self: DTGAN, batch: Any, number: int, progress: float, rng: torch.Generator
+        ) -> dict[str, torch.Tensor]:
+            return {**step(self, batch, number, progress, rng), "number": torch.tensor(float(number + 1))}
 
         monkeypatch.setattr(DTGAN, "diagnose", diagnose, raising=False)
         monkeypatch.setattr(DTGAN, "training_step", counting)
@@ -236,6 +238,51 @@ class TestTrain:
     def test_a_time_limit_ends_it(self, request_for: Callable[..., TrainSpec]) -> None:
         trained = train(request_for(seconds=0.5, config=CONFIG.model_copy(update={"steps": 100_000})))
         assert 1 <= trained.steps < 1000
+
+    def test_schedules_run_their_whole_course_within_a_time_limit(
+        self, request_for: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also over a run that is stopped and resumed: the seconds of both count."""
+        seen: list[tuple[int, float]] = []
+        step = DTGAN.training_step
+
+        def noted(
+            self: DTGAN, batch: Any, number: int, progress: float, rng: torch.Generator
+        ) -> dict[str, torch.Tensor]:
+            seen.append((number, progress))
+            return step(self, batch, number, progress, rng)
+
+        monkeypatch.setattr(DTGAN, "training_step", noted)
+        now = iter(range(100_000))
+        monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+        request = request_for(config=CONFIG.model_copy(update={"steps": 100_000}), seconds=60.0)
+        train(request, stop_after(8))
+        assert 0 < seen[-1][1] < 0.8
+        train(replace(request, resume=True))
+        numbers, progress = zip(*seen, strict=True)
+        assert list(numbers) == list(range(len(seen)))
+        assert list(progress) == sorted(progress)
+        assert progress[0] < 0.1
+        assert 0.8 < progress[-1] < 1
+        assert max(np.diff(progress)) < 0.2
+        again = train(replace(request, resume=True))  # its time is used up
+        assert again.steps == len(seen) == numbers[-1] + 1
+
+    def test_schedules_follow_the_steps_without_a_limit(
+        self, request_for: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[float] = []
+        step = DTGAN.training_step
+
+        def noted(
+            self: DTGAN, batch: Any, number: int, progress: float, rng: torch.Generator
+        ) -> dict[str, torch.Tensor]:
+            seen.append(progress)
+            return step(self, batch, number, progress, rng)
+
+        monkeypatch.setattr(DTGAN, "training_step", noted)
+        train(request_for(config=CONFIG.model_copy(update={"steps": 4})))
+        assert seen == [0, 0.25, 0.5, 0.75]
 
     def test_out_of_memory_names_the_next_batch_size(
         self, request_for: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
@@ -398,7 +445,7 @@ class TestTwoStages:
         first = staged("first")
         train(first)
         steps: list[int] = []
-        monkeypatch.setattr(DFMGAN, "training_step", lambda _self, _batch, step, _rng: steps.append(step))
+        monkeypatch.setattr(DFMGAN, "training_step", lambda _self, _batch, step, *_rest: steps.append(step))
         estimate(staged("both"))
         begin = self.CONFIG.backbone_steps
         assert steps == [*range(4), *range(begin, begin + 4)]
