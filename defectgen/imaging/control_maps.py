@@ -42,14 +42,16 @@ def warped(rng: np.random.Generator, mask: BoolArray) -> BoolArray:
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
     grid = np.indices((side, side), np.float32)[::-1].transpose(1, 2, 0) - middle
     at = grid @ turn.T + middle + _field(rng, side)
-    soft = cv2.remap(mask.astype(np.float32), at.astype(np.float32), None, cv2.INTER_LINEAR)
-    return np.asarray(soft) > 0.45  # a little below one half, so that thin lines stay whole
+    columns, rows = (np.ascontiguousarray(at[..., axis], np.float32) for axis in (0, 1))
+    soft = np.asarray(cv2.remap(mask.astype(np.float32), columns, rows, cv2.INTER_LINEAR))
+    return soft > 0.45  # a little below one half, so that thin lines stay whole
 
 
 def between(rng: np.random.Generator, a: BoolArray, b: BoolArray) -> BoolArray:
     """A mask between two, at a's place: the zero line of their mixed signed distances, [S, S]."""
     shift = np.argwhere(a).mean(axis=0) - np.argwhere(b).mean(axis=0)
-    moved = cv2.warpAffine(b.astype(np.uint8), np.float32([[1, 0, shift[1]], [0, 1, shift[0]]]), b.shape[::-1])  # type: ignore[arg-type]
+    matrix = np.array([[1, 0, shift[1]], [0, 1, shift[0]]])
+    moved = np.asarray(cv2.warpAffine(b.astype(np.uint8), matrix, (b.shape[1], b.shape[0])))
     if not moved.any():
         return a
     part = rng.uniform(0.2, 0.8)

@@ -21,7 +21,8 @@ _RING = 3  # pixels around the defect that are compared
 def repaired(image: DecodedImage, mask: BoolArray) -> Pixels:
     """The photograph without its defects, of the same shape and type. Deterministic.
 
-    A defect for which no piece of the photograph is large enough is inpainted from its surroundings.
+    A defect for which no piece of the photograph is large enough is inpainted from its surroundings; one that covers
+    the whole photograph has none, and stays.
 
     Args:
         mask: [H, W], the defects.
@@ -79,5 +80,9 @@ def _inpainted(pixels: Pixels, box: Box, piece: BoolArray) -> Pixels:
     mask = np.zeros(pixels.shape[:2], np.uint8)
     mask[_slice(box)] = piece
     planes = pixels[..., None] if pixels.ndim == 2 else pixels
-    filled = [cv2.inpaint(np.ascontiguousarray(plane), mask, 5, cv2.INPAINT_TELEA) for plane in planes.transpose(2, 0, 1)]
-    return np.stack(filled, axis=2).reshape(pixels.shape).astype(pixels.dtype)
+    filled = [
+        cv2.inpaint(np.ascontiguousarray(plane), mask, 5, cv2.INPAINT_TELEA) for plane in planes.transpose(2, 0, 1)
+    ]
+    result = pixels.copy()
+    result[...] = np.stack(filled, axis=2).reshape(pixels.shape)
+    return result

@@ -1,0 +1,68 @@
+import cv2
+import numpy as np
+import pytest
+
+from defectgen.imaging.control_maps import between, draw_map, softened, warped
+from defectgen.imaging.windows import BoolArray
+
+SIDE = 64
+
+
+def disc(x: int, y: int, radius: int) -> BoolArray:
+    return cv2.circle(np.zeros((SIDE, SIDE), np.uint8), (x, y), radius, 1, -1) > 0
+
+
+def line() -> BoolArray:
+    return cv2.line(np.zeros((SIDE, SIDE), np.uint8), (32, 8), (34, 56), 1, 3) > 0
+
+
+def middle(mask: BoolArray) -> np.ndarray:
+    return np.argwhere(mask).mean(axis=0)
+
+
+@pytest.mark.parametrize("mask", [disc(24, 40, 9), line()])
+def test_a_warped_mask_is_another_one_of_about_its_size_and_direction(mask: BoolArray) -> None:
+    found = [warped(np.random.default_rng(seed), mask) for seed in range(40)]
+    areas = np.array([each.sum() for each in found]) / mask.sum()
+    assert 0.8 < np.median(areas) < 1.35
+    assert areas.std() > 0.1
+    assert all(np.linalg.norm(middle(each) - middle(mask)) < 12 for each in found)
+    assert len({each.tobytes() for each in found}) == 40
+    pieces = [cv2.connectedComponents(each.astype(np.uint8))[0] - 1 for each in found]
+    assert np.mean(np.array(pieces) == 1) > 0.9  # thin lines stay whole
+    if mask.sum() < 200:
+        tall = [np.ptp(np.argwhere(each), axis=0) for each in found]
+        assert all(height > 2 * width for height, width in tall)
+
+
+def test_between_two_masks_lies_one_of_a_size_between() -> None:
+    small, large = disc(20, 20, 6), disc(44, 44, 14)
+    for seed in range(10):
+        found = between(np.random.default_rng(seed), small, large)
+        assert small.sum() <= found.sum() <= large.sum()
+        np.testing.assert_allclose(middle(found), middle(small), atol=1)
+
+
+def test_maps_are_drawn_by_seed_and_leave_the_border_free() -> None:
+    known = [disc(12, 30, 8), line(), disc(50, 50, 10)]
+    first, again = (draw_map(np.random.default_rng(3), known, border=8) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    for seed in range(40):
+        found = draw_map(np.random.default_rng(seed), known, border=8)
+        assert found.any()
+        assert not found[:8].any() and not found[-8:].any() and not found[:, :8].any() and not found[:, -8:].any()  # noqa: PT018
+
+
+def test_a_single_pixel_and_a_mask_on_the_border_do_no_harm() -> None:
+    dot = np.zeros((SIDE, SIDE), np.bool_)
+    dot[30, 30] = True
+    assert draw_map(np.random.default_rng(0), [dot], border=8).any()
+    edge = np.zeros((SIDE, SIDE), np.bool_)
+    edge[:20] = True
+    assert draw_map(np.random.default_rng(0), [edge], border=8).any()
+
+
+def test_softened_by_hand() -> None:
+    mask = np.zeros((1, 9), np.bool_)
+    mask[0, :3] = True
+    np.testing.assert_allclose(softened(mask)[0], [1, 1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0], atol=1e-3)
