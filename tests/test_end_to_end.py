@@ -269,9 +269,10 @@ class TestDefectGAN:
         settings = [part for setting in small for part in ("--set", setting)]
         done = run(
             "train", "--method", "defect-gan", "--preset", "tiny", "normals", "defects", "--name", "d",
-            "--steps", "200", "--device", "cpu", *settings, cwd=tmp_path,
+            "--steps", "30", "--device", "cpu", *settings, cwd=tmp_path,
         )  # fmt: skip
         assert "categories crack, rust" in done.stdout
+        assert (tmp_path / "runs/d/previews/twins.jpg").is_file()
         made = ["synthesize", "--model", "d", "-n", "3", "--device", "cpu"]
         run(*made, "--region", "crack=10,10,24,24", "--region", "rust=50,40,30,30", "--restored", cwd=tmp_path)
         rows = manifest(tmp_path / "dataset")

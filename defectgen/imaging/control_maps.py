@@ -1,5 +1,6 @@
 """Control maps: real masks, warped, as a request for a new defect of their category."""
 
+import base64
 import math
 from collections.abc import Sequence
 
@@ -55,13 +56,35 @@ def between(rng: np.random.Generator, a: BoolArray, b: BoolArray) -> BoolArray:
     if not moved.any():
         return a
     part = rng.uniform(0.2, 0.8)
-    return (1 - part) * _signed_distance(a) + part * _signed_distance(moved > 0) > 0
+    mixed = (1 - part) * _signed_distance(a) + part * _signed_distance(moved > 0) > 0
+    return mixed if mixed.any() else a  # nothing lies between two lines that cross
 
 
-def softened(mask: BoolArray, width: int = 2) -> FloatArray:
-    """A mask that is 1 inside and falls to 0 over `width` pixels around, [S, S]."""
-    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.clip(1 - distance / (width + 1), 0, 1).astype(np.float32)
+def fitted(mask: BoolArray, area: BoolArray, rng: np.random.Generator) -> BoolArray:
+    """A mask moved into an area at a random place, and scaled down if it is larger, [S, S]. Empty if nothing fits."""
+    left, top, *room = cv2.boundingRect(area.view(np.uint8))
+    x, y, *size = cv2.boundingRect(mask.view(np.uint8))
+    if not (area.any() and mask.any()):
+        return np.zeros_like(area)
+    scale = min(1.0, *(have / need for have, need in zip(room, size, strict=True)))
+    width, height = (max(1, int(length * scale)) for length in size)
+    piece = mask[y : y + size[1], x : x + size[0]].astype(np.float32)
+    piece = np.asarray(cv2.resize(piece, (width, height), interpolation=cv2.INTER_AREA))
+    found = np.zeros_like(area)
+    row, column = top + int(rng.integers(room[1] - height + 1)), left + int(rng.integers(room[0] - width + 1))
+    found[row : row + height, column : column + width] = piece > min(0.4, 0.5 * float(piece.max()))
+    return found & area
+
+
+def to_text(mask: BoolArray) -> str:
+    """A mask [S, S] as text, for a model's file."""
+    return base64.b64encode(np.packbits(mask).tobytes()).decode()
+
+
+def from_text(text: str, side: int) -> BoolArray:
+    """The inverse of `to_text`, for masks of `side` pixels."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=side * side)
+    return bits.reshape(side, side).astype(np.bool_)
 
 
 def _signed_distance(mask: BoolArray) -> FloatArray:

@@ -19,17 +19,17 @@ class Task(BaseModel):
     """What the training images determine about a model.
 
     `domains` are the normals, first, and the defect categories. `scales` holds, per product and category, the factor
-    by which images are scaled before windows are cropped (at most 1). `shapes` holds, per category, the (width,
-    height) of its defects as fractions of the window's side, for methods that learn labels or masks.
+    by which images are scaled before windows are cropped (at most 1). `masks` holds, per category, real masks of the
+    window's size (`control_maps.to_text`), from which methods that learn labels draw their control maps.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # models of earlier versions have other keys, too
 
     domains: tuple[str, ...]
     products: tuple[str, ...]
     channels: int
     scales: dict[str, dict[str, float]]
-    shapes: dict[str, tuple[tuple[float, float], ...]] = {}
+    masks: dict[str, tuple[str, ...]] = {}
 
 
 class MethodConfig(BaseModel):
@@ -79,7 +79,10 @@ class Batch:
 
     Source and reference of a row have the same scale. Images `x` are [B, C, H, W] in [-1, 1]; domains `y` and
     products `p` are indices into the task's, [B]. `a_ref`, [B, domains - 1, H, W], is 1 where a reference shows a
-    category or may show it. It is present for methods that learn labels or masks.
+    category, or everywhere if nobody marked where. It is present for methods that learn labels or masks.
+
+    For methods that learn labels, `a`, shaped like `a_ref`, asks for new defects on the sources: real masks of the
+    reference's categories, warped. `x_twin` are the references with their defects repaired, where `paired`, [B], is 1.
     """
 
     x: Tensor
@@ -89,6 +92,9 @@ class Batch:
     y_ref: Tensor
     p_ref: Tensor
     a_ref: Tensor | None = None
+    a: Tensor | None = None
+    x_twin: Tensor | None = None
+    paired: Tensor | None = None
 
 
 @dataclass(frozen=True)

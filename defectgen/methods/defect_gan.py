@@ -12,8 +12,14 @@ Where the paper gives no details, the code follows StarGAN (Choi et al. 2018), o
 transposed convolutions left a grid on the images. Categories have one logistic loss each, as StarGAN's attributes
 that do not exclude each other. Equation 12 and the text name two weights differently; the names here are the text's.
 
-Additions to the paper, which the preset `paper` does not use, are the settings `warmup`, `masks` (with `where_loss`)
-and `relative`.
+An addition to the paper, which the preset `paper` does not use, is the setting `masks`. With it
+
+- control maps are masks: those of the real defects, and for new defects real masks that are warped;
+- m is A with a soft edge where A asks for a defect, and learned where A = 0: G knows where it paints, but has to find
+  what it removes. G makes f as a difference from the image. z, a noise vector for each defect, joins A in SPADE, so
+  that one mask has many looks;
+- D is a projected discriminator (`nn.projected`) conditioned on c, which also sees untouched normals as fakes;
+- pseudo-pairs supervise G both ways: a defective window d and its repaired twin `n_d`, which differ inside A only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,8 +32,10 @@ from torch import Tensor, nn
 
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
+from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import Noise, draw_seed, he_init, instance_norm, mixed_precision
 from defectgen.nn.penalties import gradient_penalty
+from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g
 
 
 class DefectGANConfig(MethodConfig):
@@ -41,7 +49,7 @@ class DefectGANConfig(MethodConfig):
     blocks: int = Field(3, ge=1, description="residual blocks in G's encoder, and as many in its decoder")
     control_channels: int = Field(64, ge=1, description="channels of SPADE's convolution on A (SPADE has 128)")
     critic_steps: int = Field(5, ge=1, description="updates of D per update of G")
-    lr: float = Field(2e-4, gt=0, description="learning rate at the start")
+    lr: float = Field(2e-4, gt=0, description="learning rate at the start; with `masks`, D has half of it")
     lr_end: float = Field(1e-6, ge=0, description="learning rate at the end; changes linearly")
     lambda_gp: float = Field(10.0, ge=0, description="weight of the gradient penalty")
     lambda_cls_r: float = Field(2.0, ge=0, description="weight of equation 6, for D")
@@ -49,15 +57,13 @@ class DefectGANConfig(MethodConfig):
     lambda_rec: float = Field(5.0, ge=0, description="weight of equation 8")
     lambda_sd_cyc: float = Field(5.0, ge=0, description="weight of equation 9")
     lambda_sd_con: float = Field(1.0, ge=0, description="weight of equation 10")
-    warmup: float = Field(
-        0.0,
-        ge=0,
-        lt=0.5,
-        description="part of the training in which D trains alone; the weights of the maps' losses rise over another",
+    masks: bool = Field(False, description="control maps are masks; see the top of the method's file")
+    z_dim: int = Field(8, ge=1, description="size of the noise vector z, with `masks`")
+    lambda_pair: float = Field(
+        10.0, ge=0, description="weight of the differences from d and n_d inside A, with `masks`"
     )
-    masks: bool = Field(False, description="control maps follow the masks of defects that have one")
-    lambda_where: float = Field(5.0, ge=0, description="weight of what G paints where A is 0, with `masks`")
-    relative: bool = Field(False, description="G makes the foreground as a difference from the image")
+    lambda_map: float = Field(5.0, ge=0, description="weight of the overlap of m_n with the masks, with `masks`")
+    lambda_ms: float = Field(1.0, ge=0, description="weight of mode seeking, with `masks`")
 
 
 # --- Networks, in the order of the data flow -------------------------------------------------------------------
@@ -130,7 +136,8 @@ class Generator(nn.Module):
     def __init__(self, config: DefectGANConfig, channels: int, categories: int) -> None:
         super().__init__()
         w, hidden = config.width, config.control_channels
-        self.channels, self.relative = channels, config.relative
+        self.channels, self.masks = channels, config.masks
+        categories += config.z_dim if config.masks else 0
         self.encoder = nn.ModuleList(
             [
                 EncoderBlock(channels, w, 7),
@@ -147,9 +154,17 @@ class Generator(nn.Module):
             ]
         )
         self.head = nn.Conv2d(w, channels + 1, 7, padding=3, padding_mode="reflect")
+        if self.masks:
+            nn.init.zeros_(self.head.weight)  # G begins with the image as it is
 
-    def forward(self, x: Tensor, a: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """x [B, channels, H, W] in [-1, 1], a [B, categories, H, W] -> f, like x, and m [B, 1, H, W] in [0, 1]."""
+    def forward(self, x: Tensor, a: Tensor, noise: Noise, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x [B, channels, H, W] in [-1, 1], a [B, categories, H, W] -> f, like x, and m [B, 1, H, W] in [0, 1].
+
+        z [B, z_dim] is given with `masks`.
+        """
+        asked = a
+        if z is not None:
+            a = torch.cat([a, z[:, :, None, None].expand(-1, -1, *a.shape[2:])], dim=1)
         h = x
         for block in self.encoder:
             h = block(h, noise)
@@ -157,8 +172,11 @@ class Generator(nn.Module):
             h = block(h, a, noise)
         f, m = self.head(h).split([self.channels, 1], dim=1)
         # Normalization removes the brightness of x, so a foreground that fits it is hard to make without adding x.
-        f = (x + f).clamp(-1, 1) if self.relative else torch.tanh(f)
-        return f, torch.sigmoid(m)
+        f = x + f if self.masks else torch.tanh(f)
+        m = torch.sigmoid(m)
+        if z is not None:
+            m = torch.where(asked.amax(dim=(1, 2, 3), keepdim=True) > 0, soft(asked.amax(dim=1, keepdim=True)), m)
+        return f, m
 
 
 class Discriminator(nn.Module):
@@ -214,9 +232,35 @@ def sd_con_loss(m: Tensor, m_back: Tensor) -> Tensor:
     return m.mean() + m_back.mean()
 
 
-def where_loss(m: Tensor, a: Tensor) -> Tensor:
-    """Not in the paper: how much the map covers where A is 0."""
-    return (m * (1 - a.amax(dim=1, keepdim=True))).mean()
+# --- Losses with `masks` ----------------------------------------------------------------------------------------
+
+
+def soft(a: Tensor) -> Tensor:
+    """Masks [B, 1, H, W] with soft edges: 1 inside and around by a pixel, then falling to 0 over three."""
+    wide = F.max_pool2d(a, 5, stride=1, padding=2)
+    return F.avg_pool2d(wide, 5, stride=1, padding=2, count_include_pad=False)
+
+
+def pair_loss(made: Tensor, real: Tensor, inside: Tensor, weights: Tensor) -> Tensor:
+    """The mean difference from the real image inside a soft mask; `weights` [B] chooses the images."""
+    inside = inside * weights.view(-1, 1, 1, 1)
+    return ((made - real).abs() * inside).sum() / (inside.sum() * made.shape[1] + 1)
+
+
+def map_loss(m: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """Dice loss of maps m and masks [B, 1, H, W] (Milletari et al. 2016); `weights` [B] chooses the images."""
+    both, total = (m * mask).sum(dim=(1, 2, 3)), (m + mask).sum(dim=(1, 2, 3))
+    return (weights * (1 - (2 * both + 1) / (total + 1))).sum() / (weights.sum() + 1e-6)
+
+
+def ms_loss(one: Tensor, two: Tensor, z_one: Tensor, z_two: Tensor, inside: Tensor) -> Tensor:
+    """Mode seeking (Mao et al. 2019): the distance of two z over that of their images inside a soft mask.
+
+    It saturates at a difference of 0.05, about six gray levels.
+    """
+    apart = ((one - two).abs().mean(dim=1, keepdim=True) * inside).sum(dim=(1, 2, 3))
+    apart = apart / (inside.sum(dim=(1, 2, 3)) + 1)
+    return (0.05 * (z_one - z_two).abs().mean(dim=1) / (apart + 0.05)).mean()
 
 
 # --- Method ----------------------------------------------------------------------------------------------------
@@ -230,11 +274,11 @@ class DefectGAN:
         "paper": {},
         "compact": {
             "width": 32, "max_width": 512, "control_channels": 32, "batch_size": 8, "steps": 100_000,
-            "warmup": 0.1, "masks": True, "relative": True,
+            "masks": True, "lr": 4e-4, "lr_end": 4e-5,
         },
         "tiny": {
-            "image_size": 64, "width": 16, "max_width": 128, "blocks": 2, "control_channels": 16, "steps": 8_000,
-            "critic_steps": 2, "lr": 1e-3, "warmup": 0.1, "masks": True, "relative": True,
+            "image_size": 64, "width": 24, "max_width": 128, "blocks": 2, "control_channels": 32, "steps": 3_000,
+            "batch_size": 4, "ema": 0.995, "masks": True, "lr": 4e-4, "lr_end": 4e-5,
         },
     }  # fmt: skip
 
@@ -244,34 +288,98 @@ class DefectGAN:
         self.device = device
         categories = len(task.domains) - 1
         self.G = Generator(config, task.channels, categories)
-        # PyTorch's default initialization attenuates D's activations about 20 times, which delays learning by some
-        # 1,000 steps.
-        self.D = Discriminator(config, task.channels, categories).apply(he_init)
-        modules = {"G": self.G, "D": self.D}
+        self.D: Discriminator | ProjectedDiscriminator
+        if config.masks:
+            self.D = ProjectedDiscriminator(categories, device)
+            learned, betas = self.D.learned(), (0.0, 0.99)
+        else:
+            # PyTorch's default initialization attenuates D's activations about 20 times, which delays learning by some
+            # 1,000 steps.
+            self.D = Discriminator(config, task.channels, categories).apply(he_init)
+            learned, betas = list(self.D.parameters()), (0.5, 0.999)
         optimizers = {
-            name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.5, 0.999))
-            for name, module in modules.items()
+            "G": torch.optim.Adam(self.G.parameters(), lr=config.lr, betas=betas),
+            "D": torch.optim.Adam(learned, lr=config.lr, betas=betas),
         }
-        self.networks = Networks(modules, optimizers, averaged=("G",), device=device)
+        self.networks = Networks({"G": self.G, "D": self.D}, optimizers, averaged=("G",), device=device)
 
     def lr(self, progress: float) -> float:
         """The learning rate. It changes linearly from `lr` to `lr_end`."""
         return self.config.lr + (self.config.lr_end - self.config.lr) * progress
 
     def training_step(self, batch: Batch, step: int, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
-        """Update D and, at every `critic_steps`-th step, G. `x` are normals; `x_ref` defective, with `a_ref`."""
+        """Update D and, at every `critic_steps`-th step, G. `x` are normals; `x_ref` defective, with `a_ref`.
+
+        With `masks`, update both at every step, also with the batch's `a`, `x_twin` and `paired`.
+        """
         n, d = batch.x, batch.x_ref
         assert batch.a_ref is not None
         c = batch.a_ref.amax(dim=(2, 3))
-        a = batch.a_ref if self.config.masks else c[:, :, None, None].expand_as(batch.a_ref)
         noise = Noise.seeded(draw_seed(rng), self.device)
         self.networks.begin(self.lr(progress))
-        parts = self._update_d(n, d, a, c, noise, rng)
-        # Until D can tell categories apart, G does best to paint nothing, and its maps then stay empty.
-        map_weight = self._map_weight(progress)
-        if step % self.config.critic_steps == self.config.critic_steps - 1 and map_weight > 0:
-            parts |= self._update_g(n, d, a, c, noise, map_weight)
+        if self.config.masks:
+            parts = self._update_with_masks(batch, c, noise, rng)
+        else:
+            a = c[:, :, None, None].expand_as(batch.a_ref)
+            parts = self._update_d(n, d, a, c, noise, rng)
+            if step % self.config.critic_steps == self.config.critic_steps - 1:
+                parts |= self._update_g(n, d, a, c, noise)
         return {name: value.detach() for name, value in parts.items()}
+
+    def _update_with_masks(self, batch: Batch, c: Tensor, noise: Noise, rng: torch.Generator) -> dict[str, Tensor]:
+        config, n, d, n_d, count = self.config, batch.x, batch.x_ref, batch.x_twin, len(batch.x)
+        assert isinstance(self.D, ProjectedDiscriminator)
+        assert batch.a is not None
+        assert batch.a_ref is not None
+        assert n_d is not None
+        assert batch.paired is not None
+        for group in self.networks.optimizers["D"].param_groups:
+            group["lr"] /= 2
+
+        # G paints new defects on normals, each twice with another z, and on the twins the real defects again.
+        z = torch.randn(3 * count, config.z_dim, generator=rng).to(self.device)
+        x, a = torch.cat([n, n, n_d]), torch.cat([batch.a, batch.a, batch.a_ref])
+        with mixed_precision(self.device):
+            f, m = (each.float() for each in self.G(x, a, noise, z))
+        made, second, again = compose(x, f, m).chunk(3)
+
+        looks = [Augmentation.draw(count, rng, self.device) for _ in range(3)]
+        with mixed_precision(self.device):
+            judged = torch.cat([looks[0].apply(d), looks[1].apply(made.detach()), looks[2].apply(n)])
+            real, fake, untouched = self.D(judged, c.repeat(3, 1)).float().chunk(3)
+        parts = {"adv_d": hinge_d(real, torch.cat([fake, untouched]))}
+        parts["adv_d"].backward()
+        self.networks.step("D")
+
+        # G removes both. The images keep their gradients only where G is asked to mend its own.
+        back = torch.cat([made, d])
+        empty = torch.zeros_like(a[: 2 * count])
+        self.D.requires_grad_(False)
+        with mixed_precision(self.device):
+            f_back, m_back = (each.float() for each in self.G(back, empty, noise, torch.zeros_like(z[: 2 * count])))
+            fake = self.D(looks[1].apply(made), c).float()
+        restored, repaired = compose(back, f_back, m_back).chunk(2)
+        for parameter in self.D.learned():
+            parameter.requires_grad_(True)
+        m_made, _, of_d = m.chunk(3)
+        m_restored, m_repaired = m_back.chunk(2)
+        asked, mask_d = (each.amax(dim=1, keepdim=True) for each in (batch.a, batch.a_ref))
+        parts |= {
+            "adv_g": hinge_g(fake),
+            "pair": pair_loss(again, d, of_d, batch.paired) + pair_loss(repaired, n_d, of_d, batch.paired),
+            "map": map_loss(m_repaired, mask_d, batch.paired)
+            + map_loss(m_restored, asked, torch.ones(count).to(asked)),
+            "ms": ms_loss(made, second, z[:count], z[count : 2 * count], m_made),
+            "rec": rec_loss(n, restored),
+            "sd_cyc": sd_cyc_loss(m_made, m_restored),
+        }
+        weights = {
+            "adv_g": 1.0, "pair": config.lambda_pair, "map": config.lambda_map, "ms": config.lambda_ms,
+            "rec": config.lambda_rec, "sd_cyc": config.lambda_sd_cyc,
+        }  # fmt: skip
+        torch.stack([weight * parts[name] for name, weight in weights.items()]).sum().backward()
+        self.networks.step("G")
+        return parts
 
     def _update_d(
         self, n: Tensor, d: Tensor, a: Tensor, c: Tensor, noise: Noise, rng: torch.Generator
@@ -295,13 +403,7 @@ class DefectGAN:
         self.networks.step("D")
         return parts
 
-    def _map_weight(self, progress: float) -> float:
-        """The factor on the weights of the maps' losses: 0 or less while D trains alone, then rising to 1."""
-        return min(1.0, progress / self.config.warmup - 1) if self.config.warmup else 1.0
-
-    def _update_g(
-        self, n: Tensor, d: Tensor, a: Tensor, c: Tensor, noise: Noise, map_weight: float
-    ) -> dict[str, Tensor]:
+    def _update_g(self, n: Tensor, d: Tensor, a: Tensor, c: Tensor, noise: Noise) -> dict[str, Tensor]:
         config = self.config
         self.D.requires_grad_(False)
         # Both cycles in one batch: n -> d -> n and d -> n -> d.
@@ -321,11 +423,8 @@ class DefectGAN:
         }
         weights = {
             "adv_g": 1.0, "cls_f": config.lambda_cls_f, "rec": config.lambda_rec,
-            "sd_cyc": map_weight * config.lambda_sd_cyc, "sd_con": map_weight * config.lambda_sd_con,
+            "sd_cyc": config.lambda_sd_cyc, "sd_con": config.lambda_sd_con,
         }  # fmt: skip
-        if config.masks:  # G paints defects only inside A, and removes real ones without changing their surroundings
-            parts["where"] = where_loss(m, torch.cat([a, a]))
-            weights["where"] = map_weight * config.lambda_where
         sum((weights[name] * value for name, value in parts.items()), torch.zeros((), device=self.device)).backward()
         self.networks.step("G")
         self.D.requires_grad_(True)
@@ -334,14 +433,18 @@ class DefectGAN:
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
         """Normals with defects, and the maps m_d, [B, 1, H, W]. `request.a`, if given, controls place and category."""
-        f, m = self.G(request.x, self._control(request), Noise(request.rngs))
-        return Generated(compose(request.x, f, m), m)
+        z = None
+        if self.config.masks:
+            z = torch.stack([torch.randn(self.config.z_dim, generator=rng) for rng in request.rngs]).to(self.device)
+        f, m = self.G(request.x, self._control(request), Noise(request.rngs), z)
+        return Generated(compose(request.x, f, m).clamp(-1, 1), m)
 
     @torch.no_grad()
     def restore(self, x: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
         """Remove the defects from windows (equations 3 and 4)."""
         a = x.new_zeros(len(x), len(self.task.domains) - 1, *x.shape[2:])
-        return compose(x, *self.G(x, a, Noise(rngs)))
+        z = x.new_zeros(len(x), self.config.z_dim) if self.config.masks else None
+        return compose(x, *self.G(x, a, Noise(rngs), z)).clamp(-1, 1)
 
     def _control(self, request: GenerateBatch) -> Tensor:
         if request.a is not None:

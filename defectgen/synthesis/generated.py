@@ -17,6 +17,7 @@ from defectgen.device import resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
 from defectgen.folders import Catalog, SourceImage
 from defectgen.imaging import masks
+from defectgen.imaging.control_maps import draw_map, fitted, from_text
 from defectgen.imaging.images import DecodedImage, Pixels, read_mask
 from defectgen.imaging.patches import extract, of_mask, resize
 from defectgen.imaging.windows import (
@@ -41,8 +42,7 @@ from defectgen.synthesis.stream import Attempt, Draw, SampleSpec, SampleStream, 
 
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
 _RIM, _FADE = 8, 4  # pixels of the network's window: an unpainted border, then a ramp to full strength
-_SMALLEST = 6  # pixels of the window: least side of a box in a control map
-_GROWN = 0.2  # fraction of the window by which such a box may exceed the defect's size
+_BORDER = 4  # pixels of the window that control maps leave free
 _PATIENCE = 5  # attempts, after which defects that the window's border cuts off are accepted
 _BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
@@ -216,6 +216,10 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         self.metadata |= network.metadata
         self._method = network.method
         self._takes_regions = "region" in network.info.controls
+        side = network.method.config.image_size
+        self._masks = {
+            category: [from_text(text, side) for text in texts] for category, texts in network.method.task.masks.items()
+        }
         self._regions = request.regions
         self._references = request.references
         self._style = request.style
@@ -229,10 +233,10 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         task, size, photograph = self._method.task, self._method.config.image_size, drawn.photograph
         names = self._network.weights(drawn.category)
         side = round(size / min(scale_of(task.scales, drawn.sample.product, name) for name in names))
-        areas = [(category, self._area(i, drawn.sample.path)) for i, (category, _) in enumerate(self._regions)]
+        areas = [(i, category, self._area(i, drawn.sample.path)) for i, (category, _) in enumerate(self._regions)]
         box, rim = None, 0
         if areas:
-            left, top, width, height = cv2.boundingRect(np.any([area for _, area in areas], axis=0).view(np.uint8))
+            left, top, width, height = cv2.boundingRect(np.any([area for *_, area in areas], axis=0).view(np.uint8))
             if len(areas) > 1:  # one window holds all, at a smaller scale than the model learned if necessary
                 side = max(side, -(-max(width, height) * size // (size - 2 * (_RIM + _FADE))))
             rim = -(-(_RIM + _FADE) * side // size)
@@ -265,23 +269,30 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         self,
         rng: np.random.Generator,
         window: Window,
-        areas: Sequence[tuple[str | None, NDArray[np.bool_]]],
+        areas: Sequence[tuple[int, str | None, NDArray[np.bool_]]],
         names: Sequence[str],
-    ) -> FloatArray:
+    ) -> FloatArray | None:
         """The control map, [categories, S, S]: 1 where a defect of a category is requested, else 0.
 
-        With areas, that is a random part of each area. Without, it is a box at a random position, shaped like a defect
-        of the training set.
+        A region that is a mask is requested exactly. Otherwise a real mask, warped, lies at a random place in the
+        region, or anywhere without regions. A model that was trained without masks gets the region itself; without
+        regions its map is None, which requests the category everywhere.
         """
         size, known = self._method.config.image_size, self._method.task.domains[1:]
         a = np.zeros((len(known), size, size), np.float32)
-        for name in names if not areas else ():
-            a[known.index(name)] = _random_box(rng, self._method.task.shapes.get(name, ()), size)
-        for category, area in areas:
+        if not areas:
+            if not all(self._masks.get(name) for name in names):
+                return None
+            for name in names:
+                a[known.index(name)] = draw_map(rng, self._masks[name], _BORDER)
+            return a
+        for number, category, area in areas:
             inside = crop_zero_padded(area, (window.x, window.y), (window.side, window.side)).astype(np.float32)
             here = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA) > 0.5
-            part = _random_part(rng, here, 0.6)
+            exact = self._regions[number][1].mask is not None
             for name in [category] if category else names:
+                masks_of = self._masks.get(name, [])
+                part = here if exact or not masks_of else fitted(draw_map(rng, masks_of), here, rng)
                 a[known.index(name)][part] = 1
         return a
 
@@ -299,12 +310,14 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
 
     def _finish(self, draw: _WindowDraw, generated: _Output) -> Sample | None:
         photograph, window = draw.photograph, draw.window
-        allowed = _interior(len(draw.x[0]))
-        if draw.a is not None:
+        allowed = np.ones_like(draw.x[0]) if draw.a is not None else _interior(len(draw.x[0]))
+        if draw.a is not None and not self._masks:
             where = draw.a.max(axis=0)
-            allowed = allowed * where * cv2.blur(where, (5, 5))
+            allowed = where * cv2.blur(where, (5, 5))
         after = draw.x + (generated.x - draw.x) * allowed
-        if generated.m is None:
+        if draw.a is not None and self._masks:  # the model paints what it is asked for: the request is the label
+            mask = draw.a.max(axis=0) > 0.5
+        elif generated.m is None:
             mask = masks.mask_from_difference(draw.x, after)
         else:
             mask = masks.mask_from_map(draw.x, after, generated.m * allowed)
@@ -456,32 +469,6 @@ def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     if len(mask) == side:
         return mask
     return cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0.5
-
-
-def _random_part(rng: np.random.Generator, area: NDArray[np.bool_], least: float) -> NDArray[np.bool_]:
-    """A random part of an area, [S, S]: what lies in a box with `least` to 1 times the sides of its bounding box."""
-    left, top, *extent = cv2.boundingRect(area.view(np.uint8))
-    width, height = (length * rng.uniform(least, 1) for length in extent)
-    x, y = left + rng.uniform(0, extent[0] - width), top + rng.uniform(0, extent[1] - height)
-    part = np.zeros_like(area)
-    part[int(y) : int(np.ceil(y + height)), int(x) : int(np.ceil(x + width))] = True
-    part &= area
-    return part if part.any() else area
-
-
-def _random_box(rng: np.random.Generator, shapes: Sequence[tuple[float, float]], size: int) -> NDArray[np.bool_]:
-    """A random box in a window's interior, [S, S].
-
-    It is slightly larger than one of `shapes` (width and height as fractions of the window), or has any shape if there
-    are none.
-    """
-    shape = np.array(shapes[int(rng.integers(len(shapes)))] if shapes else rng.uniform(0.2, 1, 2))
-    room = size - 2 * _RIM
-    width, height = np.clip((shape + rng.uniform(0, _GROWN, 2)) * size, _SMALLEST, room).astype(int)
-    x, y = (_RIM + int(rng.integers(room - length + 1)) for length in (width, height))
-    box = np.zeros((size, size), np.bool_)
-    box[y : y + height, x : x + width] = True
-    return box
 
 
 def _interior(size: int) -> FloatArray:

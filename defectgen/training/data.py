@@ -1,9 +1,8 @@
 """Training data: the samplers of all kinds of rows, and the feeder that prepares batches ahead of the training."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,10 +14,12 @@ from torch import Tensor
 
 from defectgen.device import RANK
 from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, require_masks, unite
+from defectgen.imaging.control_maps import draw_map, to_text
 from defectgen.imaging.images import DecodedImage, read_mask
 from defectgen.imaging.patches import RIM, DefectPatch, cut_out, on_pure_background, relative, resize, turn
 from defectgen.imaging.windows import (
     BoolArray,
+    BoundedCache,
     Box,
     FloatArray,
     ImageCache,
@@ -33,12 +34,12 @@ from defectgen.imaging.windows import (
 from defectgen.methods import DataKind, info
 from defectgen.methods.base import Batch, Task
 from defectgen.seeding import numpy_rng
+from defectgen.training.twins import repaired
 
 _MARGIN = 1.15  # a window is this many times as large as the defect that determines its scale
 _FIT = 0.9  # fraction of a category's defects that fit into a window
 _THINNEST = 4  # pixels of the window: the median thickness of a category's defects is kept from falling below it
-_BOX_MARGIN = 0.2  # fraction of the window's side by which a box may exceed its defects, on each side
-_BRUSH = 5  # pixels of the window: side of the square that dilates masks, since nobody paints a mask exactly
+_TWINS_LIMIT = 1 << 30  # bytes of repaired images that are kept
 
 
 def find_scale(
@@ -77,13 +78,15 @@ def _depth(mask: NDArray[np.bool_]) -> float:
 class TrainingSample:
     """One window of a training row: x, [channels, S, S] in [-1, 1], and the indices of its domain y and product p.
 
-    `a`, [domains - 1, S, S], is 1 where a category is or may be; for methods that learn labels or masks.
+    `a`, [domains - 1, S, S], is 1 where a category is, or is asked for; for methods that learn labels or masks. `twin`
+    is x with its defects repaired, for methods that learn labels.
     """
 
     x: FloatArray
     y: int
     p: int
     a: FloatArray | None = None
+    twin: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -165,17 +168,21 @@ class TrainingWindows:
         return [] if image.mask is None else self._boxes[image.mask]
 
     def _draw(self, rng: np.random.Generator, product: str, category: str, scale: float) -> TrainingSample:
-        view = self._choose_view(rng, product, category, scale)
-        x = view.crop(self._cache.read(view.image.path), self.image_size, self.channels)
-        return TrainingSample(x, self.domains.index(category), self.products.index(product), self._map(rng, view))
+        return self._sample(self._choose_view(rng, product, category, scale), product, category)
 
-    def _map(self, _rng: np.random.Generator, _view: "_View") -> FloatArray | None:
+    def _sample(self, view: "_View", product: str, category: str) -> TrainingSample:
+        x = view.crop(self._cache.read(view.image.path), self.image_size, self.channels)
+        return TrainingSample(x, self.domains.index(category), self.products.index(product), self._map(view))
+
+    def _map(self, _view: "_View") -> FloatArray | None:
         """The value of `TrainingSample.a`."""
         return None
 
     def _choose_view(self, rng: np.random.Generator, product: str, category: str, scale: float) -> "_View":
         images = self._images[product][category]
-        image = images[int(rng.integers(len(images)))]
+        return self._view_of(rng, images[int(rng.integers(len(images)))], scale)
+
+    def _view_of(self, rng: np.random.Generator, image: SourceImage, scale: float) -> "_View":
         boxes = self._boxes_of(image)
         box = boxes[int(rng.integers(len(boxes)))] if boxes else None
         side = round(self.image_size / scale)
@@ -216,85 +223,126 @@ class TrainingPairs(TrainingWindows):
         return Row(self._draw(rng, product, NORMAL, scale), self._draw(rng, product, category, scale))
 
 
-class TrainingLabels(TrainingPairs):
-    """Pairs whose defective window comes with a map of all its categories, in one of three forms.
+class _TrainingMaps(TrainingPairs):
+    """Pairs whose defective window comes with a map of all its categories, after their masks.
 
-    A category covers the whole window, the box around its defects, or the dilated defects. So a request for a defect
-    may later give no place, a box, or a painted mask. Without a mask, a category covers the window.
+    Without a mask, a category covers the window.
     """
 
-    fit = _FIT
-    edges = 0.0
-    covered: ClassVar[float] = -0.5
-    """A pixel of a mask's window, in [-1, 1], is defect above this value: here if more than a quarter of it is."""
+    covered: ClassVar[float]
+    """A pixel of a mask's window, in [-1, 1], is defect above this value."""
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         super().__init__(catalog, image_size, products, domains)
         self._masks = ImageCache(read=lambda path: DecodedImage(read_mask(path).astype(np.uint8) * 255))
 
-    @property
-    def shapes(self) -> dict[str, tuple[tuple[float, float], ...]]:
-        """Width and height of each category's defects that have a mask, as fractions of the window's side."""
-        found: dict[str, list[tuple[float, float]]] = {}
-        for product, of_product in self._images.items():
-            for category, images in of_product.items():
-                part = self.scales[product].get(category, 1.0) / self.image_size
-                for box in (box for image in images for box in self._boxes_of(image)):
-                    shape = round(min(box.width * part, 1), 3), round(min(box.height * part, 1), 3)
-                    found.setdefault(category, []).append(shape)
-        return {category: tuple(sorted(shapes)) for category, shapes in found.items()}
-
-    def _map(self, rng: np.random.Generator, view: _View) -> FloatArray | None:
+    def _map(self, view: "_View") -> FloatArray | None:
         image, size = view.image, self.image_size
         if image.category == NORMAL:
             return None
-        form = self._form(rng)
         a = np.zeros((len(self.domains) - 1, size, size), np.float32)
         for category, mask in ((image.category, image.mask), *image.also):
             here = np.ones((size, size), np.bool_)
             if mask is not None:
                 here = view.crop(self._masks.read(mask), size, 1)[0] > self.covered
-            a[self.domains.index(category) - 1] = form(here)
+            a[self.domains.index(category) - 1] = here
         return a
 
-    def _form(self, rng: np.random.Generator) -> Callable[[BoolArray], BoolArray]:
-        """A random form of a category's area, as a function of its mask."""
-        form, margins = rng.integers(3), rng.uniform(0, _BOX_MARGIN, 4) * self.image_size
-        if form == 0:
-            return lambda here: np.full_like(here, here.any())
-        if form == 1:
-            return partial(_boxed, margins=margins)
-        return lambda here: cv2.dilate(here.view(np.uint8), np.ones((_BRUSH, _BRUSH), np.uint8)) > 0
+
+class TrainingLabels(_TrainingMaps):
+    """Maps with two additions: a control map for the normal, and the defective window's repaired twin.
+
+    The control map asks for the categories of the defective window, by real masks that are warped, or everywhere if a
+    category has no masks. A window has a twin if all its categories have masks.
+    """
+
+    fit = _FIT
+    edges = 0.0
+    covered = -0.5  # more than a quarter of the pixel
+    _KNOWN = 48  # real masks for each category
+
+    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
+        super().__init__(catalog, image_size, products, domains)
+        self._twins = BoundedCache[SourceImage, DecodedImage](
+            self._repair, lambda image: image.pixels.nbytes, _TWINS_LIMIT
+        )
+        self.masks = {category: masks for category in self.domains[1:] if (masks := self._known_masks(category))}
+
+    def row(self, rng: np.random.Generator) -> Row:
+        return self._asking(rng, super().row(rng))
+
+    def examples(self, rng: np.random.Generator, count: int) -> list[Row]:
+        return [self._asking(rng, row) for row in super().examples(rng, count)]
+
+    def _asking(self, rng: np.random.Generator, row: Row) -> Row:
+        """The row with a control map for its normal."""
+        reference = row.reference
+        assert reference.a is not None
+        a = np.zeros_like(reference.a)
+        for index in np.flatnonzero(reference.a.any(axis=(1, 2))):
+            known = self.masks.get(self.domains[index + 1])
+            a[index] = draw_map(rng, known) if known else 1.0
+        return Row(replace(row.source, a=a), reference)
+
+    def _draw(self, rng: np.random.Generator, product: str, category: str, scale: float) -> TrainingSample:
+        view = self._choose_view(rng, product, category, scale)
+        drawn = self._sample(view, product, category)
+        masks = [view.image.mask, *(mask for _, mask in view.image.also)]
+        if category == NORMAL or None in masks:
+            return drawn
+        return replace(drawn, twin=view.crop(self._twins.read(view.image), self.image_size, self.channels))
+
+    def _repair(self, image: SourceImage) -> DecodedImage:
+        masks = [mask for mask in (image.mask, *(mask for _, mask in image.also)) if mask is not None]
+        whole = np.any([self._masks.read(mask).pixels > 0 for mask in masks], axis=0)
+        return DecodedImage(repaired(self._cache.read(image.path), whole))
+
+    def _known_masks(self, category: str) -> list[BoolArray]:
+        """Real masks as windows show them; those that the window's border cuts only if there are no others."""
+        rng = numpy_rng(self.domains.index(category))
+        sources = [
+            (product, image)
+            for product, of_product in self._images.items()
+            for images in of_product.values()
+            for image in images
+            if any(name == category and mask for name, mask in ((image.category, image.mask), *image.also))
+        ]
+        whole, cut = list[BoolArray](), list[BoolArray]()
+        for number in range(2 * self._KNOWN if sources else 0):
+            product, image = sources[number % len(sources)]
+            scale = scale_of(self.scales, product, category)
+            a = self._map(self._view_of(rng, image, scale))
+            assert a is not None
+            mask = a[self.domains.index(category) - 1] > 0
+            border = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
+            if mask.any():
+                (cut if border else whole).append(mask)
+        return (whole or cut)[: self._KNOWN]
+
+    def sheet(self) -> NDArray[np.uint8] | None:
+        """Defect images beside their repaired twins, so that a bad repair is seen; None if there are no twins."""
+        rows = [row.reference for row in self.examples(numpy_rng(0), count=4) if row.reference.twin is not None]
+        if not rows:
+            return None
+        pairs = [np.concatenate([each.x, each.twin], axis=1) for each in rows if each.twin is not None]
+        pixels = np.clip(np.rint((np.concatenate(pairs, axis=2) + 1) * 127.5), 0, 255).astype(np.uint8)
+        return pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
-def _boxed(here: BoolArray, margins: NDArray[np.float64]) -> BoolArray:
-    """The box around a mask, enlarged by `margins` at top, left, bottom and right; empty if the mask is."""
-    if not here.any():
-        return here
-    left, top, width, height = cv2.boundingRect(here.view(np.uint8))
-    before, after = np.array([top, left]) - margins[:2], np.array([top + height, left + width]) + margins[2:]
-    (top, left), (bottom, right) = np.maximum(before, 0).astype(int), np.ceil(after).astype(int)
-    box = np.zeros_like(here)
-    box[top:bottom, left:right] = True
-    return box
-
-
-class TrainingMasks(TrainingLabels):
+class TrainingMasks(_TrainingMaps):
     """Pairs whose defective window comes with its mask. All categories of a product have the same scale.
 
     A method that makes whole images learns the normals once for all categories.
     """
 
     fit = 0.5
+    edges = 0.0
     covered = 0.0
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         super().__init__(catalog, image_size, products, domains)
         for scales in self.scales.values():
             scales.update(dict.fromkeys(scales, float(np.median(list(scales.values())))))
-
-    def _form(self, rng: np.random.Generator) -> Callable[[BoolArray], BoolArray]:
-        return lambda here: here
 
 
 def stack(windows: Iterable[TrainingSample]) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
@@ -413,9 +461,13 @@ class Feeder:
         x, y, p = stack(row.source for row in rows)
         x_ref, y_ref, p_ref = stack(row.reference for row in rows)
         arrays = {"x": x, "y": y, "p": p, "x_ref": x_ref, "y_ref": y_ref, "p_ref": p_ref}
-        maps = [row.reference.a for row in rows if row.reference.a is not None]
-        if maps:
-            arrays["a_ref"] = np.stack(maps)
+        for name, maps in (("a_ref", [row.reference.a for row in rows]), ("a", [row.source.a for row in rows])):
+            if known := [each for each in maps if each is not None]:
+                arrays[name] = np.stack(known)
+        if "a" in arrays:
+            twins = [row.reference.twin for row in rows]
+            arrays["x_twin"] = np.stack([x if twin is None else twin for x, twin in zip(x_ref, twins, strict=True)])
+            arrays["paired"] = np.array([twin is not None for twin in twins], np.float32)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if self._device.type == "cuda":
             tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
@@ -468,8 +520,10 @@ def _as_one_category(catalog: Catalog) -> Catalog:
 
 
 def make_task(windows: TrainingData) -> Task:
-    shapes = windows.shapes if isinstance(windows, TrainingLabels) else {}
+    masks = {}
+    if isinstance(windows, TrainingLabels):
+        masks = {category: tuple(map(to_text, known)) for category, known in windows.masks.items()}
     return Task(
         domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales,
-        shapes=shapes,
+        masks=masks,
     )  # fmt: skip

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from defectgen import files
 from defectgen.device import RANK, resolve, torch_rng
 from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageError
+from defectgen.imaging.images import encode_jpeg
 from defectgen.methods.base import Method, MethodConfig, Monitored, Staged, Task
 from defectgen.methods.networks import Average
 from defectgen.models import checkpoint
@@ -28,6 +30,7 @@ from defectgen.models.model import build
 from defectgen.training.data import (
     Feeder,
     TrainingData,
+    TrainingLabels,
     make_task,
     training_data,
 )
@@ -67,7 +70,8 @@ class Trained:
 def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: None) -> Trained:
     """Train, and write `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and the model.
 
-    A method with two stages also writes `backbone.safetensors`. A time limit is divided between the stages as the
+    A method of pseudo-pairs also writes `previews/twins.jpg`, defects above their repaired twins. A method with two
+    stages also writes `backbone.safetensors`. A time limit is divided between the stages as the
     steps are, and counts the time before the run was resumed.
 
     Raises:
@@ -87,6 +91,8 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     first = method.backbone_steps if isinstance(method, Staged) else 0
     if backbone is not None and not request.resume:
         start = run.take_backbone(backbone)
+    if isinstance(windows, TrainingLabels) and (sheet := windows.sheet()) is not None:
+        files.write(request.run / "previews" / "twins.jpg", encode_jpeg(sheet))
 
     clock = _Clock(config.steps, request.seconds, start / config.steps if backbone is not None else 0.0)
     feeder = Feeder(windows, config.batch_size, request.seed, device, request.workers)

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from defectgen.imaging.control_maps import between, draw_map, softened, warped
+from defectgen.imaging.control_maps import between, draw_map, fitted, from_text, to_text, warped
 from defectgen.imaging.windows import BoolArray
 
 SIDE = 64
@@ -62,7 +62,17 @@ def test_a_single_pixel_and_a_mask_on_the_border_do_no_harm() -> None:
     assert draw_map(np.random.default_rng(0), [edge], border=8).any()
 
 
-def test_softened_by_hand() -> None:
-    mask = np.zeros((1, 9), np.bool_)
-    mask[0, :3] = True
-    np.testing.assert_allclose(softened(mask)[0], [1, 1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0], atol=1e-3)
+def test_a_map_is_fitted_into_an_area() -> None:
+    area = np.zeros((SIDE, SIDE), np.bool_)
+    area[10:30, 20:60] = True
+    for seed in range(20):
+        small, large = (fitted(mask, area, np.random.default_rng(seed)) for mask in (disc(32, 32, 6), line()))
+        assert small.sum() == disc(32, 32, 6).sum()
+        assert np.ptp(np.argwhere(large)[:, 0]) + 1 >= 18  # scaled down to the 20 rows
+        assert not (small & ~area).any()
+        assert not (large & ~area).any()
+    assert not fitted(line(), np.zeros_like(area), np.random.default_rng(0)).any()
+
+
+def test_masks_are_kept_as_text() -> None:
+    np.testing.assert_array_equal(from_text(to_text(line()), SIDE), line())

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,16 +18,25 @@ from defectgen.methods.defect_gan import (
     adv_d_loss,
     cls_loss,
     compose,
+    map_loss,
+    ms_loss,
+    pair_loss,
     rec_loss,
     sd_con_loss,
     sd_cyc_loss,
-    where_loss,
+    soft,
 )
+from defectgen.methods.networks import Average
+from defectgen.nn.projected import ProjectedDiscriminator
 
 CPU = torch.device("cpu")
 CONFIG = DefectGANConfig(
     image_size=32, width=8, max_width=64, blocks=1, control_channels=8, batch_size=4, steps=400, critic_steps=2,
-    lr=2e-3, masks=True, relative=True,
+    lr=2e-3,
+)  # fmt: skip
+MASKS = DefectGANConfig(
+    image_size=32, width=16, blocks=1, control_channels=16, batch_size=4, steps=160, lr=1e-3, lr_end=1e-4, ema=0.95,
+    masks=True,
 )  # fmt: skip
 TASK = Task(domains=("normal", "crack", "rust"), products=("a",), channels=1, scales={"a": {"crack": 1.0, "rust": 1.0}})
 
@@ -45,36 +55,45 @@ def surfaces(count: int, seed: int = 0) -> Tensor:
 
 
 def batch(seed: int = 0, count: int = 4) -> Batch:
-    """Normals, and defective windows with a black bar (crack) or a white square (rust), and boxes around these."""
+    """Normals, and defective windows with a black bar (crack) or a white square (rust), their masks and twins.
+
+    The control maps of the normals are the masks of the next rows of the same category, moved by a few rows.
+    """
     n, d = surfaces(count, seed), surfaces(count, seed + 500)
-    a = torch.zeros(count, 2, 32, 32)
+    twin, a = d.clone(), torch.zeros(count, 2, 32, 32)
     for i in range(count):
         row = int(torch.randint(4, 20, (1,), generator=generator(seed + i)))
         if i % 2:
             d[i, :, row : row + 3, 4:28] = -1
-            a[i, 0, row - 2 : row + 5, 2:30] = 1
+            a[i, 0, row : row + 3, 4:28] = 1
         else:
             d[i, :, row : row + 7, 12:19] = 1
-            a[i, 1, row - 2 : row + 9, 10:21] = 1
+            a[i, 1, row : row + 7, 12:19] = 1
     y = torch.tensor([2 - i % 2 for i in range(count)])
     zeros = torch.zeros(count).long()
-    return Batch(n, zeros, zeros, d, y, zeros, a)
+    asked = a.roll((2, 4), (0, 2))
+    return Batch(n, zeros, zeros, d, y, zeros, a, asked, twin, torch.ones(count))
+
+
+def build(config: DefectGANConfig) -> DefectGAN:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return DefectGAN(config, TASK, CPU)
 
 
 @pytest.fixture
 def method() -> DefectGAN:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return DefectGAN(CONFIG, TASK, CPU)
+    return build(CONFIG)
 
 
 @pytest.fixture(scope="module")
 def trained() -> DefectGAN:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        method = DefectGAN(CONFIG, TASK, CPU)
-    for step in range(CONFIG.steps):
-        method.training_step(batch(step), step, step / CONFIG.steps, generator(step))
+    method = build(MASKS)
+    average = Average(method.networks.averaged, MASKS.ema)
+    for step in range(MASKS.steps):
+        method.training_step(batch(step), step, step / MASKS.steps, generator(step))
+        average.update(step + 1)
+    average.give()
     return method
 
 
@@ -148,9 +167,24 @@ def test_the_losses_by_hand() -> None:
     m, back = torch.full((1, 1, 2, 2), 0.5), torch.tensor([[[[0.5, 0.1], [0.5, 0.5]]]])
     assert sd_cyc_loss(m, back).item() == pytest.approx(0.1)
     assert sd_con_loss(m, back).item() == pytest.approx(0.5 + 0.4)
-    a = torch.zeros(1, 2, 2, 2)
-    a[0, 1, 0] = 1
-    assert where_loss(m, a).item() == pytest.approx(0.25)
+
+
+def test_the_losses_of_masks_by_hand() -> None:
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[:, :, 7:9, 7:9] = 1
+    softened = soft(mask)
+    assert (softened[:, :, 7:9, 7:9] == 1).all()
+    assert softened[0, 0, 8, 2:14].tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1, 1, 0.8, 0.6, 0.4, 0.2, 0])
+    real, first = torch.zeros(2, 1, 16, 16), torch.tensor([1.0, 0.0])
+    made = torch.full((2, 1, 16, 16), 0.5)
+    assert pair_loss(made, real, mask, torch.ones(2)).item() == pytest.approx(0.5 * 8 / 9)
+    made[1] = 9.0
+    assert pair_loss(made, real, mask, first).item() == pytest.approx(0.5 * 4 / 5)  # the second has no twin
+    assert map_loss(mask, mask, torch.ones(2)).item() == pytest.approx(0, abs=1e-5)
+    assert map_loss(torch.zeros_like(mask), mask, first).item() == pytest.approx(1 - 1 / 5)
+    z_one, z_two = torch.zeros(2, 4), torch.ones(2, 4)
+    assert ms_loss(real, real, z_one, z_two, mask).item() == pytest.approx(1)
+    assert ms_loss(real, real + 1, z_one, z_two, mask).item() == pytest.approx(0.05 / (4 / 5 + 0.05))
 
 
 def test_the_generators_loss_is_the_weighted_sum(method: DefectGAN, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +202,7 @@ def test_the_generators_loss_is_the_weighted_sum(method: DefectGAN, monkeypatch:
         method.training_step(batch(), 0, 0.0, generator())
         return kept[0]
 
-    nothing = dict.fromkeys(["lambda_cls_f", "lambda_rec", "lambda_sd_cyc", "lambda_sd_con", "lambda_where"], 0.0)
+    nothing = dict.fromkeys(["lambda_cls_f", "lambda_rec", "lambda_sd_cyc", "lambda_sd_con"], 0.0)
     only_adv = gradient(**nothing)
     for name in nothing:
         one, five = (gradient(**{**nothing, name: weight}) - only_adv for weight in (1.0, 5.0))
@@ -188,34 +222,56 @@ def test_the_generator_learns_at_every_fifth_step(method: DefectGAN) -> None:
         assert moved == ("rec" in losses) == (step % 5 == 4)
 
 
-def test_warmup_trains_the_critic_alone_then_raises_the_map_weights(method: DefectGAN) -> None:
-    method.config = CONFIG.model_copy(update={"warmup": 0.1, "critic_steps": 1, "steps": 40})
-    trained = ["rec" in method.training_step(batch(step), step, step / 40, generator(step)) for step in range(6)]
-    assert trained == [False, False, False, False, False, True]
-    assert [method._map_weight(part) for part in (0.1, 0.125, 0.15, 0.2, 0.8)] == pytest.approx([0, 0.25, 0.5, 1, 1])
-
-
 def test_the_learning_rate_falls_linearly(method: DefectGAN) -> None:
     config = info("defect-gan").configure("paper", {})
     method.config = config  # type: ignore[assignment]
     assert [method.lr(progress) for progress in (0, 0.5, 1)] == pytest.approx([2e-4, 1.005e-4, 1e-6])
 
 
-def test_a_step_updates_and_resumes_exactly(method: DefectGAN) -> None:
+@pytest.mark.parametrize("config", [CONFIG, MASKS], ids=["paper", "masks"])
+def test_a_step_updates_and_resumes_exactly(config: DefectGANConfig) -> None:
+    method = build(config)
+    before = {key: value.clone() for key, value in method.networks.state().items()}
     for step in range(2):
-        method.training_step(batch(step), step, step / CONFIG.steps, generator(step))
-    fresh = DefectGAN(CONFIG, TASK, CPU)
-    fresh.networks.load_state({key: value.clone() for key, value in method.networks.state().items()})
+        method.training_step(batch(step), step, step / config.steps, generator(step))
+    after = method.networks.state()
+    for name in (
+        "G.head.weight",
+        "D.src.weight" if config is CONFIG else "D.heads.0.0.parametrizations.weight.original",
+    ):
+        assert not torch.equal(after[name], before[name]), name
+    fresh = DefectGAN(config, TASK, CPU)
+    fresh.networks.load_state({key: value.clone() for key, value in after.items()})
     for each in (method, fresh):
         for step in (2, 3):
-            each.training_step(batch(step), step, step / CONFIG.steps, generator(step))
+            each.training_step(batch(step), step, step / config.steps, generator(step))
     for key, value in method.networks.state().items():
         assert torch.equal(value, fresh.networks.state()[key]), key
 
 
+def test_untouched_normals_are_fakes_to_d() -> None:
+    """With masks, D sees (normal, category asked for) beside G's fakes, and learns to refuse both."""
+    method = build(MASKS)
+    assert isinstance(method.D, ProjectedDiscriminator)
+    for step in range(25):
+        method.training_step(batch(step), step, 0.0, generator(step))
+    test = batch(900, 8)
+    assert test.a_ref is not None
+    c = test.a_ref.amax(dim=(2, 3))
+    with torch.no_grad():
+        of_defects, of_normals = (method.D(x, c).mean() for x in (test.x_ref, test.x))
+    assert of_defects > of_normals + 0.5
+
+
+def test_windows_without_a_twin_are_not_compared() -> None:
+    alone = replace(batch(), paired=torch.zeros(4))
+    losses = build(MASKS).training_step(alone, 0, 0.0, generator())
+    assert losses["pair"] == 0
+
+
 def test_without_masks_the_map_is_the_label_everywhere(method: DefectGAN, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 3.1: with image-level labels only, A is constant."""
-    method.config = CONFIG.model_copy(update={"masks": False, "critic_steps": 1})
+    method.config = CONFIG.model_copy(update={"critic_steps": 1})
     seen: list[Tensor] = []
     forward = Generator.forward
 
@@ -225,7 +281,7 @@ def test_without_masks_the_map_is_the_label_everywhere(method: DefectGAN, monkey
 
     monkeypatch.setattr(Generator, "forward", spy)
     losses = method.training_step(batch(), 0, 0.0, generator())
-    assert "where" not in losses
+    assert not {"pair", "map", "ms"} & set(losses)
     assert all(torch.equal(a, a[..., :1, :1].expand_as(a)) for a in seen)
     assert {tuple(row[:, 0, 0].tolist()) for row in seen[0]} == {(1, 0), (0, 1), (0, 0)}
 
@@ -233,23 +289,22 @@ def test_without_masks_the_map_is_the_label_everywhere(method: DefectGAN, monkey
 def test_noise_scalars_learn(trained: DefectGAN) -> None:
     scalars = [module.strength for module in trained.G.modules() if isinstance(module, NoiseInjection)]
     assert len(scalars) == 4 + 3
-    assert all(abs(scalar.item() - 0.1) > 1e-3 for scalar in scalars)
+    assert all(abs(scalar.item() - 0.1) > 1e-4 for scalar in scalars)
 
 
 def test_the_control_map_sets_place_and_category(trained: DefectGAN) -> None:
-    """Figure 6. After 400 steps, the mean change where A is 0 is below 4 of 255 gray levels."""
+    """Figure 6. Away from A, not a pixel changes."""
     x, a = surfaces(6, 7000), torch.zeros(6, 2, 32, 32)
-    a[:3, 0, 14:21, 2:30] = 1
-    a[3:, 1, 10:21, 10:21] = 1
+    a[:3, 0, 14:17, 4:28] = 1
+    a[3:, 1, 10:17, 10:17] = 1
     inside = a.amax(dim=1, keepdim=True) > 0
     made = trained.generate(GenerateBatch(x, torch.ones(6).long(), [generator(i) for i in range(6)], a=a))
     change = made.x - x
-    assert change[~inside].abs().mean() < 4 * 2 / 255
+    assert (change[soft(inside.float()) == 0] == 0).all()
     dark, bright = change[:3][inside[:3]], change[3:][inside[3:]]
-    assert dark.mean() < -0.05
-    assert bright.mean() > 0.05
+    assert dark.mean() < bright.mean() - 0.1
     assert made.mask is not None
-    assert made.mask[inside].mean() > 4 * made.mask[~inside].mean()
+    assert made.mask[inside].mean() > 0.5
 
 
 def test_restoring_removes_defects(trained: DefectGAN) -> None:
@@ -257,10 +312,10 @@ def test_restoring_removes_defects(trained: DefectGAN) -> None:
     test = batch(7000, 8)
     assert test.a_ref is not None
     restored = trained.restore(test.x_ref, [generator(i) for i in range(8)])
-    inside = test.a_ref.amax(dim=1, keepdim=True) > 0
     defective = test.x_ref.abs() == 1
-    assert restored[defective].abs().mean() < 0.8
-    assert (restored - test.x_ref)[~inside].abs().mean() < 2 * 2 / 255
+    assert restored[defective].abs().mean() < 0.9
+    far = soft(test.a_ref.amax(dim=1, keepdim=True)) == 0
+    assert (restored - test.x_ref)[far].abs().mean() < 4 * 2 / 255
 
 
 def test_defects_differ_by_noise_and_repeat_by_seed(trained: DefectGAN) -> None:
