@@ -236,9 +236,9 @@ def sd_con_loss(m: Tensor, m_back: Tensor) -> Tensor:
 
 
 def soft(a: Tensor) -> Tensor:
-    """Masks [B, 1, H, W] with soft edges: 1 inside and around by a pixel, then falling to 0 over three."""
-    wide = F.max_pool2d(a, 5, stride=1, padding=2)
-    return F.avg_pool2d(wide, 5, stride=1, padding=2, count_include_pad=False)
+    """Masks [B, 1, H, W] with soft edges: 1 inside, then falling to 0 over two pixels."""
+    wide = F.max_pool2d(a, 3, stride=1, padding=1)
+    return F.avg_pool2d(wide, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def pair_loss(made: Tensor, real: Tensor, inside: Tensor, weights: Tensor) -> Tensor:
