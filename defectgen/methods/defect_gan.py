@@ -351,7 +351,7 @@ class DefectGAN:
         parts["adv_d"].backward()
         self.networks.step("D")
 
-        # G removes both. The images keep their gradients only where G is asked to mend its own.
+        # G removes its own defects and the real ones.
         back = torch.cat([made, d])
         empty = torch.zeros_like(a[: 2 * count])
         self.D.requires_grad_(False)
@@ -368,7 +368,7 @@ class DefectGAN:
             "adv_g": hinge_g(fake),
             "pair": pair_loss(again, d, of_d, batch.paired) + pair_loss(repaired, n_d, of_d, batch.paired),
             "map": map_loss(m_repaired, mask_d, batch.paired)
-            + map_loss(m_restored, asked, torch.ones(count).to(asked)),
+            + map_loss(m_restored, asked, torch.ones_like(batch.paired)),
             "ms": ms_loss(made, second, z[:count], z[count : 2 * count], m_made),
             "rec": rec_loss(n, restored),
             "sd_cyc": sd_cyc_loss(m_made, m_restored),
