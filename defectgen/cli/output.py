@@ -168,20 +168,20 @@ def placement(
     """
     from defectgen.synthesis.pasted import Placement
 
-    counts = _range("--per-image", per_image, low=1)
+    counts = number_range("--per-image", per_image, low=1)
     if any(count % 1 for count in counts):
         raise UsageError(f"--per-image {per_image}: give whole numbers, such as 2 or 1:3")
     return Placement(
-        scale=_range("--scale", scale, low=0.01),
-        rotation=_range("--rotation", rotation),
-        crop=_range("--crop", crop, low=0.01, high=1),
+        scale=number_range("--scale", scale, low=0.01),
+        rotation=number_range("--rotation", rotation),
+        crop=number_range("--crop", crop, low=0.01, high=1),
         per_image=(round(counts[0]), round(counts[1])),
         region=None if where is None else region(where),
         **settings,
     )
 
 
-def _range(name: str, text: str, low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
+def number_range(name: str, text: str, low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
     """Parse `LOW:HIGH`, or one number for both, with limits `low` and `high`."""
     first, _, last = text.partition(":")
     try:

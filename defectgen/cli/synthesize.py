@@ -41,6 +41,12 @@ def synthesize(
             "repeated, for several categories.",
         ),
     ] = None,
+    strength: Annotated[
+        str,
+        option(
+            "--strength", metavar="RANGE", help="Strength of painted defects: 1, or 0.5:1.5 for fainter to stronger."
+        ),
+    ] = "1",
     restored: Annotated[bool, option("--restored", help="Also write each image with its defects removed.")] = False,
     gate: output.GateFolder = None,
     model: output.Model = None,
@@ -85,6 +91,7 @@ def synthesize(
             weights=weights,
             normals=tuple(output.folder(text) for text in normals or ()),
             regions=tuple(_region(text) for text in region or ()),
+            strength=output.number_range("--strength", strength, low=0.01),
             restored=restored,
             gate=gate,
             on_bad=on_bad.value,

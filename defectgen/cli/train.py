@@ -51,7 +51,10 @@ def train(
         option("--category", "-c", metavar="NAME", help="Category of a flat folder  [default: its name]"),
     ] = None,
     on_bad: options.Skip = options.OnBad.SKIP,
-    preset: Annotated[str, option("--preset", metavar="NAME", help="paper, compact or tiny (for a CPU).")] = "compact",
+    preset: Annotated[
+        str | None,
+        option("--preset", metavar="NAME", help="paper, compact or tiny  [default: compact on CUDA, tiny on a CPU]"),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         option(
@@ -129,7 +132,9 @@ def train(
         console.result(plan, table(plan), kind="plan")
         return ExitCode.SKIPPED if job.skipped else ExitCode.OK
 
-    console.note(f"training {job.name} in {job.run_folder}, on {job.images} images")
+    chosen = "" if preset else f" (for {'CUDA' if job.device.type == 'cuda' else 'a CPU'})"
+    end = f"{job.steps:,} steps" + (f" or {time}, whichever ends first" if time else "")
+    console.note(f"training {job.name} in {job.run_folder}, on {job.images} images: preset {job.preset}{chosen}, {end}")
     if verbose:
         console.note(f"configuration:\n{table(job.settings)}")
     with console.progress("training") as report:

@@ -119,9 +119,9 @@ def evaluate(
     made = {name: _thinned(each.images, extent.samples, 0, rng) for name, each in found.datasets.items()}
     if categories == (DEFECT,):
         train, test, made = (
-            _as_one_category(train),
-            _as_one_category(test),
-            {k: _as_one_category(v) for k, v in made.items()},
+            as_one_category(train),
+            as_one_category(test),
+            {k: as_one_category(v) for k, v in made.items()},
         )
 
     sets = [
@@ -163,7 +163,7 @@ def evaluate(
                 if len(of_made := _of_label(examples, labels[category])) > 1
             },
             "memorisation": near,
-            "mask_agreement": _mask_agreement(images),
+            "mask_agreement": mask_agreement(images),
         }
         sheets[name] = {
             "windows": _window_rows(defects, examples, categories),
@@ -265,7 +265,7 @@ def _categories(found: Found) -> tuple[str, ...]:
     return (DEFECT,) if unknown else tuple(known)
 
 
-def _as_one_category(images: Sequence[LabeledImage]) -> tuple[LabeledImage, ...]:
+def as_one_category(images: Sequence[LabeledImage]) -> tuple[LabeledImage, ...]:
     return tuple(replace(image, category=collapsed(image.category)) for image in images)
 
 
@@ -359,7 +359,7 @@ class _Memory:
         return found, pairs
 
 
-def _mask_agreement(images: Sequence[LabeledImage]) -> dict[str, float] | None:
+def mask_agreement(images: Sequence[LabeledImage]) -> dict[str, float] | None:
     """IoU of the masks with the pixels that differ from the source image; None if no source image is available."""
     ious = []
     for each in images:

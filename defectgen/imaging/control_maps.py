@@ -3,6 +3,7 @@
 import base64
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,22 +14,51 @@ _ELASTIC = 1 / 8, 0.05  # smoothness and size of the displacements, as fractions
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
 _MIXED = 0.3  # share of the maps that are between two real masks
+_JITTER = 0.15  # standard deviation of a relative place
 _TRIES = 8
 _LEAST = 0.3  # of the area of a real mask: a map that lost more, at the border or by mixing, is drawn again
 
 
-def draw_map(rng: np.random.Generator, known: Sequence[BoolArray], border: int = 0) -> BoolArray:
-    """A new mask in the manner of the known ones, [S, S]: turned, scaled, bent, and sometimes between two of them.
+class KnownMask(NamedTuple):
+    """The mask of a real defect in a window, [S, S], and the window's relative `place` (x, y) in its image."""
+
+    mask: BoolArray
+    place: tuple[float, float]
+
+
+class Sides(NamedTuple):
+    """Pixels along the edges of a window."""
+
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+
+def pick(rng: np.random.Generator, known: Sequence[KnownMask]) -> KnownMask:
+    """A random one of the known masks, with a place nearby; windows at an edge of their image stay there."""
+    mask, place = known[int(rng.integers(len(known)))]
+    x, y = (at if at in (0, 1) else float(np.clip(at + rng.normal(0, _JITTER), 0, 1)) for at in place)
+    return KnownMask(mask, (x, y))
+
+
+def draw_map(
+    rng: np.random.Generator,
+    first: BoolArray,
+    known: Sequence[KnownMask],
+    border: Sides = Sides(),  # noqa: B008
+) -> BoolArray:
+    """A new mask in the manner of a known one, [S, S]: turned, scaled, bent, and sometimes between it and another.
 
     Args:
-        known: masks of one category, [S, S], not empty.
-        border: pixels along the window's edges that stay free.
+        first: [S, S], not empty.
+        known: the masks of its category.
+        border: what stays free.
     """
-    first = known[int(rng.integers(len(known)))]
     area = first.sum()
     found = first
     for _ in range(_TRIES):
-        mask = between(rng, first, known[int(rng.integers(len(known)))]) if rng.random() < _MIXED else first
+        mask = between(rng, first, pick(rng, known).mask) if rng.random() < _MIXED else first
         found = _framed(warped(rng, mask), border)
         if found.sum() >= _LEAST * area:
             return found
@@ -76,15 +106,17 @@ def fitted(mask: BoolArray, area: BoolArray, rng: np.random.Generator) -> BoolAr
     return found & area
 
 
-def to_text(mask: BoolArray) -> str:
-    """A mask [S, S] as text, for a model's file."""
-    return base64.b64encode(np.packbits(mask).tobytes()).decode()
+def to_text(known: KnownMask) -> str:
+    """A known mask as text, for a model's file."""
+    packed = base64.b64encode(np.packbits(known.mask).tobytes()).decode()
+    return f"{known.place[0]:.4f},{known.place[1]:.4f},{packed}"
 
 
-def from_text(text: str, side: int) -> BoolArray:
+def from_text(text: str, side: int) -> KnownMask:
     """The inverse of `to_text`, for masks of `side` pixels."""
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=side * side)
-    return bits.reshape(side, side).astype(np.bool_)
+    x, y, packed = text.split(",")
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(packed), np.uint8), count=side * side)
+    return KnownMask(bits.reshape(side, side).astype(np.bool_), (float(x), float(y)))
 
 
 def _signed_distance(mask: BoolArray) -> FloatArray:
@@ -102,8 +134,7 @@ def _field(rng: np.random.Generator, side: int) -> FloatArray:
     return np.asarray(field * (size / max(float(field.std()), 1e-9)), np.float32)
 
 
-def _framed(mask: BoolArray, border: int) -> BoolArray:
-    if border:
-        mask = mask.copy()
-        mask[:border], mask[-border:], mask[:, :border], mask[:, -border:] = False, False, False, False
-    return mask
+def _framed(mask: BoolArray, border: Sides) -> BoolArray:
+    free = np.zeros_like(mask)
+    free[border.top : len(mask) - border.bottom, border.left : len(mask) - border.right] = True
+    return mask & free

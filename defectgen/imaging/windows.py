@@ -94,6 +94,18 @@ def place(
     return Window(corner(width, b.x, b.width), corner(height, b.y, b.height), side)
 
 
+def place_at(height: int, width: int, side: int, at: tuple[float, float]) -> Window:
+    """The window at a relative place of an image: (0, 0) is its upper left corner, (1, 1) its lower right one."""
+    return Window(round(at[0] * (width - side)), round(at[1] * (height - side)), side)
+
+
+def place_of(window: Window, height: int, width: int) -> tuple[float, float]:
+    """The inverse of `place_at`; 0.5 along an axis on which the window fits exactly."""
+    room = width - window.side, height - window.side
+    x, y = (start / length if length else 0.5 for start, length in zip((window.x, window.y), room, strict=True))
+    return x, y
+
+
 def inside(start: int, side: int, length: int) -> int:
     """`start` of a window on an axis of `length`, moved so that it extends beyond the ends as little as possible."""
     return min(max(start, min(0, length - side)), max(0, length - side))

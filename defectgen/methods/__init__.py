@@ -26,8 +26,8 @@ DataKind = Literal["domains", "pairs", "labels", "masks", "patches"]
 """What a row of a training batch holds.
 
 - `domains`: a window from any domain, and one from its target domain;
-- `pairs`: a normal and a defective window at the same scale; all categories count as one;
-- `labels`: as `pairs`, with all the categories of the defective window and where each one is;
+- `pairs`: a normal and a defective window at the same scale, and where to paint; all categories count as one;
+- `labels`: as `pairs`, with all the categories of the defective window;
 - `masks`: a normal and a defective window with its mask; each product has one scale;
 - `patches`: a defect patch, cut out by its mask, on a pure background.
 """
@@ -122,7 +122,9 @@ BUILT_IN: Final = (
         implementation="defectgen.methods.isu_gan:ISUGAN",
         learns="pairs",
         makes="window",
+        controls=frozenset({"region", "mask"}),
         repairs=True,
+        restores=True,
     ),
     MethodInfo(
         name="defect-gan",

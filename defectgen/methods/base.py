@@ -44,6 +44,12 @@ class MethodConfig(BaseModel):
     batch_size: int = Field(8, ge=1)
     steps: int = Field(100_000, ge=1)
     ema: float = Field(0.999, ge=0, lt=1)
+    whole: bool = Field(False, description="windows show whole images, scaled down; for methods that learn windows")
+
+    @property
+    def paints_masks(self) -> bool:
+        """Whether the method paints inside masks, so that the mask asked for is the label."""
+        return False
 
     @field_validator("image_size")
     @classmethod
@@ -81,8 +87,10 @@ class Batch:
     products `p` are indices into the task's, [B]. `a_ref`, [B, domains - 1, H, W], is 1 where a reference shows a
     category, or everywhere if nobody marked where. It is present for methods that learn labels or masks.
 
-    For methods that learn labels, `a`, shaped like `a_ref`, asks for new defects on the sources: real masks of the
-    reference's categories, warped. `x_twin` are the references with their defects repaired, where `paired`, [B], is 1.
+    For methods that learn labels or pairs, `a`, shaped like `a_ref`, asks for new defects on the sources: real masks of
+    the reference's categories, warped. `x_twin` are the references with their defects repaired, where `paired`, [B], is
+    1. `place_ref`, [B, 2], is where the references' windows lie in their images, as in `windows.place_of`; `whole_ref`,
+    [B], is 1 where no defect goes on beyond the window.
     """
 
     x: Tensor
@@ -95,6 +103,8 @@ class Batch:
     a: Tensor | None = None
     x_twin: Tensor | None = None
     paired: Tensor | None = None
+    place_ref: Tensor | None = None
+    whole_ref: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +192,18 @@ class Monitored(Protocol):
 
     def diagnose(self, losses: Mapping[str, float]) -> str | None:
         """The failure and its remedy, from losses averaged over some 200 steps; None if there is no failure."""
+        ...
+
+
+@runtime_checkable
+class Placing(Protocol):
+    """A method whose defects belong to places of an image."""
+
+    def place(self, y: int, rng: torch.Generator) -> tuple[float, float] | None:
+        """The relative place of the window in its image, as in `windows.place_of`; None means anywhere.
+
+        It suits the defect of domain y that `generate` makes with an equal generator.
+        """
         ...
 
 

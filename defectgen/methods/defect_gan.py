@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
-from defectgen.nn.layers import Noise, draw_seed, he_init, instance_norm, mixed_precision
+from defectgen.nn.layers import Noise, draw_seed, instance_norm, mixed_precision
+from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft
 from defectgen.nn.penalties import gradient_penalty
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g
 
@@ -47,7 +48,8 @@ class DefectGANConfig(MethodConfig):
     width: int = Field(64, ge=8, description="channels after the first convolution of G and of D")
     max_width: int = Field(2048, ge=8, description="upper limit of the channels of D")
     blocks: int = Field(3, ge=1, description="residual blocks in G's encoder, and as many in its decoder")
-    control_channels: int = Field(64, ge=1, description="channels of SPADE's convolution on A (SPADE has 128)")
+    control_channels: int = Field(128, ge=1, description="channels of SPADE's convolution on A")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; the paper averages none")
     critic_steps: int = Field(5, ge=1, description="updates of D per update of G")
     lr: float = Field(2e-4, gt=0, description="learning rate at the start; with `masks`, D has half of it")
     lr_end: float = Field(1e-6, ge=0, description="learning rate at the end; changes linearly")
@@ -64,6 +66,10 @@ class DefectGANConfig(MethodConfig):
     )
     lambda_map: float = Field(5.0, ge=0, description="weight of the overlap of m_n with the masks, with `masks`")
     lambda_ms: float = Field(1.0, ge=0, description="weight of mode seeking, with `masks`")
+
+    @property
+    def paints_masks(self) -> bool:
+        return self.masks
 
 
 # --- Networks, in the order of the data flow -------------------------------------------------------------------
@@ -96,38 +102,45 @@ class SPADE(nn.Module):
         return normalized * (1 + gamma) + beta
 
 
-class EncoderBlock(nn.Module):
-    """Convolution, instance normalization, ReLU, noise. Residual if the shape does not change."""
+class ConvBlock(nn.Module):
+    """Convolution, then normalization (by SPADE if `control` gives the channels of A), ReLU unless `linear`, noise."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1) -> None:
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 3,
+        stride: int = 1,
+        *,
+        control: tuple[int, int] | None = None,
+        up: bool = False,
+        linear: bool = False,
+    ) -> None:
         super().__init__()
-        self.residual = c_in == c_out and stride == 1
+        self.up, self.linear = up, linear
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, (kernel - 1) // 2, padding_mode="reflect")
-        self.norm = instance_norm(c_out)
+        self.norm: nn.Module = instance_norm(c_out) if control is None else SPADE(c_out, *control)
         self.noise = NoiseInjection()
 
-    def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        h: Tensor = self.noise(F.relu(self.norm(self.conv(x))), noise)
-        return x + h if self.residual else h
-
-
-class DecoderBlock(nn.Module):
-    """Convolution, SPADE, ReLU, noise; doubles the resolution first if `up`. Residual if the shape does not change."""
-
-    def __init__(self, c_in: int, c_out: int, categories: int, hidden: int, *, up: bool = False) -> None:
-        super().__init__()
-        self.up = up
-        self.residual = c_in == c_out and not up
-        self.conv = nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode="reflect")
-        self.norm = SPADE(c_out, categories, hidden)
-        self.noise = NoiseInjection()
-
-    def forward(self, x: Tensor, a: Tensor, noise: Noise) -> Tensor:
+    def forward(self, x: Tensor, a: Tensor | None, noise: Noise) -> Tensor:
+        """x [B, c_in, h, w], a [B, categories, H, W] for SPADE. Doubles the resolution first if `up`."""
         if self.up:
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
         h = self.conv(x)
-        h = self.noise(F.relu(self.norm(h, F.adaptive_avg_pool2d(a, h.shape[2:]))), noise)
-        return x + h if self.residual else h
+        h = self.norm(h) if a is None else self.norm(h, F.adaptive_avg_pool2d(a, h.shape[2:]))
+        return self.noise(h if self.linear else F.relu(h), noise)
+
+
+class ResidualBlock(nn.Module):
+    """StarGAN's residual block: two convolutions, the second without ReLU."""
+
+    def __init__(self, channels: int, *, control: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.first = ConvBlock(channels, channels, control=control)
+        self.second = ConvBlock(channels, channels, control=control, linear=True)
+
+    def forward(self, x: Tensor, a: Tensor | None, noise: Noise) -> Tensor:
+        return x + self.second(self.first(x, a, noise), a, noise)
 
 
 class Generator(nn.Module):
@@ -135,22 +148,22 @@ class Generator(nn.Module):
 
     def __init__(self, config: DefectGANConfig, channels: int, categories: int) -> None:
         super().__init__()
-        w, hidden = config.width, config.control_channels
+        w = config.width
         self.channels, self.masks = channels, config.masks
-        categories += config.z_dim if config.masks else 0
+        control = categories + (config.z_dim if config.masks else 0), config.control_channels
         self.encoder = nn.ModuleList(
             [
-                EncoderBlock(channels, w, 7),
-                EncoderBlock(w, 2 * w, 4, stride=2),
-                EncoderBlock(2 * w, 4 * w, 4, stride=2),
-                *(EncoderBlock(4 * w, 4 * w, 3) for _ in range(config.blocks)),
+                ConvBlock(channels, w, 7),
+                ConvBlock(w, 2 * w, 4, stride=2),
+                ConvBlock(2 * w, 4 * w, 4, stride=2),
+                *(ResidualBlock(4 * w) for _ in range(config.blocks)),
             ]
         )
         self.decoder = nn.ModuleList(
             [
-                *(DecoderBlock(4 * w, 4 * w, categories, hidden) for _ in range(config.blocks)),
-                DecoderBlock(4 * w, 2 * w, categories, hidden, up=True),
-                DecoderBlock(2 * w, w, categories, hidden, up=True),
+                *(ResidualBlock(4 * w, control=control) for _ in range(config.blocks)),
+                ConvBlock(4 * w, 2 * w, control=control, up=True),
+                ConvBlock(2 * w, w, control=control, up=True),
             ]
         )
         self.head = nn.Conv2d(w, channels + 1, 7, padding=3, padding_mode="reflect")
@@ -167,7 +180,7 @@ class Generator(nn.Module):
             a = torch.cat([a, z[:, :, None, None].expand(-1, -1, *a.shape[2:])], dim=1)
         h = x
         for block in self.encoder:
-            h = block(h, noise)
+            h = block(h, None, noise)
         for block in self.decoder:
             h = block(h, a, noise)
         f, m = self.head(h).split([self.channels, 1], dim=1)
@@ -194,9 +207,9 @@ class Discriminator(nn.Module):
         self.cls = nn.Conv2d(c_in, categories, side, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, channels, S, S] -> D_src(x), averaged over the image patches, [B], and D_cls(x), [B, categories]."""
+        """x [B, channels, S, S] -> D_src(x), [B, patches], and D_cls(x), [B, categories]."""
         h = self.body(x)
-        return self.src(h).mean(dim=(1, 2, 3)), self.cls(h).flatten(1)
+        return self.src(h).flatten(1), self.cls(h).flatten(1)
 
 
 def compose(x: Tensor, f: Tensor, m: Tensor) -> Tensor:
@@ -208,7 +221,7 @@ def compose(x: Tensor, f: Tensor, m: Tensor) -> Tensor:
 
 
 def adv_d_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The critic's Wasserstein loss, with which section 4.1 replaces equation 5. Scores [B]."""
+    """The critic's Wasserstein loss, with which section 4.1 replaces equation 5. Scores [B, patches]."""
     return fake.mean() - real.mean()
 
 
@@ -232,37 +245,6 @@ def sd_con_loss(m: Tensor, m_back: Tensor) -> Tensor:
     return m.mean() + m_back.mean()
 
 
-# --- Losses with `masks` ----------------------------------------------------------------------------------------
-
-
-def soft(a: Tensor) -> Tensor:
-    """Masks [B, 1, H, W] with soft edges: 1 inside, then falling to 0 over two pixels."""
-    wide = F.max_pool2d(a, 3, stride=1, padding=1)
-    return F.avg_pool2d(wide, 3, stride=1, padding=1, count_include_pad=False)
-
-
-def pair_loss(made: Tensor, real: Tensor, inside: Tensor, weights: Tensor) -> Tensor:
-    """The mean difference from the real image inside a soft mask; `weights` [B] chooses the images."""
-    inside = inside * weights.view(-1, 1, 1, 1)
-    return ((made - real).abs() * inside).sum() / (inside.sum() * made.shape[1] + 1)
-
-
-def map_loss(m: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
-    """Dice loss of maps m and masks [B, 1, H, W] (Milletari et al. 2016); `weights` [B] chooses the images."""
-    both, total = (m * mask).sum(dim=(1, 2, 3)), (m + mask).sum(dim=(1, 2, 3))
-    return (weights * (1 - (2 * both + 1) / (total + 1))).sum() / (weights.sum() + 1e-6)
-
-
-def ms_loss(one: Tensor, two: Tensor, z_one: Tensor, z_two: Tensor, inside: Tensor) -> Tensor:
-    """Mode seeking (Mao et al. 2019): the distance of two z over that of their images inside a soft mask.
-
-    It saturates at a difference of 0.05, about six gray levels.
-    """
-    apart = ((one - two).abs().mean(dim=1, keepdim=True) * inside).sum(dim=(1, 2, 3))
-    apart = apart / (inside.sum(dim=(1, 2, 3)) + 1)
-    return (0.05 * (z_one - z_two).abs().mean(dim=1) / (apart + 0.05)).mean()
-
-
 # --- Method ----------------------------------------------------------------------------------------------------
 
 
@@ -273,8 +255,8 @@ class DefectGAN:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
-            "width": 32, "max_width": 512, "control_channels": 32, "batch_size": 8, "steps": 100_000,
-            "masks": True, "lr": 4e-4, "lr_end": 4e-5,
+            "width": 32, "max_width": 512, "control_channels": 32, "batch_size": 8, "steps": 30_000,
+            "ema": 0.999, "masks": True, "lr": 4e-4, "lr_end": 4e-5,
         },
         "tiny": {
             "image_size": 64, "width": 24, "max_width": 128, "blocks": 2, "control_channels": 32, "steps": 3_000,
@@ -293,9 +275,7 @@ class DefectGAN:
             self.D = ProjectedDiscriminator(categories, device)
             learned, betas = self.D.learned(), (0.0, 0.99)
         else:
-            # PyTorch's default initialization attenuates D's activations about 20 times, which delays learning by some
-            # 1,000 steps.
-            self.D = Discriminator(config, task.channels, categories).apply(he_init)
+            self.D = Discriminator(config, task.channels, categories)
             learned, betas = list(self.D.parameters()), (0.5, 0.999)
         optimizers = {
             "G": torch.optim.Adam(self.G.parameters(), lr=config.lr, betas=betas),
@@ -397,7 +377,7 @@ class DefectGAN:
         }
         t = torch.rand(len(real), 1, 1, 1, generator=rng).to(self.device)
         between = (real + t * (fake - real)).requires_grad_(True)
-        parts["gp"] = gradient_penalty(self.D(between)[0], between)
+        parts["gp"] = gradient_penalty(self.D(between)[0].sum(dim=1), between)  # of the sum over patches, as StarGAN
         total = parts["adv_d"] + config.lambda_gp * parts["gp"] + config.lambda_cls_r * parts["cls_r"]
         total.backward()
         self.networks.step("D")

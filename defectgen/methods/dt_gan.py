@@ -10,25 +10,29 @@ suffix `_t` stands for the paper's tilde: the target domain, and the image trans
 The published paper omits the layers (Appendix D) and the training details (Appendix B). Both follow StarGAN v2
 (Choi et al. 2020), on which DT-GAN builds:
     - non-saturating logistic loss, with R1 of weight 1 on the reals;
+    - each iteration updates D and G twice, with codes of M and with those of a reference, which train only G;
     - Adam with betas (0, 0.99) and weight decay 1e-4; learning rate 1e-4, 1e-6 for M;
     - averaged weights, with decay 0.999;
     - every lambda 1; that of the diversity loss is divided among its six distances (StarGAN v2 has one) and falls
       linearly to 0;
-    - He initialization; batches of 8; 100,000 steps; a bottleneck of 16x16.
-Each iteration of StarGAN v2 does a latent-guided and a reference-guided update. Here they alternate: one per step.
+    - He initialization; batches of 8; 100,000 iterations; a bottleneck of 16x16.
+Upsampling is bilinear.
 
-Differences from the paper, to learn small defects from few images within an hour; each is noted where it applies:
-    - a skip path restores the detail that G's bottleneck loses, and G paints nothing at the rim (`translate`);
-    - the foreground is hidden at the first step (`hide_foreground`);
-    - D and E standardize each window (`standardized`);
-    - D_FG takes the maximum over the feature map, not the mean;
-    - the diversity loss ignores the anchor domain (`ds_loss`);
-    - the presets `compact` and `tiny` raise M's learning rate, as 1e-6 needs 100,000 steps.
+An addition to the paper, which the preset `paper` does not use, is the setting `residual`. With it
+
+- G paints a change inside a soft map m, onto x from which it takes the change that x's own codes make:
+  x_t = x - G(x, c_y, s_y) + G(x, c, s). So x keeps its detail, and a normal has no defect to take;
+- pseudo-pairs, a defective window d and its repaired twin n_d, supervise both directions, and masks supervise m;
+- c = tanh(h) * a, where a says where a defect is, for M as for E. A small critic matches M's codes to E's, which it
+  also sees moved. Styles are bounded;
+- D is a projected discriminator (`nn.projected`), which also sees untouched normals as fakes;
+- with the `prior` "bank", generating takes the codes of real windows, warped, which the model keeps.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,11 +42,16 @@ from torch import Tensor, nn
 from defectgen.methods.base import ANCHOR, Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
-from defectgen.nn.layers import ResBlock, he_init, instance_norm, mixed_precision, standardized
+from defectgen.nn.layers import ResBlock, he_init, instance_norm, mixed_precision
+from defectgen.nn.paired import map_loss, pair_loss, soft
 from defectgen.nn.penalties import adversarial, r1
+from defectgen.nn.projected import WIDTH, ProjectedDiscriminator, hinge_d, hinge_g
 
 BOTTLENECK = 16
 """Side of the feature map at the generator's bottleneck, and so of c_y."""
+_TURN = math.radians(8.0)  # standard deviation of turns
+_SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
+_BEND = 0.06  # standard deviation of displacements, as a fraction of half the window's side
 
 
 class DTGANConfig(MethodConfig):
@@ -58,12 +67,20 @@ class DTGANConfig(MethodConfig):
     lambda_sd_rec: float = Field(1.0, ge=0, description="weight of equation 2")
     lambda_d_rec: float = Field(1.0, ge=0, description="weight of equation 3")
     lambda_ds: float = Field(1 / 6, ge=0, description="weight of equation 4 at the first step; 0 at the last")
+    ds_every: int = Field(1, ge=1, description="steps between diversity losses with `residual`, with more weight each")
     lambda_cyc: float = Field(1.0, ge=0, description="weight of equation 5")
     lambda_fg: float = Field(1.0, ge=0, description="weight of equation 6")
     lambda_bg: float = Field(1.0, ge=0, description="weight of equation 7")
     lambda_r1: float = Field(1.0, ge=0, description="weight of the gradient penalty")
     r1_every: int = Field(1, ge=1, description="steps between gradient penalties; the weight is scaled to match")
-    augment: bool = Field(True, description="differentiable augmentation of D's inputs, for few-shot data")
+    augment: bool = Field(False, description="differentiable augmentation of D's inputs, for few-shot data")
+    residual: bool = Field(False, description="G paints a change inside a soft map; see the top of the method's file")
+    prior: Literal["latent", "bank"] = Field("latent", description="where codes come from; bank needs `residual`")
+    lr_noise: float = Field(1e-6, gt=0, description="learning rate of the strengths of M's noise")
+    pairs_first: float = Field(0.25, ge=0, le=1, description="part of the training without D, with `residual`")
+    lambda_pair: float = Field(10.0, ge=0, description="weight of the differences from d and n_d, with `residual`")
+    lambda_map: float = Field(5.0, ge=0, description="weight of the overlap of m with the masks, with `residual`")
+    lambda_code: float = Field(1.0, ge=0, description="weight of the critic of M's codes, with `residual`")
 
     @model_validator(mode="after")
     def _leaves_room_for_the_background(self) -> "DTGANConfig":
@@ -82,8 +99,7 @@ class UpBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, *, up: bool) -> None:
         super().__init__()
         self.up = up
-        self.norm1 = instance_norm(c_in)
-        self.norm2 = instance_norm(c_out)
+        self.norm1, self.norm2 = instance_norm(c_in), instance_norm(c_out)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
         self.skip = nn.Conv2d(c_in, c_out, 1, bias=False) if c_in != c_out else nn.Identity()
@@ -114,25 +130,47 @@ class StyledBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, style_dim: int, *, up: bool) -> None:
         super().__init__()
         self.up = up
-        self.norm1 = AdaIN(c_in, style_dim)
-        self.norm2 = AdaIN(c_out, style_dim)
+        self.norm1, self.norm2 = AdaIN(c_in, style_dim), AdaIN(c_out, style_dim)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.skip = nn.Conv2d(c_in, c_out, 1, bias=False) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        h = self.conv1(F.leaky_relu(self.norm1(x, s), 0.2))
+        h, x = self.conv1(F.leaky_relu(self.norm1(x, s), 0.2)), self.skip(x)
         if self.up:
-            h = _double(h)
-        # No skip connection: it would carry the scale of c_y past the AdaIN.
-        return self.conv2(F.leaky_relu(self.norm2(h, s), 0.2))
+            h, x = _double(h), _double(x)
+        h = self.conv2(F.leaky_relu(self.norm2(h, s), 0.2))
+        return (h + x) * 0.5**0.5
+
+
+class Codes(nn.Module):
+    """From features, [B, width, 16, 16], the defect map of each row's domain, [B, C, 16, 16]; 0 for the anchor domain.
+
+    With `residual`, c = tanh(h) * a: a, [B, 1, 16, 16] in 0..1, says where the defect is. Otherwise a is 1.
+    """
+
+    def __init__(self, config: DTGANConfig, width: int, domains: int) -> None:
+        super().__init__()
+        self.residual = config.residual
+        self.channels = config.c_channels + config.residual
+        self.conv = nn.Conv2d(width, domains * self.channels, 1)
+
+    def forward(self, h: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """-> c and the logits of a."""
+        rows = torch.arange(len(y), device=y.device)
+        c = self.conv(h).unflatten(1, (-1, self.channels))[rows, y]
+        a = torch.zeros_like(c[:, :1])
+        if self.residual:
+            c, a = c[:, :-1], c[:, -1:]
+            c = torch.tanh(c) * torch.sigmoid(a)
+        return c * (y != ANCHOR)[:, None, None, None], a  # a normal has no defect (section 3.1)
 
 
 class MappingNetwork(nn.Module):
     """M: maps a latent code to a defect map and a style for each domain (section 3.1).
 
     The defect branch grows from 4x4 to 16x16 and adds per-pixel noise after each convolution, as StyleGAN does
-    ("Anchor Domain and Noise Injection"). Its output is normalized: G's AdaIN ignores the scale of c_y, so M could
-    otherwise satisfy equation 2 by shrinking c_y to zero.
+    ("Anchor Domain and Noise Injection"); its strengths are learned from 0.
     """
 
     SIDES = (4, 8, 16, 16)  # of the noise maps
@@ -141,14 +179,14 @@ class MappingNetwork(nn.Module):
         super().__init__()
         hidden = config.max_width
         self.z_dim = config.latent_dim
-        self.c_channels = config.c_channels
+        self.bounded = config.residual
         self.shared = _mlp([config.latent_dim, hidden, hidden, hidden, hidden])
         self.style = nn.ModuleList(_mlp([hidden, hidden, hidden, hidden, config.style_dim]) for _ in range(domains))
         self.base = nn.Linear(hidden, hidden * 4 * 4)
         widths = [hidden, hidden // 2, hidden // 2, hidden // 2, hidden // 4]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
-        self.strengths = nn.ParameterList(nn.Parameter(torch.full((1, b, 1, 1), 0.5)) for b in widths[1:])
-        self.defect = nn.Conv2d(widths[-1], domains * config.c_channels, 1)
+        self.strengths = nn.ParameterList(nn.Parameter(torch.zeros(1, b, 1, 1)) for b in widths[1:])
+        self.defect = Codes(config, widths[-1], domains)
 
     @property
     def latent_size(self) -> int:
@@ -159,16 +197,13 @@ class MappingNetwork(nn.Module):
         """`latent` [B, latent_size], y [B] -> c_y [B, C, 16, 16], s_y [B, style_dim]."""
         z, *noise = latent.split([self.z_dim, *(side * side for side in self.SIDES)], dim=1)
         h = self.shared(z)
-        s = torch.stack([branch(h) for branch in self.style], dim=1)
         d = self.base(F.leaky_relu(h, 0.2)).view(len(z), -1, 4, 4)
         for conv, strength, side, values in zip(self.convs, self.strengths, self.SIDES, noise, strict=True):
             if side > d.shape[2]:
                 d = _double(d)
             d = conv(d) + strength * values.view(-1, 1, side, side)
             d = F.leaky_relu(F.group_norm(d, d.shape[1]), 0.2)
-        c = self.defect(d)
-        c = F.group_norm(c, c.shape[1])
-        return _anchored(_select(c, y, self.c_channels), y), s[torch.arange(len(y), device=y.device), y]
+        return self.defect(d, y)[0], _style(self.style, h, y, bounded=self.bounded)
 
 
 class StyleDefectEncoder(nn.Module):
@@ -176,27 +211,32 @@ class StyleDefectEncoder(nn.Module):
 
     def __init__(self, config: DTGANConfig, domains: int, channels: int) -> None:
         super().__init__()
-        self.c_channels = config.c_channels
-        self.trunk, width = _down(config, channels, normalize=False)
-        self.defect = nn.Conv2d(width, domains * config.c_channels, 1)
-        self.style = _to_vector(width)
-        self.style_heads = nn.ModuleList(nn.Linear(width, config.style_dim) for _ in range(domains))
+        self.bounded = config.residual
+        self.trunk, width = _down(config, channels, normalize=config.residual)
+        self.defect = Codes(config, width, domains)
+        self.vector = _to_vector(width)
+        self.style = nn.ModuleList(nn.Linear(width, config.style_dim) for _ in range(domains))
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, channels, H, W], y [B] -> c_y [B, C, 16, 16], s_y [B, style_dim]."""
-        h = self.trunk(standardized(x))
-        c = self.defect(F.leaky_relu(h, 0.2))
-        v = self.style(h)
-        s = torch.stack([head(v) for head in self.style_heads], dim=1)
-        return _anchored(_select(c, y, self.c_channels), y), s[torch.arange(len(y), device=y.device), y]
+        c, s, _ = self.with_presence(x, y)
+        return c, s
+
+    def with_presence(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Also the logits of a, [B, 1, 16, 16]: where the defect is."""
+        h = self.trunk(x)
+        c, a = self.defect(F.leaky_relu(h, 0.2), y)
+        return c, _style(self.style, self.vector(h), y, bounded=self.bounded), a
 
 
 class Generator(nn.Module):
     """G: splits an image's features by channel into background and foreground, and recombines them.
 
     The background BG_G is decoded without style. The foreground is replaced by the target's c_y and decoded with
-    AdaIN ("FG/BG Disentanglement"). A 1x1 convolution over the channels of both makes the image, so pixels outside
-    the defect need not pass through the style.
+    AdaIN ("FG/BG Disentanglement"). Both are concatenated and make the image, by a 1x1 convolution.
+
+    With `residual`, two 3x3 convolutions make a change f and its map m instead, so that the change depends on the
+    photograph.
     """
 
     def __init__(self, config: DTGANConfig, channels: int) -> None:
@@ -205,6 +245,7 @@ class Generator(nn.Module):
         self.encoder = nn.Sequential(
             down, ResBlock(width, width, normalize=True), ResBlock(width, width, normalize=True)
         )
+        self.channels, self.residual = channels, config.residual
         self.split = [width - config.c_channels, config.c_channels]
         widths = _widths(config)[::-1]  # from the bottleneck to full resolution
         self.background = nn.Sequential(
@@ -219,50 +260,43 @@ class Generator(nn.Module):
                 *(StyledBlock(a, b, config.style_dim, up=True) for a, b in pairwise(widths)),
             ]
         )
-        self.rim: Tensor
-        self.register_buffer("rim", _rim(config.image_size), persistent=False)
-        self.bg_width = widths[-1]
-        self.to_image = nn.Conv2d(self.bg_width + widths[-1], channels, 1)
+        last = 2 * widths[-1]
+        if self.residual:
+            self.head = nn.Sequential(
+                nn.LeakyReLU(0.2), nn.Conv2d(last, widths[-1], 3, padding=1),
+                nn.LeakyReLU(0.2), nn.Conv2d(widths[-1], channels + 1, 3, padding=1),
+            )  # fmt: skip
+        else:
+            self.head = nn.Sequential(instance_norm(last), nn.LeakyReLU(0.2), nn.Conv2d(last, channels, 1))
 
-    def hide_foreground(self) -> None:
-        """Zero the foreground's output weights: training starts from the background's image, not from noise."""
-        with torch.no_grad():
-            self.to_image.weight[:, self.bg_width :] = 0
+    def begin_with_nothing(self) -> None:
+        """Zero the change: training starts from the image as it is."""
+        last = self.head[-1]
+        assert isinstance(last, nn.Conv2d)
+        nn.init.zeros_(last.weight)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x -> (BG_G(x), FG_G(x)) at the bottleneck: [B, width - C, 16, 16] and [B, C, 16, 16]."""
         bg, fg = self.encoder(x).split(self.split, dim=1)
         return bg, fg
 
-    def decode(self, bg: Tensor, c: Tensor, s: Tensor) -> Tensor:
+    def forward(self, bg: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor | None]:
         """BG_G [B, width - C, 16, 16], c [k·B, C, 16, 16], s [k·B, style_dim] -> images [k·B, channels, H, W].
 
-        With k > 1 each background is decoded once and serves k foregrounds: row i·B + j has background j.
+        With k > 1 each background is decoded once and serves k foregrounds: row i·B + j has background j. With
+        `residual`, the changes m * f in place of images, and m, [k·B, 1, H, W] in 0..1; both 0 where c is.
         """
         b = self.background(bg)
         b = b.repeat(len(c) // len(b), 1, 1, 1)
+        h = c
         for block in self.foreground:
-            c = block(c, s)
-        return self.to_image(F.leaky_relu(torch.cat([b, c], dim=1), 0.2))
-
-    def translate(
-        self, x: Tensor, bg: Tensor, own: tuple[Tensor, Tensor], targets: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, ...]:
-        """Translate x to each target (c, s). A skip path restores the detail of x that the bottleneck loses.
-
-        The paper's G redraws the whole image from its bottleneck. Here, what G loses of x when it redraws x with its
-        own (c_y, s_y) is added to every translation: x_t = x + G(x, c, s) - G(x, c_y, s_y). Fakes then have the same
-        grain as reals, so D and G deal with the defect alone. The same difference is later painted onto the image.
-
-        The gradient passes through both terms. It cancels in the background that they share, which equation 5 (the
-        cycle) trains. If the gradient passed through the first term only, D would change the background forever,
-        without any effect on x_t. The difference fades out towards the window's rim, where zero padding would show
-        as a frame.
-        """
-        codes = [own, *targets]
-        decoded = self.decode(bg, torch.cat([c for c, _ in codes]), torch.cat([s for _, s in codes]))
-        redrawn, *translated = decoded.chunk(len(codes))
-        return tuple(x + self.rim * (image - redrawn) for image in translated)
+            h = block(h, s)
+        out = self.head(torch.cat([b, h], dim=1))
+        if not self.residual:
+            return out, None
+        f, m = out.float().split([self.channels, 1], dim=1)
+        m = torch.sigmoid(m) * (c != 0).flatten(1).any(dim=1)[:, None, None, None]
+        return m * f, m
 
 
 class Discriminator(nn.Module):
@@ -280,7 +314,7 @@ class Discriminator(nn.Module):
             ResBlock(width, width, normalize=False, down=True),
             ResBlock(width, width, normalize=False, down=True),
             nn.LeakyReLU(0.2),
-            nn.AdaptiveMaxPool2d(1),  # not the mean, which would dilute a small defect
+            nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Linear(width, domains),
         )
@@ -288,9 +322,134 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, channels, H, W], y [B] -> logits D_y(x) [B], D_FG(·|x) [B, domains], D_BG(·|x) [B, products]."""
-        h = self.trunk(standardized(x))
+        h = self.trunk(x)
         v = self.vector(h)
         return self.branches(v).gather(1, y[:, None])[:, 0], self.fg(h), self.bg(v)
+
+
+class ProjectedTasks(nn.Module):
+    """D with `residual`: the branches, D_FG and D_BG look at frozen features. D_FG sees details, D_BG the whole."""
+
+    def __init__(self, domains: int, products: int, device: torch.device) -> None:
+        super().__init__()
+        self.domains = domains
+        self.branches = ProjectedDiscriminator(domains, device)
+        self.fg = nn.Sequential(
+            nn.Conv2d(WIDTH, 2 * WIDTH, 4, stride=2, padding=1),
+            nn.GroupNorm(8, 2 * WIDTH),
+            nn.LeakyReLU(0.2),
+            nn.AdaptiveMaxPool2d(1),  # not the mean, which would dilute a small defect
+            nn.Flatten(),
+            nn.Linear(2 * WIDTH, domains),
+        )
+        self.bg = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, products))
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Discriminator`, with D_y(x) of [B, 4]: one for each scale."""
+        return self.judge(self.see(x), y)
+
+    def see(self, x: Tensor) -> list[Tensor]:
+        """The frozen maps."""
+        return self.branches.see(x)
+
+    def judge(self, maps: list[Tensor], y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The results of `forward` for windows of which `see` made the maps."""
+        c = F.one_hot(y, self.domains).to(maps[0].dtype)
+        return self.branches.judge(maps, c), self.fg(maps[1]), self.bg(maps[-1])
+
+    def learned(self) -> list[nn.Parameter]:
+        """The parameters that an optimizer may change."""
+        return [*self.branches.learned(), *self.fg.parameters(), *self.bg.parameters()]
+
+
+class CodeCritic(nn.Module):
+    """Tells codes of E from codes of M: c [B, C, 16, 16], s [B, style_dim], y [B] -> [B, 1]."""
+
+    def __init__(self, config: DTGANConfig, domains: int) -> None:
+        super().__init__()
+        normalized = nn.utils.parametrizations.spectral_norm
+        self.body = nn.Sequential(
+            normalized(nn.Conv2d(config.c_channels + config.style_dim, 64, 3, padding=1)),
+            nn.LeakyReLU(0.2),
+            normalized(nn.Conv2d(64, 64, 4, stride=2, padding=1)),
+            nn.LeakyReLU(0.2),
+            normalized(nn.Conv2d(64, 128, 4, stride=2, padding=1)),
+            nn.LeakyReLU(0.2),
+            normalized(nn.Conv2d(128, domains, 4)),
+        )
+
+    def forward(self, c: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        h = self.body(torch.cat([c, s[:, :, None, None].expand(-1, -1, *c.shape[2:])], dim=1))
+        return h.flatten(1).gather(1, y[:, None])
+
+
+class Bank(nn.Module):
+    """Real defective windows, some of each domain, whose codes serve the prior "bank".
+
+    Windows that show their defects whole are preferred: a code of a part ends at the window's border.
+    """
+
+    KEPT = 32  # windows of each domain
+
+    def __init__(self, config: DTGANConfig, domains: int, channels: int) -> None:
+        super().__init__()
+        side = config.image_size
+        self.x: Tensor
+        self.place: Tensor
+        self.state: Tensor
+        self.register_buffer("x", torch.zeros((domains - 1) * self.KEPT, channels, side, side, dtype=torch.uint8))
+        self.register_buffer("place", torch.zeros((domains - 1) * self.KEPT, 2))
+        self.register_buffer("state", torch.zeros((domains - 1) * self.KEPT, dtype=torch.uint8))  # 1 cut, 2 whole
+
+    @torch.no_grad()
+    def add(self, x: Tensor, y: Tensor, whole: Tensor, place: Tensor) -> None:
+        """Keep windows [B, channels, S, S] of the domains y [B], while there is room, and their `place` [B, 2]."""
+        for row in range(len(x)):
+            if y[row] == ANCHOR:
+                continue
+            first = (int(y[row]) - 1) * self.KEPT
+            state = self.state[first : first + self.KEPT]
+            at = int(state.argmin())
+            if state[at] < 1 + int(whole[row]):
+                self.x[first + at] = ((x[row] + 1) * 127.5).round().to(torch.uint8)
+                self.place[first + at] = place[row]
+                state[at] = 1 + int(whole[row])
+
+    def pick(self, y: int, rng: torch.Generator) -> int:
+        """The index of a random window of a domain."""
+        first = (y - 1) * self.KEPT
+        known = self.state[first : first + self.KEPT]
+        kept = torch.nonzero(known == known.max())[:, 0]
+        return first + int(kept[int(torch.randint(len(kept), (), generator=rng))])
+
+    def draw(self, y: int, rng: torch.Generator) -> Tensor:
+        """A random window of a domain, warped, [channels, S, S] in [-1, 1]."""
+        return warped(self.x[self.pick(y, rng)][None].float() / 127.5 - 1, rng)[0]
+
+
+def warped(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Windows [B, channels, S, S], turned and scaled about their middle, and bent. `rng` is a CPU generator."""
+    count, side = len(x), x.shape[-1]
+    angle = torch.randn(count, generator=rng) * _TURN
+    scale = 2 ** (torch.randn(count, generator=rng) * _SCALE)
+    matrix = (
+        torch.stack([angle.cos(), angle.sin(), -angle.sin(), angle.cos()], dim=1).view(-1, 2, 2) / scale[:, None, None]
+    )
+    grid = F.affine_grid(F.pad(matrix, (0, 1)), [count, 1, side, side], align_corners=False)
+    coarse = torch.randn(count, 2, 4, 4, generator=rng) * _BEND
+    bend = F.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=False)
+    grid = (grid + bend.permute(0, 2, 3, 1)).to(x.device, x.dtype)
+    return F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(-1, 1)
+
+
+def moved(c: Tensor, rng: torch.Generator) -> Tensor:
+    """Defect maps [B, C, 16, 16], each moved by up to a quarter of its side; what enters is 0."""
+    reach = BOTTLENECK // 4
+    starts = torch.randint(2 * reach + 1, (len(c), 2), generator=rng).tolist()
+    padded = F.pad(c, (reach,) * 4)
+    return torch.stack(
+        [row[:, i : i + c.shape[2], j : j + c.shape[3]] for row, (i, j) in zip(padded, starts, strict=True)]
+    )
 
 
 def _widths(config: DTGANConfig) -> list[int]:
@@ -318,6 +477,12 @@ def _to_vector(width: int) -> nn.Sequential:
     )
 
 
+def _style(branches: nn.ModuleList, h: Tensor, y: Tensor, *, bounded: bool) -> Tensor:
+    """The style of each row's domain, [B, style_dim]; with a mean square of 1 if bounded."""
+    s = torch.stack([branch(h) for branch in branches], dim=1)[torch.arange(len(y), device=y.device), y]
+    return s * (s.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt() if bounded else s
+
+
 def _mlp(sizes: list[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for a, b in pairwise(sizes):
@@ -325,25 +490,8 @@ def _mlp(sizes: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _rim(size: int, width: int = 8) -> Tensor:
-    """1 inside a window, falling to nearly 0 over the last `width` pixels before its border; [1, 1, size, size]."""
-    distance = torch.arange(size).minimum(torch.arange(size).flip(0)) + 0.5
-    ramp = (distance / width).clamp(max=1)
-    return (ramp[:, None] * ramp[None, :])[None, None]
-
-
 def _double(x: Tensor) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-def _select(c: Tensor, y: Tensor, channels: int) -> Tensor:
-    """Select the branch of each row's domain: [B, domains·C, h, w] -> [B, C, h, w]."""
-    return c.unflatten(1, (-1, channels))[torch.arange(len(y), device=y.device), y]
-
-
-def _anchored(c: Tensor, y: Tensor) -> Tensor:
-    """Set the defect maps of the anchor domain to zero: a normal has no defect (section 3.1)."""
-    return c * (y != ANCHOR)[:, None, None, None]
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
 # --- Losses, named as in the paper -----------------------------------------------------------------------------
@@ -359,18 +507,14 @@ def d_rec_loss(fg: Tensor, c_y: Tensor, fg_t: Tensor, c_t: Tensor) -> Tensor:
     return F.l1_loss(fg, c_y) + F.l1_loss(fg_t, c_t)
 
 
-def ds_loss(x11: Tensor, x12: Tensor, x21: Tensor, x22: Tensor, y_t: Tensor) -> Tensor:
+def ds_loss(x11: Tensor, x12: Tensor, x21: Tensor, x22: Tensor) -> Tensor:
     """Equation 4 for two latent codes: the sum of the distances between x_ij = G(x, c_i, s_j). G maximizes it.
 
     The first two pairs share neither defect nor style. The sum over m, n, o expands to the four pairs that share one
-    of the two. Rows whose target is the anchor domain count as 0: a normal has no defect to vary, and G could increase
-    the distance by repainting the background. Images are clamped to [-1, 1]; otherwise the loss would drive them ever
-    further beyond black and white. Images are [B, channels, H, W]; y_t [B].
+    of the two. Images are [B, channels, H, W].
     """
-    x11, x12, x21, x22 = (image.clamp(-1, 1) for image in (x11, x12, x21, x22))
     pairs = [(x12, x21), (x11, x22), (x12, x11), (x12, x22), (x21, x11), (x21, x22)]
-    distance = torch.stack([(a - b).abs().mean(dim=(1, 2, 3)) for a, b in pairs]).sum(dim=0)
-    return (distance * (y_t != ANCHOR)).mean()
+    return torch.stack([F.l1_loss(a, b) for a, b in pairs]).sum()
 
 
 def cyc_loss(x: Tensor, x_rec: Tensor) -> Tensor:
@@ -385,6 +529,9 @@ def class_loss(logits: Tensor, label: Tensor) -> Tensor:
 
 # --- Method ----------------------------------------------------------------------------------------------------
 
+Code = tuple[Tensor, Tensor]
+"""A defect map c, [B, C, 16, 16], and a style s, [B, style_dim]."""
+
 
 class DTGAN:
     """The method DT-GAN; see `defectgen.methods.base.Method`."""
@@ -394,11 +541,13 @@ class DTGAN:
         "paper": {},
         "compact": {
             "width": 32, "max_width": 256, "c_channels": 32, "style_dim": 128, "batch_size": 16, "steps": 30_000,
-            "lr": 2e-4, "lr_mapping": 1e-5, "r1_every": 4, "lambda_ds": 0.02,
+            "lr": 2e-4, "lr_mapping": 2e-4, "lr_noise": 1e-2, "lambda_ds": 0.02, "ds_every": 4, "augment": True,
+            "residual": True, "prior": "bank",
         },
         "tiny": {
             "image_size": 64, "width": 16, "max_width": 64, "c_channels": 16, "style_dim": 32, "batch_size": 4,
-            "steps": 10_000, "lr": 5e-4, "lr_mapping": 2e-5, "r1_every": 8, "lambda_ds": 0.02,
+            "steps": 3_000, "ema": 0.995, "lr": 4e-4, "lr_mapping": 4e-4, "lr_noise": 1e-2, "lambda_ds": 0.02,
+            "ds_every": 4, "augment": True, "residual": True, "prior": "bank",
         },
     }  # fmt: skip
 
@@ -410,123 +559,301 @@ class DTGAN:
         self.M = MappingNetwork(config, domains)
         self.E = StyleDefectEncoder(config, domains, channels)
         self.G = Generator(config, channels)
-        self.D = Discriminator(config, domains, products, channels)
-        modules = {"M": self.M, "E": self.E, "G": self.G, "D": self.D}
+        modules: dict[str, nn.Module] = {"M": self.M, "E": self.E, "G": self.G}
+        if not config.residual:
+            modules["D"] = Discriminator(config, domains, products, channels)
         for module in modules.values():
             module.apply(he_init)
-        self.G.hide_foreground()
-        optimizers = {
-            name: torch.optim.Adam(
-                module.parameters(),
-                lr=config.lr_mapping if name == "M" else config.lr,
-                betas=(0.0, 0.99),
-                weight_decay=1e-4,
-            )
-            for name, module in modules.items()
-        }
-        self.networks = Networks(modules, optimizers, averaged=("M", "E", "G"), device=device)
+        if config.residual:
+            self.G.begin_with_nothing()
+            self.D_projected = ProjectedTasks(domains, products, device)
+            self.critic = CodeCritic(config, domains)
+            self.bank = Bank(config, domains, channels)
+            modules |= {"D": self.D_projected, "critic": self.critic, "bank": self.bank}
+        self.D = modules["D"]
+        optimizers = {name: self._adam(module, name) for name, module in modules.items() if name != "bank"}
+        averaged = ("M", "E", "G", "bank") if config.residual else ("M", "E", "G")
+        self.networks = Networks(modules, optimizers, averaged=averaged, device=device)
+
+    def _adam(self, module: nn.Module, name: str) -> torch.optim.Adam:
+        config = self.config
+        groups: list[dict[str, Any]] = [{"params": list(module.parameters())}]
+        if isinstance(module, ProjectedTasks):
+            groups = [{"params": module.learned()}]
+        if isinstance(module, MappingNetwork):
+            strengths = set(module.strengths)
+            groups = [
+                {"params": [p for p in module.parameters() if p not in strengths]},
+                {"params": list(module.strengths), "lr": config.lr_noise, "weight_decay": 0.0},
+            ]
+        lr = config.lr_mapping if name in ("M", "critic") else config.lr
+        if name == "D" and config.residual:
+            lr /= 2
+        return torch.optim.Adam(groups, lr=lr, betas=(0.0, 0.99), weight_decay=1e-4)
 
     def lambda_ds(self, progress: float) -> float:
         """The weight of the diversity loss. It falls linearly to 0 at the end (StarGAN v2)."""
         return self.config.lambda_ds * (1 - progress)
 
-    def training_step(self, batch: Batch, step: int, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
-        latents = None  # None in a reference-guided step
-        if step % 2 == 0:
-            latents = torch.randn(2, len(batch.x), self.M.latent_size, generator=rng).to(self.device)
-        discriminator = self._discriminator_step(batch, step, latents, rng)
-        return discriminator | self._generator_step(batch, progress, latents, rng)
+    def _weights(self) -> dict[str, float]:
+        config = self.config
+        return {
+            "adv": 1.0, "sd_rec": config.lambda_sd_rec, "d_rec": config.lambda_d_rec, "cyc": config.lambda_cyc,
+            "fg": config.lambda_fg, "bg": config.lambda_bg,
+        }  # fmt: skip
 
-    def _target(self, batch: Batch, latent: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The target's c and s: M makes them from a latent code, or E from the reference image."""
-        c, s = self.E(batch.x_ref, batch.y_ref) if latent is None else self.M(latent, batch.y_ref)
-        return c, s
+    def translate(
+        self, x: Tensor, bg: Tensor, own: Code, targets: Sequence[Code]
+    ) -> tuple[list[Tensor], Sequence[Tensor]]:
+        """Translate x, whose background is `bg`, to each target (c, s): the images, and their maps m if there are any.
+
+        With `residual`, x less the change that its own codes make, plus the target's.
+        """
+        codes = [own, *targets] if self.config.residual else targets
+        made, m = self.G(bg, torch.cat([c for c, _ in codes]), torch.cat([s for _, s in codes]))
+        if m is None:
+            return list(made.chunk(len(targets))), ()
+        taken, *painted = made.chunk(len(codes))
+        return [x - taken + each for each in painted], m.chunk(len(codes))[1:]
+
+    def training_step(self, batch: Batch, step: int, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
+        latents = torch.randn(2, len(batch.x), self.M.latent_size, generator=rng).to(self.device)
+        if self.config.residual:
+            parts = self._residual_step(batch, step, progress, latents, rng)
+        else:
+            parts = {}
+            for given in (latents, None):
+                parts |= self._discriminator_step(batch, step, given, rng)
+            for given in (None, latents):
+                parts |= self._generator_step(batch, progress, given, rng)
+        return {name: value.detach() for name, value in parts.items()}
 
     def _augmented(self, x: Tensor, rng: torch.Generator) -> Tensor:
         return Augmentation.draw(len(x), rng, self.device).apply(x) if self.config.augment else x
+
+    def _targets(self, batch: Batch, latents: Tensor | None) -> list[Code]:
+        """The target's c and s: M makes them from two latent codes, in all combinations, or E from the reference."""
+        if latents is None:
+            return [self.E(batch.x_ref, batch.y_ref)]
+        (c, s), (c2, s2) = (self.M(latent, batch.y_ref) for latent in latents)
+        return [(c, s), (c, s2), (c2, s), (c2, s2)]
 
     def _discriminator_step(
         self, batch: Batch, step: int, latents: Tensor | None, rng: torch.Generator
     ) -> dict[str, Tensor]:
         config = self.config
         with torch.no_grad(), mixed_precision(self.device):
-            c, s = self._target(batch, None if latents is None else latents[0])
-            (x_t,) = self.G.translate(batch.x, self.G.encode(batch.x)[0], self.E(batch.x, batch.y), [(c, s)])
+            targets = self._targets(batch, latents)[:1]
+            (x_t,), _ = self.translate(batch.x, self.G.encode(batch.x)[0], self.E(batch.x, batch.y), targets)
         real, fake = self._augmented(batch.x_ref, rng), self._augmented(x_t.float(), rng)
         with mixed_precision(self.device):
             adv, fg, bg = self.D(torch.cat([real, fake]), batch.y_ref.repeat(2))
         size = len(real)
-        adv_real = adversarial(adv[:size].float(), real=True)
-        adv_fake = adversarial(adv[size:].float(), real=False)
-        loss_fg = class_loss(fg[:size].float(), batch.y_ref)
-        loss_bg = class_loss(bg[:size].float(), batch.p_ref)
-        total = adv_real + adv_fake + config.lambda_fg * loss_fg + config.lambda_bg * loss_bg
-        losses = {"D_real": adv_real, "D_fake": adv_fake, "D_fg": loss_fg, "D_bg": loss_bg}
+        losses = {
+            "D_real": adversarial(adv[:size].float(), real=True),
+            "D_fake": adversarial(adv[size:].float(), real=False),
+            "D_fg": class_loss(fg[:size].float(), batch.y_ref),
+            "D_bg": class_loss(bg[:size].float(), batch.p_ref),
+        }
+        total = losses["D_real"] + losses["D_fake"]
+        total = total + config.lambda_fg * losses["D_fg"] + config.lambda_bg * losses["D_bg"]
         if step % config.r1_every == 0 and config.lambda_r1:
             real = real.detach().requires_grad_()
-            penalty = r1(self.D(real, batch.y_ref)[0], real)
-            total = total + config.lambda_r1 * config.r1_every * penalty
-            losses["D_r1"] = penalty
+            losses["D_r1"] = r1(self.D(real, batch.y_ref)[0], real)
+            total = total + config.lambda_r1 * config.r1_every * losses["D_r1"]
         self._update(total, "D")
-        return {name: value.detach() for name, value in losses.items()}
+        return losses
 
     def _generator_step(
         self, batch: Batch, progress: float, latents: Tensor | None, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        config = self.config
         x, y, y_t = batch.x, batch.y, batch.y_ref
         self.D.requires_grad_(False)
         with mixed_precision(self.device):
             bg, fg = self.G.encode(x)
             c_y, s_y = self.E(x, y)
-            if latents is None:
-                c, s = self._target(batch, None)
-                (x_t,) = self.G.translate(x, bg, (c_y, s_y), [(c, s)])
-                ds = None
-            else:
-                (c, s), (c2, s2) = (self._target(batch, latent) for latent in latents)
-                targets = [(c, s), (c, s2), (c2, s), (c2, s2)]
-                x_t, x12, x21, x22 = self.G.translate(x, bg, (c_y, s_y), targets)
-                ds = ds_loss(x_t, x12, x21, x22, y_t)
+            targets = self._targets(batch, latents)
+            made, _ = self.translate(x, bg, (c_y, s_y), targets)
+            x_t, (c, s) = made[0], targets[0]
             adv, d_fg, d_bg = self.D(self._augmented(x_t, rng), y_t)
             c_t, s_t = self.E(x_t, y_t)
             bg_t, fg_t = self.G.encode(x_t)
-            x_rec = self.G.decode(bg_t, c_y, s_y)
-        parts = {
-            "adv": (1.0, adversarial(adv.float(), real=True)),
-            "sd_rec": (config.lambda_sd_rec, sd_rec_loss(c, c_t, s, s_t)),
-            "d_rec": (config.lambda_d_rec, d_rec_loss(fg, c_y, fg_t, c_t)),
-            "cyc": (config.lambda_cyc, cyc_loss(x, x_rec)),
-            "fg": (config.lambda_fg, class_loss(d_fg.float(), y_t)),
-            "bg": (config.lambda_bg, class_loss(d_bg.float(), batch.p)),
+            (x_rec,), _ = self.translate(x_t, bg_t, (c_t, s_t), [(c_y, s_y)])
+        losses = {
+            "adv": adversarial(adv.float(), real=True),
+            "sd_rec": sd_rec_loss(c, c_t, s, s_t),
+            "d_rec": d_rec_loss(fg, c_y, fg_t, c_t),
+            "cyc": cyc_loss(x, x_rec),
+            "fg": class_loss(d_fg.float(), y_t),
+            "bg": class_loss(d_bg.float(), batch.p),
         }
-        if ds is not None:
-            parts["ds"] = (-self.lambda_ds(progress), ds)
-        total = torch.stack([weight * value.float() for weight, value in parts.values()]).sum()
+        weights = self._weights()
+        if latents is not None:
+            losses["ds"], weights["ds"] = ds_loss(*made), -self.lambda_ds(progress)
         # As in StarGAN v2, a reference-guided step trains only G.
-        self._update(total, *(["G"] if latents is None else ["G", "M", "E"]))
+        self._update(_weighted(losses, weights), *(["G"] if latents is None else ["G", "M", "E"]))
         self.D.requires_grad_(True)
-        return {name: value.detach() for name, (_, value) in parts.items()}
+        return losses
+
+    def _residual_step(
+        self, batch: Batch, step: int, progress: float, latents: Tensor, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """One update of each network. The parts add their gradients; only those of G, M and E are left at the end."""
+        assert batch.paired is not None
+        assert batch.place_ref is not None
+        assert batch.whole_ref is not None
+        self.bank.add(batch.x_ref, batch.y_ref, batch.whole_ref, batch.place_ref)
+        self.networks.begin()
+        losses, of_e = self._learn_pairs(batch)
+        losses |= self._match_codes(of_e, latents[0], batch.y_ref, rng)
+        if progress >= self.config.pairs_first or not batch.paired.any():
+            losses |= self._learn_translations(batch, step, progress, latents, rng)
+        self.networks.step("G", "M", "E")
+        return losses
+
+    def _learn_pairs(self, batch: Batch) -> tuple[dict[str, Tensor], Code]:
+        """E's codes of a defective window paint its twin and repair it. Also returns them."""
+        config, d, n_d, paired, count = self.config, batch.x_ref, batch.x_twin, batch.paired, len(batch.x)
+        assert batch.a_ref is not None
+        assert n_d is not None
+        assert paired is not None
+        with mixed_precision(self.device):
+            c, s, a = self.E.with_presence(d, batch.y_ref)
+            bg, _ = self.G.encode(torch.cat([d, n_d]))
+            change, m = self.G(bg, c.repeat(2, 1, 1, 1), s.repeat(2, 1))
+        assert m is not None
+        mask = batch.a_ref.amax(dim=1, keepdim=True)
+        inside, here = soft(mask), F.adaptive_max_pool2d(mask, BOTTLENECK)
+        presence = F.binary_cross_entropy_with_logits(a.float(), here, reduction="none").mean(dim=(1, 2, 3))
+        losses = {
+            "pair": pair_loss(n_d + change[count:], d, inside, paired)
+            + pair_loss(d - change[:count], n_d, inside, paired),
+            "map": map_loss(m[:count], mask, paired) + map_loss(m[count:], mask, paired),
+            "presence": (presence * paired).mean(),
+        }
+        _weighted(losses, {"pair": config.lambda_pair, "map": config.lambda_map, "presence": 1.0}).backward()
+        return losses, (c.detach(), s.detach())
+
+    def _match_codes(self, of_e: Code, latent: Tensor, y: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Update the critic of codes, and let M's codes of defects pass for E's."""
+        rows = y != ANCHOR
+        if not rows.any():
+            return {}
+        c_e, s_e = moved(of_e[0], rng)[rows], of_e[1][rows]
+        with mixed_precision(self.device):
+            c_m, s_m = (each[rows] for each in self.M(latent, y))
+            real, fake = self.critic(c_e, s_e, y[rows]), self.critic(c_m.detach(), s_m.detach(), y[rows])
+        losses = {"critic": hinge_d(real.float(), fake.float())}
+        losses["critic"].backward()
+        self.networks.step("critic")
+        with mixed_precision(self.device):
+            fooled = self.critic(c_m, s_m, y[rows])
+        losses["code"] = hinge_g(fooled.float())
+        _weighted(losses, {"code": self.config.lambda_code}).backward()
+        return losses
+
+    def _learn_translations(
+        self, batch: Batch, step: int, progress: float, latents: Tensor, rng: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The paper's losses. The target of a row is a code of M, or of the reference, warped."""
+        config, x, y, y_t = self.config, batch.x, batch.y, batch.y_ref
+        assert batch.a_ref is not None
+        assert batch.paired is not None
+        bent = warped(torch.cat([batch.x_ref, batch.a_ref.amax(dim=1, keepdim=True)], dim=1), rng)
+        with mixed_precision(self.device):
+            codes, styles = self.E(torch.cat([x, bent[:, :-1]]), torch.cat([y, y_t]))
+            (c_y, c_r), (s_y, s_r) = codes.chunk(2), styles.chunk(2)
+            by_latent = self._targets(batch, latents)
+            c_m, s_m = by_latent[0]
+            of_m = torch.rand(len(x), generator=rng).to(self.device) < 0.5
+            c = torch.where(of_m[:, None, None, None], c_m, c_r)
+            s = torch.where(of_m[:, None], s_m, s_r)
+            bg, fg = self.G.encode(x)
+            varying = step % config.ds_every == 0
+            (x_t, *varied), (m, *_) = self.translate(x, bg, (c_y, s_y), [(c, s), *(by_latent if varying else [])])
+        losses, seen = self._train_d(batch, x_t, rng)
+        with mixed_precision(self.device):
+            c_t, s_t = self.E(x_t, y_t)
+            bg_t, fg_t = self.G.encode(x_t)
+            (x_rec,), _ = self.translate(x_t, bg_t, (c_t, s_t), [(c_y, s_y)])
+            adv, d_fg, d_bg = self.D_projected.judge(seen, y_t)
+        losses |= {
+            "adv": hinge_g(adv.float()),
+            "sd_rec": sd_rec_loss(c.detach(), c_t, s.detach(), s_t),
+            "d_rec": d_rec_loss(fg, c_y.detach(), fg_t, c_t.detach()),
+            "cyc": cyc_loss(x, x_rec),
+            "fg": class_loss(d_fg.float(), y_t),
+            "bg": class_loss(d_bg.float(), batch.p),
+            # A reference's codes paint in the same place on any photograph.
+            "map_t": map_loss(m, (bent[:, -1:] > 0.5).float(), batch.paired * ~of_m),
+        }
+        weights = {**self._weights(), "map_t": config.lambda_map}
+        if varying:
+            losses["ds"], weights["ds"] = ds_loss(*varied), -config.ds_every * self.lambda_ds(progress)
+        _weighted(losses, weights).backward()
+        return losses
+
+    def _train_d(self, batch: Batch, x_t: Tensor, rng: torch.Generator) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Update D, and return the losses and what it sees of x_t."""
+        D, config, y_t, count = self.D_projected, self.config, batch.y_ref, len(batch.x)
+        real, fake, untouched = (
+            Augmentation.draw(count, rng, self.device).apply(each) for each in (batch.x_ref, x_t, batch.x)
+        )
+        wrong = (batch.y == ANCHOR) & (y_t != ANCHOR)  # a normal is a fake of the defect that it was asked for
+        with mixed_precision(self.device):
+            seen = D.see(fake)
+            with torch.no_grad():
+                others = D.see(torch.cat([real, untouched[wrong]]))
+            maps = [torch.cat([each, of_fake.detach()]) for each, of_fake in zip(others, seen, strict=True)]
+            adv, d_fg, d_bg = D.judge(maps, torch.cat([y_t, y_t[wrong], y_t]))
+        losses = {
+            "D_adv": hinge_d(adv[:count].float(), adv[count:].float()),
+            "D_fg": class_loss(d_fg[:count].float(), y_t),
+            "D_bg": class_loss(d_bg[:count].float(), batch.p_ref),
+        }
+        _weighted(losses, {"D_adv": 1.0, "D_fg": config.lambda_fg, "D_bg": config.lambda_bg}).backward()
+        self.networks.step("D")
+        return losses, seen
 
     def _update(self, loss: Tensor, *names: str) -> None:
         self.networks.begin()
         loss.backward()
         self.networks.step(*names)
 
+    def place(self, y: int, rng: torch.Generator) -> tuple[float, float] | None:
+        """Where the window of the bank lay in its image, whose defect `generate` paints."""
+        if self.config.prior != "bank":
+            return None
+        across, down = self.bank.place[self.bank.pick(y, rng)].tolist()
+        return across, down
+
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
         """Translate normals to the requested domains, latent-guided or reference-guided (section 4.1).
 
-        The defect map is that of `x_ref`, the style that of `x_style`; what is not given comes from a random code.
-        To transfer a defect in its own style, pass the same image as both.
+        The defect map is that of `x_ref`, the style that of `x_style`; what is not given comes from the prior. To
+        transfer a defect in its own style, pass the same image as both.
         """
         x, y = request.x, request.y
-        latent = torch.stack([torch.randn(self.M.latent_size, generator=rng) for rng in request.rngs])
-        c, s = self.M(latent.to(self.device), y)
+        if self.config.prior == "bank":
+            drawn = torch.stack([self.bank.draw(int(k), rng) for k, rng in zip(y, request.rngs, strict=True)])
+            c, s = self.E(drawn, y)
+        else:
+            latent = torch.stack([torch.randn(self.M.latent_size, generator=rng) for rng in request.rngs])
+            c, s = self.M(latent.to(self.device), y)
         if request.x_ref is not None:
             c, _ = self.E(request.x_ref, y)
         if request.x_style is not None:
             _, s = self.E(request.x_style, y)
-        own = self.E(x, torch.full_like(y, ANCHOR))
-        (x_t,) = self.G.translate(x, self.G.encode(x)[0], own, [(c, s)])
-        return Generated(x_t.clamp(-1, 1))
+        bg = self.G.encode(x)[0]
+        if self.config.residual:  # a normal has no change to take
+            change, m = self.G(bg, c, s)
+            return Generated((x + change).clamp(-1, 1), m)
+        # What G loses of x when it redraws it is no part of the defect.
+        (own, x_t), _ = self.translate(x, bg, (c, s), [self.E(x, torch.full_like(y, ANCHOR)), (c, s)])
+        return Generated((x + x_t - own).clamp(-1, 1))
+
+
+def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The sum of the losses that have a weight."""
+    return torch.stack([weight * losses[name].float() for name, weight in weights.items()]).sum()

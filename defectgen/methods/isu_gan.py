@@ -15,16 +15,20 @@ layers without instance normalization with stars, but the text does not name the
 map a skip connection passes on, the layers after the skip connections, and the last layer. If all layers were
 normalized, images would lose their brightness.
 
-Differences from the paper:
-    - The involution's kernel generator uses instance instead of batch normalization. The two are equal on the paper's
-      batches of one image, and instance normalization has no running statistics that differ after training.
-    - In the presets `compact` and `tiny`, the generators output a change of the image (`residual`), the
-      discriminators also see real images of the other kind as fakes (`crosswise`), and the cycle loss weighs less,
-      as a repaired image does not show where its defect was. Without these changes, a few thousand steps teach the
-      generators to keep images, but not to repair them.
+The involution's kernel generator uses instance instead of batch normalization. The two are equal on the paper's batches
+of one image, and instance normalization has no running statistics that differ after training.
+
+An addition to the paper, which the preset `paper` does not use, is the setting `residual`. With it
+
+- the generators make a change inside a soft map m, on bilinearly upsampled maps. G_n2p has to find m; for G_p2n it is a
+  control map a: real masks that are warped, or everything if nobody drew masks. A noise vector z joins a, so that one
+  mask has many looks;
+- pseudo-pairs, a defective window n and its repaired twin n_p, supervise both directions, and masks supervise m;
+- D_p and D_n are the branches of one projected discriminator (`nn.projected`), which also sees real images of the other
+  kind as fakes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -35,15 +39,20 @@ from torch import Tensor, nn
 
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
+from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import instance_norm, mixed_precision
+from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft
+from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g
 
 
 class ISUGANConfig(MethodConfig):
-    """The paper's settings ("Implementation details"): windows of 256, batches of 1, 100 epochs of some 500 images."""
+    """The paper's settings ("Implementation details"): whole images at 256, batches of 1, 100 epochs of some 500."""
 
     image_size: int = Field(256, description="side of the window, in pixels: 32, 64, 128 or 256")
     batch_size: int = Field(1, ge=1)
     steps: int = Field(50_000, ge=1)
+    whole: bool = Field(True, description="windows show whole images, scaled down, as in the paper")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights; the paper averages none")
     width: int = Field(
         64, ge=16, multiple_of=16, description="channels after the first convolution; 4 times as many in the middle"
     )
@@ -52,9 +61,16 @@ class ISUGANConfig(MethodConfig):
     lr: float = Field(2e-4, gt=0, description="learning rate in the first half; falls to 0 over the second")
     lambda_cycle: float = Field(10.0, ge=0, description="weight of equation 10")
     lambda_identity: float = Field(5.0, ge=0, description="weight of equation 11")
-    residual: bool = Field(False, description="the generators output a change of the image, not the whole image")
-    crosswise: bool = Field(False, description="discriminators also see real images of the other kind as fakes")
+    residual: bool = Field(False, description="the generators make a change of the image; see the method's file")
+    z_dim: int = Field(8, ge=1, description="length of the noise vector z, with `residual`")
+    lambda_pair: float = Field(10.0, ge=0, description="weight of the differences from n and n_p, with `residual`")
+    lambda_map: float = Field(5.0, ge=0, description="weight of the overlap of m with the masks, with `residual`")
+    lambda_ms: float = Field(1.0, ge=0, description="weight of mode seeking, with `residual`")
     ssim_part: float = Field(0.1, ge=0, le=1, description="part of the training with SSIM losses: k = 10 of 100 epochs")
+
+    @property
+    def paints_masks(self) -> bool:
+        return self.residual
 
 
 # --- Networks, in the order of the data flow -------------------------------------------------------------------
@@ -126,10 +142,12 @@ class Generator(nn.Module):
     into the decoder.
     """
 
-    def __init__(self, config: ISUGANConfig, channels: int) -> None:
+    def __init__(self, config: ISUGANConfig, channels: int, control: int = 0) -> None:
         super().__init__()
         w = config.width
-        self.down1 = _down(channels, w, normalize=False)  # so the skip connection passes on the brightness
+        self.residual = config.residual
+        up = partial(_up, smooth=self.residual)
+        self.down1 = _down(channels + control, w, normalize=False)  # so the skip connection passes on the brightness
         self.down2 = _down(w, 2 * w)
         self.down3 = _down(2 * w, 4 * w)
         self.middle = nn.Sequential(
@@ -140,30 +158,39 @@ class Generator(nn.Module):
             SqueezeExcitation(4 * w),
         )
         self.filter3 = SqueezeExcitation(4 * w)
-        # With `residual` the output is mostly 0, for which a ReLU before the last layer would die.
-        activation = partial(nn.LeakyReLU, 0.2) if config.residual else nn.ReLU
-        self.join3 = nn.Sequential(_conv(8 * w, 4 * w), activation())
-        self.up3 = _up(4 * w, 2 * w)
-        self.up2 = _up(2 * w, w)
+        self.join3 = nn.Sequential(_conv(8 * w, 4 * w), nn.ReLU())
+        self.up3 = up(4 * w, 2 * w)
+        self.up2 = up(2 * w, w)
         self.filter1 = SqueezeExcitation(w)
-        self.join1 = nn.Sequential(_conv(2 * w, w), activation())
-        self.up1 = nn.ConvTranspose2d(w, channels, 4, stride=2, padding=1)
-        self.residual = config.residual
+        self.join1 = nn.Sequential(_conv(2 * w, w), nn.ReLU())
         if self.residual:
-            with torch.no_grad():  # start with nearly no change
-                for parameter in self.up1.parameters():
-                    parameter.mul_(0.1)
+            self.up1: nn.Module = up(w, w)
+            self.head = nn.Sequential(_conv(w + channels + control, w), nn.LeakyReLU(0.2), _conv(w, channels + 1))
+            last = self.head[-1]
+            assert isinstance(last, nn.Conv2d)
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)  # begin with the image as it is
+        else:
+            self.up1 = nn.ConvTranspose2d(w, channels, 4, stride=2, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, channels, H, W] in [-1, 1] -> the same; any H and W from 16 on."""
-        d1 = self.down1(x)
+    def forward(self, x: Tensor, control: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """x [B, channels, H, W] in [-1, 1] -> the new image, like x; any H and W from 16 on.
+
+        With `residual`, also m, [B, 1, H, W] in 0..1, the soft map of the change; values may leave the range.
+        `control` [B, 1 + z_dim, H, W] is a mask, which becomes m, then z inside it. Without it, m is learned.
+        """
+        given = x if control is None else torch.cat([x, control], dim=1)
+        d1 = self.down1(given)
         d3 = self.down3(self.down2(d1))
         h = self.middle(d3)
         h = self.up3(self.join3(torch.cat([self.filter3(d3), h], dim=1)))
         h = _match_size(self.up2(h), d1)
-        h = self.up1(self.join1(torch.cat([self.filter1(d1), h], dim=1)))
-        h = _match_size(h, x)
-        return x + h if self.residual else torch.tanh(h)
+        h = _match_size(self.up1(self.join1(torch.cat([self.filter1(d1), h], dim=1))), x)
+        if not self.residual:
+            return torch.tanh(h), None
+        change, m = self.head(torch.cat([h, given], dim=1)).float().split([x.shape[1], 1], dim=1)
+        m = torch.sigmoid(m) if control is None else soft(control[:, :1])
+        return x + m * change, m
 
 
 class Discriminator(nn.Module):
@@ -191,7 +218,11 @@ def _down(c_in: int, c_out: int, *, normalize: bool = True) -> nn.Sequential:
     return nn.Sequential(conv, instance_norm(c_out) if normalize else nn.Identity(), nn.ReLU())
 
 
-def _up(c_in: int, c_out: int) -> nn.Sequential:
+def _up(c_in: int, c_out: int, *, smooth: bool) -> nn.Sequential:
+    """Twice the resolution, by a transposed convolution or, if `smooth`, by bilinear interpolation."""
+    if smooth:
+        double = nn.Upsample(scale_factor=2, mode="bilinear")
+        return nn.Sequential(double, _conv(c_in, c_out), instance_norm(c_out), nn.ReLU())
     return nn.Sequential(nn.ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1), instance_norm(c_out), nn.ReLU())
 
 
@@ -221,9 +252,9 @@ def gan_g_loss(fake_p: Tensor, fake_n: Tensor) -> Tensor:
     return (fake_n - 1).square().mean() + (fake_p - 1).square().mean()
 
 
-def gan_d_loss(real: Tensor, *fakes: Tensor) -> Tensor:
+def gan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Equation 9 for one discriminator: drives the scores of real images to 1, of generated ones to 0."""
-    return (real - 1).square().mean() + torch.cat(fakes).square().mean()
+    return (real - 1).square().mean() + fake.square().mean()
 
 
 def difference_loss(x: Tensor, y: Tensor, *, by_ssim: bool) -> Tensor:
@@ -241,12 +272,12 @@ class ISUGAN:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
-            "image_size": 128, "batch_size": 4, "width": 32, "steps": 20_000, "lr": 5e-4,
-            "residual": True, "crosswise": True, "lambda_cycle": 2.0, "lambda_identity": 10.0,
+            "image_size": 128, "batch_size": 8, "width": 32, "steps": 20_000, "ema": 0.999, "lr": 4e-4,
+            "whole": False, "residual": True, "lambda_cycle": 2.0, "lambda_identity": 10.0,
         },
         "tiny": {
-            "image_size": 64, "batch_size": 4, "width": 16, "blocks": 4, "involution_kernel": 5, "steps": 8_000,
-            "lr": 1e-3, "residual": True, "crosswise": True, "lambda_cycle": 2.0, "lambda_identity": 10.0,
+            "image_size": 64, "batch_size": 4, "width": 16, "blocks": 4, "involution_kernel": 5, "steps": 2_000,
+            "ema": 0.995, "lr": 4e-4, "whole": False, "residual": True, "lambda_cycle": 2.0, "lambda_identity": 10.0,
         },
     }  # fmt: skip
 
@@ -254,11 +285,21 @@ class ISUGAN:
         self.config = config
         self.task = task
         self.device = device
-        self.G_n2p, self.G_p2n = Generator(config, task.channels), Generator(config, task.channels)
-        self.D_p, self.D_n = Discriminator(config, task.channels), Discriminator(config, task.channels)
-        modules = {"G_n2p": self.G_n2p, "G_p2n": self.G_p2n, "D_p": self.D_p, "D_n": self.D_n}
+        channels = task.channels
+        self.G_n2p = Generator(config, channels)
+        self.G_p2n = Generator(config, channels, 1 + config.z_dim if config.residual else 0)
+        modules: dict[str, nn.Module] = {"G_n2p": self.G_n2p, "G_p2n": self.G_p2n}
+        if config.residual:
+            self.D = modules["D"] = ProjectedDiscriminator(2, device)
+        else:
+            modules |= {"D_p": Discriminator(config, channels), "D_n": Discriminator(config, channels)}
+        betas = (0.0, 0.99) if config.residual else (0.5, 0.999)
         optimizers = {
-            name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.5, 0.999))
+            name: torch.optim.Adam(
+                module.learned() if isinstance(module, ProjectedDiscriminator) else module.parameters(),
+                lr=config.lr,
+                betas=betas,
+            )
             for name, module in modules.items()
         }
         self.networks = Networks(modules, optimizers, averaged=("G_n2p", "G_p2n"), device=device)
@@ -268,18 +309,25 @@ class ISUGAN:
         return self.config.lr * min(1.0, 2 * (1 - progress))
 
     def training_step(self, batch: Batch, step: int, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
-        """Update both generators, then both discriminators. `batch.x` are normals p, `batch.x_ref` defective n."""
-        config, p, n = self.config, batch.x, batch.x_ref
-        by_ssim = progress < config.ssim_part
-        self.networks.begin(self.lr(progress))
+        """Update both generators, then both discriminators. `batch.x` are normals p, `batch.x_ref` defective n.
 
-        for each in (self.D_p, self.D_n):
-            each.requires_grad_(False)
+        With `residual`, also with the batch's `a`, `a_ref`, `x_twin` and `paired`.
+        """
+        self.networks.begin(self.lr(progress))
+        by_ssim = progress < self.config.ssim_part
+        update = self._residual_step if self.config.residual else self._step
+        return {name: value.detach() for name, value in update(batch, rng, by_ssim=by_ssim).items()}
+
+    def _step(self, batch: Batch, _rng: torch.Generator, *, by_ssim: bool) -> dict[str, Tensor]:
+        config, p, n = self.config, batch.x, batch.x_ref
+        self.networks.train_only("G_n2p", "G_p2n")
         with mixed_precision(self.device):
-            made_n = self.G_p2n(p).float()
-            made_p, kept_p = self.G_n2p(torch.cat([n, p])).float().chunk(2)
-            cycled_p, cycled_n = self.G_n2p(made_n).float(), self.G_p2n(made_p).float()
-            fake_p, fake_n = self.D_p(made_p).float(), self.D_n(made_n).float()
+            made_n = self.G_p2n(p)[0].float()
+            made_p, kept_p = self.G_n2p(torch.cat([n, p]))[0].float().chunk(2)
+            cycled_p, cycled_n = self.G_n2p(made_n)[0].float(), self.G_p2n(made_p)[0].float()
+            fake_p, fake_n = (
+                self.networks.modules[name](made).float() for name, made in (("D_p", made_p), ("D_n", made_n))
+            )
         parts = {
             "gan": gan_g_loss(fake_p, fake_n),
             "cycle": difference_loss(p, cycled_p, by_ssim=by_ssim) + difference_loss(n, cycled_n, by_ssim=by_ssim),
@@ -289,23 +337,89 @@ class ISUGAN:
         total.backward()
         self.networks.step("G_n2p", "G_p2n")
 
-        for name, real, made, other in (("D_p", p, made_p, n), ("D_n", n, made_n, p)):
-            module = self.networks.modules[name].requires_grad_(True)
-            inputs = [real, made.detach(), *([other] if config.crosswise else [])]
+        self.networks.train_only("D_p", "D_n")
+        for name, real, made in (("D_p", p, made_p), ("D_n", n, made_n)):
             with mixed_precision(self.device):
-                scores = module(torch.cat(inputs)).float()
-            parts[name] = gan_d_loss(*scores.split(len(real)))
+                scores = self.networks.modules[name](torch.cat([real, made.detach()])).float()
+            parts[name] = gan_d_loss(*scores.chunk(2))
             parts[name].backward()
             self.networks.step(name)
-        return {name: value.detach() for name, value in parts.items()}
+        return parts
+
+    def _residual_step(self, batch: Batch, rng: torch.Generator, *, by_ssim: bool) -> dict[str, Tensor]:
+        config, p, n, n_p, paired, count = self.config, batch.x, batch.x_ref, batch.x_twin, batch.paired, len(batch.x)
+        assert batch.a is not None
+        assert batch.a_ref is not None
+        assert n_p is not None
+        assert paired is not None
+        a, a_n = batch.a[:, :1], batch.a_ref[:, :1]
+        z = torch.randn(3 * count, config.z_dim, generator=rng).to(self.device)
+        with mixed_precision(self.device):
+            made_n, second, again = self.G_p2n(torch.cat([p, p, n_p]), _control(torch.cat([a, a, a_n]), z))[0].chunk(3)
+            back, m = self.G_n2p(torch.cat([n, p, made_n]))
+            made_p, kept_p, cycled_p = back.chunk(3)
+            cycled_n, _ = self.G_p2n(made_p, _control(a_n, z[2 * count :]))
+        assert m is not None
+        m_n, m_p, m_made = m.chunk(3)
+        with mixed_precision(self.device):
+            looks = [Augmentation.draw(count, rng, self.device) for _ in range(4)]
+            seen = self.D.see(torch.cat([looks[0].apply(made_p), looks[1].apply(made_n)]))
+            with torch.no_grad():
+                real = self.D.see(torch.cat([looks[2].apply(p), looks[3].apply(n)]))
+        kinds = torch.eye(2, device=self.device).repeat_interleave(count, dim=0)  # of p, then of n
+        with mixed_precision(self.device):
+            score_real, score_other = self.D.judge(real, kinds).float(), self.D.judge(real, kinds.flip(0)).float()
+            score_made = self.D.judge([each.detach() for each in seen], kinds).float()
+        parts = {"D": hinge_d(score_real, torch.cat([score_made, score_other]))}
+        parts["D"].backward()
+        self.networks.step("D")
+
+        self.networks.train_only("G_n2p", "G_p2n")
+        with mixed_precision(self.device):
+            fooled = self.D.judge(seen, kinds).float()
+        self.networks.train_only(*self.networks.optimizers)
+        inside = soft(a_n)
+        free = (1 - paired).view(-1, 1, 1, 1)  # without masks, changes are to be small
+        parts |= {
+            "gan": hinge_g(fooled),
+            "cycle": difference_loss(p, cycled_p, by_ssim=by_ssim) + difference_loss(n, cycled_n, by_ssim=by_ssim),
+            "identity": difference_loss(p, kept_p, by_ssim=by_ssim)
+            + F.l1_loss(made_p * free, n * free)
+            + F.l1_loss(made_n * free, p * free),
+            "pair": pair_loss(again, n, inside, paired) + pair_loss(made_p, n_p, inside, paired),
+            "map": map_loss(m_n, a_n, paired) + map_loss(m_made, a, paired) + (paired.view(-1, 1, 1, 1) * m_p).mean(),
+            "ms": ms_loss(made_n, second, z[:count], z[count : 2 * count], soft(a)),
+        }
+        weights = {
+            "gan": 1.0, "cycle": config.lambda_cycle, "identity": config.lambda_identity, "pair": config.lambda_pair,
+            "map": config.lambda_map, "ms": config.lambda_ms,
+        }  # fmt: skip
+        torch.stack([weight * parts[name] for name, weight in weights.items()]).sum().backward()
+        self.networks.step("G_n2p", "G_p2n")
+        return parts
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
-        """Add defects to normals by G_p2n. The result depends on the window alone; `request.rngs` is not used."""
-        return Generated(self.G_p2n(request.x))
+        """Add defects to normals by G_p2n, with `residual` inside the control map `request.a`, or everywhere."""
+        x = request.x
+        if not self.config.residual:
+            return Generated(self.G_p2n(x)[0])
+        a = torch.ones_like(x[:, :1]) if request.a is None else request.a[:, :1]
+        z = torch.stack([torch.randn(self.config.z_dim, generator=rng) for rng in request.rngs]).to(self.device)
+        made, m = self.G_p2n(x, _control(a, z))
+        return Generated(made.clamp(-1, 1), None if request.a is None else m)
 
     @torch.no_grad()
     def repair(self, x: Tensor) -> Tensor:
         """Remove the defects from windows x, [B, channels, H, W], by G_n2p."""
-        repaired: Tensor = self.G_n2p(x)
-        return repaired
+        return self.G_n2p(x)[0].clamp(-1, 1)
+
+    def restore(self, x: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+        """As `repair`; nothing is random."""
+        del rngs
+        return self.repair(x)
+
+
+def _control(a: Tensor, z: Tensor) -> Tensor:
+    """What G_p2n paints: a mask a, [B, 1, H, W], then z, [B, z_dim], inside it."""
+    return torch.cat([a, a * z[:, :, None, None]], dim=1)

@@ -92,7 +92,11 @@ class Average:
         """Update the average with the weights after a step, counted from 1."""
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
         for name, network in self._networks.items():
-            torch._foreach_lerp_(list(self.copies[name].parameters()), list(network.parameters()), weight)
+            parameters: list[Tensor] = list(network.parameters())
+            if parameters:
+                torch._foreach_lerp_(list(self.copies[name].parameters()), parameters, weight)
+            for copy, buffer in zip(self.copies[name].buffers(), network.buffers(), strict=True):
+                copy.copy_(buffer)
 
     def state(self) -> dict[str, Tensor]:
         """The averaged tensors."""

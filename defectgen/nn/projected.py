@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from defectgen.nn.features import CHANNELS, Lite0, lite0
 
+WIDTH = 64
+"""Channels of the mixed maps."""
 _SIDE = 128  # pixels to which windows are enlarged: ImageNet's objects fill their images
-_WIDTH = 64  # channels of the mixed maps
 _HEAD = 128  # channels of the heads
 _SEED = 0  # of the fixed convolutions
 
@@ -28,8 +29,8 @@ class ProjectedDiscriminator(nn.Module):
     def __init__(self, categories: int, device: torch.device) -> None:
         super().__init__()
         self._device = device
-        self.ccm = nn.ModuleList(nn.Conv2d(channels, _WIDTH, 1) for channels in CHANNELS)
-        self.csm = nn.ModuleList(nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1) for _ in CHANNELS[:-1])
+        self.ccm = nn.ModuleList(nn.Conv2d(channels, WIDTH, 1) for channels in CHANNELS)
+        self.csm = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in CHANNELS[:-1])
         rng = torch.Generator().manual_seed(_SEED)
         for conv in (*self.ccm, *self.csm):
             assert isinstance(conv, nn.Conv2d)
@@ -45,15 +46,23 @@ class ProjectedDiscriminator(nn.Module):
         return (lite0(self._device),)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.judge(self.see(x), c)
+
+    def see(self, x: Tensor) -> list[Tensor]:
+        """The mixed maps, [B, WIDTH, 128 / stride, 128 / stride] at strides 4 to 32."""
         if x.shape[-1] != _SIDE:
             x = F.interpolate(x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False)
         maps = [mix(each) for mix, each in zip(self.ccm, self._features[0](x), strict=True)]
-        h, logits = maps[-1], [self.heads[-1](maps[-1])]
         for i in reversed(range(len(maps) - 1)):
-            h = self.csm[i](F.interpolate(h, scale_factor=2, mode="bilinear", align_corners=False) + maps[i])
-            logits.insert(0, self.heads[i](h))
+            coarser = F.interpolate(maps[i + 1], scale_factor=2, mode="bilinear", align_corners=False)
+            maps[i] = self.csm[i](coarser + maps[i])
+        return maps
+
+    def judge(self, maps: list[Tensor], c: Tensor) -> Tensor:
+        """The logits of windows of which `see` made the maps."""
         weights = c / c.sum(dim=1, keepdim=True).clamp_min(1)
-        return torch.stack([(each.mean(dim=(2, 3)) * weights).sum(dim=1) for each in logits], dim=1)
+        logits = [head(each).mean(dim=(2, 3)) for head, each in zip(self.heads, maps, strict=True)]
+        return torch.stack([(each * weights).sum(dim=1) for each in logits], dim=1)
 
     def learned(self) -> list[nn.Parameter]:
         """The parameters of the heads, which are all that an optimizer may change."""
@@ -64,7 +73,7 @@ def _head(side: int, categories: int) -> nn.Sequential:
     """From a map of `side` to 4x4 by strided convolutions, then a logit for each category."""
     normalized = nn.utils.parametrizations.spectral_norm
     layers: list[nn.Module] = []
-    width = _WIDTH
+    width = WIDTH
     while side > 4:
         layers += [normalized(nn.Conv2d(width, _HEAD, 4, 2, 1)), nn.GroupNorm(8, _HEAD), nn.LeakyReLU(0.2)]
         side, width = side // 2, _HEAD

@@ -52,6 +52,8 @@ class SynthesizeRequest(_Request):
     """Empty means the normals of the training set, or whole images if the method generates those."""
     regions: tuple[tuple[str | None, Region], ...] = ()
     """Where defects may lie: each region has a category, or a single one without applies to all categories."""
+    strength: tuple[float, float] = (1.0, 1.0)
+    """The range of a factor that makes painted defects fainter or stronger."""
     restored: bool = False
 
 
@@ -169,6 +171,7 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
                 device=request.device,
                 batch_size=request.batch_size,
                 regions=request.regions,
+                strength=request.strength,
                 restored=request.restored,
                 whole=whole,
             )

@@ -1,13 +1,16 @@
 """Train a model: folders of images in, a run folder and an entry in `weights.toml` out."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from defectgen import files
+from defectgen.device import resolve
 from defectgen.errors import ExitCode, UsageError
 from defectgen.folders import OnBad, OnFile, ProductFolders, Skipped, read_catalog
 from defectgen.inspection import inspector
@@ -39,7 +42,8 @@ class TrainRequest:
     category: str | None = None
     """The category of a flat folder of defects, or the one of several category folders to use."""
     on_bad: OnBad = "skip"
-    preset: str = "compact"
+    preset: str | None = None
+    """`paper`, `compact` or `tiny`; None means `compact` on CUDA, `tiny` on a CPU."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Hyperparameters that replace the preset's, as in `--set`."""
     backbone: str | None = None
@@ -86,12 +90,15 @@ class TrainJob:
         """Read each image once.
 
         Raises:
+            NoDeviceError: there is no such device.
             UsageError: a bad preset or setting, a name that is taken, or a model without a backbone to share.
             BadInputError: as `read_catalog`.
         """
         given = {**request.settings}
         given |= {k: str(v) for k, v in (("steps", request.steps), ("batch_size", request.batch_size)) if v is not None}
-        self._config = info(request.method).configure(request.preset, given)
+        self.device = resolve(request.device)
+        self.preset = request.preset or _preset_for(self.device, info(request.method).presets)
+        self._config = info(request.method).configure(self.preset, given)
         self._request = request
         self._registry = registry.find_writable(request.weights)
         self.name = request.name if request.name is not None else self._new_name()
@@ -112,13 +119,19 @@ class TrainJob:
         )  # fmt: skip
 
     @property
+    def steps(self) -> int:
+        """The number of steps, if no time limit ends the training before."""
+        return self._config.steps
+
+    @property
     def settings(self) -> dict[str, Any]:
-        """Every hyperparameter, the seed and the device."""
-        return {"seed": self._request.seed, "device": self._request.device, **self._config.model_dump(mode="json")}
+        """Every hyperparameter, the preset, the seed and the device."""
+        chosen = {"preset": self.preset, "seed": self._request.seed, "device": self._request.device}
+        return {**chosen, **self._config.model_dump(mode="json")}
 
     def plan(self) -> dict[str, Any]:
-        """Counts, and estimates of time, memory and disk space from a few steps on noise."""
-        return trainer.estimate(self._spec)
+        """The preset, counts, and estimates of time, memory and disk space from a few steps."""
+        return {"preset": self.preset, **trainer.estimate(self._spec)}
 
     def run(self, on_step: Callable[[Progress], None] = lambda _: None) -> TrainResult:
         """Train, calibrate if the method can repair images, and add the model to the list.
@@ -201,6 +214,12 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
         OutOfMemoryError: naming the batch size to try next.
     """
     return TrainJob(request).run(on_step)
+
+
+def _preset_for(device: torch.device, presets: Sequence[str]) -> str:
+    """The preset that suits a device; the first one if a method of another package has none of its name."""
+    wanted = "compact" if device.type == "cuda" else "tiny"
+    return wanted if wanted in presets else presets[0]
 
 
 def slug(text: str) -> str:

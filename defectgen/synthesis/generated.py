@@ -17,7 +17,7 @@ from defectgen.device import resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
 from defectgen.folders import Catalog, SourceImage
 from defectgen.imaging import masks
-from defectgen.imaging.control_maps import draw_map, fitted, from_text
+from defectgen.imaging.control_maps import KnownMask, Sides, draw_map, fitted, from_text, pick
 from defectgen.imaging.images import DecodedImage, Pixels, read_mask
 from defectgen.imaging.patches import extract, of_mask, resize
 from defectgen.imaging.windows import (
@@ -30,10 +30,11 @@ from defectgen.imaging.windows import (
     paste_change,
     paste_on_zeros,
     place,
+    place_at,
     scale_of,
 )
 from defectgen.methods import having, which
-from defectgen.methods.base import GenerateBatch, Restorer
+from defectgen.methods.base import GenerateBatch, Placing, Restorer
 from defectgen.models.model import load
 from defectgen.models.registry import Entry
 from defectgen.seeding import numpy_rng
@@ -65,6 +66,8 @@ class SynthesisRequest:
     batch_size: int | None = None
     placement: Placement | None = None
     regions: tuple[tuple[str | None, Region], ...] = ()
+    strength: tuple[float, float] = (1.0, 1.0)
+    """The range of a factor of the change, for methods that paint."""
     restored: bool = False
     whole: bool = False
     """Generate whole images instead of defects on normals, if the method supports it."""
@@ -215,12 +218,11 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         self._network = network
         self.metadata |= network.metadata
         self._method = network.method
-        self._takes_regions = "region" in network.info.controls
         side = network.method.config.image_size
-        self._masks = {
-            category: [from_text(text, side) for text in texts] for category, texts in network.method.task.masks.items()
-        }
+        known = network.method.task.masks if network.method.config.paints_masks else {}
+        self._masks = {category: [from_text(text, side) for text in texts] for category, texts in known.items()}
         self._regions = request.regions
+        self._strength = request.strength
         self._references = request.references
         self._style = request.style
         self._guides = {"guides": request.guides} if request.guides else {}
@@ -241,8 +243,19 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
                 side = max(side, -(-max(width, height) * size // (size - 2 * (_RIM + _FADE))))
             rim = -(-(_RIM + _FADE) * side // size)
             box = Box(left - rim, top - rim, width + 2 * rim, height + 2 * rim)
-        window = place(rng, photograph.height, photograph.width, side, box, beyond=rim)
-        a = self._control_map(rng, window, areas, tuple(names)) if self._takes_regions else None
+        firsts = {}
+        if not areas and all(self._masks.get(name) for name in names):
+            firsts = {name: pick(rng, self._masks[name]) for name in names}
+            window = place_at(photograph.height, photograph.width, side, next(iter(firsts.values())).place)
+        elif not areas and self._references is None and (at := self._place(drawn.category, index, attempt)):
+            window = place_at(photograph.height, photograph.width, side, at)
+        else:
+            window = place(rng, photograph.height, photograph.width, side, box, beyond=rim)
+        a = None
+        if firsts:
+            a = self._asked(rng, window, firsts, photograph)
+        elif areas:
+            a = self._asked_in(rng, window, areas, tuple(names))
         x_ref = x_style = None
         if self._references is not None:
             x_ref = self._pick_reference(rng, self._references, drawn.category)
@@ -251,6 +264,14 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             x_style = self._pick_reference(rng, self._style, drawn.category)
         x = crop(photograph, window, size, task.channels)
         return _WindowDraw(**vars(drawn), window=window, x=x, a=a, x_ref=x_ref, x_style=x_style)
+
+    def _place(self, category: str, index: int, attempt: int) -> tuple[float, float] | None:
+        """The place of the window that suits the defect to come, if the method knows one."""
+        if not isinstance(self._method, Placing) or category not in self._method.task.domains:
+            return None
+        return self._method.place(
+            self._method.task.domains.index(category), torch_rng(self._wanted.seed, index, attempt)
+        )
 
     def _pick_reference(self, rng: np.random.Generator, catalog: Catalog, category: str) -> _Reference:
         """A window of a random image of a category, around one of its defects if the image has a mask."""
@@ -265,36 +286,44 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         x = crop(photograph, window, size, self._method.task.channels)
         return _Reference(sample, self._sha256(sample.path), window, x)
 
-    def _control_map(
+    def _asked(
+        self, rng: np.random.Generator, window: Window, firsts: dict[str, KnownMask], photograph: DecodedImage
+    ) -> FloatArray:
+        """A control map, [categories, S, S], of real masks that are warped: 1 where a defect is requested, else 0.
+
+        It leaves the window's border free, except where the image ends.
+        """
+        a = self._nothing()
+        size = (photograph.height, photograph.width)
+        ends = [(start > 0, start + window.side < end) for start, end in zip((window.y, window.x), size, strict=True)]
+        border = Sides(*(_BORDER * open_ for pair in ends for open_ in pair))
+        for name, first in firsts.items():
+            a[self._method.task.domains.index(name) - 1] = draw_map(rng, first.mask, self._masks[name], border)
+        return a
+
+    def _asked_in(
         self,
         rng: np.random.Generator,
         window: Window,
         areas: Sequence[tuple[int, str | None, NDArray[np.bool_]]],
         names: Sequence[str],
-    ) -> FloatArray | None:
-        """The control map, [categories, S, S]: 1 where a defect of a category is requested, else 0.
-
-        A region that is a mask is requested exactly. Otherwise a real mask, warped, lies at a random place in the
-        region, or anywhere without regions. A model that was trained without masks gets the region itself; without
-        regions its map is None, which requests the category everywhere.
-        """
-        size, known = self._method.config.image_size, self._method.task.domains[1:]
-        a = np.zeros((len(known), size, size), np.float32)
-        if not areas:
-            if not all(self._masks.get(name) for name in names):
-                return None
-            for name in names:
-                a[known.index(name)] = draw_map(rng, self._masks[name], _BORDER)
-            return a
+    ) -> FloatArray:
+        """A control map of regions: a mask image exactly; in a box a real mask, warped, or the box without masks."""
+        a, size = self._nothing(), self._method.config.image_size
         for number, category, area in areas:
             inside = crop_zero_padded(area, (window.x, window.y), (window.side, window.side)).astype(np.float32)
             here = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA) > 0.5
             exact = self._regions[number][1].mask is not None
             for name in [category] if category else names:
-                masks_of = self._masks.get(name, [])
-                part = here if exact or not masks_of else fitted(draw_map(rng, masks_of), here, rng)
-                a[known.index(name)][part] = 1
+                part, known = here, self._masks.get(name)
+                if known and not exact:
+                    part = fitted(draw_map(rng, pick(rng, known).mask, known), here, rng)
+                a[self._method.task.domains.index(name) - 1][part] = 1
         return a
+
+    def _nothing(self) -> FloatArray:
+        size = self._method.config.image_size
+        return np.zeros((len(self._method.task.domains) - 1, size, size), np.float32)
 
     def _generate(self, draws: Sequence[_WindowDraw]) -> list[_Output]:
         keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
@@ -310,11 +339,14 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
 
     def _finish(self, draw: _WindowDraw, generated: _Output) -> Sample | None:
         photograph, window = draw.photograph, draw.window
-        allowed = np.ones_like(draw.x[0]) if draw.a is not None else _interior(len(draw.x[0]))
+        allowed = np.ones_like(draw.x[0])
+        if draw.a is None:  # with a map of its own, a network paints no frames
+            allowed = _interior(len(draw.x[0]), _RIM if generated.m is None else _BORDER)
         if draw.a is not None and not self._masks:
             where = draw.a.max(axis=0)
             allowed = where * cv2.blur(where, (5, 5))
-        after = draw.x + (generated.x - draw.x) * allowed
+        strength = round(float(numpy_rng(self._wanted.seed, draw.index, draw.attempt, 1).uniform(*self._strength)), 3)
+        after = np.clip(draw.x + strength * (generated.x - draw.x) * allowed, -1, 1)
         if draw.a is not None and self._masks:  # the model paints what it is asked for: the request is the label
             mask = draw.a.max(axis=0) > 0.5
         elif generated.m is None:
@@ -341,7 +373,11 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             **({"reference": draw.x_ref.summary()} if draw.x_ref else {}),
             **({"style": draw.x_style.summary()} if draw.x_style else {}),
             "seed": self._wanted.seed,
-            "parameters": {"index": draw.index, "attempt": draw.attempt},
+            "parameters": {
+                "index": draw.index,
+                "attempt": draw.attempt,
+                **({} if self._strength == (1.0, 1.0) else {"strength": strength}),
+            },
         }
         return Sample(draw.index, draw.category, draw.sample.product, image, mask, Provenance(**provenance), restored)
 
@@ -442,6 +478,9 @@ def synthesize(request: SynthesisRequest) -> PaintedSamples | PatchSamples | Who
     for what, catalog in (("--from", request.references), ("--style", request.style)):
         if isinstance(catalog, Catalog) and (lacking := set(network.categories) - set(catalog.categories)):
             raise UsageError(f"{what}: has no {min(lacking)}, only {', '.join(catalog.categories)}; see --category")
+    if request.strength != (1.0, 1.0) and info.makes != "window":
+        can = " or ".join(which(lambda row: row.makes == "window"))
+        raise UsageError(f"{model} does not paint changes, which --strength scales; use a model of {can}")
     if request.whole:
         if request.regions:
             raise UsageError(f"{model} generates whole images; --region needs normal images (--normals)")
@@ -471,8 +510,8 @@ def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     return cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-def _interior(size: int) -> FloatArray:
+def _interior(size: int, rim: int) -> FloatArray:
     """Weights of a change, [size, size]: 0 along the window's rim, where networks paint frames, then a ramp to 1."""
     distance = np.minimum(np.arange(size), np.arange(size)[::-1])
-    ramp: FloatArray = np.clip((distance - _RIM) / _FADE, 0, 1).astype(np.float32)
+    ramp: FloatArray = np.clip((distance - rim) / _FADE, 0, 1).astype(np.float32)
     return np.outer(ramp, ramp)

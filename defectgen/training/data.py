@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from defectgen.device import RANK
 from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, require_masks, unite
-from defectgen.imaging.control_maps import draw_map, to_text
+from defectgen.imaging.control_maps import KnownMask, draw_map, pick, to_text
 from defectgen.imaging.images import DecodedImage, read_mask
 from defectgen.imaging.patches import RIM, DefectPatch, cut_out, on_pure_background, relative, resize, turn
 from defectgen.imaging.windows import (
@@ -29,6 +29,8 @@ from defectgen.imaging.windows import (
     defect_pieces,
     inside,
     place,
+    place_at,
+    place_of,
     scale_of,
 )
 from defectgen.methods import DataKind, info
@@ -40,6 +42,7 @@ _MARGIN = 1.15  # a window is this many times as large as the defect that determ
 _FIT = 0.9  # fraction of a category's defects that fit into a window
 _THINNEST = 4  # pixels of the window: the median thickness of a category's defects is kept from falling below it
 _TWINS_LIMIT = 1 << 30  # bytes of repaired images that are kept
+_FLIPS = ((False, False), (False, True), (True, False), (True, True))  # vertically, horizontally
 
 
 def find_scale(
@@ -78,8 +81,9 @@ def _depth(mask: NDArray[np.bool_]) -> float:
 class TrainingSample:
     """One window of a training row: x, [channels, S, S] in [-1, 1], and the indices of its domain y and product p.
 
-    `a`, [domains - 1, S, S], is 1 where a category is, or is asked for; for methods that learn labels or masks. `twin`
-    is x with its defects repaired, for methods that learn labels.
+    `a`, [domains - 1, S, S], is 1 where the window shows a category; None for patches. `twin` is x with its defects
+    repaired; None for normals and where masks are missing. `place` is where the window lies in its image, as in
+    `windows.place_of`; `whole` says that a window shows its defects whole: none goes on beyond the window's border.
     """
 
     x: FloatArray
@@ -87,14 +91,20 @@ class TrainingSample:
     p: int
     a: FloatArray | None = None
     twin: FloatArray | None = None
+    place: tuple[float, float] = (0.5, 0.5)
+    whole: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a training batch: a source, and a reference from its target domain, at the same scale."""
+    """A row of a training batch: a source, and a reference from its target domain, at the same scale.
+
+    `asked`, [domains - 1, S, S], asks for a new defect on the source; for methods that learn labels.
+    """
 
     source: TrainingSample
     reference: TrainingSample
+    asked: FloatArray | None = None
 
 
 class TrainingWindows:
@@ -112,13 +122,33 @@ class TrainingWindows:
     """
     fit: ClassVar[float] = _FIT
     """Fraction of the defects that fit into a window."""
+    flips: ClassVar[tuple[tuple[bool, bool], ...]] = _FLIPS
+    """How windows are flipped, vertically and horizontally, all equally often."""
+    covered: ClassVar[float] = -0.5
+    """A pixel of a mask's window, in [-1, 1], is defect above this value: by default, if a quarter of it is."""
+    twins: ClassVar[bool] = True
+    """Whether defective windows whose categories all have masks come with their repaired twins."""
 
-    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        image_size: int,
+        products: Sequence[str],
+        domains: Sequence[str],
+        *,
+        whole: bool = False,
+    ) -> None:
+        """`whole`: each window shows the whole of a product's largest image, or more."""
         self.image_size = image_size
+        self._whole = whole
         self.products = tuple(products)
         self.domains = tuple(domains)
         self.channels = max(image.channels for image in catalog.images)
         self._cache = ImageCache()
+        self._masks = ImageCache(read=lambda path: DecodedImage(read_mask(path).astype(np.uint8) * 255))
+        self._twins = BoundedCache[SourceImage, DecodedImage](
+            self._repair, lambda image: image.pixels.nbytes, _TWINS_LIMIT
+        )
         self._images: dict[str, dict[str, list[SourceImage]]] = {product: {} for product in products}
         for image in catalog.images:
             self._images[image.product].setdefault(image.category, []).append(image)
@@ -134,6 +164,8 @@ class TrainingWindows:
 
     def _scale(self, images: Sequence[SourceImage]) -> float:
         """The scale of a category: its defects fit into windows, and thin ones remain visible."""
+        if self._whole:
+            return min(1.0, self.image_size / max(max(image.width, image.height) for image in images))
         scale = find_scale(images, [self._boxes_of(s) for s in images], self.image_size, self.fit)
         pieces = [piece for s in images if s.mask is not None for _, piece in defect_pieces(read_mask(s.mask))]
         return keep_thick(scale, pieces) if pieces else scale
@@ -150,45 +182,89 @@ class TrainingWindows:
         scale = scale_of(self.scales, product, source if target == NORMAL else target)
         if NORMAL not in (source, target) and not 0.8 < source_scale / scale < 1.25:
             source, source_scale = NORMAL, scale_of(self.scales, source_product, target)
-        return Row(
-            self._draw(rng, source_product, source, source_scale),
-            self._draw(rng, product, target, scale),
-        )
+        reference = self._draw(rng, product, target, scale)
+        at = reference.place if source == NORMAL else None
+        return Row(self._draw(rng, source_product, source, source_scale, at), reference)
 
     def examples(self, rng: np.random.Generator, count: int) -> list[Row]:
         """Rows for previews: for each category of each product, `count` normals with a real defect each."""
         return [
-            Row(self._draw(rng, product, NORMAL, scale), self._draw(rng, product, category, scale))
+            self._pair(rng, product, category)
             for product in self.products
-            for category, scale in self.scales[product].items()
+            for category in self.scales[product]
             for _ in range(count)
         ]
+
+    def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
+        """A normal and a defect of a product; the windows lie at the same place of their images."""
+        scale = self.scales[product][category]
+        reference = self._draw(rng, product, category, scale)
+        return Row(self._draw(rng, product, NORMAL, scale, reference.place), reference)
 
     def _boxes_of(self, image: SourceImage) -> list[Box]:
         return [] if image.mask is None else self._boxes[image.mask]
 
-    def _draw(self, rng: np.random.Generator, product: str, category: str, scale: float) -> TrainingSample:
-        return self._sample(self._choose_view(rng, product, category, scale), product, category)
+    def _draw(
+        self,
+        rng: np.random.Generator,
+        product: str,
+        category: str,
+        scale: float,
+        at: tuple[float, float] | None = None,
+    ) -> TrainingSample:
+        """A window of a random image, around one of its defects, or at a relative place."""
+        images = self._images[product][category]
+        view = self._view_of(rng, images[int(rng.integers(len(images)))], scale, at)
+        return self._sample(view, product, category)
 
     def _sample(self, view: "_View", product: str, category: str) -> TrainingSample:
-        x = view.crop(self._cache.read(view.image.path), self.image_size, self.channels)
-        return TrainingSample(x, self.domains.index(category), self.products.index(product), self._map(view))
+        image, size = view.image, self.image_size
+        x = view.crop(self._cache.read(image.path), size, self.channels)
+        twin = None
+        if self.twins and category != NORMAL and None not in (image.mask, *(mask for _, mask in image.also)):
+            twin = view.crop(self._twins.read(image), size, self.channels)
+        domain, a = self.domains.index(category), self._map(view)
+        whole = not view.cuts(a.max(axis=0) > 0)
+        return TrainingSample(x, domain, self.products.index(product), a, twin, view.place, whole)
 
-    def _map(self, _view: "_View") -> FloatArray | None:
-        """The value of `TrainingSample.a`."""
-        return None
+    def _map(self, view: "_View") -> FloatArray:
+        """Where a window shows which category: `TrainingSample.a`. Without a mask, a category covers the window."""
+        image, size = view.image, self.image_size
+        a = np.zeros((len(self.domains) - 1, size, size), np.float32)
+        for category, mask in ((image.category, image.mask), *image.also):
+            if category != NORMAL:
+                here = np.ones((size, size), np.bool_)
+                if mask is not None:
+                    here = view.crop(self._masks.read(mask), size, 1)[0] > self.covered
+                a[self.domains.index(category) - 1] = here
+        return a
 
-    def _choose_view(self, rng: np.random.Generator, product: str, category: str, scale: float) -> "_View":
-        images = self._images[product][category]
-        return self._view_of(rng, images[int(rng.integers(len(images)))], scale)
+    def _repair(self, image: SourceImage) -> DecodedImage:
+        masks = [mask for mask in (image.mask, *(mask for _, mask in image.also)) if mask is not None]
+        whole = np.any([self._masks.read(mask).pixels > 0 for mask in masks], axis=0)
+        return DecodedImage(repaired(self._cache.read(image.path), whole))
 
-    def _view_of(self, rng: np.random.Generator, image: SourceImage, scale: float) -> "_View":
+    def sheet(self) -> NDArray[np.uint8] | None:
+        """Defect images beside their repaired twins, so that a bad repair is seen; None if there are no twins."""
+        rows = [row.reference for row in self.examples(numpy_rng(0), count=4)]
+        pairs = [np.concatenate([each.x, each.twin], axis=1) for each in rows if each.twin is not None]
+        if not pairs:
+            return None
+        pixels = np.clip(np.rint((np.concatenate(pairs, axis=2) + 1) * 127.5), 0, 255).astype(np.uint8)
+        return pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+    def _view_of(
+        self, rng: np.random.Generator, image: SourceImage, scale: float, at: tuple[float, float] | None = None
+    ) -> "_View":
         boxes = self._boxes_of(image)
         box = boxes[int(rng.integers(len(boxes)))] if boxes else None
         side = round(self.image_size / scale)
-        window = place(rng, image.height, image.width, side, box, beyond=round(self.edges * side))
-        window = Window(inside(window.x, side, image.width), inside(window.y, side, image.height), side)
-        flip_y, flip_x = (rng.random(2) < 0.5).tolist()
+        flip_y, flip_x = self.flips[int(rng.integers(len(self.flips)))]
+        if at is not None:
+            window = place_at(image.height, image.width, side, _mirrored(at, flip_y, flip_x))
+        else:
+            window = place(rng, image.height, image.width, side, box, beyond=round(self.edges * side))
+            window = Window(inside(window.x, side, image.width), inside(window.y, side, image.height), side)
         return _View(image, window, flip_y, flip_x)
 
 
@@ -201,103 +277,67 @@ class _View:
     flip_y: bool
     flip_x: bool
 
+    @property
+    def place(self) -> tuple[float, float]:
+        """Where the window lies in the image, flipped as it is."""
+        return _mirrored(place_of(self.window, self.image.height, self.image.width), self.flip_y, self.flip_x)
+
+    def cuts(self, mask: BoolArray) -> bool:
+        """Whether a mask [S, S] of the view meets an edge of the window beyond which the image goes on."""
+        window, upright = self.window, mask[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+        ends = ((0, window.y, self.image.height, upright), (1, window.x, self.image.width, upright.T))
+        return any(
+            (start > 0 and lines[0].any()) or (start + window.side < length and lines[-1].any())
+            for _, start, length, lines in ends
+        )
+
     def crop(self, image: DecodedImage, image_size: int, channels: int) -> FloatArray:
         """Crop the window from the source image or its mask, and flip it: [channels, S, S] in [-1, 1]."""
         x = crop(image, self.window, image_size, channels)
         return np.ascontiguousarray(x[:, :: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1])
 
 
+def _mirrored(place: tuple[float, float], flip_y: bool, flip_x: bool) -> tuple[float, float]:
+    """A relative place (x, y) in a flipped image."""
+    x, y = place
+    return (1 - x if flip_x else x), (1 - y if flip_y else y)
+
+
 class TrainingPairs(TrainingWindows):
     """Draws a normal and a defective window at the same scale for each row. All categories are equally frequent.
 
-    Only half of the defects fit into their windows, since a network can repair a defect that it sees in part.
+    Only half of the defects fit into their windows, since a network can repair a defect that it sees in part. A control
+    map asks for the categories of the defective window on the normal, by real masks that are warped, or everywhere if a
+    category has no masks.
     """
 
     fit = 0.5
     edges = 0.25  # if only few windows showed the edges, the network would find them unusual
-
-    def row(self, rng: np.random.Generator) -> Row:
-        product = str(rng.choice(self.products))
-        category = str(rng.choice(list(self.scales[product])))
-        scale = self.scales[product][category]
-        return Row(self._draw(rng, product, NORMAL, scale), self._draw(rng, product, category, scale))
-
-
-class _TrainingMaps(TrainingPairs):
-    """Pairs whose defective window comes with a map of all its categories, after their masks.
-
-    Without a mask, a category covers the window.
-    """
-
-    covered: ClassVar[float]
-    """A pixel of a mask's window, in [-1, 1], is defect above this value."""
-
-    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
-        super().__init__(catalog, image_size, products, domains)
-        self._masks = ImageCache(read=lambda path: DecodedImage(read_mask(path).astype(np.uint8) * 255))
-
-    def _map(self, view: "_View") -> FloatArray | None:
-        image, size = view.image, self.image_size
-        if image.category == NORMAL:
-            return None
-        a = np.zeros((len(self.domains) - 1, size, size), np.float32)
-        for category, mask in ((image.category, image.mask), *image.also):
-            here = np.ones((size, size), np.bool_)
-            if mask is not None:
-                here = view.crop(self._masks.read(mask), size, 1)[0] > self.covered
-            a[self.domains.index(category) - 1] = here
-        return a
-
-
-class TrainingLabels(_TrainingMaps):
-    """Maps with two additions: a control map for the normal, and the defective window's repaired twin.
-
-    The control map asks for the categories of the defective window, by real masks that are warped, or everywhere if a
-    category has no masks. A window has a twin if all its categories have masks.
-    """
-
-    fit = _FIT
-    edges = 0.0
-    covered = -0.5  # more than a quarter of the pixel
+    flips: ClassVar[tuple[tuple[bool, bool], ...]] = _FLIPS[:3]  # as ISU-GAN's paper has it
     _KNOWN = 48  # real masks for each category
 
-    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
-        super().__init__(catalog, image_size, products, domains)
-        self._twins = BoundedCache[SourceImage, DecodedImage](
-            self._repair, lambda image: image.pixels.nbytes, _TWINS_LIMIT
-        )
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.masks = {category: masks for category in self.domains[1:] if (masks := self._known_masks(category))}
 
     def row(self, rng: np.random.Generator) -> Row:
-        return self._asking(rng, super().row(rng))
+        product = str(rng.choice(self.products))
+        return self._pair(rng, product, str(rng.choice(list(self.scales[product]))))
 
-    def examples(self, rng: np.random.Generator, count: int) -> list[Row]:
-        return [self._asking(rng, row) for row in super().examples(rng, count)]
-
-    def _asking(self, rng: np.random.Generator, row: Row) -> Row:
-        """The row with a control map for its normal."""
-        reference = row.reference
+    def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
+        """The row has a control map for the normal, whose window lies where that of the map's real mask did."""
+        scale = self.scales[product][category]
+        reference = self._draw(rng, product, category, scale)
         assert reference.a is not None
-        a = np.zeros_like(reference.a)
+        a, at = np.zeros_like(reference.a), None
         for index in np.flatnonzero(reference.a.any(axis=(1, 2))):
-            known = self.masks.get(self.domains[index + 1])
-            a[index] = draw_map(rng, known) if known else 1.0
-        return Row(replace(row.source, a=a), reference)
+            a[index] = 1.0
+            if known := self.masks.get(self.domains[index + 1]):
+                first = pick(rng, known)
+                a[index], at = draw_map(rng, first.mask, known), at or first.place
+        return Row(self._draw(rng, product, NORMAL, scale, at), reference, a)
 
-    def _draw(self, rng: np.random.Generator, product: str, category: str, scale: float) -> TrainingSample:
-        view = self._choose_view(rng, product, category, scale)
-        drawn = self._sample(view, product, category)
-        masks = [view.image.mask, *(mask for _, mask in view.image.also)]
-        if category == NORMAL or None in masks:
-            return drawn
-        return replace(drawn, twin=view.crop(self._twins.read(view.image), self.image_size, self.channels))
-
-    def _repair(self, image: SourceImage) -> DecodedImage:
-        masks = [mask for mask in (image.mask, *(mask for _, mask in image.also)) if mask is not None]
-        whole = np.any([self._masks.read(mask).pixels > 0 for mask in masks], axis=0)
-        return DecodedImage(repaired(self._cache.read(image.path), whole))
-
-    def _known_masks(self, category: str) -> list[BoolArray]:
+    def _known_masks(self, category: str) -> list[KnownMask]:
         """Real masks as windows show them; those that the window's border cuts only if there are no others."""
         rng = numpy_rng(self.domains.index(category))
         sources = [
@@ -307,42 +347,45 @@ class TrainingLabels(_TrainingMaps):
             for image in images
             if any(name == category and mask for name, mask in ((image.category, image.mask), *image.also))
         ]
-        whole, cut = list[BoolArray](), list[BoolArray]()
+        whole, cut = list[KnownMask](), list[KnownMask]()
         for number in range(2 * self._KNOWN if sources else 0):
             product, image = sources[number % len(sources)]
             scale = scale_of(self.scales, product, category)
-            a = self._map(self._view_of(rng, image, scale))
-            assert a is not None
-            mask = a[self.domains.index(category) - 1] > 0
-            border = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
+            view = self._view_of(rng, image, scale)
+            mask = self._map(view)[self.domains.index(category) - 1] > 0
             if mask.any():
-                (cut if border else whole).append(mask)
+                (cut if view.cuts(mask) else whole).append(KnownMask(mask, view.place))
         return (whole or cut)[: self._KNOWN]
 
-    def sheet(self) -> NDArray[np.uint8] | None:
-        """Defect images beside their repaired twins, so that a bad repair is seen; None if there are no twins."""
-        rows = [row.reference for row in self.examples(numpy_rng(0), count=4) if row.reference.twin is not None]
-        if not rows:
-            return None
-        pairs = [np.concatenate([each.x, each.twin], axis=1) for each in rows if each.twin is not None]
-        pixels = np.clip(np.rint((np.concatenate(pairs, axis=2) + 1) * 127.5), 0, 255).astype(np.uint8)
-        return pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+class TrainingLabels(TrainingPairs):
+    """Pairs whose defects fit into their windows."""
+
+    fit = _FIT
+    edges = 0.0
+    flips = _FLIPS
 
 
-class TrainingMasks(_TrainingMaps):
-    """Pairs whose defective window comes with its mask. All categories of a product have the same scale.
+class TrainingMasks(TrainingPairs):
+    """Pairs without twins and control maps. All categories of a product have the same scale.
 
     A method that makes whole images learns the normals once for all categories.
     """
 
     fit = 0.5
     edges = 0.0
+    flips = _FLIPS
     covered = 0.0
+    twins = False
+    _KNOWN = 0
 
-    def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
-        super().__init__(catalog, image_size, products, domains)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         for scales in self.scales.values():
             scales.update(dict.fromkeys(scales, float(np.median(list(scales.values())))))
+
+    def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
+        return TrainingWindows._pair(self, rng, product, category)
 
 
 def stack(windows: Iterable[TrainingSample]) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
@@ -363,6 +406,8 @@ class TrainingPatches:
     rotations, crops and shifts. Here, each draw rotates, mirrors, scales and shifts a patch a little, and crops it if
     it is larger than the window. Free rotations and shifts would use up most of the network's capacity.
     """
+
+    twins: ClassVar[bool] = False
 
     def __init__(self, catalog: Catalog, image_size: int, products: Sequence[str], domains: Sequence[str]) -> None:
         self.image_size = image_size
@@ -461,10 +506,13 @@ class Feeder:
         x, y, p = stack(row.source for row in rows)
         x_ref, y_ref, p_ref = stack(row.reference for row in rows)
         arrays = {"x": x, "y": y, "p": p, "x_ref": x_ref, "y_ref": y_ref, "p_ref": p_ref}
-        for name, maps in (("a_ref", [row.reference.a for row in rows]), ("a", [row.source.a for row in rows])):
-            if known := [each for each in maps if each is not None]:
-                arrays[name] = np.stack(known)
-        if "a" in arrays:
+        if shown := [row.reference.a for row in rows if row.reference.a is not None]:
+            arrays["a_ref"] = np.stack(shown)
+            arrays["place_ref"] = np.array([row.reference.place for row in rows], np.float32)
+            arrays["whole_ref"] = np.array([row.reference.whole for row in rows], np.float32)
+        if asked := [row.asked for row in rows if row.asked is not None]:
+            arrays["a"] = np.stack(asked)
+        if self._windows.twins:
             twins = [row.reference.twin for row in rows]
             arrays["x_twin"] = np.stack([x if twin is None else twin for x, twin in zip(x_ref, twins, strict=True)])
             arrays["paired"] = np.array([twin is not None for twin in twins], np.float32)
@@ -481,8 +529,8 @@ class Feeder:
         return Batch(**{name: move(value) for name, value in vars(batch).items() if value is not None})
 
 
-def training_data(name: str, catalog: Catalog, image_size: int) -> TrainingData:
-    """The training data of a method: windows of images, or patches on a pure background.
+def training_data(name: str, catalog: Catalog, image_size: int, *, whole: bool = False) -> TrainingData:
+    """The training data of a method: windows of images, or whole images, or patches on a pure background.
 
     Raises:
         BadInputError: the method needs masks, and a defect image has none.
@@ -494,14 +542,16 @@ def training_data(name: str, catalog: Catalog, image_size: int) -> TrainingData:
         catalog = _as_one_category(catalog)
     if method.learns in ("labels", "masks"):
         catalog = unite(catalog)
-    kinds: dict[DataKind, type[TrainingData]] = {
+    products, domains = catalog.products, (NORMAL, *catalog.categories)
+    if method.learns == "patches":
+        return TrainingPatches(catalog, image_size, products, domains)
+    kinds: dict[DataKind, type[TrainingWindows]] = {
         "domains": TrainingWindows,
         "pairs": TrainingPairs,
         "labels": TrainingLabels,
         "masks": TrainingMasks,
-        "patches": TrainingPatches,
     }
-    return kinds[method.learns](catalog, image_size, catalog.products, (NORMAL, *catalog.categories))
+    return kinds[method.learns](catalog, image_size, products, domains, whole=whole)
 
 
 def hold_out(catalog: Catalog) -> tuple[Catalog, list[Path]]:
@@ -521,7 +571,7 @@ def _as_one_category(catalog: Catalog) -> Catalog:
 
 def make_task(windows: TrainingData) -> Task:
     masks = {}
-    if isinstance(windows, TrainingLabels):
+    if isinstance(windows, TrainingPairs):
         masks = {category: tuple(map(to_text, known)) for category, known in windows.masks.items()}
     return Task(
         domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales,

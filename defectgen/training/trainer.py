@@ -6,6 +6,7 @@ generator.
 """
 
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -30,11 +31,14 @@ from defectgen.models.model import build
 from defectgen.training.data import (
     Feeder,
     TrainingData,
-    TrainingLabels,
+    TrainingWindows,
     make_task,
     training_data,
 )
 from defectgen.training.run import BACKBONE, Run, TrainSpec, identity
+
+if sys.platform != "win32":
+    import resource
 
 _LOG_EVERY = 10  # steps
 _DIAGNOSED = 20  # rows of losses that are averaged for a diagnosis
@@ -70,9 +74,9 @@ class Trained:
 def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: None) -> Trained:
     """Train, and write `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and the model.
 
-    A method of pseudo-pairs also writes `previews/twins.jpg`, defects above their repaired twins. A method with two
-    stages also writes `backbone.safetensors`. A time limit is divided between the stages as the
-    steps are, and counts the time before the run was resumed.
+    Where defects have masks, also `previews/twins.jpg`: the defects above their repaired twins. A method with two
+    stages also writes `backbone.safetensors`. A time limit is divided between the stages as the steps are, and counts
+    the time before the run was resumed.
 
     Raises:
         UsageError: the run folder is in use, or a run is resumed with another configuration, or the training diverged.
@@ -81,7 +85,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
         StoppedError: a signal ended the run before its first step.
     """
     config, device = request.config, resolve(request.device)
-    windows = training_data(request.method, request.catalog, config.image_size)
+    windows = training_data(request.method, request.catalog, config.image_size, whole=config.whole)
     backbone, before = _read_backbone(request, windows)
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)
@@ -91,7 +95,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     first = method.backbone_steps if isinstance(method, Staged) else 0
     if backbone is not None and not request.resume:
         start = run.take_backbone(backbone)
-    if isinstance(windows, TrainingLabels) and (sheet := windows.sheet()) is not None:
+    if isinstance(windows, TrainingWindows) and (sheet := windows.sheet()) is not None:
         files.write(request.run / "previews" / "twins.jpg", encode_jpeg(sheet))
 
     clock = _Clock(config.steps, request.seconds, start / config.steps if backbone is not None else 0.0)
@@ -174,7 +178,7 @@ def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str,
 def estimate(request: TrainSpec) -> dict[str, Any]:
     """The counts, time and memory of a run, for `--dry-run`. Time and memory are measured over a few steps."""
     config, device = request.config, resolve(request.device)
-    windows = training_data(request.method, request.catalog, config.image_size)
+    windows = training_data(request.method, request.catalog, config.image_size, whole=config.whole)
     backbone, _ = _read_backbone(request, windows)
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)
@@ -215,9 +219,18 @@ def estimate(request: TrainSpec) -> dict[str, Any]:
         "parameters": sum(p.numel() for net in method.networks.averaged.values() for p in net.parameters()),
         "config": config.model_dump(),
         "estimated_seconds": round(min(total, request.seconds or total)),
-        "estimated_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        "estimated_memory_bytes": _peak_memory(device),
         "estimated_disk_bytes": 2 * state_bytes,
     }
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """The most memory used so far, in bytes: on the GPU, or of this process, if the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from defectgen.imaging.control_maps import between, draw_map, fitted, from_text, to_text, warped
+from defectgen.imaging.control_maps import KnownMask, Sides, between, draw_map, fitted, from_text, pick, to_text, warped
 from defectgen.imaging.windows import BoolArray
 
 SIDE = 64
@@ -44,22 +44,39 @@ def test_between_two_masks_lies_one_of_a_size_between() -> None:
 
 
 def test_maps_are_drawn_by_seed_and_leave_the_border_free() -> None:
-    known = [disc(12, 30, 8), line(), disc(50, 50, 10)]
-    first, again = (draw_map(np.random.default_rng(3), known, border=8) for _ in range(2))
+    known = [KnownMask(mask, (0.5, 0.5)) for mask in (disc(12, 30, 8), line(), disc(50, 50, 10))]
+    border = Sides(top=8, bottom=4, left=6)
+    first, again = (draw_map(np.random.default_rng(3), known[0].mask, known, border) for _ in range(2))
     np.testing.assert_array_equal(first, again)
+    right = False
     for seed in range(40):
-        found = draw_map(np.random.default_rng(seed), known, border=8)
+        rng = np.random.default_rng(seed)
+        found = draw_map(rng, pick(rng, known).mask, known, border)
         assert found.any()
-        assert not found[:8].any() and not found[-8:].any() and not found[:, :8].any() and not found[:, -8:].any()  # noqa: PT018
+        assert not found[:8].any()
+        assert not found[-4:].any()
+        assert not found[:, :6].any()
+        right |= bool(found[:, -6:].any())
+    assert right  # there, nothing has to stay free
+
+
+def test_a_picked_place_is_near_and_stays_at_an_edge() -> None:
+    places = [pick(np.random.default_rng(seed), [KnownMask(line(), (0.0, 0.4))]).place for seed in range(50)]
+    assert {x for x, _ in places} == {0.0}
+    rows = np.array([y for _, y in places])
+    assert 0.3 < rows.mean() < 0.5
+    assert 0 <= rows.min() < 0.25
+    assert 0.55 < rows.max() <= 1
 
 
 def test_a_single_pixel_and_a_mask_on_the_border_do_no_harm() -> None:
     dot = np.zeros((SIDE, SIDE), np.bool_)
     dot[30, 30] = True
-    assert draw_map(np.random.default_rng(0), [dot], border=8).any()
+    border = Sides(8, 8, 8, 8)
+    assert draw_map(np.random.default_rng(0), dot, [KnownMask(dot, (0, 0))], border).any()
     edge = np.zeros((SIDE, SIDE), np.bool_)
     edge[:20] = True
-    assert draw_map(np.random.default_rng(0), [edge], border=8).any()
+    assert draw_map(np.random.default_rng(0), edge, [KnownMask(edge, (0, 0))], border).any()
 
 
 def test_a_map_is_fitted_into_an_area() -> None:
@@ -75,4 +92,6 @@ def test_a_map_is_fitted_into_an_area() -> None:
 
 
 def test_masks_are_kept_as_text() -> None:
-    np.testing.assert_array_equal(from_text(to_text(line()), SIDE), line())
+    mask, place = from_text(to_text(KnownMask(line(), (0.25, 1.0))), SIDE)
+    np.testing.assert_array_equal(mask, line())
+    assert place == (0.25, 1.0)

@@ -10,6 +10,7 @@ from defectgen.methods import info
 from defectgen.methods.base import Batch, GenerateBatch, Restorer, Task
 from defectgen.methods.defect_gan import (
     SPADE,
+    ConvBlock,
     DefectGAN,
     DefectGANConfig,
     Discriminator,
@@ -18,15 +19,12 @@ from defectgen.methods.defect_gan import (
     adv_d_loss,
     cls_loss,
     compose,
-    map_loss,
-    ms_loss,
-    pair_loss,
     rec_loss,
     sd_con_loss,
     sd_cyc_loss,
-    soft,
 )
 from defectgen.methods.networks import Average
+from defectgen.nn.paired import soft
 from defectgen.nn.projected import ProjectedDiscriminator
 
 CPU = torch.device("cpu")
@@ -135,11 +133,17 @@ def test_the_generator_is_figure_2() -> None:
     config = info("defect-gan").configure("paper", {})
     assert isinstance(config, DefectGANConfig)
     network = Generator(config, 3, 5)
-    strides = math.prod(m.stride[0] for m in network.encoder.modules() if isinstance(m, torch.nn.Conv2d))
-    assert strides == 4
-    blocks = [*network.encoder, *network.decoder]
-    assert all(isinstance(block.noise, NoiseInjection) for block in blocks)
-    assert all(isinstance(block.norm, SPADE) for block in network.decoder)
+    convolutions = [m for m in network.encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert math.prod(conv.stride[0] for conv in convolutions) == 4
+    # StarGAN's: 64, 128 and 256 channels, then half of its six residual blocks of two convolutions
+    assert [conv.out_channels for conv in convolutions] == [64, 128, 256, *[256] * 6]
+    assert [conv.kernel_size[0] for conv in convolutions] == [7, 4, 4, *[3] * 6]
+    blocks = [m for m in network.modules() if isinstance(m, ConvBlock)]
+    assert [b.conv.out_channels for b in blocks[9:]] == [*[256] * 6, 128, 64]
+    assert [b.linear for b in blocks] == [*[False] * 3, *[False, True] * 6, False, False]
+    assert all(isinstance(b.noise, NoiseInjection) for b in blocks)
+    assert [isinstance(b.norm, SPADE) for b in blocks] == [*[False] * 9, *[True] * 8]
+    assert {b.norm.shared.out_channels for b in blocks[9:] if isinstance(b.norm, SPADE)} == {128}
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         f, m = network(x, torch.ones(1, 5, 64, 64), silence)
@@ -152,7 +156,14 @@ def test_the_generator_is_figure_2() -> None:
 def test_the_discriminator_scores_images_and_classifies(size: int) -> None:
     config = CONFIG.model_copy(update={"image_size": size})
     src, cls = Discriminator(config, 3, 5)(torch.rand(2, 3, size, size))
-    assert (src.shape, cls.shape) == ((2,), (2, 5))
+    assert (src.shape, cls.shape) == ((2, 4), (2, 5))
+
+
+def test_the_discriminator_is_stargans() -> None:
+    d = Discriminator(DefectGANConfig(), 3, 5)
+    convolutions = [m for m in d.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [conv.out_channels for conv in convolutions] == [64, 128, 256, 512, 1024, 2048, 1, 5]
+    assert d.cls.kernel_size == (2, 2)
 
 
 # Losses, by hand
@@ -167,24 +178,6 @@ def test_the_losses_by_hand() -> None:
     m, back = torch.full((1, 1, 2, 2), 0.5), torch.tensor([[[[0.5, 0.1], [0.5, 0.5]]]])
     assert sd_cyc_loss(m, back).item() == pytest.approx(0.1)
     assert sd_con_loss(m, back).item() == pytest.approx(0.5 + 0.4)
-
-
-def test_the_losses_of_masks_by_hand() -> None:
-    mask = torch.zeros(2, 1, 16, 16)
-    mask[:, :, 7:9, 7:9] = 1
-    softened = soft(mask)
-    assert (softened[:, :, 7:9, 7:9] == 1).all()
-    assert softened[0, 0, 8, 4:12].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3, 0])
-    real, first = torch.zeros(2, 1, 16, 16), torch.tensor([1.0, 0.0])
-    made = torch.full((2, 1, 16, 16), 0.5)
-    assert pair_loss(made, real, mask, torch.ones(2)).item() == pytest.approx(0.5 * 8 / 9)
-    made[1] = 9.0
-    assert pair_loss(made, real, mask, first).item() == pytest.approx(0.5 * 4 / 5)  # the second has no twin
-    assert map_loss(mask, mask, torch.ones(2)).item() == pytest.approx(0, abs=1e-5)
-    assert map_loss(torch.zeros_like(mask), mask, first).item() == pytest.approx(1 - 1 / 5)
-    z_one, z_two = torch.zeros(2, 4), torch.ones(2, 4)
-    assert ms_loss(real, real, z_one, z_two, mask).item() == pytest.approx(1)
-    assert ms_loss(real, real + 1, z_one, z_two, mask).item() == pytest.approx(0.05 / (4 / 5 + 0.05))
 
 
 def test_the_generators_loss_is_the_weighted_sum(method: DefectGAN, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +281,7 @@ def test_without_masks_the_map_is_the_label_everywhere(method: DefectGAN, monkey
 
 def test_noise_scalars_learn(trained: DefectGAN) -> None:
     scalars = [module.strength for module in trained.G.modules() if isinstance(module, NoiseInjection)]
-    assert len(scalars) == 4 + 3
+    assert len(scalars) == 3 + 2 + 2 + 2
     assert all(abs(scalar.item() - 0.1) > 1e-4 for scalar in scalars)
 
 
@@ -348,3 +341,4 @@ def test_presets_build(preset: str) -> None:
         ]
         assert given == [2, 5, 5, 5, 1]
         assert (config.image_size, config.batch_size, config.critic_steps, config.masks) == (128, 4, 5, False)
+        assert (config.lr, config.lr_end, config.steps, config.ema) == (2e-4, 1e-6, 500_000, 0)

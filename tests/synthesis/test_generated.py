@@ -13,18 +13,19 @@ from defectgen import files
 from defectgen.dataset import Sample
 from defectgen.errors import BadInputError, OutOfMemoryError, UsageError
 from defectgen.folders import Catalog, read_defects, read_normals
-from defectgen.imaging.control_maps import to_text
+from defectgen.imaging.control_maps import KnownMask, to_text
 from defectgen.imaging.images import encode_png, read_image
 from defectgen.imaging.windows import Box
 from defectgen.methods import info
 from defectgen.methods.base import GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.dcdganc import DCDGANc, DCDGANcConfig
-from defectgen.methods.defect_gan import DefectGAN, DefectGANConfig, soft
+from defectgen.methods.defect_gan import DefectGAN, DefectGANConfig
 from defectgen.methods.dfmgan import DFMGAN, DFMGANConfig
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.methods.networks import flatten
 from defectgen.models import checkpoint
 from defectgen.models.registry import Entry
+from defectgen.nn.paired import soft
 from defectgen.synthesis.generated import PaintedSamples, SynthesisRequest, native_mask, synthesize
 from defectgen.synthesis.pasted import Placement, Region
 from defectgen.synthesis.stream import SampleSpec
@@ -459,7 +460,8 @@ def test_unsupported_options_are_rejected(request_for: Callable[..., SynthesisRe
     with pytest.raises(UsageError, match=r"dt-gan cannot make unions of categories; defect-gan can"):
         synthesize(request_for(categories=("dent+spot",)))
     with pytest.raises(
-        UsageError, match=r"dt-gan cannot place defects in a region \(--region\); dcdganc, defect-gan and dfmgan can"
+        UsageError,
+        match=r"dt-gan cannot place defects in a region \(--region\); dcdganc, isu-gan, defect-gan and dfmgan can",
     ):
         synthesize(request_for(regions=((None, Region(name="object")),)))
     with pytest.raises(UsageError, match=r"m: dt-gan cannot restore .* defect-gan can"):
@@ -594,7 +596,9 @@ def with_masks(
     config = DefectGANConfig(image_size=64, width=8, blocks=1, control_channels=4, masks=True)
     real = np.zeros((64, 64), np.bool_)
     real[28:34, 10:54] = True
-    task = TASK.model_copy(update={"masks": {name: (to_text(real),) for name in ("dent", "spot")}})
+    task = TASK.model_copy(
+        update={"masks": {name: (to_text(KnownMask(real, (0.5, 0.5))),) for name in ("dent", "spot")}}
+    )
     model = other(entry, "t", "defect-gan", config, task)
 
     def generate(_self: DefectGAN, request: GenerateBatch) -> Generated:
@@ -640,6 +644,26 @@ def test_a_mask_image_as_region_is_painted_exactly_and_a_box_holds_a_real_mask(
     for sample in synthesize(with_masks(6, categories=("dent",), regions=((None, box),), normals=one)):
         assert not (sample.mask & ~inside).any()
         assert sample.mask.sum() < 0.6 * 50 * 30
+
+
+def test_strength_scales_the_change_and_is_recorded(with_masks: Callable[..., SynthesisRequest]) -> None:
+    request = with_masks(6, categories=("dent",))
+    full, half = (list(synthesize(replace(request, strength=(s, s)))) for s in (1.0, 0.5))
+    for strong, weak in zip(full, half, strict=True):
+        source = read_image(Path(record(strong)["source"])).pixels.astype(float)
+        changes = [(each.image - source)[strong.mask].mean() for each in (strong, weak)]
+        assert changes[1] == pytest.approx(0.5 * changes[0], rel=0.1)
+        np.testing.assert_array_equal(strong.mask, weak.mask)
+        assert "strength" not in record(strong)["parameters"]
+        assert record(weak)["parameters"]["strength"] == 0.5
+    drawn = [record(each)["parameters"]["strength"] for each in synthesize(replace(request, strength=(0.5, 1.5)))]
+    assert len(set(drawn)) == 6
+    assert 0.5 < min(drawn) < 1 < max(drawn) < 1.5
+
+
+def test_strength_needs_a_method_that_paints(patches_for: Callable[..., SynthesisRequest]) -> None:
+    with pytest.raises(UsageError, match="does not paint changes, which --strength scales; use a model of dt-gan or"):
+        synthesize(replace(patches_for(), strength=(0.5, 1.5)))
 
 
 def test_restored_images_have_the_defect_removed(regions_for: Callable[..., SynthesisRequest]) -> None:

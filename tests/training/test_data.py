@@ -13,12 +13,14 @@ from defectgen.imaging.images import DecodedImage, encode_png
 from defectgen.imaging.windows import (
     Box,
     FloatArray,
+    Window,
 )
 from defectgen.training.data import (
     TrainingLabels,
     TrainingPairs,
     TrainingPatches,
     TrainingWindows,
+    _View,
     find_scale,
     hold_out,
 )
@@ -144,6 +146,34 @@ class TestTrainingWindows:
         assert {(row.source.y, row.reference.y) for row in rows} == {(0, 1)}
         assert all(row.source.x.max() < 0 < row.reference.x.max() for row in rows)
 
+    def test_a_row_shows_the_same_place_of_both_images(self, catalog: Catalog) -> None:
+        """So that a defect at an edge of its image comes with a normal's window at that edge."""
+        windows = TrainingWindows(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
+        for seed in range(20):
+            row = windows.row(rng(seed))
+            if row.source.y == 0 and row.reference.y != 0:
+                assert row.source.place == pytest.approx(row.reference.place, abs=0.05)
+
+    def test_a_defect_is_whole_unless_it_goes_on_beyond_the_window(self) -> None:
+        image = SourceImage(
+            path=Path("x.png"), mask=None, category="dent", product="p", height=64, width=100, channels=1, depth=8
+        )
+        left, top = np.zeros((64, 64), np.bool_), np.zeros((64, 64), np.bool_)
+        left[20:30, :5], top[:5, 20:30] = True, True
+        for flip in (False, True):
+            first, last = (_View(image, Window(x, 0, 64), False, flip) for x in (0, 36))
+            mask = left[:, ::-1] if flip else left
+            assert not first.cuts(mask)
+            assert last.cuts(mask)
+            assert not first.cuts(top)
+            assert first.place == ((1.0, 0.5) if flip else (0.0, 0.5))
+
+    def test_whole_images_fit_into_windows(self, catalog: Catalog) -> None:
+        largest = max(max(image.width, image.height) for image in catalog.images)
+        pairs = TrainingPairs(catalog, 64, ["p"], [NORMAL, "crack", "dent"], whole=True)
+        assert set(pairs.scales["p"].values()) == {min(1.0, 64 / largest)}
+        assert pairs.row(rng(0)).reference.x.shape[1:] == (64, 64)
+
     def test_labels_come_with_exact_maps_of_all_categories(self, catalog: Catalog) -> None:
         """On one image a crack, marked by a square of 10 pixels, and rust, without a mask."""
         samples = [s.model_copy(update={"also": (("rust", None),)}) for s in catalog.images if s.category == "crack"]
@@ -158,9 +188,9 @@ class TestTrainingWindows:
             np.testing.assert_array_equal(crack > 0, row.reference.x[0] > 0.3)
             assert rust.all()
             assert row.reference.twin is None  # nobody marked the rust, so nobody can repair it
-            assert row.source.a is not None
-            assert 0 < row.source.a[0].sum() < 300
-            assert row.source.a[1].all()
+            assert row.asked is not None
+            assert 0 < row.asked[0].sum() < 300
+            assert row.asked[1].all()
 
     def test_labels_come_with_twins_and_warped_masks(self, catalog: Catalog) -> None:
         labels = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
@@ -175,9 +205,9 @@ class TestTrainingWindows:
             assert twin[0][inside].mean() < 0
             far = cv2.dilate(np.asarray(inside, np.uint8), np.ones((25, 25), np.uint8)) == 0
             np.testing.assert_array_equal(x[0][far], twin[0][far])
-            assert row.source.a is not None
-            assert (row.source.a.any(axis=(1, 2)) == a.any(axis=(1, 2))).all()  # the same category
-            asked.add(row.source.a.tobytes())
+            assert row.asked is not None
+            assert (row.asked.any(axis=(1, 2)) == a.any(axis=(1, 2))).all()  # the same category
+            asked.add(row.asked.tobytes())
         assert len(asked) == 30
 
     def test_a_sheet_shows_defects_beside_their_twins(self, catalog: Catalog) -> None:

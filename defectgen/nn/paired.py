@@ -1,0 +1,32 @@
+"""Losses of what changes inside soft masks, for methods that learn from defects, their masks and repaired twins."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft(a: Tensor) -> Tensor:
+    """Masks [B, 1, H, W] with soft edges: 1 inside, then falling to 0 over two pixels."""
+    wide = F.max_pool2d(a, 3, stride=1, padding=1)
+    return F.avg_pool2d(wide, 3, stride=1, padding=1, count_include_pad=False)
+
+
+def pair_loss(made: Tensor, real: Tensor, inside: Tensor, weights: Tensor) -> Tensor:
+    """The mean difference from the real image inside a soft mask; `weights` [B] chooses the images."""
+    inside = inside * weights.view(-1, 1, 1, 1)
+    return ((made - real).abs() * inside).sum() / (inside.sum() * made.shape[1] + 1)
+
+
+def map_loss(m: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """Dice loss of maps m and masks [B, 1, H, W] (Milletari et al. 2016); `weights` [B] chooses the images."""
+    both, total = (m * mask).sum(dim=(1, 2, 3)), (m + mask).sum(dim=(1, 2, 3))
+    return (weights * (1 - (2 * both + 1) / (total + 1))).sum() / (weights.sum() + 1e-6)
+
+
+def ms_loss(one: Tensor, two: Tensor, z_one: Tensor, z_two: Tensor, inside: Tensor) -> Tensor:
+    """Mode seeking (Mao et al. 2019): the distance of two z over that of their images inside a soft mask.
+
+    It saturates at a difference of 0.05, about six gray levels.
+    """
+    apart = ((one - two).abs().mean(dim=1, keepdim=True) * inside).sum(dim=(1, 2, 3))
+    apart = apart / (inside.sum(dim=(1, 2, 3)) + 1)
+    return (0.05 * (z_one - z_two).abs().mean(dim=1) / (apart + 0.05)).mean()

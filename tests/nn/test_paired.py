@@ -1,0 +1,22 @@
+import pytest
+import torch
+
+from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft
+
+
+def test_the_losses_by_hand() -> None:
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[:, :, 7:9, 7:9] = 1
+    softened = soft(mask)
+    assert (softened[:, :, 7:9, 7:9] == 1).all()
+    assert softened[0, 0, 8, 4:12].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3, 0])
+    real, first = torch.zeros(2, 1, 16, 16), torch.tensor([1.0, 0.0])
+    made = torch.full((2, 1, 16, 16), 0.5)
+    assert pair_loss(made, real, mask, torch.ones(2)).item() == pytest.approx(0.5 * 8 / 9)
+    made[1] = 9.0
+    assert pair_loss(made, real, mask, first).item() == pytest.approx(0.5 * 4 / 5)  # the second has no twin
+    assert map_loss(mask, mask, torch.ones(2)).item() == pytest.approx(0, abs=1e-5)
+    assert map_loss(torch.zeros_like(mask), mask, first).item() == pytest.approx(1 - 1 / 5)
+    z_one, z_two = torch.zeros(2, 4), torch.ones(2, 4)
+    assert ms_loss(real, real, z_one, z_two, mask).item() == pytest.approx(1)
+    assert ms_loss(real, real + 1, z_one, z_two, mask).item() == pytest.approx(0.05 / (4 / 5 + 0.05))
