@@ -43,6 +43,8 @@ class Parameters(_Record):
 
     index: int = 0
     attempt: int = 0
+    strength: float = 1.0
+    """The factor of a painted change."""
     defects: tuple[PlacedDefect, ...] = ()
 
 
@@ -59,6 +61,8 @@ class Provenance(_Record):
     model: str | None = None
     model_sha256: str | None = None
     method: str = ""
+    prior: str | None = None
+    """Where DT-GAN's codes come from: "bank", real windows that the model keeps, or "latent", its mapping network."""
     mixture: dict[str, float] | None = None
     contents: str | None = None
     """Where the defects were cut out from."""

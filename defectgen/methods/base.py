@@ -89,8 +89,7 @@ class Batch:
 
     For methods that learn labels or pairs, `a`, shaped like `a_ref`, asks for new defects on the sources: real masks of
     the reference's categories, warped. `x_twin` are the references with their defects repaired, where `paired`, [B], is
-    1. `place_ref`, [B, 2], is where the references' windows lie in their images, as in `windows.place_of`; `whole_ref`,
-    [B], is 1 where no defect goes on beyond the window.
+    1. `place_ref`, [B, 2], is where the references' windows lie in their images, as in `windows.place_of`.
     """
 
     x: Tensor
@@ -104,7 +103,6 @@ class Batch:
     x_twin: Tensor | None = None
     paired: Tensor | None = None
     place_ref: Tensor | None = None
-    whole_ref: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -325,8 +325,11 @@ class DefectGAN:
 
         looks = [Augmentation.draw(count, rng, self.device) for _ in range(3)]
         with mixed_precision(self.device):
-            judged = torch.cat([looks[0].apply(d), looks[1].apply(made.detach()), looks[2].apply(n)])
-            real, fake, untouched = self.D(judged, c.repeat(3, 1)).float().chunk(3)
+            seen = self.D.see(looks[1].apply(made))
+            with torch.no_grad():
+                others = self.D.see(torch.cat([looks[0].apply(d), looks[2].apply(n)]))
+            maps = [torch.cat([each, of_made.detach()]) for each, of_made in zip(others, seen, strict=True)]
+            real, untouched, fake = self.D.judge(maps, c.repeat(3, 1)).float().chunk(3)
         parts = {"adv_d": hinge_d(real, torch.cat([fake, untouched]))}
         parts["adv_d"].backward()
         self.networks.step("D")
@@ -334,13 +337,12 @@ class DefectGAN:
         # G removes its own defects and the real ones.
         back = torch.cat([made, d])
         empty = torch.zeros_like(a[: 2 * count])
-        self.D.requires_grad_(False)
+        self.networks.train_only("G")
         with mixed_precision(self.device):
             f_back, m_back = (each.float() for each in self.G(back, empty, noise, torch.zeros_like(z[: 2 * count])))
-            fake = self.D(looks[1].apply(made), c).float()
+            fake = self.D.judge(seen, c).float()
         restored, repaired = compose(back, f_back, m_back).chunk(2)
-        for parameter in self.D.learned():
-            parameter.requires_grad_(True)
+        self.networks.train_only(*self.networks.optimizers)
         m_made, _, of_d = m.chunk(3)
         m_restored, m_repaired = m_back.chunk(2)
         asked, mask_d = (each.amax(dim=1, keepdim=True) for each in (batch.a, batch.a_ref))

@@ -384,43 +384,35 @@ class CodeCritic(nn.Module):
 
 
 class Bank(nn.Module):
-    """Real defective windows, some of each domain, whose codes serve the prior "bank".
-
-    Windows that show their defects whole are preferred: a code of a part ends at the window's border.
-    """
+    """Real defective windows, some of each domain, whose codes serve the prior "bank"."""
 
     KEPT = 32  # windows of each domain
 
     def __init__(self, config: DTGANConfig, domains: int, channels: int) -> None:
         super().__init__()
-        side = config.image_size
+        count, side = (domains - 1) * self.KEPT, config.image_size
         self.x: Tensor
         self.place: Tensor
-        self.state: Tensor
-        self.register_buffer("x", torch.zeros((domains - 1) * self.KEPT, channels, side, side, dtype=torch.uint8))
-        self.register_buffer("place", torch.zeros((domains - 1) * self.KEPT, 2))
-        self.register_buffer("state", torch.zeros((domains - 1) * self.KEPT, dtype=torch.uint8))  # 1 cut, 2 whole
+        self.full: Tensor
+        self.register_buffer("x", torch.zeros(count, channels, side, side, dtype=torch.uint8))
+        self.register_buffer("place", torch.zeros(count, 2))
+        self.register_buffer("full", torch.zeros(count, dtype=torch.uint8))
 
     @torch.no_grad()
-    def add(self, x: Tensor, y: Tensor, whole: Tensor, place: Tensor) -> None:
+    def add(self, x: Tensor, y: Tensor, place: Tensor) -> None:
         """Keep windows [B, channels, S, S] of the domains y [B], while there is room, and their `place` [B, 2]."""
         for row in range(len(x)):
-            if y[row] == ANCHOR:
-                continue
             first = (int(y[row]) - 1) * self.KEPT
-            state = self.state[first : first + self.KEPT]
-            at = int(state.argmin())
-            if state[at] < 1 + int(whole[row]):
-                self.x[first + at] = ((x[row] + 1) * 127.5).round().to(torch.uint8)
-                self.place[first + at] = place[row]
-                state[at] = 1 + int(whole[row])
+            at = first + int(self.full[first : first + self.KEPT].argmin()) if y[row] != ANCHOR else -1
+            if at >= 0 and not self.full[at]:
+                self.x[at] = ((x[row] + 1) * 127.5).round().to(torch.uint8)
+                self.place[at], self.full[at] = place[row], 1
 
     def pick(self, y: int, rng: torch.Generator) -> int:
         """The index of a random window of a domain."""
         first = (y - 1) * self.KEPT
-        known = self.state[first : first + self.KEPT]
-        kept = torch.nonzero(known == known.max())[:, 0]
-        return first + int(kept[int(torch.randint(len(kept), (), generator=rng))])
+        count = max(1, int(self.full[first : first + self.KEPT].sum()))
+        return first + int(torch.randint(count, (), generator=rng))
 
     def draw(self, y: int, rng: torch.Generator) -> Tensor:
         """A random window of a domain, warped, [channels, S, S] in [-1, 1]."""
@@ -701,8 +693,7 @@ class DTGAN:
         """One update of each network. The parts add their gradients; only those of G, M and E are left at the end."""
         assert batch.paired is not None
         assert batch.place_ref is not None
-        assert batch.whole_ref is not None
-        self.bank.add(batch.x_ref, batch.y_ref, batch.whole_ref, batch.place_ref)
+        self.bank.add(batch.x_ref, batch.y_ref, batch.place_ref)
         self.networks.begin()
         losses, of_e = self._learn_pairs(batch)
         losses |= self._match_codes(of_e, latents[0], batch.y_ref, rng)

@@ -107,6 +107,9 @@ class _Network:
             "model_sha256": request.entry.sha256,
             "method": request.entry.method,
         }
+        prior = getattr(self.method.config, "prior", None)
+        if prior is not None and request.references is None:
+            self.provenance["prior"] = prior  # where DT-GAN's codes come from
         self._restored = request.restored
         self._weights = {}
         for text in request.wanted.categories:
@@ -293,10 +296,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
 
         It leaves the window's border free, except where the image ends.
         """
-        a = self._nothing()
-        size = (photograph.height, photograph.width)
-        ends = [(start > 0, start + window.side < end) for start, end in zip((window.y, window.x), size, strict=True)]
-        border = Sides(*(_BORDER * open_ for pair in ends for open_ in pair))
+        a, border = self._nothing(), _inner(window, photograph, _BORDER)
         for name, first in firsts.items():
             a[self._method.task.domains.index(name) - 1] = draw_map(rng, first.mask, self._masks[name], border)
         return a
@@ -341,7 +341,8 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         photograph, window = draw.photograph, draw.window
         allowed = np.ones_like(draw.x[0])
         if draw.a is None:  # with a map of its own, a network paints no frames
-            allowed = _interior(len(draw.x[0]), _RIM if generated.m is None else _BORDER)
+            inner = _inner(window, photograph, _BORDER)
+            allowed = _interior(len(draw.x[0]), Sides(_RIM, _RIM, _RIM, _RIM) if generated.m is None else inner)
         if draw.a is not None and not self._masks:
             where = draw.a.max(axis=0)
             allowed = where * cv2.blur(where, (5, 5))
@@ -510,8 +511,18 @@ def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     return cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-def _interior(size: int, rim: int) -> FloatArray:
-    """Weights of a change, [size, size]: 0 along the window's rim, where networks paint frames, then a ramp to 1."""
-    distance = np.minimum(np.arange(size), np.arange(size)[::-1])
-    ramp: FloatArray = np.clip((distance - rim) / _FADE, 0, 1).astype(np.float32)
-    return np.outer(ramp, ramp)
+def _inner(window: Window, photograph: DecodedImage, pixels: int) -> Sides:
+    """`pixels` along the sides of a window beyond which the image goes on."""
+    ends = ((window.y, photograph.height), (window.x, photograph.width))
+    return Sides(*(pixels * goes_on for at, end in ends for goes_on in (at > 0, at + window.side < end)))
+
+
+def _interior(size: int, rim: Sides) -> FloatArray:
+    """Weights of a change, [size, size]: 0 along a window's rim, then a ramp to 1; 1 at sides without a rim."""
+    at = np.arange(size)
+
+    def ramp(before: int, after: int) -> FloatArray:
+        ramps = [np.clip((d - width) / _FADE, 0, 1) for d, width in ((at, before), (at[::-1], after)) if width]
+        return np.asarray(np.prod(ramps, axis=0) * np.ones(size), np.float32)
+
+    return np.outer(ramp(rim.top, rim.bottom), ramp(rim.left, rim.right))

@@ -1,8 +1,10 @@
 """Training data: the samplers of all kinds of rows, and the feeder that prepares batches ahead of the training."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -83,7 +85,7 @@ class TrainingSample:
 
     `a`, [domains - 1, S, S], is 1 where the window shows a category; None for patches. `twin` is x with its defects
     repaired; None for normals and where masks are missing. `place` is where the window lies in its image, as in
-    `windows.place_of`; `whole` says that a window shows its defects whole: none goes on beyond the window's border.
+    `windows.place_of`.
     """
 
     x: FloatArray
@@ -92,7 +94,6 @@ class TrainingSample:
     a: FloatArray | None = None
     twin: FloatArray | None = None
     place: tuple[float, float] = (0.5, 0.5)
-    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -223,9 +224,8 @@ class TrainingWindows:
         twin = None
         if self.twins and category != NORMAL and None not in (image.mask, *(mask for _, mask in image.also)):
             twin = view.crop(self._twins.read(image), size, self.channels)
-        domain, a = self.domains.index(category), self._map(view)
-        whole = not view.cuts(a.max(axis=0) > 0)
-        return TrainingSample(x, domain, self.products.index(product), a, twin, view.place, whole)
+        domain = self.domains.index(category)
+        return TrainingSample(x, domain, self.products.index(product), self._map(view), twin, view.place)
 
     def _map(self, view: "_View") -> FloatArray:
         """Where a window shows which category: `TrainingSample.a`. Without a mask, a category covers the window."""
@@ -256,8 +256,10 @@ class TrainingWindows:
     def _view_of(
         self, rng: np.random.Generator, image: SourceImage, scale: float, at: tuple[float, float] | None = None
     ) -> "_View":
-        boxes = self._boxes_of(image)
-        box = boxes[int(rng.integers(len(boxes)))] if boxes else None
+        boxes, box = self._boxes_of(image), None
+        if boxes:  # by length: a speck beside a long crack is of little interest
+            lengths = np.array([max(each.width, each.height) for each in boxes])
+            box = boxes[int(rng.choice(len(boxes), p=lengths / lengths.sum()))]
         side = round(self.image_size / scale)
         flip_y, flip_x = self.flips[int(rng.integers(len(self.flips)))]
         if at is not None:
@@ -338,7 +340,7 @@ class TrainingPairs(TrainingWindows):
         return Row(self._draw(rng, product, NORMAL, scale, at), reference, a)
 
     def _known_masks(self, category: str) -> list[KnownMask]:
-        """Real masks as windows show them; those that the window's border cuts only if there are no others."""
+        """Real masks as windows show them; those that the window's border cuts only if the image has no others."""
         rng = numpy_rng(self.domains.index(category))
         sources = [
             (product, image)
@@ -347,15 +349,16 @@ class TrainingPairs(TrainingWindows):
             for image in images
             if any(name == category and mask for name, mask in ((image.category, image.mask), *image.also))
         ]
-        whole, cut = list[KnownMask](), list[KnownMask]()
+        whole, cut = defaultdict[Path, list[KnownMask]](list), defaultdict[Path, list[KnownMask]](list)
         for number in range(2 * self._KNOWN if sources else 0):
             product, image = sources[number % len(sources)]
             scale = scale_of(self.scales, product, category)
             view = self._view_of(rng, image, scale)
             mask = self._map(view)[self.domains.index(category) - 1] > 0
             if mask.any():
-                (cut if view.cuts(mask) else whole).append(KnownMask(mask, view.place))
-        return (whole or cut)[: self._KNOWN]
+                (cut if view.cuts(mask) else whole)[image.path].append(KnownMask(mask, view.place))
+        found = [whole[image.path] or cut[image.path] for _, image in sources]
+        return [mask for each in zip_longest(*found) for mask in each if mask is not None][: self._KNOWN]
 
 
 class TrainingLabels(TrainingPairs):
@@ -509,7 +512,6 @@ class Feeder:
         if shown := [row.reference.a for row in rows if row.reference.a is not None]:
             arrays["a_ref"] = np.stack(shown)
             arrays["place_ref"] = np.array([row.reference.place for row in rows], np.float32)
-            arrays["whole_ref"] = np.array([row.reference.whole for row in rows], np.float32)
         if asked := [row.asked for row in rows if row.asked is not None]:
             arrays["a"] = np.stack(asked)
         if self._windows.twins:

@@ -91,7 +91,6 @@ def batch(seed: int = 0) -> Batch:
     place = torch.tensor([[0.5, 0.0], [1.0, 0.25], [0.5, 0.5], [0.5, 0.5]])
     return Batch(
         images(4, seed), y, p, d, y_ref, p.flip(0), a_ref=a, x_twin=twin, paired=paired, place_ref=place,
-        whole_ref=paired,
     )  # fmt: skip
 
 
@@ -277,29 +276,27 @@ class TestNetworks:
 
 
 class TestBank:
-    def test_it_keeps_whole_defects_first_and_warps_them(self) -> None:
+    def test_it_keeps_windows_by_domain_while_there_is_room_and_warps_them(self) -> None:
         bank = Bank(RESIDUAL, 3, 1)
         x = torch.full((3, 1, 32, 32), -0.5)
-        x[0, :, :5, :5] = x[1, :, 9:15, 9:15] = 0.5
-        y, whole = torch.tensor([1, 2, 0]), torch.tensor([0.0, 1.0, 0.0])
+        x[1, :, 9:15, 9:15] = 0.5
         place = torch.tensor([[0, 1], [0.5, 0.2], [1, 1]])
-        for _ in range(Bank.KEPT):
-            bank.add(x[:1], y[:1], whole[:1], place[:1])
-        assert (bank.state[: Bank.KEPT] == 1).all()
-        bank.add(x, y, whole, place)
-        bank.add(x[1:2], y[:1], whole[1:2], place[1:2])
-        assert bank.state.bincount(minlength=3).tolist() == [Bank.KEPT - 1, Bank.KEPT - 1, 2]
-        drawn = [bank.draw(1, generator(seed)) for seed in range(4)]
-        assert all(abs(float((each > 0).float().mean()) - 36 / 1024) < 0.03 for each in drawn)  # the whole one
-        assert len({each.numpy().tobytes() for each in drawn}) == 4
-        torch.testing.assert_close(bank.draw(1, generator(3)), drawn[3])
+        for _ in range(Bank.KEPT + 3):
+            bank.add(x, torch.tensor([0, 2, 0]), place)
+        bank.add(x[:1], torch.tensor([1]), place[:1])
+        assert bank.full.tolist() == [1, *[0] * (Bank.KEPT - 1), *[1] * Bank.KEPT]
+        drawn = [bank.draw(2, generator(seed)) for seed in range(9)]
+        assert all(abs(float((each > 0).float().mean()) - 36 / 1024) < 0.03 for each in drawn)
+        assert len({each.numpy().tobytes() for each in drawn}) == 9
+        torch.testing.assert_close(bank.draw(2, generator(3)), drawn[3])
+        assert (bank.draw(1, generator()) < 0).all()
 
     def test_the_averaged_model_has_it_with_the_places(self, painter: DTGAN) -> None:
         average = Average(painter.networks.averaged, 0.9)
         painter.training_step(batch(), 0, 0.0, generator())
         average.update(1)
         torch.testing.assert_close(average.state()["bank.x"], painter.bank.x)
-        assert painter.bank.state.tolist().count(2) == 2
+        assert painter.bank.full.sum() == 3
         assert painter.place(2, generator()) == (1, 0.25)
         assert built(CONFIG).place(1, generator()) is None
 
@@ -390,7 +387,6 @@ class TestTraining:
         bare = Batch(
             given.x, given.y, given.p, given.x_ref, given.y_ref, given.p_ref,
             a_ref=torch.ones(4, 2, 32, 32), x_twin=given.x_ref, paired=torch.zeros(4), place_ref=given.place_ref,
-            whole_ref=torch.zeros(4),
         )  # fmt: skip
         losses = painter.training_step(bare, 0, 0.0, generator())
         assert losses["pair"] == losses["map"] == losses["presence"] == 0
@@ -496,7 +492,7 @@ class TestGenerate:
 
     def test_before_the_first_step_nothing_is_painted(self, painter: DTGAN) -> None:
         x = images(2)
-        painter.bank.add(x, torch.tensor([1, 2]), torch.ones(2), torch.zeros(2, 2))
+        painter.bank.add(x, torch.tensor([1, 2]), torch.zeros(2, 2))
         torch.testing.assert_close(painter.generate(GenerateBatch(x, torch.tensor([1, 2]), [generator()] * 2)).x, x)
 
 

@@ -197,7 +197,7 @@ def test_a_short_training_learns_to_keep_normals_and_to_repair(method: ISUGAN) -
     assert repaired[bar].mean() > -0.85  # no longer black
 
 
-@pytest.mark.parametrize(("masks", "steps", "least"), [(True, 40, 0.1), (False, 80, 0.005)])
+@pytest.mark.parametrize(("masks", "steps", "least"), [(True, 40, 0.1), (False, 70, 0.004)])
 def test_residual_generators_change_only_the_defect(masks: bool, steps: int, least: float) -> None:
     """Normals are kept from the first step on. Repairs fit the twins; without masks, the defects begin to fade."""
     method = built(RESIDUAL)
@@ -206,7 +206,7 @@ def test_residual_generators_change_only_the_defect(masks: bool, steps: int, lea
     with torch.no_grad():
         torch.testing.assert_close(method.repair(test.x), test.x)
     for step in range(steps):
-        method.training_step(batch(step, 2, masks=masks), step, step / steps, generator(step))
+        method.training_step(batch(step, masks=masks), step, step / steps, generator(step))
     with torch.no_grad():
         change = method.repair(test.x_ref) - test.x_ref
         assert F.l1_loss(method.repair(test.x), test.x) < 0.01

@@ -646,6 +646,24 @@ def test_a_mask_image_as_region_is_painted_exactly_and_a_box_holds_a_real_mask(
         assert sample.mask.sum() < 0.6 * 50 * 30
 
 
+def test_a_defect_at_the_edge_of_its_image_comes_to_an_edge(
+    with_masks: Callable[..., SynthesisRequest], entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The window lies at the left edge, where the real one did; there the change reaches the last pixel."""
+    edge = np.zeros((64, 64), np.bool_)
+    edge[20:40, :12] = True
+    known = KnownMask(edge, (0.0, 0.5))
+    monkeypatch.setattr("defectgen.synthesis.generated.from_text", lambda _text, _side: known)
+    monkeypatch.setattr("defectgen.synthesis.generated.draw_map", lambda _rng, first, _known, border: first)
+    wide = [each for each in read_normals(entry.trained_on["part"], product="part").images if each.width > 64]
+    normals = Catalog(images=tuple(wide), skipped=())
+    for sample in synthesize(with_masks(4, categories=("dent",), normals=normals)):
+        assert record(sample)["window"]["x"] == 0
+        source = read_image(Path(record(sample)["source"])).pixels
+        assert sample.mask[:, 0].any()
+        assert (sample.image != source)[:, 0].any()
+
+
 def test_strength_scales_the_change_and_is_recorded(with_masks: Callable[..., SynthesisRequest]) -> None:
     request = with_masks(6, categories=("dent",))
     full, half = (list(synthesize(replace(request, strength=(s, s)))) for s in (1.0, 0.5))
@@ -659,6 +677,13 @@ def test_strength_scales_the_change_and_is_recorded(with_masks: Callable[..., Sy
     drawn = [record(each)["parameters"]["strength"] for each in synthesize(replace(request, strength=(0.5, 1.5)))]
     assert len(set(drawn)) == 6
     assert 0.5 < min(drawn) < 1 < max(drawn) < 1.5
+
+
+def test_the_manifest_says_where_codes_come_from(entry: Entry, request_for: Callable[..., SynthesisRequest]) -> None:
+    banked = CONFIG.model_copy(update={"residual": True, "prior": "bank"})
+    for model, prior in ((entry, "latent"), (other(entry, "b", "dt-gan", banked), "bank")):
+        (sample,) = synthesize(replace(request_for(1, categories=("dent",)), entry=model))
+        assert record(sample)["prior"] == prior
 
 
 def test_strength_needs_a_method_that_paints(patches_for: Callable[..., SynthesisRequest]) -> None:
