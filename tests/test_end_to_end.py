@@ -72,6 +72,12 @@ class TestTheModelThatShips:
             assert Path(reference["file"]).parent == source / "spot"
             assert Path(str(row["source"])).parent == target
             assert row["product"] == "ceramic"
+        guided = ["--from", f"steel={source}", "--style", str(source), "-c", "spot", "--out", "guided"]
+        run("synthesize", "--model", "dt-gan-samples", "-n", "2", *guided, cwd=tmp_path)
+        for row in manifest(tmp_path / "guided"):
+            assert str(row["guides"]).startswith("from steel=")
+            assert {"reference", "style"} <= row.keys()
+            assert "prior" not in row
 
     def test_is_small_enough(self) -> None:
         models = list((ROOT / "examples/models").rglob("*.safetensors"))

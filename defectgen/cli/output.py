@@ -4,7 +4,7 @@ import math
 import re
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from defectgen.cli.console import Console, table
 from defectgen.cli.options import Switches, option
@@ -44,6 +44,14 @@ Where = Annotated[
         metavar="WHERE",
         help="Where to place defects: x,y,width,height in pixels; a mask image; or 'object', to leave out a plain "
         "background  [default: anywhere]",
+    ),
+]
+Style = Annotated[
+    str,
+    option(
+        "--style",
+        metavar="own|sampled|DEFECTS",
+        help="For models that use references: the defect's own style, a random one, or that of other images.",
     ),
 ]
 GateFolder = Annotated[
@@ -130,6 +138,11 @@ def folder(text: str) -> "Folder":
     if not equals or Path(text).is_dir():
         return None, Path(text)
     return product, Path(path)
+
+
+def style(text: str) -> Literal["own", "sampled"] | Path:
+    """Parse a style: `own`, `sampled`, or a folder."""
+    return "own" if text == "own" else "sampled" if text == "sampled" else Path(text)
 
 
 def region(text: str) -> "Region":

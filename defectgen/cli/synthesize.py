@@ -32,6 +32,15 @@ def synthesize(
             "a:0.3,b:0.7 for a mix  [default: all]",
         ),
     ] = None,
+    source: Annotated[
+        list[str] | None,
+        option(
+            "--from",
+            metavar="[PRODUCT=]DEFECTS",
+            help="Images whose defects to paint, for models that use references; repeat for several.",
+        ),
+    ] = None,
+    style: output.Style = "own",
     region: Annotated[
         list[str] | None,
         option(
@@ -48,6 +57,15 @@ def synthesize(
         ),
     ] = "1",
     restored: Annotated[bool, option("--restored", help="Also write each image with its defects removed.")] = False,
+    restore: Annotated[
+        Path | None,
+        option(
+            "--restore",
+            metavar="DEFECTS",
+            help="Remove the defects of these images instead: the images, masks of what was removed, and in restored/ "
+            "the images without.",
+        ),
+    ] = None,
     gate: output.GateFolder = None,
     model: output.Model = None,
     weights: options.Weights = None,
@@ -90,9 +108,12 @@ def synthesize(
             model=model,
             weights=weights,
             normals=tuple(output.folder(text) for text in normals or ()),
+            source=tuple(output.folder(text) for text in source or ()),
+            style=output.style(style),
             regions=tuple(_region(text) for text in region or ()),
             strength=output.number_range("--strength", strength, low=0.01),
             restored=restored,
+            restore=restore,
             gate=gate,
             on_bad=on_bad.value,
             seed=seed,

@@ -54,14 +54,7 @@ def transfer(
     masks: Annotated[
         Path | None, option("--masks", metavar="DIR", help="Folder of masks of --from, if not beside the defects.")
     ] = None,
-    style: Annotated[
-        str,
-        option(
-            "--style",
-            metavar="own|sampled|DEFECTS",
-            help="For models that use references: the defect's own style, a random one, or that of other images.",
-        ),
-    ] = "own",
+    style: output.Style = "own",
     category: Annotated[
         list[str] | None,
         option(
@@ -114,7 +107,7 @@ def transfer(
             model=model,
             weights=weights,
             masks=masks,
-            style="own" if style == "own" else "sampled" if style == "sampled" else Path(style),
+            style=output.style(style),
             categories=tuple(dict.fromkeys(category or ())),
             placement=None if default_placement else placement,
             region=placement.region,

@@ -1,5 +1,6 @@
 """Tiled reconstruction: repairs images of any size with a network that takes windows, without seams."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,14 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from defectgen.device import resolve
 from defectgen.errors import WeightsError
 from defectgen.imaging.images import DecodedImage, Pixels
 from defectgen.imaging.windows import FloatArray, mirrored, normalize, value_range
 from defectgen.methods import which
-from defectgen.methods.base import Repairer
+from defectgen.methods.base import Method, Repairer
 from defectgen.models.model import load
 
 _STRIP = 256  # rows
@@ -22,41 +24,54 @@ _BATCH = {"cpu": 4, "cuda": 64}
 
 
 class NetworkRepair:
-    """A trained model as an `inspector.Repair`. The network's change is added to the image at native resolution.
+    """A trained model as an `inspector.Repair`.
 
     Raises:
         WeightsError: the file is not a model, or its method cannot repair images.
     """
 
     def __init__(self, model: Path, device: str = "auto") -> None:
-        self._device = resolve(device)
-        loaded = load(model, self._device)
+        loaded = load(model, resolve(device))
         if not isinstance(loaded.method, Repairer):
             can = " or ".join(which(lambda row: row.repairs))
             raise WeightsError(f"{model}: a model of {loaded.info.name} cannot repair images; use one of {can}")
-        self._method, task = loaded.method, loaded.task
-        self._scale = min(scale for of_product in task.scales.values() for scale in of_product.values())
-        self._channels, self._size = task.channels, loaded.method.config.image_size
+        self._tiled = Tiled(loaded.method.repair, loaded.method, resolve(device))
+        self._scale = min(scale for of_product in loaded.task.scales.values() for scale in of_product.values())
         self.threshold, self.border = loaded.threshold, loaded.border
 
     def __call__(self, _path: Path, photograph: DecodedImage) -> Pixels:
         """The image without its defects, with the same size, colors and depth. Alpha is unchanged."""
+        return self._tiled(photograph, self._scale)
+
+
+class Tiled:
+    """Applies a function of windows, [B, C, S, S] in [-1, 1], to whole images.
+
+    The function's change is added to the image at native resolution.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], method: Method, device: torch.device) -> None:
+        self._function, self._device = function, device
+        self._channels, self._size = method.task.channels, method.config.image_size
+
+    def __call__(self, photograph: DecodedImage, scale: float) -> Pixels:
+        """The changed image, with the same size, colors and depth; `scale` is that of the windows."""
         low, high = value_range(photograph)
         colors: NDArray[Any] = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
         height, width, _ = colors.shape
-        change = self._change(_scaled(colors, self._scale), low, high)
+        change = self._change(_scaled(colors, scale), low, high)
         if change.shape[2] != photograph.channels:
             change = change.mean(axis=2, keepdims=True)
         if change.shape[:2] != (height, width):
             change = np.asarray(cv2.resize(change, (width, height), interpolation=cv2.INTER_CUBIC))
             change = change.reshape(height, width, -1)
-        repaired = photograph.pixels.copy()
-        target = repaired.reshape(height, width, -1)[..., : photograph.channels]
-        limit = np.iinfo(repaired.dtype).max
+        changed = photograph.pixels.copy()
+        target = changed.reshape(height, width, -1)[..., : photograph.channels]
+        limit = np.iinfo(changed.dtype).max
         for top in range(0, height, _STRIP):  # strips, because a whole image in floating point may be large
             rows = slice(top, top + _STRIP)
             target[rows] = np.clip(np.rint(colors[rows] + change[rows] * ((high - low) / 2)), 0, limit)
-        return repaired
+        return changed
 
     def _change(self, image: NDArray[Any], low: float, high: float) -> FloatArray:
         """The network's change of an image [H, W, 1 or 3], in units of [-1, 1]: [H, W, C], from overlapping tiles."""
@@ -69,7 +84,7 @@ class NetworkRepair:
             batch = places[start : start + count]
             tiles = np.stack([_tile(image, at, size, (low, high), self._channels) for at in batch])
             x = torch.from_numpy(tiles).to(self._device, memory_format=torch.channels_last)
-            changes = self._method.repair(x).float().cpu().numpy() - tiles
+            changes = self._function(x).float().cpu().numpy() - tiles
             for (top, left), change in zip(batch, changes.transpose(0, 2, 3, 1), strict=True):
                 rows, columns = slice(max(-top, 0), height - top), slice(max(-left, 0), width - left)
                 into = total[max(top, 0) : top + size, max(left, 0) : left + size]

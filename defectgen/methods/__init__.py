@@ -66,7 +66,7 @@ class MethodInfo:
     repairs: bool = False
     """Whether it removes defects from any image (`Repairer`), as `inspect` requires."""
     restores: bool = False
-    """Whether it removes its own defects from its samples (`Restorer`)."""
+    """Whether it removes defects, its own and real ones (`Restorer`)."""
     stages: tuple[str, ...] = ("generator",)
     """The training stages, in order. With two stages, the first trains a backbone that models can share (`Staged`)."""
     presets: tuple[str, ...] = ("paper", "compact", "tiny")
@@ -108,6 +108,7 @@ BUILT_IN: Final = (
         learns="domains",
         makes="window",
         controls=frozenset({"reference", "style"}),
+        restores=True,
     ),
     MethodInfo(
         name="dcdganc",

@@ -207,10 +207,13 @@ class Placing(Protocol):
 
 @runtime_checkable
 class Restorer(Protocol):
-    """A method that removes its own defects."""
+    """A method that removes defects, its own and real ones."""
 
-    def restore(self, x: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-        """Remove the defects from windows x, [B, C, H, W] in [-1, 1]. `rngs` holds a CPU generator for each."""
+    def restore(self, x: Tensor, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+        """Remove the defects of the domains y, [B], from windows x, [B, C, H, W] in [-1, 1].
+
+        `rngs` holds a CPU generator for each.
+        """
         ...
 
 

@@ -422,8 +422,9 @@ class DefectGAN:
         return Generated(compose(request.x, f, m).clamp(-1, 1), m)
 
     @torch.no_grad()
-    def restore(self, x: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-        """Remove the defects from windows (equations 3 and 4)."""
+    def restore(self, x: Tensor, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+        """Remove the defects from windows, whatever their domains (equations 3 and 4)."""
+        del y
         a = x.new_zeros(len(x), len(self.task.domains) - 1, *x.shape[2:])
         z = x.new_zeros(len(x), self.config.z_dim) if self.config.masks else None
         return compose(x, *self.G(x, a, Noise(rngs), z)).clamp(-1, 1)

@@ -844,6 +844,17 @@ class DTGAN:
         (own, x_t), _ = self.translate(x, bg, (c, s), [self.E(x, torch.full_like(y, ANCHOR)), (c, s)])
         return Generated((x + x_t - own).clamp(-1, 1))
 
+    @torch.no_grad()
+    def restore(self, x: Tensor, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+        """Translate defective windows to the anchor domain."""
+        del rngs
+        c, s = self.E(x, y)
+        bg = self.G.encode(x)[0]
+        if self.config.residual:
+            return (x - self.G(bg, c, s)[0]).clamp(-1, 1)
+        (own, x_t), _ = self.translate(x, bg, (c, s), [(c, s), self.E(x, torch.full_like(y, ANCHOR))])
+        return (x + x_t - own).clamp(-1, 1)
+
 
 def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The sum of the losses that have a weight."""

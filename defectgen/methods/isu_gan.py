@@ -414,9 +414,9 @@ class ISUGAN:
         """Remove the defects from windows x, [B, channels, H, W], by G_n2p."""
         return self.G_n2p(x)[0].clamp(-1, 1)
 
-    def restore(self, x: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-        """As `repair`; nothing is random."""
-        del rngs
+    def restore(self, x: Tensor, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+        """As `repair`: all defects are of one domain, and nothing is random."""
+        del y, rngs
         return self.repair(x)
 
 

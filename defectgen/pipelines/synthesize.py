@@ -52,9 +52,15 @@ class SynthesizeRequest(_Request):
     """Empty means the normals of the training set, or whole images if the method generates those."""
     regions: tuple[tuple[str | None, Region], ...] = ()
     """Where defects may lie: each region has a category, or a single one without applies to all categories."""
+    source: tuple[Folder, ...] = ()
+    """Images whose defects are painted, if the method takes references; empty means new defects."""
+    style: Literal["own", "sampled"] | Path = "own"
+    """Whose style they have: their own, a random one, or that of other images."""
     strength: tuple[float, float] = (1.0, 1.0)
     """The range of a factor that makes painted defects fainter or stronger."""
     restored: bool = False
+    restore: Path | None = None
+    """A folder of real defects to remove: samples are its images, restored. `num` is at most their number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +152,22 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
     entry = find_model(request.model, wanted, request.weights)
     categories = wanted or entry.categories
     whole = info(entry.method).makes == "image" and not request.normals
-    folders = () if whole else _normals_of(entry, request.normals)
-    catalog = Catalog.of(read_normals(folder, product=product, on_bad=request.on_bad) for product, folder in folders)
+    num = request.num
+    if request.restore is not None:
+        product = _product(None, request.restore, entry)
+        catalog = read_defects(
+            request.restore, product=product, masked=False, categories=request.categories, on_bad=request.on_bad
+        )
+        catalog, num = _known_to(entry, catalog, request.restore), min(num, len(catalog.images))
+    else:
+        folders = () if whole else _normals_of(entry, request.normals)
+        catalog = Catalog.of(
+            read_normals(folder, product=product, on_bad=request.on_bad) for product, folder in folders
+        )
     real = _read_gate(request)
+    if request.source:
+        require("reference", info(entry.method), f"{entry.name}: {entry.method}")
+    references, style = _read_guides(request, entry)
     from defectgen.device import resolve  # local imports: PyTorch is loaded only if needed
 
     plan = {
@@ -157,7 +176,7 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
         "file": str(entry.file),
         "categories": categories,
         "device": str(resolve(request.device)),
-        **_plan(catalog, request.num),
+        **_plan(catalog, num),
     }
 
     def open_stream(skip: frozenset[int]) -> AnyStream:
@@ -167,13 +186,17 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
         return generated.synthesize(
             generated.SynthesisRequest(
                 entry=entry,
-                wanted=SampleSpec(categories, request.num, catalog, request.seed, request.workers, skip, gate),
+                wanted=SampleSpec(categories, num, catalog, request.seed, request.workers, skip, gate),
                 device=request.device,
                 batch_size=request.batch_size,
                 regions=request.regions,
                 strength=request.strength,
                 restored=request.restored,
+                restore=request.restore is not None,
                 whole=whole,
+                references=references,
+                style=style,
+                guides=_guides([_as_given(folder) for folder in request.source], request.style),
             )
         )
 
@@ -183,7 +206,8 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
             f"{entry.name} longer"
         )
 
-    return SynthesisJob(entry.name, categories, _skipped(catalog, real), plan, request.workers, none_made, open_stream)
+    skipped = _skipped(catalog, references, style if isinstance(style, Catalog) else None, real)
+    return SynthesisJob(entry.name, categories, skipped, plan, request.workers, none_made, open_stream)
 
 
 def synthesize(request: SynthesizeRequest) -> AnyStream:
@@ -299,21 +323,11 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
     if entry is not None and request.source:
         require("reference", info(entry.method), f"{entry.name}: {entry.method}")
 
-    def read(folders: Sequence[Folder], masks: Path | None = None) -> Catalog:
-        return Catalog.of(
-            read_defects(
-                folder, product=_product(product, folder, entry), masks=masks, masked=entry is None,
-                categories=request.categories, on_bad=request.on_bad,
-            )
-            for product, folder in folders
-        )  # fmt: skip
-
     normals = Catalog.of(
         read_normals(folder, product=_product(product, folder, entry), on_bad=request.on_bad)
         for product, folder in request.to
     )
-    references = read(request.source, request.masks) if request.source else None
-    style = read([(None, request.style)]) if isinstance(request.style, Path) else request.style
+    references, style = _read_guides(request, entry, request.masks)
     real = _read_gate(request)
     categories = request.categories or _common(entry, references)
     given = [_as_given(folder) for folder in request.source]
@@ -526,6 +540,42 @@ def _product(product: str | None, folder: Path, entry: Entry | None) -> str:
             "product that it does not know"
         )
     return product
+
+
+def _read_guides(
+    request: SynthesizeRequest | TransferRequest, entry: Entry | None, masks: Path | None = None
+) -> tuple[Catalog | None, Literal["own", "sampled"] | Catalog]:
+    """The images whose defects are transferred, if there are any, and whose style they have."""
+
+    def read(folders: Sequence[Folder], masks: Path | None = None) -> Catalog:
+        return Catalog.of(
+            read_defects(
+                folder, product=_product(product, folder, entry), masks=masks, masked=entry is None,
+                categories=request.categories, on_bad=request.on_bad,
+            )
+            for product, folder in folders
+        )  # fmt: skip
+
+    style = request.style
+    return (
+        read(request.source, masks) if request.source else None,
+        read([(None, style)]) if isinstance(style, Path) else style,
+    )
+
+
+def _known_to(entry: Entry, catalog: Catalog, folder: Path) -> Catalog:
+    """The images whose categories a model knows.
+
+    Raises:
+        UsageError: it knows none of them.
+    """
+    images = catalog.images
+    if info(entry.method).learns == "pairs":  # all its defects are of one category
+        images = tuple(image.model_copy(update={"category": entry.categories[0]}) for image in images)
+    images = tuple(image for image in images if image.category in entry.categories)
+    if not images:
+        raise UsageError(f"--restore {folder}: {entry.name} knows {', '.join(entry.categories)}, none of these images")
+    return catalog.model_copy(update={"images": images})
 
 
 def _guides(given: Sequence[str], style: str | Path) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from defectgen.dataset import Sample
-from defectgen.dataset.manifest import Provenance
+from defectgen.dataset.manifest import Parameters, Provenance
 from defectgen.device import resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
 from defectgen.folders import Catalog, SourceImage
@@ -27,12 +27,16 @@ from defectgen.imaging.windows import (
     crop,
     crop_zero_padded,
     defect_boxes,
+    normalize,
     paste_change,
     paste_on_zeros,
     place,
     place_at,
+    place_of,
     scale_of,
+    value_range,
 )
+from defectgen.inspection.reconstruction import Tiled
 from defectgen.methods import having, which
 from defectgen.methods.base import GenerateBatch, Placing, Restorer
 from defectgen.models.model import load
@@ -69,6 +73,8 @@ class SynthesisRequest:
     strength: tuple[float, float] = (1.0, 1.0)
     """The range of a factor of the change, for methods that paint."""
     restored: bool = False
+    restore: bool = False
+    """Remove the defects of the catalog's images instead of generating new ones."""
     whole: bool = False
     """Generate whole images instead of defects on normals, if the method supports it."""
     references: Catalog | None = None
@@ -163,8 +169,9 @@ class _Network:
                 layout = torch.contiguous_format if x is None else torch.channels_last
                 windows = windows.to(self.device, memory_format=layout)
                 inputs = {name: torch.from_numpy(values[part]).to(self.device) for name, values in guides.items()}
-                generated = self.method.generate(GenerateBatch(windows, mix.argmax(dim=1) + 1, rngs, mix, **inputs))
-                columns = [generated.x, generated.mask, self._restore(generated.x, rngs), generated.normal]
+                y = mix.argmax(dim=1) + 1
+                generated = self.method.generate(GenerateBatch(windows, y, rngs, mix, **inputs))
+                columns = [generated.x, generated.mask, self._restore(generated.x, y, rngs), generated.normal]
                 arrays = [None if each is None else each.float().cpu().numpy() for each in columns]
                 for i in range(len(rngs)):
                     image, m, restored, normal = (None if each is None else each[i] for each in arrays)
@@ -177,11 +184,11 @@ class _Network:
             ) from error
         return made
 
-    def _restore(self, x: Tensor, rngs: Sequence[torch.Generator]) -> Tensor | None:
+    def _restore(self, x: Tensor, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor | None:
         if not self._restored:
             return None
         assert isinstance(self.method, Restorer)
-        return self.method.restore(x, rngs)
+        return self.method.restore(x, y, rngs)
 
 
 @dataclass(frozen=True)
@@ -239,6 +246,12 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         names = self._network.weights(drawn.category)
         side = round(size / min(scale_of(task.scales, drawn.sample.product, name) for name in names))
         areas = [(i, category, self._area(i, drawn.sample.path)) for i, (category, _) in enumerate(self._regions)]
+        x_ref = x_style = None
+        if self._references is not None:
+            x_ref = self._pick_reference(rng, self._references, drawn.category)
+            x_style = x_ref if self._style == "own" else None
+        if isinstance(self._style, Catalog):
+            x_style = self._pick_reference(rng, self._style, drawn.category)
         box, rim = None, 0
         if areas:
             left, top, width, height = cv2.boundingRect(np.any([area for *_, area in areas], axis=0).view(np.uint8))
@@ -250,7 +263,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         if not areas and all(self._masks.get(name) for name in names):
             firsts = {name: pick(rng, self._masks[name]) for name in names}
             window = place_at(photograph.height, photograph.width, side, next(iter(firsts.values())).place)
-        elif not areas and self._references is None and (at := self._place(drawn.category, index, attempt)):
+        elif not areas and (at := self._place(drawn.category, index, attempt, x_ref)):
             window = place_at(photograph.height, photograph.width, side, at)
         else:
             window = place(rng, photograph.height, photograph.width, side, box, beyond=rim)
@@ -259,17 +272,15 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             a = self._asked(rng, window, firsts, photograph)
         elif areas:
             a = self._asked_in(rng, window, areas, tuple(names))
-        x_ref = x_style = None
-        if self._references is not None:
-            x_ref = self._pick_reference(rng, self._references, drawn.category)
-            x_style = x_ref if self._style == "own" else None
-        if isinstance(self._style, Catalog):
-            x_style = self._pick_reference(rng, self._style, drawn.category)
         x = crop(photograph, window, size, task.channels)
         return _WindowDraw(**vars(drawn), window=window, x=x, a=a, x_ref=x_ref, x_style=x_style)
 
-    def _place(self, category: str, index: int, attempt: int) -> tuple[float, float] | None:
-        """The place of the window that suits the defect to come, if the method knows one."""
+    def _place(
+        self, category: str, index: int, attempt: int, reference: _Reference | None
+    ) -> tuple[float, float] | None:
+        """The place of the window that suits the defect to come: the reference's, or one that the method knows."""
+        if reference is not None:
+            return place_of(reference.window, reference.sample.height, reference.sample.width)
         if not isinstance(self._method, Placing) or category not in self._method.task.domains:
             return None
         return self._method.place(
@@ -383,6 +394,56 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         return Sample(draw.index, draw.category, draw.sample.product, image, mask, Provenance(**provenance), restored)
 
 
+class RestoredSamples(SampleStream[Draw, Pixels]):
+    """Real images with defects, and the same images with the defects removed. The mask marks what was removed.
+
+    Sample k is of image k; the catalog of the request holds the images with defects.
+    """
+
+    attempts = 1  # nothing is random
+
+    def __init__(self, request: SynthesisRequest, network: _Network) -> None:
+        super().__init__(replace(request.wanted, categories=network.categories), 1)
+        self._network = network
+        self.metadata |= network.metadata
+
+    def _draw(self, index: int, attempt: int) -> Draw:
+        sample = self._wanted.normals.images[index]
+        return Draw(index, attempt, sample.category, sample, self._images.read(sample.path))
+
+    def _generate(self, draws: Sequence[Draw]) -> list[Pixels]:
+        return [self._restore(draw) for draw in draws]
+
+    def _restore(self, draw: Draw) -> Pixels:
+        method, device = self._network.method, self._network.device
+        assert isinstance(method, Restorer)
+        restorer, y = method, method.task.domains.index(draw.category)
+
+        def restore(x: Tensor) -> Tensor:
+            rngs = [torch_rng(self._wanted.seed, draw.index, row) for row in range(len(x))]
+            return restorer.restore(x, torch.full((len(x),), y, device=device), rngs)
+
+        return Tiled(restore, method, device)(
+            draw.photograph, scale_of(method.task.scales, draw.sample.product, draw.category)
+        )
+
+    def _finish(self, draw: Draw, generated: Pixels) -> Sample | None:
+        low, high = value_range(draw.photograph)
+        before, after = (
+            normalize(np.atleast_3d(each)[..., : draw.photograph.channels].astype(np.float32), (low, high), 3)
+            for each in (draw.photograph.pixels, generated)
+        )
+        mask = masks.mask_from_difference(before, after)
+        if not visible(draw.photograph, generated, mask):
+            return None
+        provenance = Provenance(
+            **self._source_provenance(draw), **self._network.provenance, seed=self._wanted.seed,
+            parameters=Parameters(index=draw.index),
+        )  # fmt: skip
+        product = draw.sample.product
+        return Sample(draw.index, draw.category, product, draw.photograph.pixels, mask, provenance, generated)
+
+
 class PatchSamples(Composition[ComposeDraw, list[_Output]]):
     """Samples of a method that generates defect patches, which are blended into normal images."""
 
@@ -459,7 +520,7 @@ def _pixels(x: FloatArray) -> Pixels:
     return values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))
 
 
-def synthesize(request: SynthesisRequest) -> PaintedSamples | PatchSamples | WholeImageSamples:
+def synthesize(request: SynthesisRequest) -> PaintedSamples | PatchSamples | WholeImageSamples | RestoredSamples:
     """Generate samples with a model: painted windows, blended patches or whole images, as its method does.
 
     Raises:
@@ -469,9 +530,11 @@ def synthesize(request: SynthesisRequest) -> PaintedSamples | PatchSamples | Who
     """
     network = _Network(request)
     info, model = network.info, f"{request.entry.name}: {request.entry.method}"
-    if request.restored and not info.restores:
+    if (request.restored or request.restore) and not info.restores:
         can = " and ".join(which(lambda row: row.restores))
-        raise UsageError(f"{model} cannot restore images (--restored); {can} can")
+        raise UsageError(f"{model} cannot restore images (--restored, --restore); {can} can")
+    if request.restore:
+        return RestoredSamples(request, network)
     if request.references is not None:
         require("reference", info, model)
     if request.style != "own":

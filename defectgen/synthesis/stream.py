@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,6 @@ from defectgen.imaging import masks
 from defectgen.imaging.images import DecodedImage, Pixels
 from defectgen.imaging.windows import ImageCache, value_range
 from defectgen.methods import Control, MethodInfo, having
-
-_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,9 @@ class SampleSpec:
 class SampleStream(ABC, Generic[D, G]):
     """An iterable of samples in the order of their indices. Its counters are final once it is exhausted."""
 
+    attempts: ClassVar[int] = 10
+    """Attempts at a sample without a visible, accepted defect, after which it counts as failed."""
+
     def __init__(self, wanted: SampleSpec, batch_size: int) -> None:
         self._wanted = wanted
         self._batch_size = batch_size
@@ -127,7 +128,7 @@ class SampleStream(ABC, Generic[D, G]):
                 results = list(pool.map(self._checked, draws, self._generate(draws)))
                 self.refused = Counter(reason for reasons in self._refused.values() for reason in reasons)
                 for draw, result in zip(draws, results, strict=True):
-                    if result is None and draw.attempt + 1 < _ATTEMPTS:
+                    if result is None and draw.attempt + 1 < self.attempts:
                         self.redrawn += 1
                         retries.append((draw.index, draw.attempt + 1))
                     else:

@@ -304,7 +304,7 @@ def test_restoring_removes_defects(trained: DefectGAN) -> None:
     assert isinstance(trained, Restorer)
     test = batch(7000, 8)
     assert test.a_ref is not None
-    restored = trained.restore(test.x_ref, [generator(i) for i in range(8)])
+    restored = trained.restore(test.x_ref, test.y_ref, [generator(i) for i in range(8)])
     defective = test.x_ref.abs() == 1
     assert restored[defective].abs().mean() < 0.9
     far = soft(test.a_ref.amax(dim=1, keepdim=True)) == 0

@@ -409,6 +409,7 @@ class TestTraining:
         for made, wanted, before in ((again, d, n_d), (repaired, n_d, d)):
             assert (made - wanted).abs()[mask].mean() < 0.7 * (before - wanted).abs()[mask].mean()
         assert m[mask].mean() > 2 * m[~mask].mean()
+        torch.testing.assert_close(painter.restore(d, y, []), repaired.clamp(-1, 1), atol=1e-4, rtol=0)
 
     def test_overfitting_four_images_halves_the_reconstruction_loss(self) -> None:
         torch.manual_seed(1)

@@ -263,7 +263,7 @@ def test_its_output_matches_its_row(name: str, part: ProductFolders, trained: Ca
             assert sample.restored is not None
             assert sample.restored.shape == sample.image.shape
     else:
-        with pytest.raises(UsageError, match=rf"{name} cannot restore .* \(--restored\)"):
+        with pytest.raises(UsageError, match=rf"{name} cannot restore .* \(--restored, --restore\)"):
             synthesize(synthesize_request(result, restored=True))
     if row.repairs:
         pixels = np.full((40, 70), 120, np.uint8)

@@ -230,7 +230,7 @@ def test_residual_generators_paint_inside_the_control_map_and_by_z() -> None:
     assert (first - second)[inside].abs().max() > 1e-3
     everywhere = method.generate(GenerateBatch(test.x, test.y_ref, [generator()] * 4))
     assert everywhere.mask is None
-    torch.testing.assert_close(method.restore(first, []), method.repair(first))
+    torch.testing.assert_close(method.restore(first, test.y_ref, []), method.repair(first))
 
 
 def test_generating_uses_g_p2n(method: ISUGAN) -> None:

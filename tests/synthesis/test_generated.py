@@ -81,7 +81,7 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
 def request_for(entry: Entry) -> Callable[..., SynthesisRequest]:
     def make(num: int = 6, **changes: Any) -> SynthesisRequest:
         normals = read_normals(entry.trained_on["part"], product="part")
-        own = ("batch_size", "placement", "regions", "restored", "whole", "references", "style")
+        own = ("batch_size", "placement", "regions", "restored", "restore", "whole", "references", "style")
         ours = {name: changes.pop(name) for name in own if name in changes}
         wanted = replace(SampleSpec(("dent", "spot"), num, normals), **changes)
         return SynthesisRequest(entry, wanted, device="cpu", **ours)
@@ -464,8 +464,6 @@ def test_unsupported_options_are_rejected(request_for: Callable[..., SynthesisRe
         match=r"dt-gan cannot place defects in a region \(--region\); dcdganc, isu-gan, defect-gan and dfmgan can",
     ):
         synthesize(request_for(regions=((None, Region(name="object")),)))
-    with pytest.raises(UsageError, match=r"m: dt-gan cannot restore .* defect-gan can"):
-        synthesize(request_for(restored=True))
 
 
 def test_patches_stay_in_the_region(patches_for: Callable[..., SynthesisRequest]) -> None:
@@ -554,7 +552,7 @@ def regions_for(
         return Generated(request.x * (1 - m) + m * (a[:, 1:] - a[:, :1]), m)
 
     monkeypatch.setattr(DefectGAN, "generate", generate)
-    monkeypatch.setattr(DefectGAN, "restore", lambda _self, x, _rngs: torch.zeros_like(x))
+    monkeypatch.setattr(DefectGAN, "restore", lambda _self, x, _y, _rngs: torch.zeros_like(x))
 
     def make(num: int = 6, **changes: Any) -> SynthesisRequest:
         return replace(request_for(num, **changes), entry=model)
@@ -701,6 +699,26 @@ def test_restored_images_have_the_defect_removed(regions_for: Callable[..., Synt
         middle = (int(source.max()) + int(source.min())) / 2 if source.dtype == np.uint16 else 127.5
         gray = sample.restored.mean(axis=2) if sample.restored.ndim == 3 else sample.restored
         assert np.median(gray[inside]) == pytest.approx(middle, rel=0.02)
+
+
+def test_real_defects_are_removed(
+    regions_for: Callable[..., SynthesisRequest], references: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sample is the image itself, its mask what was removed. Here the network fills dark squares in gray."""
+    monkeypatch.setattr(DefectGAN, "restore", lambda _self, x, _y, _rngs: torch.where(x < -0.4, -0.2, x))
+    samples = list(synthesize(regions_for(6, normals=references, restore=True)))
+    assert [sample.index for sample in samples] == list(range(6))
+    for sample in samples:
+        source = references.images[sample.index]
+        pixels = read_image(source.path).pixels
+        assert (sample.category, record(sample)["source"]) == (source.category, str(source.path))
+        np.testing.assert_array_equal(sample.image, pixels)
+        assert sample.restored is not None
+        dark = pixels < 50
+        both, either = (sample.mask & dark).sum(), (sample.mask | dark).sum()
+        assert both > 0.5 * either
+        assert sample.restored[dark].mean() > 80
+        np.testing.assert_allclose(sample.restored[:80], pixels[:80], atol=1)
 
 
 def test_a_region_outside_the_images_is_rejected(regions_for: Callable[..., SynthesisRequest]) -> None:
