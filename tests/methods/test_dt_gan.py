@@ -504,14 +504,20 @@ class TestConfigure:
                 info(name).configure(preset, {})
 
     def test_the_paper_preset_has_the_papers_settings(self) -> None:
-        config = info("dt-gan").configure("paper", {}).model_dump()
-        assert (config["image_size"], config["style_dim"], config["latent_dim"]) == (128, 512, 16)
-        assert (config["lr"], config["lr_mapping"], config["r1_every"], config["ema"]) == (
-            1e-4,
-            1e-6,
-            1,
-            0.999,
-        )
+        """Sections 3.1 and 4, and StarGAN v2 where the paper points to its unpublished appendices."""
+        config = info("dt-gan").configure("paper", {})
+        assert isinstance(config, DTGANConfig)
+        assert (config.image_size, config.style_dim, config.latent_dim) == (128, 512, 16)
+        assert (config.lr, config.lr_mapping, config.r1_every, config.ema) == (1e-4, 1e-6, 1, 0.999)
+        weights = [getattr(config, f"lambda_{name}") for name in ("sd_rec", "d_rec", "cyc", "fg", "bg", "r1")]
+        assert weights == [1.0] * 6
+        assert config.lambda_ds == pytest.approx(1 / 6)  # six distances
+        assert (config.residual, config.augment, config.prior) == (False, False, "latent")
+        method = DTGAN(config.model_copy(update={"width": 16, "max_width": 128}), TASK, CPU)
+        assert method.networks.modules.keys() == {"M", "E", "G", "D"}
+        convolutions = [m for m in method.G.head if isinstance(m, torch.nn.Conv2d)]
+        assert [conv.kernel_size for conv in convolutions] == [(1, 1)]  # "depth-wise pooling" of both
+        assert sum(isinstance(m, AdaIN) for m in method.G.modules()) == 2 * (2 + 3)  # 16 -> 128 pixels
 
     def test_settings_are_converted_and_override_the_preset(self) -> None:
         config = info("dt-gan").configure("tiny", {"lr": "0.001", "augment": "false"}).model_dump()

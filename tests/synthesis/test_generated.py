@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from defectgen import files
 from defectgen.dataset import Sample
@@ -621,6 +622,28 @@ def test_without_a_region_real_masks_are_warped_and_are_the_labels(
         far = ~(cv2.dilate(sample.mask.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0)
         assert not changed[far].any()
         assert 60 < sample.mask.sum() < 900
+
+
+def test_a_model_that_learned_without_masks_is_asked_everywhere(
+    entry: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `paper` is trained, even if its training images had masks."""
+    config = DefectGANConfig(image_size=64, width=8, max_width=8, blocks=1, control_channels=4)
+    task = TASK.model_copy(update={"masks": {name: (to_text(KnownMask(disc(), (0, 0))),) for name in ("dent", "spot")}})
+    asked = []
+
+    def generate(_self: DefectGAN, request: GenerateBatch) -> Generated:
+        asked.append(request.a)
+        return Generated(request.x - 0.5, torch.ones_like(request.x[:, :1]))
+
+    monkeypatch.setattr(DefectGAN, "generate", generate)
+    list(synthesize(replace(request_for(2), entry=other(entry, "t", "defect-gan", config, task))))
+    assert asked
+    assert all(a is None for a in asked)
+
+
+def disc() -> NDArray[np.bool_]:
+    return cv2.circle(np.zeros((64, 64), np.uint8), (30, 30), 8, 1, -1) > 0
 
 
 def test_a_mask_image_as_region_is_painted_exactly_and_a_box_holds_a_real_mask(
