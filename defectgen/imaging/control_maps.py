@@ -20,10 +20,14 @@ _LEAST = 0.3  # of the area of a real mask: a map that lost more, at the border 
 
 
 class KnownMask(NamedTuple):
-    """The mask of a real defect in a window, [S, S], and the window's relative `place` (x, y) in its image."""
+    """The mask of a real defect in a window, [S, S].
+
+    `place` is the window's relative place (x, y) in its image, `zoom` its scale over that of the category.
+    """
 
     mask: BoolArray
     place: tuple[float, float]
+    zoom: float = 1.0
 
 
 class Sides(NamedTuple):
@@ -37,9 +41,9 @@ class Sides(NamedTuple):
 
 def pick(rng: np.random.Generator, known: Sequence[KnownMask]) -> KnownMask:
     """A random one of the known masks, with a place nearby; windows at an edge of their image stay there."""
-    mask, place = known[int(rng.integers(len(known)))]
+    mask, place, zoom = known[int(rng.integers(len(known)))]
     x, y = (at if at in (0, 1) else float(np.clip(at + rng.normal(0, _JITTER), 0, 1)) for at in place)
-    return KnownMask(mask, (x, y))
+    return KnownMask(mask, (x, y), zoom)
 
 
 def draw_map(
@@ -109,14 +113,14 @@ def fitted(mask: BoolArray, area: BoolArray, rng: np.random.Generator) -> BoolAr
 def to_text(known: KnownMask) -> str:
     """A known mask as text, for a model's file."""
     packed = base64.b64encode(np.packbits(known.mask).tobytes()).decode()
-    return f"{known.place[0]:.4f},{known.place[1]:.4f},{packed}"
+    return f"{known.place[0]:.4f},{known.place[1]:.4f},{known.zoom:.4f},{packed}"
 
 
 def from_text(text: str, side: int) -> KnownMask:
     """The inverse of `to_text`, for masks of `side` pixels."""
-    x, y, packed = text.split(",")
+    x, y, zoom, packed = text.split(",")
     bits = np.unpackbits(np.frombuffer(base64.b64decode(packed), np.uint8), count=side * side)
-    return KnownMask(bits.reshape(side, side).astype(np.bool_), (float(x), float(y)))
+    return KnownMask(bits.reshape(side, side).astype(np.bool_), (float(x), float(y)), float(zoom))
 
 
 def _signed_distance(mask: BoolArray) -> FloatArray:

@@ -89,7 +89,8 @@ class Batch:
 
     For methods that learn labels or pairs, `a`, shaped like `a_ref`, asks for new defects on the sources: real masks of
     the reference's categories, warped. `x_twin` are the references with their defects repaired, where `paired`, [B], is
-    1. `place_ref`, [B, 2], is where the references' windows lie in their images, as in `windows.place_of`.
+    1. `place_ref`, [B, 3], is where the references' windows lie in their images, x and y as in `windows.place_of`, and
+    their scale over that of their category.
     """
 
     x: Tensor
@@ -197,8 +198,8 @@ class Monitored(Protocol):
 class Placing(Protocol):
     """A method whose defects belong to places of an image."""
 
-    def place(self, y: int, rng: torch.Generator) -> tuple[float, float] | None:
-        """The relative place of the window in its image, as in `windows.place_of`; None means anywhere.
+    def place(self, y: int, rng: torch.Generator) -> tuple[float, float, float] | None:
+        """Where the window should lie in its image: x, y and scale, as in `Batch.place_ref`; None means anywhere.
 
         It suits the defect of domain y that `generate` makes with an equal generator.
         """

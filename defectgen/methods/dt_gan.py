@@ -395,12 +395,12 @@ class Bank(nn.Module):
         self.place: Tensor
         self.full: Tensor
         self.register_buffer("x", torch.zeros(count, channels, side, side, dtype=torch.uint8))
-        self.register_buffer("place", torch.zeros(count, 2))
+        self.register_buffer("place", torch.tensor([[0.5, 0.5, 1.0]]).repeat(count, 1))
         self.register_buffer("full", torch.zeros(count, dtype=torch.uint8))
 
     @torch.no_grad()
     def add(self, x: Tensor, y: Tensor, place: Tensor) -> None:
-        """Keep windows [B, channels, S, S] of the domains y [B], while there is room, and their `place` [B, 2]."""
+        """Keep windows [B, channels, S, S] of the domains y [B], while there is room, and their `place` [B, 3]."""
         for row in range(len(x)):
             first = (int(y[row]) - 1) * self.KEPT
             at = first + int(self.full[first : first + self.KEPT].argmin()) if y[row] != ANCHOR else -1
@@ -811,12 +811,12 @@ class DTGAN:
         loss.backward()
         self.networks.step(*names)
 
-    def place(self, y: int, rng: torch.Generator) -> tuple[float, float] | None:
+    def place(self, y: int, rng: torch.Generator) -> tuple[float, float, float] | None:
         """Where the window of the bank lay in its image, whose defect `generate` paints."""
         if self.config.prior != "bank":
             return None
-        across, down = self.bank.place[self.bank.pick(y, rng)].tolist()
-        return across, down
+        across, down, zoom = self.bank.place[self.bank.pick(y, rng)].tolist()
+        return across, down, zoom
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:

@@ -244,7 +244,6 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         drawn = self._draw_source(rng, index, attempt)
         task, size, photograph = self._method.task, self._method.config.image_size, drawn.photograph
         names = self._network.weights(drawn.category)
-        side = round(size / min(scale_of(task.scales, drawn.sample.product, name) for name in names))
         areas = [(i, category, self._area(i, drawn.sample.path)) for i, (category, _) in enumerate(self._regions)]
         x_ref = x_style = None
         if self._references is not None:
@@ -252,6 +251,14 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             x_style = x_ref if self._style == "own" else None
         if isinstance(self._style, Catalog):
             x_style = self._pick_reference(rng, self._style, drawn.category)
+        firsts, at, zoom = {}, None, 1.0
+        if not areas and all(self._masks.get(name) for name in names):
+            firsts = {name: pick(rng, self._masks[name]) for name in names}
+            _, at, zoom = min(firsts.values(), key=lambda first: first.zoom)
+        elif not areas and (spot := self._spot(drawn.category, index, attempt, x_ref)):
+            at, zoom = spot[:2], spot[2]
+        scale = min(scale_of(task.scales, drawn.sample.product, name) for name in names)
+        side = round(size / min(1.0, zoom * scale))
         box, rim = None, 0
         if areas:
             left, top, width, height = cv2.boundingRect(np.any([area for *_, area in areas], axis=0).view(np.uint8))
@@ -259,11 +266,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
                 side = max(side, -(-max(width, height) * size // (size - 2 * (_RIM + _FADE))))
             rim = -(-(_RIM + _FADE) * side // size)
             box = Box(left - rim, top - rim, width + 2 * rim, height + 2 * rim)
-        firsts = {}
-        if not areas and all(self._masks.get(name) for name in names):
-            firsts = {name: pick(rng, self._masks[name]) for name in names}
-            window = place_at(photograph.height, photograph.width, side, next(iter(firsts.values())).place)
-        elif not areas and (at := self._place(drawn.category, index, attempt, x_ref)):
+        if at is not None:
             window = place_at(photograph.height, photograph.width, side, at)
         else:
             window = place(rng, photograph.height, photograph.width, side, box, beyond=rim)
@@ -275,12 +278,12 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         x = crop(photograph, window, size, task.channels)
         return _WindowDraw(**vars(drawn), window=window, x=x, a=a, x_ref=x_ref, x_style=x_style)
 
-    def _place(
+    def _spot(
         self, category: str, index: int, attempt: int, reference: _Reference | None
-    ) -> tuple[float, float] | None:
-        """The place of the window that suits the defect to come: the reference's, or one that the method knows."""
+    ) -> tuple[float, float, float] | None:
+        """The place and the zoom that suit the defect to come: the reference's, or those that the method knows."""
         if reference is not None:
-            return place_of(reference.window, reference.sample.height, reference.sample.width)
+            return (*place_of(reference.window, reference.sample.height, reference.sample.width), 1.0)
         if not isinstance(self._method, Placing) or category not in self._method.task.domains:
             return None
         return self._method.place(

@@ -85,7 +85,7 @@ class TrainingSample:
 
     `a`, [domains - 1, S, S], is 1 where the window shows a category; None for patches. `twin` is x with its defects
     repaired; None for normals and where masks are missing. `place` is where the window lies in its image, as in
-    `windows.place_of`.
+    `windows.place_of`, and `zoom` its scale over that of its category.
     """
 
     x: FloatArray
@@ -94,6 +94,7 @@ class TrainingSample:
     a: FloatArray | None = None
     twin: FloatArray | None = None
     place: tuple[float, float] = (0.5, 0.5)
+    zoom: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class TrainingWindows:
 
     The target is each domain equally often. The source is a normal or, half of the time, a defect. Both windows
     of a row have the scale of its defect, so that no network can recognize a domain by the coarseness of the texture. A
-    row has two defects only if their scales nearly agree.
+    row has two defects only if their scales nearly agree. Small defects of a category have a larger scale than the
+    largest, at whose scale they would be a few pixels.
     """
 
     edges: ClassVar[float] = 0.0
@@ -127,6 +129,8 @@ class TrainingWindows:
     """How windows are flipped, vertically and horizontally, all equally often."""
     covered: ClassVar[float] = -0.5
     """A pixel of a mask's window, in [-1, 1], is defect above this value: by default, if a quarter of it is."""
+    zooms: ClassVar[bool] = True
+    """Whether smaller defects are shown at a larger scale than that of their category."""
     twins: ClassVar[bool] = True
     """Whether defective windows whose categories all have masks come with their repaired twins."""
 
@@ -181,11 +185,14 @@ class TrainingWindows:
             source = str(rng.choice(categories))
         source_scale = scale_of(self.scales, source_product, target if source == NORMAL else source)
         scale = scale_of(self.scales, product, source if target == NORMAL else target)
-        if NORMAL not in (source, target) and not 0.8 < source_scale / scale < 1.25:
-            source, source_scale = NORMAL, scale_of(self.scales, source_product, target)
+        drawn = None if source == NORMAL else self._draw(rng, source_product, source, source_scale)
+        if drawn is not None and target == NORMAL:
+            return Row(drawn, self._draw(rng, product, NORMAL, min(1.0, drawn.zoom * scale), drawn.place))
         reference = self._draw(rng, product, target, scale)
-        at = reference.place if source == NORMAL else None
-        return Row(self._draw(rng, source_product, source, source_scale, at), reference)
+        if drawn is not None and 0.8 < drawn.zoom * source_scale / (reference.zoom * scale) < 1.25:
+            return Row(drawn, reference)
+        source_scale = min(1.0, reference.zoom * scale_of(self.scales, source_product, target))
+        return Row(self._draw(rng, source_product, NORMAL, source_scale, reference.place), reference)
 
     def examples(self, rng: np.random.Generator, count: int) -> list[Row]:
         """Rows for previews: for each category of each product, `count` normals with a real defect each."""
@@ -200,7 +207,7 @@ class TrainingWindows:
         """A normal and a defect of a product; the windows lie at the same place of their images."""
         scale = self.scales[product][category]
         reference = self._draw(rng, product, category, scale)
-        return Row(self._draw(rng, product, NORMAL, scale, reference.place), reference)
+        return Row(self._draw(rng, product, NORMAL, reference.zoom * scale, reference.place), reference)
 
     def _boxes_of(self, image: SourceImage) -> list[Box]:
         return [] if image.mask is None else self._boxes[image.mask]
@@ -225,7 +232,7 @@ class TrainingWindows:
         if self.twins and category != NORMAL and None not in (image.mask, *(mask for _, mask in image.also)):
             twin = view.crop(self._twins.read(image), size, self.channels)
         domain = self.domains.index(category)
-        return TrainingSample(x, domain, self.products.index(product), self._map(view), twin, view.place)
+        return TrainingSample(x, domain, self.products.index(product), self._map(view), twin, view.place, view.zoom)
 
     def _map(self, view: "_View") -> FloatArray:
         """Where a window shows which category: `TrainingSample.a`. Without a mask, a category covers the window."""
@@ -260,24 +267,32 @@ class TrainingWindows:
         if boxes:  # by length: a speck beside a long crack is of little interest
             lengths = np.array([max(each.width, each.height) for each in boxes])
             box = boxes[int(rng.choice(len(boxes), p=lengths / lengths.sum()))]
-        side = round(self.image_size / scale)
+        zoom = self._zoom(box, scale)
+        side = round(self.image_size / (zoom * scale))
         flip_y, flip_x = self.flips[int(rng.integers(len(self.flips)))]
         if at is not None:
             window = place_at(image.height, image.width, side, _mirrored(at, flip_y, flip_x))
         else:
             window = place(rng, image.height, image.width, side, box, beyond=round(self.edges * side))
             window = Window(inside(window.x, side, image.width), inside(window.y, side, image.height), side)
-        return _View(image, window, flip_y, flip_x)
+        return _View(image, window, flip_y, flip_x, zoom)
+
+    def _zoom(self, box: Box | None, scale: float) -> float:
+        """How much larger than `scale` the scale of a window around a defect is, which is at most 1."""
+        if box is None or self._whole or not self.zooms:
+            return 1.0
+        return max(1.0, min(1.0, self.image_size / (_MARGIN * max(box.width, box.height))) / scale)
 
 
 @dataclass(frozen=True)
 class _View:
-    """A window of a source image, and how it is flipped."""
+    """A window of a source image, how it is flipped, and its scale over that of its category."""
 
     image: SourceImage
     window: Window
     flip_y: bool
     flip_x: bool
+    zoom: float = 1.0
 
     @property
     def place(self) -> tuple[float, float]:
@@ -331,13 +346,14 @@ class TrainingPairs(TrainingWindows):
         scale = self.scales[product][category]
         reference = self._draw(rng, product, category, scale)
         assert reference.a is not None
-        a, at = np.zeros_like(reference.a), None
+        a, at, zoom = np.zeros_like(reference.a), None, reference.zoom
         for index in np.flatnonzero(reference.a.any(axis=(1, 2))):
             a[index] = 1.0
             if known := self.masks.get(self.domains[index + 1]):
                 first = pick(rng, known)
-                a[index], at = draw_map(rng, first.mask, known), at or first.place
-        return Row(self._draw(rng, product, NORMAL, scale, at), reference, a)
+                a[index] = draw_map(rng, first.mask, known)
+                at, zoom = first.place, first.zoom
+        return Row(self._draw(rng, product, NORMAL, min(1.0, zoom * scale), at), reference, a)
 
     def _known_masks(self, category: str) -> list[KnownMask]:
         """Real masks as windows show them; those that the window's border cuts only if the image has no others."""
@@ -356,7 +372,7 @@ class TrainingPairs(TrainingWindows):
             view = self._view_of(rng, image, scale)
             mask = self._map(view)[self.domains.index(category) - 1] > 0
             if mask.any():
-                (cut if view.cuts(mask) else whole)[image.path].append(KnownMask(mask, view.place))
+                (cut if view.cuts(mask) else whole)[image.path].append(KnownMask(mask, view.place, view.zoom))
         found = [whole[image.path] or cut[image.path] for _, image in sources]
         return [mask for each in zip_longest(*found) for mask in each if mask is not None][: self._KNOWN]
 
@@ -378,6 +394,7 @@ class TrainingMasks(TrainingPairs):
     fit = 0.5
     edges = 0.0
     flips = _FLIPS
+    zooms = False
     covered = 0.0
     twins = False
     _KNOWN = 0
@@ -511,7 +528,7 @@ class Feeder:
         arrays = {"x": x, "y": y, "p": p, "x_ref": x_ref, "y_ref": y_ref, "p_ref": p_ref}
         if shown := [row.reference.a for row in rows if row.reference.a is not None]:
             arrays["a_ref"] = np.stack(shown)
-            arrays["place_ref"] = np.array([row.reference.place for row in rows], np.float32)
+            arrays["place_ref"] = np.array([(*row.reference.place, row.reference.zoom) for row in rows], np.float32)
         if asked := [row.asked for row in rows if row.asked is not None]:
             arrays["a"] = np.stack(asked)
         if self._windows.twins:

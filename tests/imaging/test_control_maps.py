@@ -92,6 +92,6 @@ def test_a_map_is_fitted_into_an_area() -> None:
 
 
 def test_masks_are_kept_as_text() -> None:
-    mask, place = from_text(to_text(KnownMask(line(), (0.25, 1.0))), SIDE)
+    mask, place, zoom = from_text(to_text(KnownMask(line(), (0.25, 1.0), 1.5)), SIDE)
     np.testing.assert_array_equal(mask, line())
-    assert place == (0.25, 1.0)
+    assert (place, zoom) == ((0.25, 1.0), 1.5)

@@ -88,7 +88,7 @@ def batch(seed: int = 0) -> Batch:
         a[row, y_ref[row] - 1, at : at + 8, 9:17] = 1
         d[row, 0, at : at + 8, 9:17] = -0.9 if row == 0 else 0.9
     paired = torch.tensor([1.0, 1.0, 0.0, 0.0])
-    place = torch.tensor([[0.5, 0.0], [1.0, 0.25], [0.5, 0.5], [0.5, 0.5]])
+    place = torch.tensor([[0.5, 0.0, 1.0], [1.0, 0.25, 2.0], [0.5, 0.5, 1.0], [0.5, 0.5, 1.0]])
     return Batch(
         images(4, seed), y, p, d, y_ref, p.flip(0), a_ref=a, x_twin=twin, paired=paired, place_ref=place,
     )  # fmt: skip
@@ -280,7 +280,7 @@ class TestBank:
         bank = Bank(RESIDUAL, 3, 1)
         x = torch.full((3, 1, 32, 32), -0.5)
         x[1, :, 9:15, 9:15] = 0.5
-        place = torch.tensor([[0, 1], [0.5, 0.2], [1, 1]])
+        place = torch.tensor([[0, 1, 1], [0.5, 0.2, 1], [1, 1, 1]])
         for _ in range(Bank.KEPT + 3):
             bank.add(x, torch.tensor([0, 2, 0]), place)
         bank.add(x[:1], torch.tensor([1]), place[:1])
@@ -297,7 +297,7 @@ class TestBank:
         average.update(1)
         torch.testing.assert_close(average.state()["bank.x"], painter.bank.x)
         assert painter.bank.full.sum() == 3
-        assert painter.place(2, generator()) == (1, 0.25)
+        assert painter.place(2, generator()) == (1, 0.25, 2)
         assert built(CONFIG).place(1, generator()) is None
 
     def test_moves_are_whole_cells_and_bring_zeros_in(self) -> None:
@@ -493,7 +493,7 @@ class TestGenerate:
 
     def test_before_the_first_step_nothing_is_painted(self, painter: DTGAN) -> None:
         x = images(2)
-        painter.bank.add(x, torch.tensor([1, 2]), torch.zeros(2, 2))
+        painter.bank.add(x, torch.tensor([1, 2]), torch.zeros(2, 3))
         torch.testing.assert_close(painter.generate(GenerateBatch(x, torch.tensor([1, 2]), [generator()] * 2)).x, x)
 
 

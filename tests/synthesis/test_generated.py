@@ -673,13 +673,14 @@ def test_a_defect_at_the_edge_of_its_image_comes_to_an_edge(
     """The window lies at the left edge, where the real one did; there the change reaches the last pixel."""
     edge = np.zeros((64, 64), np.bool_)
     edge[20:40, :12] = True
-    known = KnownMask(edge, (0.0, 0.5))
+    known = KnownMask(edge, (0.0, 0.5), 2.0)
     monkeypatch.setattr("defectgen.synthesis.generated.from_text", lambda _text, _side: known)
     monkeypatch.setattr("defectgen.synthesis.generated.draw_map", lambda _rng, first, _known, border: first)
     wide = [each for each in read_normals(entry.trained_on["part"], product="part").images if each.width > 64]
     normals = Catalog(images=tuple(wide), skipped=())
-    for sample in synthesize(with_masks(4, categories=("dent",), normals=normals)):
+    for sample in synthesize(with_masks(4, categories=("spot",), normals=normals)):
         assert record(sample)["window"]["x"] == 0
+        assert record(sample)["window"]["side"] == 64  # the category has half the scale, this one twice as much
         source = read_image(Path(record(sample)["source"])).pixels
         assert sample.mask[:, 0].any()
         assert (sample.image != source)[:, 0].any()

@@ -17,6 +17,7 @@ from defectgen.imaging.windows import (
 )
 from defectgen.training.data import (
     TrainingLabels,
+    TrainingMasks,
     TrainingPairs,
     TrainingPatches,
     TrainingWindows,
@@ -153,6 +154,25 @@ class TestTrainingWindows:
             row = windows.row(rng(seed))
             if row.source.y == 0 and row.reference.y != 0:
                 assert row.source.place == pytest.approx(row.reference.place, abs=0.05)
+
+    def test_small_defects_of_a_category_are_shown_larger(self, tmp_path: Path) -> None:
+        """One dent spans its image of 300 pixels, one 40: each fills its window, and normals have the same scale."""
+        for kind in ("normals", "defects/dent", "masks/dent"):
+            (tmp_path / kind).mkdir(parents=True)
+        for name, length in (("large", 280), ("small", 40)):
+            mask = np.zeros((300, 300), np.uint8)
+            mask[100:130, 10 : 10 + length] = 255
+            for kind, pixels in (("normals", 0 * mask + 90), ("defects/dent", mask // 4 + 90), ("masks/dent", mask)):
+                (tmp_path / kind / f"{name}.png").write_bytes(encode_png(pixels))
+        folders = ProductFolders(product="p", normals=tmp_path / "normals", defects=tmp_path / "defects")
+        windows = TrainingPairs(read_catalog([folders]), 64, ["p"], [NORMAL, "dent"])
+        base = windows.scales["p"]["dent"]
+        zooms = {round(windows.row(rng(seed)).reference.zoom * base, 2) for seed in range(20)}
+        assert zooms == {round(base, 2), 1.0}
+        assert base < 0.5
+        assert {round(known.zoom * base, 2) for known in windows.masks["dent"]} == zooms
+        labelled = TrainingMasks(read_catalog([folders]), 64, ["p"], [NORMAL, "dent"])
+        assert {labelled.row(rng(seed)).reference.zoom for seed in range(9)} == {1.0}
 
     def test_a_defect_is_whole_unless_it_goes_on_beyond_the_window(self) -> None:
         image = SourceImage(
