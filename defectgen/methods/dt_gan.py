@@ -83,10 +83,12 @@ class DTGANConfig(MethodConfig):
     lambda_code: float = Field(1.0, ge=0, description="weight of the critic of M's codes, with `residual`")
 
     @model_validator(mode="after")
-    def _leaves_room_for_the_background(self) -> "DTGANConfig":
+    def _fits_together(self) -> "DTGANConfig":
         bottleneck = _widths(self)[-1]
         if self.c_channels >= bottleneck:
             raise ValueError(f"c_channels={self.c_channels} must be less than the bottleneck's {bottleneck} channels")
+        if self.prior == "bank" and not self.residual:
+            raise ValueError("prior=bank needs residual=true; set prior=latent")
         return self
 
 

@@ -382,6 +382,18 @@ class TestTraining:
         assert losses.keys() >= {"D_adv", "D_fg", "D_bg", "critic"}
         assert all(torch.isfinite(value) for value in losses.values())
 
+    def test_it_trains_in_mixed_precision(self, painter: DTGAN, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As on a GPU. What is painted stays in 32 bits: 16 would be half a gray level of noise."""
+        bfloat16 = torch.autocast("cpu", torch.bfloat16)
+        monkeypatch.setattr("defectgen.methods.dt_gan.mixed_precision", lambda _device: bfloat16)
+        losses = painter.training_step(batch(), 0, 0.0, generator())
+        assert all(torch.isfinite(value) for value in losses.values())
+        with bfloat16:
+            assert (
+                painter.G(painter.G.encode(images(2))[0], *painter.E(images(2), torch.tensor([1, 2])))[0].dtype
+                == torch.float32
+            )
+
     def test_without_masks_it_trains_too(self, painter: DTGAN) -> None:
         given = batch()
         bare = Batch(
@@ -534,6 +546,7 @@ class TestConfigure:
             ("tiny", {"lr": "-1"}, ["--set lr", "greater than 0"]),
             ("tiny", {"image_size": "100"}, ["--set image_size", "64, 128"]),
             ("tiny", {"c_channels": "64"}, ["c_channels=64 must be less than the bottleneck's 64 channels"]),
+            ("tiny", {"residual": "false"}, ["prior=bank needs residual=true; set prior=latent"]),
         ],
     )
     def test_errors_name_the_setting_and_the_allowed_values(

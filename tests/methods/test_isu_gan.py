@@ -197,6 +197,13 @@ def test_a_short_training_learns_to_keep_normals_and_to_repair(method: ISUGAN) -
     assert repaired[bar].mean() > -0.85  # no longer black
 
 
+def test_residual_generators_train_in_mixed_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    bfloat16 = torch.autocast("cpu", torch.bfloat16)
+    monkeypatch.setattr("defectgen.methods.isu_gan.mixed_precision", lambda _device: bfloat16)
+    losses = built(RESIDUAL).training_step(batch(), 0, 0.0, generator())
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
 @pytest.mark.parametrize(("masks", "steps", "least"), [(True, 40, 0.1), (False, 70, 0.004)])
 def test_residual_generators_change_only_the_defect(masks: bool, steps: int, least: float) -> None:
     """Normals are kept from the first step on. Repairs fit the twins; without masks, the defects begin to fade."""
