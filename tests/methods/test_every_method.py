@@ -147,7 +147,7 @@ def test_a_step_changes_the_networks_and_their_state_suffices(name: str, trained
     masks = torch.zeros(2, domains - 1, side, side)
     masks[:, :, 8:20, 8:20] = 1
     y, p = torch.ones(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
-    batch = Batch(x, y, p, x.flip(3), y, p, masks, masks, x, torch.ones(2))
+    batch = Batch(x, y, p, x.flip(3), y, p, masks, masks, x, torch.ones(2), torch.full((2, 3), 0.5))
     before = {key: value.clone() for key, value in first.networks.state().items()}
     losses = first.training_step(batch, 1, 0.5, torch.Generator().manual_seed(2))
     assert all(torch.isfinite(value) for value in losses.values())
