@@ -72,7 +72,9 @@ def load(path: Path, device: torch.device) -> Model:
     except UsageError as error:
         raise WeightsError(f"{path}: {str(error).removeprefix('--method ')}") from error
     except (KeyError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"{path}: not a model of this version of defectgen ({__version__}): {error}") from error
+        raise WeightsError(
+            f"{path}: not a model of this version of defectgen ({__version__}), train it again: {error}"
+        ) from error
     trained_on = tuple(saved.get("trained_on", ()))
     return Model(path, row, method, saved.get("steps", 0), trained_on, saved.get("threshold"), saved.get("border", 0))
 
