@@ -193,7 +193,7 @@ def estimate(request: TrainSpec) -> dict[str, Any]:
             method.training_step(
                 feeder.batch(step),
                 start + step,
-                min(1.0, (start + step) / config.steps),
+                min(1.0, (start + count / 2) / config.steps),  # halfway: the first steps may do less
                 torch_rng(request.seed, RANK, step),
             )
             if device.type == "cuda":
