@@ -79,6 +79,26 @@ class TestTheModelThatShips:
             assert {"reference", "style"} <= row.keys()
             assert "prior" not in row
 
+    def test_removes_real_defects(self, tmp_path: Path) -> None:
+        """Those of categories that it does not know are skipped, and what makes new defects is refused."""
+        shutil.copytree(SAMPLES / "steel/defects/spot", tmp_path / "mixed/spot")
+        (tmp_path / "mixed/dent").mkdir()
+        shutil.copy(next((SAMPLES / "steel/defects/spot").iterdir()), tmp_path / "mixed/dent/1.jpg")
+        given = ["synthesize", "--model", "dt-gan-samples", "--restore", "mixed"]
+        done = run(*given, "-n", "50", "--out", "restored", cwd=tmp_path, code=3)
+        assert "not dent" in done.stderr
+        rows = manifest(tmp_path / "restored")
+        assert rows
+        for row in rows:
+            image = read_image(tmp_path / "restored" / str(row["image"])).pixels
+            np.testing.assert_array_equal(image, read_image(tmp_path / str(row["source"])).pixels)
+            after = read_image(tmp_path / "restored" / str(row["restored"])).pixels
+            mask = read_mask(tmp_path / "restored" / str(row["mask"]))
+            change = np.abs(image.astype(int) - after)
+            assert change[mask].mean() > 10 * max(change[~mask].mean(), 0.01)
+        done = run(*given, "-n", "1", "--strength", "0.5", "--gate", "mixed", "--out", "b", cwd=tmp_path, code=2)
+        assert done.stderr.endswith("--restore makes no defects: leave out --gate, --strength\n")
+
     def test_is_small_enough(self) -> None:
         models = list((ROOT / "examples/models").rglob("*.safetensors"))
         assert models

@@ -154,11 +154,14 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
     whole = info(entry.method).makes == "image" and not request.normals
     num = request.num
     if request.restore is not None:
+        _check_alone(request)
         product = _product(None, request.restore, entry)
         catalog = read_defects(
             request.restore, product=product, masked=False, categories=request.categories, on_bad=request.on_bad
         )
-        catalog, num = _known_to(entry, catalog, request.restore), min(num, len(catalog.images))
+        catalog = _known_to(entry, catalog, request.restore)
+        num = min(num, len(catalog.images))
+        categories = catalog.categories
     else:
         folders = () if whole else _normals_of(entry, request.normals)
         catalog = Catalog.of(
@@ -563,8 +566,22 @@ def _read_guides(
     )
 
 
+def _check_alone(request: SynthesizeRequest) -> None:
+    """Check that nothing is asked for beside `restore` that needs new defects.
+
+    Raises:
+        UsageError: something is.
+    """
+    unused = {
+        "--from": request.source, "--gate": request.gate, "--normals": request.normals, "--region": request.regions,
+        "--restored": request.restored, "--strength": request.strength != (1.0, 1.0), "--style": request.style != "own",
+    }  # fmt: skip
+    if given := [name for name, value in unused.items() if value]:
+        raise UsageError(f"--restore makes no defects: leave out {', '.join(given)}")
+
+
 def _known_to(entry: Entry, catalog: Catalog, folder: Path) -> Catalog:
-    """The images whose categories a model knows.
+    """The images whose categories a model knows; the others are skipped.
 
     Raises:
         UsageError: it knows none of them.
@@ -572,10 +589,12 @@ def _known_to(entry: Entry, catalog: Catalog, folder: Path) -> Catalog:
     images = catalog.images
     if info(entry.method).learns == "pairs":  # all its defects are of one category
         images = tuple(image.model_copy(update={"category": entry.categories[0]}) for image in images)
-    images = tuple(image for image in images if image.category in entry.categories)
-    if not images:
-        raise UsageError(f"--restore {folder}: {entry.name} knows {', '.join(entry.categories)}, none of these images")
-    return catalog.model_copy(update={"images": images})
+    known = tuple(image for image in images if image.category in entry.categories)
+    knows = f"{entry.name} knows {', '.join(entry.categories)}"
+    if not known:
+        raise UsageError(f"--restore {folder}: {knows}, none of these images")
+    unknown = (Skipped(path=each.path, reason=f"{knows}, not {each.category}") for each in images if each not in known)
+    return Catalog(images=known, skipped=(*catalog.skipped, *unknown))
 
 
 def _guides(given: Sequence[str], style: str | Path) -> str:
