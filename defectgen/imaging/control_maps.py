@@ -94,13 +94,17 @@ def between(rng: np.random.Generator, a: BoolArray, b: BoolArray) -> BoolArray:
     return mixed if mixed.any() else a  # nothing lies between two lines that cross
 
 
-def fitted(mask: BoolArray, area: BoolArray, rng: np.random.Generator) -> BoolArray:
-    """A mask moved into an area at a random place, and scaled down if it is larger, [S, S]. Empty if nothing fits."""
+def fitted(mask: BoolArray, area: BoolArray, rng: np.random.Generator, scale: float = 1.0) -> BoolArray:
+    """A mask, scaled, and moved into an area at a random place, [S, S]. Empty if nothing fits.
+
+    Args:
+        scale: at most 1; smaller if the mask would be larger than the area.
+    """
     left, top, *room = cv2.boundingRect(area.view(np.uint8))
     x, y, *size = cv2.boundingRect(mask.view(np.uint8))
     if not (area.any() and mask.any()):
         return np.zeros_like(area)
-    scale = min(1.0, *(have / need for have, need in zip(room, size, strict=True)))
+    scale = min(scale, *(have / need for have, need in zip(room, size, strict=True)))
     width, height = (max(1, int(length * scale)) for length in size)
     piece = mask[y : y + size[1], x : x + size[0]].astype(np.float32)
     piece = np.asarray(cv2.resize(piece, (width, height), interpolation=cv2.INTER_AREA))

@@ -106,6 +106,12 @@ def place_of(window: Window, height: int, width: int) -> tuple[float, float]:
     return x, y
 
 
+def open_sides(window: Window, height: int, width: int) -> tuple[bool, bool, bool, bool]:
+    """Whether the image goes on beyond the window's top, bottom, left and right side."""
+    bottom, right = window.y + window.side < height, window.x + window.side < width
+    return window.y > 0, bottom, window.x > 0, right
+
+
 def inside(start: int, side: int, length: int) -> int:
     """`start` of a window on an axis of `length`, moved so that it extends beyond the ends as little as possible."""
     return min(max(start, min(0, length - side)), max(0, length - side))

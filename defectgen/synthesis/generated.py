@@ -28,6 +28,7 @@ from defectgen.imaging.windows import (
     crop_zero_padded,
     defect_boxes,
     normalize,
+    open_sides,
     paste_change,
     paste_on_zeros,
     place,
@@ -310,7 +311,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
 
         It leaves the window's border free, except where the image ends.
         """
-        a, border = self._nothing(), _inner(window, photograph, _BORDER)
+        a, border = self._nothing(), _inner(window, photograph)
         for name, first in firsts.items():
             a[self._method.task.domains.index(name) - 1] = draw_map(rng, first.mask, self._masks[name], border)
         return a
@@ -331,7 +332,8 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             for name in [category] if category else names:
                 part, known = here, self._masks.get(name)
                 if known and not exact:
-                    part = fitted(draw_map(rng, pick(rng, known).mask, known), here, rng)
+                    first = pick(rng, known)
+                    part = fitted(draw_map(rng, first.mask, known), here, rng, 1 / first.zoom)
                 a[self._method.task.domains.index(name) - 1][part] = 1
         return a
 
@@ -355,8 +357,8 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         photograph, window = draw.photograph, draw.window
         allowed = np.ones_like(draw.x[0])
         if draw.a is None:  # with a map of its own, a network paints no frames
-            inner = _inner(window, photograph, _BORDER)
-            allowed = _interior(len(draw.x[0]), Sides(_RIM, _RIM, _RIM, _RIM) if generated.m is None else inner)
+            rim = Sides(_RIM, _RIM, _RIM, _RIM) if generated.m is None else _inner(window, photograph)
+            allowed = _interior(len(draw.x[0]), rim)
         if draw.a is not None and not self._masks:
             where = draw.a.max(axis=0)
             allowed = where * cv2.blur(where, (5, 5))
@@ -577,10 +579,9 @@ def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     return cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0.5
 
 
-def _inner(window: Window, photograph: DecodedImage, pixels: int) -> Sides:
-    """`pixels` along the sides of a window beyond which the image goes on."""
-    ends = ((window.y, photograph.height), (window.x, photograph.width))
-    return Sides(*(pixels * goes_on for at, end in ends for goes_on in (at > 0, at + window.side < end)))
+def _inner(window: Window, photograph: DecodedImage) -> Sides:
+    """The border that changes leave free: none where the image ends."""
+    return Sides(*(_BORDER * goes_on for goes_on in open_sides(window, photograph.height, photograph.width)))
 
 
 def _interior(size: int, rim: Sides) -> FloatArray:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from defectgen.device import RANK
+from defectgen.errors import UsageError
 from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, require_masks, unite
 from defectgen.imaging.control_maps import KnownMask, draw_map, pick, to_text
 from defectgen.imaging.images import DecodedImage, read_mask
@@ -30,6 +31,7 @@ from defectgen.imaging.windows import (
     defect_boxes,
     defect_pieces,
     inside,
+    open_sides,
     place,
     place_at,
     place_of,
@@ -101,7 +103,7 @@ class TrainingSample:
 class Row:
     """A row of a training batch: a source, and a reference from its target domain, at the same scale.
 
-    `asked`, [domains - 1, S, S], asks for a new defect on the source; for methods that learn labels.
+    `asked`, [domains - 1, S, S], asks for a new defect on the source; for methods that learn labels or pairs.
     """
 
     source: TrainingSample
@@ -301,12 +303,10 @@ class _View:
 
     def cuts(self, mask: BoolArray) -> bool:
         """Whether a mask [S, S] of the view meets an edge of the window beyond which the image goes on."""
-        window, upright = self.window, mask[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
-        ends = ((0, window.y, self.image.height, upright), (1, window.x, self.image.width, upright.T))
-        return any(
-            (start > 0 and lines[0].any()) or (start + window.side < length and lines[-1].any())
-            for _, start, length, lines in ends
-        )
+        upright = mask[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+        edges = (upright[0], upright[-1], upright[:, 0], upright[:, -1])
+        goes_on = open_sides(self.window, self.image.height, self.image.width)
+        return any(beyond and edge.any() for beyond, edge in zip(goes_on, edges, strict=True))
 
     def crop(self, image: DecodedImage, image_size: int, channels: int) -> FloatArray:
         """Crop the window from the source image or its mask, and flip it: [channels, S, S] in [-1, 1]."""
@@ -320,12 +320,20 @@ def _mirrored(place: tuple[float, float], flip_y: bool, flip_x: bool) -> tuple[f
     return (1 - x if flip_x else x), (1 - y if flip_y else y)
 
 
-class TrainingPairs(TrainingWindows):
-    """Draws a normal and a defective window at the same scale for each row. All categories are equally frequent.
+class _NormalsWithDefects(TrainingWindows):
+    """Draws a normal and a defective window at the same scale for each row. All categories are equally frequent."""
 
-    Only half of the defects fit into their windows, since a network can repair a defect that it sees in part. A control
-    map asks for the categories of the defective window on the normal, by real masks that are warped, or everywhere if a
-    category has no masks.
+    def row(self, rng: np.random.Generator) -> Row:
+        product = str(rng.choice(self.products))
+        return self._pair(rng, product, str(rng.choice(list(self.scales[product]))))
+
+
+class TrainingPairs(_NormalsWithDefects):
+    """A normal and a defective window, the defect's repaired twin, and a control map.
+
+    Only half of the defects fit into their windows, since a network can repair a defect that it sees in part. The
+    control map asks for the categories of the defective window on the normal, by real masks that are warped, or
+    everywhere if a category has no masks.
     """
 
     fit = 0.5
@@ -336,10 +344,6 @@ class TrainingPairs(TrainingWindows):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.masks = {category: masks for category in self.domains[1:] if (masks := self._known_masks(category))}
-
-    def row(self, rng: np.random.Generator) -> Row:
-        product = str(rng.choice(self.products))
-        return self._pair(rng, product, str(rng.choice(list(self.scales[product]))))
 
     def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
         """The row has a control map for the normal, whose window lies where that of the map's real mask did."""
@@ -385,27 +389,21 @@ class TrainingLabels(TrainingPairs):
     flips = _FLIPS
 
 
-class TrainingMasks(TrainingPairs):
-    """Pairs without twins and control maps. All categories of a product have the same scale.
+class TrainingMasks(_NormalsWithDefects):
+    """A normal and a defective window. All categories of a product have the same scale.
 
     A method that makes whole images learns the normals once for all categories.
     """
 
     fit = 0.5
-    edges = 0.0
-    flips = _FLIPS
     zooms = False
     covered = 0.0
     twins = False
-    _KNOWN = 0
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for scales in self.scales.values():
             scales.update(dict.fromkeys(scales, float(np.median(list(scales.values())))))
-
-    def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
-        return TrainingWindows._pair(self, rng, product, category)
 
 
 def stack(windows: Iterable[TrainingSample]) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
@@ -553,6 +551,7 @@ def training_data(name: str, catalog: Catalog, image_size: int, *, whole: bool =
 
     Raises:
         BadInputError: the method needs masks, and a defect image has none.
+        UsageError: the method learns patches, which have no `whole`.
     """
     method = info(name)
     if method.needs_masks:
@@ -563,6 +562,8 @@ def training_data(name: str, catalog: Catalog, image_size: int, *, whole: bool =
         catalog = unite(catalog)
     products, domains = catalog.products, (NORMAL, *catalog.categories)
     if method.learns == "patches":
+        if whole:
+            raise UsageError(f"--set whole=true: {name} learns defect patches, not windows of images")
         return TrainingPatches(catalog, image_size, products, domains)
     kinds: dict[DataKind, type[TrainingWindows]] = {
         "domains": TrainingWindows,

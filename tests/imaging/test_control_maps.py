@@ -88,6 +88,8 @@ def test_a_map_is_fitted_into_an_area() -> None:
         assert np.ptp(np.argwhere(large)[:, 0]) + 1 >= 18  # scaled down to the 20 rows
         assert not (small & ~area).any()
         assert not (large & ~area).any()
+        half = fitted(disc(32, 32, 6), area, np.random.default_rng(seed), 0.5)
+        assert 0.2 * small.sum() < half.sum() < 0.35 * small.sum()
     assert not fitted(line(), np.zeros_like(area), np.random.default_rng(0)).any()
 
 

@@ -12,9 +12,12 @@ from defectgen.imaging.windows import (
     Window,
     crop,
     defect_boxes,
+    open_sides,
     paste_change,
     paste_on_zeros,
     place,
+    place_at,
+    place_of,
     scale_of,
 )
 
@@ -187,3 +190,21 @@ def test_the_scale_falls_back_to_the_product_then_to_the_mean() -> None:
     assert scale_of(scales, "road", "hole") == 0.25  # not on this product: its smallest scale
     assert scale_of(scales, "wood", "crack") == pytest.approx(0.375)  # an unknown product: the mean of the others
     assert scale_of(scales, "wood", "knot") == 1.0
+
+
+def test_a_place_in_an_image_and_back() -> None:
+    """Also of images smaller than the window."""
+    for height, width, side in ((100, 200, 64), (40, 50, 64), (64, 90, 64)):
+        for at in ((0.0, 1.0), (0.5, 0.25)):
+            window = place_at(height, width, side, at)
+            again = place_at(height, width, side, place_of(window, height, width))
+            assert window == again
+            assert min(0, width - side) <= window.x <= max(0, width - side)
+    assert place_of(Window(3, 0, 64), 64, 70) == (0.5, 0.5)
+
+
+def test_sides_beyond_which_an_image_goes_on() -> None:
+    """Top, bottom, left, right."""
+    assert open_sides(Window(0, 0, 64), 64, 100) == (False, False, False, True)
+    assert open_sides(Window(36, 5, 64), 100, 100) == (True, True, True, False)
+    assert open_sides(Window(-5, -5, 64), 40, 40) == (False, False, False, False)

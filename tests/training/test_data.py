@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from defectgen.errors import BadInputError
+from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import NORMAL, Catalog, ProductFolders, SourceImage, read_catalog, read_defects
 from defectgen.imaging.images import DecodedImage, encode_png
 from defectgen.imaging.windows import (
@@ -24,6 +24,7 @@ from defectgen.training.data import (
     _View,
     find_scale,
     hold_out,
+    training_data,
 )
 
 
@@ -154,6 +155,12 @@ class TestTrainingWindows:
             row = windows.row(rng(seed))
             if row.source.y == 0 and row.reference.y != 0:
                 assert row.source.place == pytest.approx(row.reference.place, abs=0.05)
+
+    def test_patches_are_no_whole_images(self, catalog: Catalog) -> None:
+        cracks = [image for image in catalog.images if image.category in (NORMAL, "crack")]
+        given = catalog.model_copy(update={"images": tuple(cracks)})
+        with pytest.raises(UsageError, match=r"--set whole=true: dcdganc learns defect patches"):
+            training_data("dcdganc", given, 64, whole=True)
 
     def test_small_defects_of_a_category_are_shown_larger(self, tmp_path: Path) -> None:
         """One dent spans its image of 300 pixels, one 40: each fills its window, and normals have the same scale."""
