@@ -266,6 +266,7 @@ def _categories(found: Found) -> tuple[str, ...]:
 
 
 def as_one_category(images: Sequence[LabeledImage]) -> tuple[LabeledImage, ...]:
+    """The images with all defects in the category `DEFECT`."""
     return tuple(replace(image, category=collapsed(image.category)) for image in images)
 
 

@@ -20,7 +20,7 @@ class Task(BaseModel):
 
     `domains` are the normals, first, and the defect categories. `scales` holds, per product and category, the factor
     by which images are scaled before windows are cropped (at most 1). `masks` holds, per category, real masks of the
-    window's size (`control_maps.to_text`), from which methods that learn labels draw their control maps.
+    window's size (`control_maps.to_text`), from which methods that learn labels or pairs draw their control maps.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # models of earlier versions have other keys, too
@@ -85,7 +85,7 @@ class Batch:
 
     Source and reference of a row have the same scale. Images `x` are [B, C, H, W] in [-1, 1]; domains `y` and
     products `p` are indices into the task's, [B]. `a_ref`, [B, domains - 1, H, W], is 1 where a reference shows a
-    category, or everywhere if nobody marked where. It is present for methods that learn labels or masks.
+    category, or everywhere if nobody marked where. It is missing for methods that learn patches.
 
     For methods that learn labels or pairs, `a`, shaped like `a_ref`, asks for new defects on the sources: real masks of
     the reference's categories, warped. `x_twin` are the references with their defects repaired, where `paired`, [B], is

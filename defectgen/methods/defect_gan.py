@@ -34,7 +34,7 @@ from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import Noise, draw_seed, instance_norm, mixed_precision
-from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft
+from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.penalties import gradient_penalty
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g
 
@@ -359,7 +359,7 @@ class DefectGAN:
             "adv_g": 1.0, "pair": config.lambda_pair, "map": config.lambda_map, "ms": config.lambda_ms,
             "rec": config.lambda_rec, "sd_cyc": config.lambda_sd_cyc,
         }  # fmt: skip
-        torch.stack([weight * parts[name] for name, weight in weights.items()]).sum().backward()
+        weighted_sum(parts, weights).backward()
         self.networks.step("G")
         return parts
 

@@ -43,7 +43,7 @@ from defectgen.methods.base import ANCHOR, Batch, GenerateBatch, Generated, Meth
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import ResBlock, he_init, instance_norm, mixed_precision
-from defectgen.nn.paired import map_loss, pair_loss, soft
+from defectgen.nn.paired import map_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.penalties import adversarial, r1
 from defectgen.nn.projected import WIDTH, ProjectedDiscriminator, hinge_d, hinge_g
 
@@ -685,7 +685,7 @@ class DTGAN:
         if latents is not None:
             losses["ds"], weights["ds"] = ds_loss(*made), -self.lambda_ds(progress)
         # As in StarGAN v2, a reference-guided step trains only G.
-        self._update(_weighted(losses, weights), *(["G"] if latents is None else ["G", "M", "E"]))
+        self._update(weighted_sum(losses, weights), *(["G"] if latents is None else ["G", "M", "E"]))
         self.D.requires_grad_(True)
         return losses
 
@@ -724,7 +724,7 @@ class DTGAN:
             "map": map_loss(m[:count], mask, paired) + map_loss(m[count:], mask, paired),
             "presence": (presence * paired).mean(),
         }
-        _weighted(losses, {"pair": config.lambda_pair, "map": config.lambda_map, "presence": 1.0}).backward()
+        weighted_sum(losses, {"pair": config.lambda_pair, "map": config.lambda_map, "presence": 1.0}).backward()
         return losses, (c.detach(), s.detach())
 
     def _match_codes(self, of_e: Code, latent: Tensor, y: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
@@ -742,7 +742,7 @@ class DTGAN:
         with mixed_precision(self.device):
             fooled = self.critic(c_m, s_m, y[rows])
         losses["code"] = hinge_g(fooled.float())
-        _weighted(losses, {"code": self.config.lambda_code}).backward()
+        weighted_sum(losses, {"code": self.config.lambda_code}).backward()
         return losses
 
     def _learn_translations(
@@ -783,7 +783,7 @@ class DTGAN:
         weights = {**self._weights(), "map_t": config.lambda_map}
         if varying:
             losses["ds"], weights["ds"] = ds_loss(*varied), -config.ds_every * self.lambda_ds(progress)
-        _weighted(losses, weights).backward()
+        weighted_sum(losses, weights).backward()
         return losses
 
     def _train_d(self, batch: Batch, x_t: Tensor, rng: torch.Generator) -> tuple[dict[str, Tensor], list[Tensor]]:
@@ -804,7 +804,7 @@ class DTGAN:
             "D_fg": class_loss(d_fg[:count].float(), y_t),
             "D_bg": class_loss(d_bg[:count].float(), batch.p_ref),
         }
-        _weighted(losses, {"D_adv": 1.0, "D_fg": config.lambda_fg, "D_bg": config.lambda_bg}).backward()
+        weighted_sum(losses, {"D_adv": 1.0, "D_fg": config.lambda_fg, "D_bg": config.lambda_bg}).backward()
         self.networks.step("D")
         return losses, seen
 
@@ -828,16 +828,11 @@ class DTGAN:
         transfer a defect in its own style, pass the same image as both.
         """
         x, y = request.x, request.y
-        if self.config.prior == "bank":
-            drawn = torch.stack([self.bank.draw(int(k), rng) for k, rng in zip(y, request.rngs, strict=True)])
-            c, s = self.E(drawn, y)
-        else:
-            latent = torch.stack([torch.randn(self.M.latent_size, generator=rng) for rng in request.rngs])
-            c, s = self.M(latent.to(self.device), y)
-        if request.x_ref is not None:
-            c, _ = self.E(request.x_ref, y)
-        if request.x_style is not None:
-            _, s = self.E(request.x_style, y)
+        of_ref, of_style = (None if each is None else self.E(each, y) for each in (request.x_ref, request.x_style))
+        if of_ref is None or of_style is None:
+            drawn = self._draw_codes(y, request.rngs)
+            of_ref, of_style = of_ref or drawn, of_style or drawn
+        (c, _), (_, s) = of_ref, of_style
         bg = self.G.encode(x)[0]
         if self.config.residual:  # a normal has no change to take
             change, m = self.G(bg, c, s)
@@ -845,6 +840,16 @@ class DTGAN:
         # What G loses of x when it redraws it is no part of the defect.
         (own, x_t), _ = self.translate(x, bg, (c, s), [self.E(x, torch.full_like(y, ANCHOR)), (c, s)])
         return Generated((x + x_t - own).clamp(-1, 1))
+
+    def _draw_codes(self, y: Tensor, rngs: Sequence[torch.Generator]) -> Code:
+        """Codes of the prior for the domains y."""
+        if self.config.prior == "bank":
+            drawn = torch.stack([self.bank.draw(int(k), rng) for k, rng in zip(y, rngs, strict=True)])
+            c, s = self.E(drawn, y)
+        else:
+            latent = torch.stack([torch.randn(self.M.latent_size, generator=rng) for rng in rngs])
+            c, s = self.M(latent.to(self.device), y)
+        return c, s
 
     @torch.no_grad()
     def restore(self, x: Tensor, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
@@ -856,8 +861,3 @@ class DTGAN:
             return (x - self.G(bg, c, s)[0]).clamp(-1, 1)
         (own, x_t), _ = self.translate(x, bg, (c, s), [(c, s), self.E(x, torch.full_like(y, ANCHOR))])
         return (x + x_t - own).clamp(-1, 1)
-
-
-def _weighted(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The sum of the losses that have a weight."""
-    return torch.stack([weight * losses[name].float() for name, weight in weights.items()]).sum()

@@ -41,7 +41,7 @@ from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import instance_norm, mixed_precision
-from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft
+from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g
 
 
@@ -394,7 +394,7 @@ class ISUGAN:
             "gan": 1.0, "cycle": config.lambda_cycle, "identity": config.lambda_identity, "pair": config.lambda_pair,
             "map": config.lambda_map, "ms": config.lambda_ms,
         }  # fmt: skip
-        torch.stack([weight * parts[name] for name, weight in weights.items()]).sum().backward()
+        weighted_sum(parts, weights).backward()
         self.networks.step("G_n2p", "G_p2n")
         return parts
 

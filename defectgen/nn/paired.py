@@ -1,7 +1,15 @@
 """Losses of what changes inside soft masks, for methods that learn from defects, their masks and repaired twins."""
 
+from collections.abc import Mapping
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The sum of the losses that have a weight."""
+    return torch.stack([weight * losses[name].float() for name, weight in weights.items()]).sum()
 
 
 def soft(a: Tensor) -> Tensor:
