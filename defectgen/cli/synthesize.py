@@ -8,6 +8,7 @@ import typer
 from defectgen.cli import options, output
 from defectgen.cli.console import Console
 from defectgen.cli.options import option
+from defectgen.errors import UsageError
 
 if TYPE_CHECKING:
     from defectgen.synthesis.pasted import Region
@@ -56,6 +57,15 @@ def synthesize(
             "--strength", metavar="RANGE", help="Strength of painted defects: 1, or 0.5:1.5 for fainter to stronger."
         ),
     ] = "1",
+    move: Annotated[
+        str,
+        option(
+            "--move",
+            metavar="X,Y",
+            help="Pixels to the right and down by which painted defects are moved from where real ones are: 40,0, or "
+            "ranges such as -40:40,-20:20.",
+        ),
+    ] = "0,0",
     restored: Annotated[bool, option("--restored", help="Also write each image with its defects removed.")] = False,
     restore: Annotated[
         Path | None,
@@ -112,6 +122,7 @@ def synthesize(
             style=output.style(style),
             regions=tuple(_region(text) for text in region or ()),
             strength=output.number_range("--strength", strength, low=0.01),
+            move=_move(move),
             restored=restored,
             restore=restore,
             gate=gate,
@@ -132,3 +143,11 @@ def _region(text: str) -> "tuple[str | None, Region]":
     """Parse `WHERE` or `CATEGORY=WHERE`. The category is None if not given."""
     category, equals, where = text.rpartition("=")
     return (category if equals else None, output.region(where))
+
+
+def _move(text: str) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Parse `X,Y`, each a number or a range."""
+    across, comma, down = text.partition(",")
+    if not comma:
+        raise UsageError(f"--move {text}: give pixels to the right and down, such as 40,0 or -40:40,-20:20")
+    return output.number_range("--move", across), output.number_range("--move", down)

@@ -45,6 +45,8 @@ class Parameters(_Record):
     attempt: int = 0
     strength: float = 1.0
     """The factor of a painted change."""
+    moved: tuple[int, int] = (0, 0)
+    """Pixels to the right and down, from where the real defect was."""
     defects: tuple[PlacedDefect, ...] = ()
 
 

@@ -107,7 +107,7 @@ BUILT_IN: Final = (
         implementation="defectgen.methods.dt_gan:DTGAN",
         learns="domains",
         makes="window",
-        controls=frozenset({"reference", "style"}),
+        controls=frozenset({"reference", "style", "region", "mask"}),
         restores=True,
     ),
     MethodInfo(

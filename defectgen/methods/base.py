@@ -194,6 +194,10 @@ class Monitored(Protocol):
         ...
 
 
+Extent = tuple[float, float, float, float]
+"""A part of a window: left, top, width and height as fractions of its side."""
+
+
 @runtime_checkable
 class Placing(Protocol):
     """A method whose defects belong to places of an image."""
@@ -203,6 +207,10 @@ class Placing(Protocol):
 
         It suits the defect of domain y that `generate` makes with an equal generator.
         """
+        ...
+
+    def extent(self, y: int, rng: torch.Generator, x_ref: Tensor | None = None) -> Extent | None:
+        """The part of the window that this defect, or that of `x_ref`, [1, C, S, S], will cover; None if unknown."""
         ...
 
 

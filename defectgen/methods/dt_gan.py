@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from defectgen.methods.base import ANCHOR, Batch, GenerateBatch, Generated, MethodConfig, Task
+from defectgen.methods.base import ANCHOR, Batch, Extent, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import ResBlock, he_init, instance_norm, mixed_precision
@@ -819,6 +819,22 @@ class DTGAN:
             return None
         across, down, zoom = self.bank.place[self.bank.pick(y, rng)].tolist()
         return across, down, zoom
+
+    @torch.no_grad()
+    def extent(self, y: int, rng: torch.Generator, x_ref: Tensor | None = None) -> Extent | None:
+        """The part of the window where E sees the defect of `x_ref`, or of the bank's window that `generate` takes."""
+        if x_ref is None and self.config.prior == "bank":
+            x_ref = self.bank.draw(y, rng)[None]
+        if x_ref is None or not self.config.residual:
+            return None
+        a = self.E.with_presence(x_ref, torch.tensor([y], device=self.device))[2][0, 0] > 0
+        if not a.any():
+            return None
+        spans = [torch.nonzero(a.any(dim=axis))[:, 0] for axis in (0, 1)]
+        (left, right), (top, bottom) = ((int(span[0]), int(span[-1]) + 1) for span in spans)
+        return (
+            left / BOTTLENECK, top / BOTTLENECK, (right - left) / BOTTLENECK, (bottom - top) / BOTTLENECK
+        )  # fmt: skip
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:

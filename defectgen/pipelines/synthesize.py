@@ -58,6 +58,8 @@ class SynthesizeRequest(_Request):
     """Whose style they have: their own, a random one, or that of other images."""
     strength: tuple[float, float] = (1.0, 1.0)
     """The range of a factor that makes painted defects fainter or stronger."""
+    move: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.0), (0.0, 0.0))
+    """Ranges of pixels by which painted defects are moved right and down from where real ones are."""
     restored: bool = False
     restore: Path | None = None
     """A folder of real defects to remove: samples are its images, restored. `num` is at most their number."""
@@ -194,6 +196,7 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
                 batch_size=request.batch_size,
                 regions=request.regions,
                 strength=request.strength,
+                move=request.move,
                 restored=request.restored,
                 restore=request.restore is not None,
                 whole=whole,
@@ -575,6 +578,7 @@ def _check_alone(request: SynthesizeRequest) -> None:
     unused = {
         "--from": request.source, "--gate": request.gate, "--normals": request.normals, "--region": request.regions,
         "--restored": request.restored, "--strength": request.strength != (1.0, 1.0), "--style": request.style != "own",
+        "--move": any(map(any, request.move)),
     }  # fmt: skip
     if given := [name for name, value in unused.items() if value]:
         raise UsageError(f"--restore makes no defects: leave out {', '.join(given)}")

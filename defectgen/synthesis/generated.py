@@ -39,7 +39,7 @@ from defectgen.imaging.windows import (
 )
 from defectgen.inspection.reconstruction import Tiled
 from defectgen.methods import having, which
-from defectgen.methods.base import GenerateBatch, Placing, Restorer
+from defectgen.methods.base import Extent, GenerateBatch, Placing, Restorer
 from defectgen.models.model import load
 from defectgen.models.registry import Entry
 from defectgen.seeding import numpy_rng
@@ -73,6 +73,8 @@ class SynthesisRequest:
     regions: tuple[tuple[str | None, Region], ...] = ()
     strength: tuple[float, float] = (1.0, 1.0)
     """The range of a factor of the change, for methods that paint."""
+    move: tuple[tuple[float, float], tuple[float, float]] = (0.0, 0.0), (0.0, 0.0)
+    """Ranges of pixels by which painted defects are moved right and down from where their real one was."""
     restored: bool = False
     restore: bool = False
     """Remove the defects of the catalog's images instead of generating new ones."""
@@ -219,6 +221,7 @@ class _WindowDraw(Draw):
     a: FloatArray | None
     x_ref: _Reference | None = None
     x_style: _Reference | None = None
+    moved: tuple[int, int] = (0, 0)
 
 
 class PaintedSamples(SampleStream[_WindowDraw, _Output]):
@@ -234,6 +237,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         self._masks = {category: [from_text(text, side) for text in texts] for category, texts in known.items()}
         self._regions = request.regions
         self._strength = request.strength
+        self._move = request.move
         self._references = request.references
         self._style = request.style
         self._guides = {"guides": request.guides} if request.guides else {}
@@ -252,32 +256,42 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             x_style = x_ref if self._style == "own" else None
         if isinstance(self._style, Catalog):
             x_style = self._pick_reference(rng, self._style, drawn.category)
-        firsts, at, zoom = {}, None, 1.0
+        firsts, at, zoom, moved = {}, None, 1.0, (0, 0)
         if not areas and all(self._masks.get(name) for name in names):
             firsts = {name: pick(rng, self._masks[name]) for name in names}
             _, at, zoom = min(firsts.values(), key=lambda first: first.zoom)
-        elif not areas and (spot := self._spot(drawn.category, index, attempt, x_ref)):
+        elif spot := self._spot(drawn.category, index, attempt, x_ref):
             at, zoom = spot[:2], spot[2]
         scale = min(scale_of(task.scales, drawn.sample.product, name) for name in names)
         side = round(size / min(1.0, zoom * scale))
-        box, rim = None, 0
         if areas:
-            left, top, width, height = cv2.boundingRect(np.any([area for *_, area in areas], axis=0).view(np.uint8))
-            if len(areas) > 1:  # one window holds all, at a smaller scale than the model learned if necessary
-                side = max(side, -(-max(width, height) * size // (size - 2 * (_RIM + _FADE))))
-            rim = -(-(_RIM + _FADE) * side // size)
-            box = Box(left - rim, top - rim, width + 2 * rim, height + 2 * rim)
-        if at is not None:
+            box = Box(*cv2.boundingRect(np.any([area for *_, area in areas], axis=0).view(np.uint8)))
+            extent = self._extent(drawn.category, index, attempt, x_ref)
+            if extent is not None:
+                window = laid(rng, box, extent, side, size)
+            else:
+                if len(areas) > 1:  # one window holds all, at a smaller scale than the model learned if necessary
+                    side = max(side, -(-max(box.width, box.height) * size // (size - 2 * (_RIM + _FADE))))
+                rim = -(-(_RIM + _FADE) * side // size)
+                around = Box(box.x - rim, box.y - rim, box.width + 2 * rim, box.height + 2 * rim)
+                window = place(rng, photograph.height, photograph.width, side, around, beyond=rim)
+        elif at is not None:
             window = place_at(photograph.height, photograph.width, side, at)
+            if any(map(any, self._move)):
+                moved = round(rng.uniform(*self._move[0])), round(rng.uniform(*self._move[1]))
+                window = Window(window.x + moved[0], window.y + moved[1], side)
+        elif any(map(any, self._move)):
+            name = self._network.provenance["model"]
+            raise UsageError(f"--move: {name} learned without masks where defects are; use --region, or leave it out")
         else:
-            window = place(rng, photograph.height, photograph.width, side, box, beyond=rim)
+            window = place(rng, photograph.height, photograph.width, side)
         a = None
         if firsts:
             a = self._asked(rng, window, firsts, photograph)
         elif areas:
             a = self._asked_in(rng, window, areas, tuple(names))
         x = crop(photograph, window, size, task.channels)
-        return _WindowDraw(**vars(drawn), window=window, x=x, a=a, x_ref=x_ref, x_style=x_style)
+        return _WindowDraw(**vars(drawn), window=window, x=x, a=a, x_ref=x_ref, x_style=x_style, moved=moved)
 
     def _spot(
         self, category: str, index: int, attempt: int, reference: _Reference | None
@@ -290,6 +304,14 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         return self._method.place(
             self._method.task.domains.index(category), torch_rng(self._wanted.seed, index, attempt)
         )
+
+    def _extent(self, category: str, index: int, attempt: int, reference: _Reference | None) -> Extent | None:
+        """The part of the window that the defect to come will cover, if the method can tell."""
+        if not isinstance(self._method, Placing) or category not in self._method.task.domains:
+            return None
+        x_ref = None if reference is None else torch.from_numpy(reference.x[None]).to(self._network.device)
+        rng = torch_rng(self._wanted.seed, index, attempt)
+        return self._method.extent(self._method.task.domains.index(category), rng, x_ref)
 
     def _pick_reference(self, rng: np.random.Generator, catalog: Catalog, category: str) -> _Reference:
         """A window of a random image of a category, around one of its defects if the image has a mask."""
@@ -361,7 +383,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             allowed = _interior(len(draw.x[0]), rim)
         if draw.a is not None and not self._masks:
             where = draw.a.max(axis=0)
-            allowed = where * cv2.blur(where, (5, 5))
+            allowed = where * cv2.blur(where, (5, 5)) * _interior(len(where), _inner(window, photograph))
         strength = round(float(numpy_rng(self._wanted.seed, draw.index, draw.attempt, 1).uniform(*self._strength)), 3)
         after = np.clip(draw.x + strength * (generated.x - draw.x) * allowed, -1, 1)
         if draw.a is not None and self._masks:  # the model paints what it is asked for: the request is the label
@@ -393,6 +415,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             "parameters": {
                 "index": draw.index,
                 "attempt": draw.attempt,
+                **({"moved": list(draw.moved)} if any(map(any, self._move)) else {}),
                 **({} if self._strength == (1.0, 1.0) else {"strength": strength}),
             },
         }
@@ -554,6 +577,12 @@ def synthesize(request: SynthesisRequest) -> PaintedSamples | PatchSamples | Who
         if request.regions:
             raise UsageError(f"{model} generates whole images; --region needs normal images (--normals)")
         return WholeImageSamples(request, network)
+    if any(map(any, request.move)):
+        if info.makes != "window":
+            can = " or ".join(which(lambda row: row.makes == "window"))
+            raise UsageError(f"{model} paints no windows, which --move moves; use a model of {can}")
+        if request.regions:
+            raise UsageError("--move: moves defects from where real ones are; --region says where they are to be")
     for _, region in request.regions:
         require("region" if region.mask is None else "mask", info, model)
     if info.pastes:
@@ -577,6 +606,15 @@ def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     if len(mask) == side:
         return mask
     return cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def laid(rng: np.random.Generator, box: Box, extent: Extent, side: int, size: int) -> Window:
+    """A window whose defect, which covers `extent` of it, lies in a box: smaller if need be, but not below `size`."""
+    across, down, width, height = extent
+    side = max(min(side, int(box.width / width), int(box.height / height)), min(side, size))
+    free = box.width - width * side, box.height - height * side
+    x, y = (room * (rng.random() if room > 0 else 0.5) for room in free)
+    return Window(round(box.x + x - across * side), round(box.y + y - down * side), side)
 
 
 def _inner(window: Window, photograph: DecodedImage) -> Sides:

@@ -444,6 +444,20 @@ class TestGenerate:
         first, second = (method.generate(GenerateBatch(x, y, [generator(i)])).x for i in (1, 2))
         assert (first - second).abs().max() > 1e-3
 
+    def test_the_extent_is_where_e_sees_the_defect(self, painter: DTGAN, monkeypatch: pytest.MonkeyPatch) -> None:
+        def seen(x: Tensor, _y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            a = -torch.ones(1, 1, 16, 16)
+            a[..., 4:6, 8:16] = 1.0 if x.mean() > 0 else -1.0
+            return a, a, a
+
+        monkeypatch.setattr(painter.E, "with_presence", seen)
+        bright, dark = (torch.full((1, 1, 32, 32), value) for value in (0.5, -0.5))
+        assert painter.extent(1, generator(), bright) == (0.5, 0.25, 0.5, 0.125)
+        assert painter.extent(1, generator(), dark) is None
+        painter.bank.add(bright, torch.tensor([1]), torch.zeros(1, 3))
+        assert painter.extent(1, generator()) == (0.5, 0.25, 0.5, 0.125)  # of the window that `generate` will take
+        assert built(CONFIG).extent(1, generator(), bright) is None
+
     def test_the_bank_gives_codes_of_real_windows(self, painter: DTGAN) -> None:
         for step in range(3):
             painter.training_step(batch(step), step, step / 100, generator(step))

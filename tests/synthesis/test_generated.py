@@ -27,7 +27,7 @@ from defectgen.methods.networks import flatten
 from defectgen.models import checkpoint
 from defectgen.models.registry import Entry
 from defectgen.nn.paired import soft
-from defectgen.synthesis.generated import PaintedSamples, SynthesisRequest, native_mask, synthesize
+from defectgen.synthesis.generated import PaintedSamples, SynthesisRequest, laid, native_mask, synthesize
 from defectgen.synthesis.pasted import Placement, Region
 from defectgen.synthesis.stream import SampleSpec
 
@@ -460,11 +460,6 @@ def test_unsupported_options_are_rejected(request_for: Callable[..., SynthesisRe
         synthesize(request_for(placement=Placement()))
     with pytest.raises(UsageError, match=r"dt-gan cannot make unions of categories; defect-gan can"):
         synthesize(request_for(categories=("dent+spot",)))
-    with pytest.raises(
-        UsageError,
-        match=r"dt-gan cannot place defects in a region \(--region\); dcdganc, isu-gan, defect-gan and dfmgan can",
-    ):
-        synthesize(request_for(regions=((None, Region(name="object")),)))
 
 
 def test_patches_stay_in_the_region(patches_for: Callable[..., SynthesisRequest]) -> None:
@@ -699,6 +694,80 @@ def test_strength_scales_the_change_and_is_recorded(with_masks: Callable[..., Sy
     drawn = [record(each)["parameters"]["strength"] for each in synthesize(replace(request, strength=(0.5, 1.5)))]
     assert len(set(drawn)) == 6
     assert 0.5 < min(drawn) < 1 < max(drawn) < 1.5
+
+
+def test_defects_are_moved_from_where_real_ones_are(with_masks: Callable[..., SynthesisRequest]) -> None:
+    request = with_masks(4, categories=("dent",))
+    moves = {
+        "none": ((0.0, 0.0), (0.0, 0.0)), "fixed": ((9.0, 9.0), (-4.0, -4.0)), "drawn": ((0.0, 20.0), (0.0, 0.0)),
+    }  # fmt: skip
+    rows = {name: [record(each) for each in synthesize(replace(request, move=move))] for name, move in moves.items()}
+    for before, after in zip(rows["none"], rows["fixed"], strict=True):
+        if after["parameters"]["attempt"] == 0:
+            assert after["window"]["x"] == before["window"]["x"] + 9
+            assert after["window"]["y"] == before["window"]["y"] - 4
+        assert after["parameters"]["moved"] == [9, -4]
+        assert "moved" not in before["parameters"]
+    across = [row["parameters"]["moved"][0] for row in rows["drawn"]]
+    assert len(set(across)) > 1
+    assert 0 <= min(across) < max(across) <= 20
+
+
+def test_a_model_that_does_not_know_where_defects_are_cannot_move_them(
+    request_for: Callable[..., SynthesisRequest], patches_for: Callable[..., SynthesisRequest]
+) -> None:
+    move = ((5.0, 5.0), (0.0, 0.0))
+    with pytest.raises(UsageError, match="--move: m learned without masks where defects are; use --region"):
+        list(synthesize(replace(request_for(1), move=move)))
+    with pytest.raises(UsageError, match="paints no windows, which --move moves; use a model of dt-gan or"):
+        synthesize(replace(patches_for(), move=move))
+    with pytest.raises(UsageError, match="--move: .*--region says where they are to be"):
+        synthesize(replace(request_for(1, regions=((None, Region(name="object")),)), move=move))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_window_is_laid_so_that_its_defect_lies_in_a_box(seed: int) -> None:
+    """Whatever part of the window the defect covers; a defect that is too large even at full scale is in the middle."""
+    rng = np.random.default_rng(seed)
+    width, height = rng.uniform(0.1, 0.8, 2)
+    extent = (rng.uniform(0, 1 - width), rng.uniform(0, 1 - height), width, height)
+    box = Box(*(int(v) for v in rng.integers(0, 200, 2)), *(int(v) for v in rng.integers(10, 150, 2)))
+    window = laid(rng, box, extent, 128, 32)
+    assert 32 <= window.side <= 128
+    for start, length, at, part, corner in (
+        (box.x, box.width, extent[0], width, window.x), (box.y, box.height, extent[1], height, window.y)
+    ):  # fmt: skip
+        first, last = corner + at * window.side, corner + (at + part) * window.side
+        if window.side > 32:
+            assert start - 1 <= first
+            assert last <= start + length + 1
+        else:
+            outside = max(0.0, part * window.side - length) / 2
+            assert start - outside - 1 <= first
+            assert last <= start + length + outside + 1
+
+
+def test_dt_gan_paints_in_a_region(
+    entry: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its codes paint the lower left of their window: the window is laid so that this lies in the region."""
+    banked = CONFIG.model_copy(update={"residual": True, "prior": "bank"})
+
+    def generate(_self: DTGAN, request: GenerateBatch) -> Generated:
+        m = torch.zeros(len(request.x), 1, 32, 32)
+        m[..., 12:23, 9:20] = 1.0
+        return Generated(request.x * (1 - m) - m, m)
+
+    monkeypatch.setattr(DTGAN, "generate", generate)
+    monkeypatch.setattr(DTGAN, "extent", lambda *_: (0.25, 0.375, 0.375, 0.375))
+    box = Box(20, 3, 20, 20)
+    request = request_for(6, categories=("dent",), regions=((None, Region(box=box, name="20,3,20,20")),))
+    for sample in synthesize(replace(request, entry=other(entry, "b", "dt-gan", banked))):
+        rows, columns = np.nonzero(sample.mask)
+        assert box.x <= columns.min() <= columns.max() < box.x + box.width
+        assert box.y <= rows.min() <= rows.max() < box.y + box.height
+        assert sample.mask.sum() > 100  # 11 on each side: nothing is cut off
+        assert record(sample)["window"]["side"] == 32
 
 
 def test_the_manifest_says_where_codes_come_from(entry: Entry, request_for: Callable[..., SynthesisRequest]) -> None:
