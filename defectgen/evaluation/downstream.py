@@ -116,10 +116,11 @@ def window(rng: np.random.Generator, example: Example) -> tuple[FloatArray, Bool
         x, mask = np.pad(x, [(0, 0), *pad], mode="symmetric"), np.pad(mask, pad, mode="symmetric")
     room = np.array(mask.shape) - side
     if corner is None:
-        corner = rng.integers(0, room + 1)
-        if example.mask.any():
-            ground = np.argwhere(example.mask)
-            corner = ground[int(rng.integers(len(ground)))] - rng.integers(12, _WINDOW - 12, 2)
+        ground = np.argwhere(example.mask)
+        # A pixel of a normal is drawn in the same way, so that the edges of images are as frequent around it: if only
+        # windows of defects showed them, the network would learn that edges are defects.
+        pixel = ground[int(rng.integers(len(ground)))] if len(ground) else rng.integers(example.mask.shape)
+        corner = pixel - rng.integers(12, _WINDOW - 12, 2)
     rows, columns = (slice(start, start + side) for start in np.clip(corner, 0, room))
     x, mask = x[:, rows, columns], mask[rows, columns]
     if side > _WINDOW:

@@ -22,6 +22,7 @@ background likewise (section 3.1). So the transition to another background lies 
 _PURE = -1.0
 _LOWEST = -0.6
 _COMPANDING = 0.6
+_DARKEST = 0.1  # a twentieth of the range: contrasts of darker backgrounds are mostly noise
 _MOST = 0.7  # largest fraction of a window that a defect may cover
 _CUT = 3  # border pixels that a piece may touch and still count as whole
 _MARGIN = 2  # pixels at the window's border that are always background
@@ -62,13 +63,15 @@ def cut_out(image: DecodedImage, box: Box, piece: BoolArray, rim: int, source: P
 
 
 def relative(patch: DefectPatch) -> DefectPatch:
-    """A patch with the mean of its rim subtracted from each channel, so that its background is about 0.
+    """A patch with the mean of its rim subtracted from each channel, and divided by it: its background is about 0.
 
-    The brightness of the source image is irrelevant to the defect: a blended patch takes that of its new background.
+    The brightness of the source image is irrelevant to the defect: a blended patch takes that of its new background,
+    which multiplies its contrast.
     """
     rim = patch.blend_mask & ~patch.defect_mask
     level = patch.pixels[rim if rim.any() else patch.blend_mask].mean(axis=0)
-    return replace(patch, pixels=np.clip(patch.pixels - level, -1, 1))
+    brightness = max(float(level.mean()) + 1, _DARKEST)
+    return replace(patch, pixels=np.clip((patch.pixels - level) / np.float32(brightness), -1, 1))
 
 
 def _companded(values: FloatArray, power: float) -> FloatArray:

@@ -23,6 +23,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _GAP = 7  # pixels; pieces of a mask that are closer together are one defect
+_EXPOSURE = 3.0  # greatest factor on the brightness of a window; its inverse is the least
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,22 @@ def normalize(pixels: FloatArray, limits: tuple[float, float], channels: int) ->
     if channels == 1:
         pixels = pixels.mean(axis=2, keepdims=True)
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], channels)).transpose(2, 0, 1))
+
+
+def exposure(x: FloatArray, other: FloatArray) -> float:
+    """The factor that gives `other` the median brightness of `x`; both are windows in [-1, 1], where -1 is black.
+
+    It is 3 at most and a third at least, and makes hardly anything in `other` brighter than white.
+    """
+    level, others = (float(np.median(each[..., ::2, ::2])) + 1 for each in (x, other))  # a quarter of it will do
+    white = float(np.quantile(other[..., ::2, ::2], 0.999)) + 1
+    gain = min(level / max(others, 1e-3), max(1.0, 2 / max(white, 1e-3)))
+    return min(max(gain, 1 / _EXPOSURE), _EXPOSURE)
+
+
+def exposed(x: FloatArray, gain: float) -> FloatArray:
+    """A window in [-1, 1] with its brightness multiplied."""
+    return np.minimum((x + 1) * np.float32(gain) - 1, 1)
 
 
 def paste_change(

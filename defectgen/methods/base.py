@@ -45,6 +45,10 @@ class MethodConfig(BaseModel):
     steps: int = Field(100_000, ge=1)
     ema: float = Field(0.999, ge=0, lt=1)
     whole: bool = Field(False, description="windows show whole images, scaled down; for methods that learn windows")
+    exposure: bool = Field(
+        False,
+        description="light multiplies contrast: defects are learned and painted at the brightness of their ground",
+    )
 
     @property
     def paints_masks(self) -> bool:

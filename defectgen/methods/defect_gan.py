@@ -256,11 +256,11 @@ class DefectGAN:
         "paper": {},
         "compact": {
             "width": 32, "max_width": 512, "control_channels": 32, "batch_size": 8, "steps": 30_000,
-            "ema": 0.999, "masks": True, "lr": 4e-4, "lr_end": 4e-5,
+            "ema": 0.999, "masks": True, "lr": 4e-4, "lr_end": 4e-5, "exposure": True,
         },
         "tiny": {
             "image_size": 64, "width": 24, "max_width": 128, "blocks": 2, "control_channels": 32, "steps": 2_000,
-            "batch_size": 4, "ema": 0.995, "masks": True, "lr": 4e-4, "lr_end": 4e-5,
+            "batch_size": 4, "ema": 0.995, "masks": True, "lr": 4e-4, "lr_end": 4e-5, "exposure": True,
         },
     }  # fmt: skip
 

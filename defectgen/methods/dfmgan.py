@@ -191,11 +191,12 @@ class DFMGAN:
             "image_size": 128, "batch_size": 16, "width": 32, "max_width": 256, "match_width": 8, "z_dim": 256,
             "w_dim": 256, "steps": 30_000, "backbone_steps": 20_000, "ada_images": 50_000, "r1_gamma": 0.2,
             "pl_every": 8, "match_logistic": True, "mismatched": 0.5, "lambda_match": 5.0, "lambda_area": 2.0,
+            "exposure": True,
         },
         "tiny": {
             "image_size": 64, "batch_size": 8, "width": 16, "max_width": 64, "match_width": 8, "z_dim": 64,
             "w_dim": 64, "steps": 9_000, "backbone_steps": 6_000, "ada_images": 10_000, "r1_gamma": 0.1, "pl_every": 8,
-            "match_logistic": True, "mismatched": 0.5, "lambda_match": 5.0, "lambda_area": 2.0,
+            "match_logistic": True, "mismatched": 0.5, "lambda_match": 5.0, "lambda_area": 2.0, "exposure": True,
         },
     }  # fmt: skip
 

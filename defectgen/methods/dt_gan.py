@@ -51,6 +51,7 @@ BOTTLENECK = 16
 """Side of the feature map at the generator's bottleneck, and so of c_y."""
 _TURN = math.radians(8.0)  # standard deviation of turns
 _SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
+_EXPOSURE = 3.0  # greatest factor on a reference's brightness
 _BEND = 0.06  # standard deviation of displacements, as a fraction of half the window's side
 
 
@@ -436,6 +437,15 @@ def warped(x: Tensor, rng: torch.Generator) -> Tensor:
     return F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(-1, 1)
 
 
+def exposed(x_ref: Tensor, x: Tensor) -> Tensor:
+    """References [B, channels, S, S] with the median brightness of x; as `imaging.windows.exposure` for arrays."""
+    level, own = (each.flatten(1).median(dim=1).values + 1 for each in (x, x_ref))
+    white = x_ref.flatten(1).quantile(0.999, dim=1) + 1
+    gain = torch.minimum(level / own.clamp(min=1e-3), (2 / white.clamp(min=1e-3)).clamp(min=1))
+    gain = gain.clamp(1 / _EXPOSURE, _EXPOSURE)[:, None, None, None]
+    return ((x_ref + 1) * gain - 1).clamp(max=1)
+
+
 def moved(c: Tensor, rng: torch.Generator) -> Tensor:
     """Defect maps [B, C, 16, 16], each moved by up to a quarter of its side; what enters is 0."""
     reach = BOTTLENECK // 4
@@ -536,12 +546,12 @@ class DTGAN:
         "compact": {
             "width": 32, "max_width": 256, "c_channels": 32, "style_dim": 128, "batch_size": 16, "steps": 30_000,
             "lr": 2e-4, "lr_mapping": 2e-4, "lr_noise": 1e-2, "lambda_ds": 0.02, "ds_every": 4, "augment": True,
-            "residual": True, "prior": "bank",
+            "residual": True, "prior": "bank", "exposure": True,
         },
         "tiny": {
             "image_size": 64, "width": 16, "max_width": 64, "c_channels": 16, "style_dim": 32, "batch_size": 4,
             "steps": 3_000, "ema": 0.995, "lr": 4e-4, "lr_mapping": 4e-4, "lr_noise": 1e-2, "lambda_ds": 0.02,
-            "ds_every": 4, "augment": True, "residual": True, "prior": "bank",
+            "ds_every": 4, "augment": True, "residual": True, "prior": "bank", "exposure": True,
         },
     }  # fmt: skip
 
@@ -844,9 +854,11 @@ class DTGAN:
         transfer a defect in its own style, pass the same image as both.
         """
         x, y = request.x, request.y
-        of_ref, of_style = (None if each is None else self.E(each, y) for each in (request.x_ref, request.x_style))
+        of_ref, of_style = (
+            None if each is None else self.E(self._exposed(each, x), y) for each in (request.x_ref, request.x_style)
+        )
         if of_ref is None or of_style is None:
-            drawn = self._draw_codes(y, request.rngs)
+            drawn = self._draw_codes(y, request.rngs, x)
             of_ref, of_style = of_ref or drawn, of_style or drawn
         (c, _), (_, s) = of_ref, of_style
         bg = self.G.encode(x)[0]
@@ -857,11 +869,15 @@ class DTGAN:
         (own, x_t), _ = self.translate(x, bg, (c, s), [self.E(x, torch.full_like(y, ANCHOR)), (c, s)])
         return Generated((x + x_t - own).clamp(-1, 1))
 
-    def _draw_codes(self, y: Tensor, rngs: Sequence[torch.Generator]) -> Code:
-        """Codes of the prior for the domains y."""
+    def _exposed(self, x_ref: Tensor, x: Tensor) -> Tensor:
+        """References with the brightness of the windows that they are painted on, as in training."""
+        return exposed(x_ref, x) if self.config.exposure else x_ref
+
+    def _draw_codes(self, y: Tensor, rngs: Sequence[torch.Generator], x: Tensor) -> Code:
+        """Codes of the prior for the domains y, to be painted on x."""
         if self.config.prior == "bank":
             drawn = torch.stack([self.bank.draw(int(k), rng) for k, rng in zip(y, rngs, strict=True)])
-            c, s = self.E(drawn, y)
+            c, s = self.E(self._exposed(drawn, x), y)
         else:
             latent = torch.stack([torch.randn(self.M.latent_size, generator=rng) for rng in rngs])
             c, s = self.M(latent.to(self.device), y)

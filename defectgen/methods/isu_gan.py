@@ -273,11 +273,12 @@ class ISUGAN:
         "paper": {},
         "compact": {
             "image_size": 128, "batch_size": 8, "width": 32, "steps": 20_000, "ema": 0.999, "lr": 4e-4,
-            "whole": False, "residual": True, "lambda_cycle": 2.0, "lambda_identity": 10.0,
+            "whole": False, "residual": True, "lambda_cycle": 2.0, "lambda_identity": 10.0, "exposure": True,
         },
         "tiny": {
             "image_size": 64, "batch_size": 4, "width": 16, "blocks": 4, "involution_kernel": 5, "steps": 2_000,
             "ema": 0.995, "lr": 4e-4, "whole": False, "residual": True, "lambda_cycle": 2.0, "lambda_identity": 10.0,
+            "exposure": True,
         },
     }  # fmt: skip
 

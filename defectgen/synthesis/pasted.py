@@ -35,10 +35,10 @@ from defectgen.synthesis.stream import D, Draw, G, SampleSpec, SampleStream, vis
 
 _PLACES = 24  # positions to try for a patch
 _BATCH_SIZE = 8
-_CONTRAST = 0.5, 2.0  # least and greatest factor on a patch's contrast when it is matched
+_CONTRAST = 0.5, 2.0  # least and greatest factor on a patch's contrast
 Colour = Literal["keep", "match", "gray"]
-"""How a patch's colors are adapted, after its brightness: `keep` leaves them, `match` scales the contrast of each
-channel to that of its new background, `gray` blends in a gray patch."""
+"""How a patch's colors are adapted: `keep` scales its contrast as the brightness of its background, `match` scales
+that of each channel as the contrast of its background, `gray` blends in a gray patch."""
 _COARSE = 1.5  # image pixels per patch pixel; a patch that is coarser lacks the image's grain
 
 
@@ -289,9 +289,9 @@ def lay(
 ) -> tuple[Pixels, BoolArray]:
     """Blend a patch into an image at (x, y).
 
-    The patch's brightness is adapted first: the mean of its own background, the rim around the defect mask, is shifted
-    to that of the new background. A patch that is coarser than the photograph lacks its grain, so the photograph's
-    detail finer than a patch pixel is added; a smooth patch would stand out.
+    The patch's brightness and contrast are adapted first: the mean of its own background, the rim around the defect
+    mask, becomes that of the new background. A patch that is coarser than the photograph lacks its grain, so the
+    photograph's detail finer than a patch pixel is added; a smooth patch would stand out.
 
     Args:
         photograph: the normal image.
@@ -315,9 +315,11 @@ def lay(
     before = _colors(image[here], photograph.channels)
     if rim.sum() >= masks.SMALLEST:
         own, around = pixels[there][rim], before[rim]
-        pixels = pixels - own.mean(axis=0)
+        # Light multiplies: where the background is twice as bright, so is the defect's contrast.
+        gain = (around.mean() - low) / max(float(own.mean()) - low, 1e-3)
         if colour == "match":
-            pixels = pixels * np.clip(around.std(axis=0) / np.maximum(own.std(axis=0), 1e-3), *_CONTRAST)
+            gain = around.std(axis=0) / np.maximum(own.std(axis=0), 1e-3)
+        pixels = (pixels - own.mean(axis=0)) * np.clip(gain, *_CONTRAST)
         if colour == "gray":
             pixels = np.repeat(pixels.mean(axis=2, keepdims=True), photograph.channels, axis=2)
         pixels = (pixels + around.mean(axis=0)).astype(np.float32)

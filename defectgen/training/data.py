@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +30,8 @@ from defectgen.imaging.windows import (
     crop,
     defect_boxes,
     defect_pieces,
+    exposed,
+    exposure,
     inside,
     open_sides,
     place,
@@ -103,6 +105,8 @@ class TrainingSample:
 class Row:
     """A row of a training batch: a source, and a reference from its target domain, at the same scale.
 
+    With `exposure`, the reference also has the brightness of the source.
+
     `asked`, [domains - 1, S, S], asks for a new defect on the source; for methods that learn labels or pairs.
     """
 
@@ -115,9 +119,10 @@ class TrainingWindows:
     """Draws the rows of training batches from a catalog. Each draw is independent of earlier ones.
 
     The target is each domain equally often. The source is a normal or, half of the time, a defect. Both windows
-    of a row have the scale of its defect, so that no network can recognize a domain by the coarseness of the texture. A
-    row has two defects only if their scales nearly agree. Small defects of a category have a larger scale than the
-    largest, at whose scale they would be a few pixels.
+    of a row have the scale of its defect and, with `exposure`, the same brightness. So no network can recognize a
+    domain by the coarseness of the texture or by the brightness, and it learns that light multiplies a defect's
+    contrast. A row has two defects only if their scales nearly agree. Small defects of a category have a larger scale
+    than the largest, at whose scale they would be a few pixels.
     """
 
     edges: ClassVar[float] = 0.0
@@ -144,10 +149,12 @@ class TrainingWindows:
         domains: Sequence[str],
         *,
         whole: bool = False,
+        exposure: bool = False,
     ) -> None:
-        """`whole`: each window shows the whole of a product's largest image, or more."""
+        """`whole`: each window shows the whole of a product's largest image, or more. `exposure`: see `Row`."""
         self.image_size = image_size
         self._whole = whole
+        self._exposure = exposure
         self.products = tuple(products)
         self.domains = tuple(domains)
         self.channels = max(image.channels for image in catalog.images)
@@ -189,12 +196,12 @@ class TrainingWindows:
         scale = scale_of(self.scales, product, source if target == NORMAL else target)
         drawn = None if source == NORMAL else self._draw(rng, source_product, source, source_scale)
         if drawn is not None and target == NORMAL:
-            return Row(drawn, self._draw(rng, product, NORMAL, min(1.0, drawn.zoom * scale), drawn.place))
+            return self._row(drawn, self._draw(rng, product, NORMAL, min(1.0, drawn.zoom * scale), drawn.place))
         reference = self._draw(rng, product, target, scale)
         if drawn is not None and 0.8 < drawn.zoom * source_scale / (reference.zoom * scale) < 1.25:
-            return Row(drawn, reference)
+            return self._row(drawn, reference)
         source_scale = min(1.0, reference.zoom * scale_of(self.scales, source_product, target))
-        return Row(self._draw(rng, source_product, NORMAL, source_scale, reference.place), reference)
+        return self._row(self._draw(rng, source_product, NORMAL, source_scale, reference.place), reference)
 
     def examples(self, rng: np.random.Generator, count: int) -> list[Row]:
         """Rows for previews: for each category of each product, `count` normals with a real defect each."""
@@ -209,7 +216,14 @@ class TrainingWindows:
         """A normal and a defect of a product; the windows lie at the same place of their images."""
         scale = self.scales[product][category]
         reference = self._draw(rng, product, category, scale)
-        return Row(self._draw(rng, product, NORMAL, reference.zoom * scale, reference.place), reference)
+        return self._row(self._draw(rng, product, NORMAL, reference.zoom * scale, reference.place), reference)
+
+    def _row(self, source: TrainingSample, reference: TrainingSample, asked: FloatArray | None = None) -> Row:
+        if self._exposure:
+            gain = exposure(source.x, reference.x if reference.twin is None else reference.twin)
+            twin = None if reference.twin is None else exposed(reference.twin, gain)
+            reference = replace(reference, x=exposed(reference.x, gain), twin=twin)
+        return Row(source, reference, asked)
 
     def _boxes_of(self, image: SourceImage) -> list[Box]:
         return [] if image.mask is None else self._boxes[image.mask]
@@ -357,7 +371,7 @@ class TrainingPairs(_NormalsWithDefects):
                 first = pick(rng, known)
                 a[index] = draw_map(rng, first.mask, known)
                 at, zoom = first.place, first.zoom
-        return Row(self._draw(rng, product, NORMAL, min(1.0, zoom * scale), at), reference, a)
+        return self._row(self._draw(rng, product, NORMAL, min(1.0, zoom * scale), at), reference, a)
 
     def _known_masks(self, category: str) -> list[KnownMask]:
         """Real masks as windows show them; those that the window's border cuts only if the image has no others."""
@@ -546,7 +560,9 @@ class Feeder:
         return Batch(**{name: move(value) for name, value in vars(batch).items() if value is not None})
 
 
-def training_data(name: str, catalog: Catalog, image_size: int, *, whole: bool = False) -> TrainingData:
+def training_data(
+    name: str, catalog: Catalog, image_size: int, *, whole: bool = False, exposure: bool = False
+) -> TrainingData:
     """The training data of a method: windows of images, or whole images, or patches on a pure background.
 
     Raises:
@@ -571,7 +587,7 @@ def training_data(name: str, catalog: Catalog, image_size: int, *, whole: bool =
         "labels": TrainingLabels,
         "masks": TrainingMasks,
     }
-    return kinds[method.learns](catalog, image_size, products, domains, whole=whole)
+    return kinds[method.learns](catalog, image_size, products, domains, whole=whole, exposure=exposure)
 
 
 def hold_out(catalog: Catalog) -> tuple[Catalog, list[Path]]:

@@ -85,7 +85,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
         StoppedError: a signal ended the run before its first step.
     """
     config, device = request.config, resolve(request.device)
-    windows = training_data(request.method, request.catalog, config.image_size, whole=config.whole)
+    windows = _windows(request)
     backbone, before = _read_backbone(request, windows)
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)
@@ -148,6 +148,13 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     return Trained(model, task, step, time.monotonic() - began, losses, stop[0] if stop else None)
 
 
+def _windows(request: TrainSpec) -> TrainingData:
+    config = request.config
+    return training_data(
+        request.method, request.catalog, config.image_size, whole=config.whole, exposure=config.exposure
+    )
+
+
 def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str, Tensor] | None, list[str]]:
     """The requested backbone, or that of a resumed run, and the SHA-256 of the images that it was trained on.
 
@@ -178,7 +185,7 @@ def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str,
 def estimate(request: TrainSpec) -> dict[str, Any]:
     """The counts, time and memory of a run, for `--dry-run`. Time and memory are measured over a few steps."""
     config, device = request.config, resolve(request.device)
-    windows = training_data(request.method, request.catalog, config.image_size, whole=config.whole)
+    windows = _windows(request)
     backbone, _ = _read_backbone(request, windows)
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)

@@ -135,6 +135,23 @@ def test_windows_hold_their_defect_and_small_images_are_mirrored(examples: Calla
     assert downstream.window(np.random.default_rng(0), tiny)[0].shape == (1, 128, 128)
 
 
+def test_windows_of_normals_show_the_edges_of_images_as_often_as_those_of_defects() -> None:
+    """Otherwise an edge by itself is a sign of a defect, and networks find defects at the edges of normals."""
+    x = np.zeros((1, 300, 300), np.float32)
+    x[:, [0, -1]] = x[:, :, [0, -1]] = 1
+    shares = []
+    for label in (0, 1):
+        at_edge = []
+        for seed in range(300):
+            mask = np.zeros((300, 300), np.bool_)
+            if label:
+                mask[tuple(np.random.default_rng(seed).integers(300, size=2))] = True  # anywhere
+            at_edge.append(downstream.window(np.random.default_rng([1, seed]), Example.of(x, mask, label))[0].any())
+        shares.append(np.mean(at_edge))
+    assert shares[0] == pytest.approx(shares[1], abs=0.08)
+    assert shares[0] > 0.5
+
+
 def test_a_large_defect_is_half_of_the_time_shown_whole() -> None:
     mask = np.zeros((400, 500), np.bool_)
     mask[100:300, 100:400] = True

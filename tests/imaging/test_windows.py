@@ -8,10 +8,13 @@ from numpy.typing import NDArray
 from defectgen.imaging.images import DecodedImage, encode_png
 from defectgen.imaging.windows import (
     Box,
+    FloatArray,
     ImageCache,
     Window,
     crop,
     defect_boxes,
+    exposed,
+    exposure,
     open_sides,
     paste_change,
     paste_on_zeros,
@@ -208,3 +211,25 @@ def test_sides_beyond_which_an_image_goes_on() -> None:
     assert open_sides(Window(0, 0, 64), 64, 100) == (False, False, False, True)
     assert open_sides(Window(36, 5, 64), 100, 100) == (True, True, True, False)
     assert open_sides(Window(-5, -5, 64), 40, 40) == (False, False, False, False)
+
+
+def test_exposure_multiplies_brightness_from_black() -> None:
+    """Contrast grows with it, within a factor of 3, and hardly anything becomes brighter than white."""
+
+    def gray(level: float, dark: float) -> FloatArray:
+        x = np.full((1, 32, 32), level / 127.5 - 1, np.float32)
+        x[:, 4:8, 4:8] = dark / 127.5 - 1
+        return x
+
+    def levels(x: FloatArray) -> list[float]:
+        return [round(float(each + 1) * 127.5, 1) for each in (x[0, 20, 20], x[0, 5, 5])]
+
+    for ground, other, expected in (
+        (gray(100, 100), gray(50, 20), [100.0, 40.0]),
+        (gray(50, 0), gray(100, 40), [50.0, 20.0]),
+        (gray(240, 240), gray(30, 12), [90.0, 36.0]),  # 3 times at most
+        (gray(10, 10), gray(90, 45), [30.0, 15.0]),
+        (gray(200, 200), gray(100, 200), [127.5, 255.0]),  # no further than white
+        (gray(255, 255), gray(250, 255), [250.0, 255.0]),
+    ):
+        assert levels(exposed(other, exposure(ground, other))) == pytest.approx(expected, abs=0.2)

@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from defectgen.errors import UsageError
+from defectgen.imaging import windows
 from defectgen.methods import info, names
 from defectgen.methods.base import Batch, GenerateBatch, Task
 from defectgen.methods.dt_gan import (
@@ -21,6 +23,7 @@ from defectgen.methods.dt_gan import (
     cyc_loss,
     d_rec_loss,
     ds_loss,
+    exposed,
     moved,
     sd_rec_loss,
     warped,
@@ -443,6 +446,22 @@ class TestGenerate:
         x, y = images(1), torch.tensor([1])
         first, second = (method.generate(GenerateBatch(x, y, [generator(i)])).x for i in (1, 2))
         assert (first - second).abs().max() > 1e-3
+
+    def test_references_are_exposed_as_in_training(self) -> None:
+        x, ref = torch.rand(3, 1, 32, 32, generator=generator()) - 1, images(3, seed=4) / 2 - 0.5
+        ref[1] += 0.9  # nearly white: it can hardly become brighter
+        expected = [windows.exposed(r, windows.exposure(own, r)) for own, r in zip(x.numpy(), ref.numpy(), strict=True)]
+        torch.testing.assert_close(exposed(ref, x), torch.from_numpy(np.stack(expected)), atol=0.05, rtol=0)
+        assert exposed(ref, x).max() <= 1
+
+    def test_generating_exposes_what_it_paints(self, painter: DTGAN, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[Tensor] = []
+        painter.E.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        x, ref = torch.full((1, 1, 32, 32), -0.5), torch.full((1, 1, 32, 32), -0.2)
+        for exposure, level in ((False, -0.2), (True, -0.5)):
+            monkeypatch.setattr(painter, "config", painter.config.model_copy(update={"exposure": exposure}))
+            painter.generate(GenerateBatch(x, torch.tensor([1]), [generator()], x_ref=ref, x_style=ref))
+            assert seen[-1].mean() == pytest.approx(level, abs=1e-5)
 
     def test_the_extent_is_where_e_sees_the_defect(self, painter: DTGAN, monkeypatch: pytest.MonkeyPatch) -> None:
         def seen(x: Tensor, _y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import pytest
 
 from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import NORMAL, Catalog, ProductFolders, SourceImage, read_catalog, read_defects
-from defectgen.imaging.images import DecodedImage, encode_png
+from defectgen.imaging.images import DecodedImage, encode_png, read_mask
 from defectgen.imaging.windows import (
     Box,
     FloatArray,
@@ -126,6 +126,30 @@ class TestTrainingWindows:
             category = windows.domains[reference.y]
             bright = (reference.x > 0.3).sum()
             assert bright == pytest.approx(shown.get(category, 0.0), rel=0.08)
+
+    def test_with_exposure_a_reference_is_as_bright_as_its_source(self, catalog: Catalog) -> None:
+        """The normals are half as bright as the defect images: so are references, their defects and their twins."""
+        bright = []
+        for image in catalog.images:
+            if image.category == "crack":
+                pixels = np.full((200, 300), 40, np.uint8)
+                assert image.mask is not None
+                pixels[read_mask(image.mask)] = 10
+                image.path.write_bytes(encode_png(pixels))
+                bright.append(image)
+        normals = [image for image in catalog.images if image.category == NORMAL]
+        given = Catalog(images=(*normals, *bright), skipped=())
+        plain, exposed = (
+            TrainingPairs(given, 64, ["p"], [NORMAL, "crack"], exposure=exposure) for exposure in (False, True)
+        )
+        for seed in range(10):
+            before, after = plain.row(rng(seed)), exposed.row(rng(seed))
+            np.testing.assert_array_equal(before.source.x, after.source.x)
+            assert (before.source.x + 1) * 127.5 == pytest.approx(20, abs=0.1)
+            assert np.median(before.reference.x + 1) * 127.5 == pytest.approx(40, abs=0.1)
+            for name in ("x", "twin"):
+                was, now = (getattr(row.reference, name) for row in (before, after))
+                np.testing.assert_allclose(now + 1, (was + 1) / 2, atol=1e-5)
 
     def test_targets_are_balanced_and_sources_mostly_normal(self, windows: TrainingWindows) -> None:
         rows = [windows.row(rng(seed)) for seed in range(300)]
