@@ -47,8 +47,10 @@ def compose(
         ),
     ] = None,
     per_image: output.PerImage = "1",
-    scale: output.Scale = "0.8:1.25",
-    rotation: output.Rotation = "0:360",
+    scale: output.Scale = None,
+    rotation: output.Rotation = None,
+    place: output.Place = output.Places.LIKE_REAL,
+    vary: output.Vary = 1.0,
     region: output.Where = None,
     blend: Annotated[
         Blend, option("--blend", help="Blending method; poisson and alpha are for comparison.")
@@ -91,7 +93,9 @@ def compose(
             weights=weights,
             masks=masks,
             categories=tuple(dict.fromkeys(category or ())),
-            placement=output.placement(scale, rotation, per_image, region, mode=blend.value),
+            placement=output.placement(
+                scale, rotation, per_image, region, place=place.value, vary=vary, mode=blend.value
+            ),
             gate=gate,
             on_bad=on_bad.value,
             seed=seed,

@@ -33,9 +33,44 @@ Model = Annotated[
     str | None, option("--model", metavar="NAME", help="Model to use  [default: the newest with the categories]")
 ]
 PerImage = Annotated[str, option("--per-image", metavar="RANGE", help="Defects per image: 2, or 1:3 for one to three.")]
-Scale = Annotated[str, option("--scale", metavar="RANGE", help="Scale of the defects: 1, or 0.5:2.")]
+Scale = Annotated[
+    str | None,
+    option(
+        "--scale",
+        metavar="RANGE",
+        help="Scale of the defects: 1, or 0.5:2  [default: as real ones vary; 0.8:1.25 for generated ones]",
+    ),
+]
 Rotation = Annotated[
-    str, option("--rotation", metavar="RANGE", help="Rotation of the defects in degrees: 0, or -10:10.")
+    str | None,
+    option(
+        "--rotation",
+        metavar="RANGE",
+        help="Rotation of the defects in degrees: 0, or -10:10  [default: as real ones vary; any for generated ones]",
+    ),
+]
+
+
+class Places(str, Enum):
+    """As `defectgen.synthesis.pasted.Place`."""
+
+    LIKE_REAL = "like-real"
+    ANYWHERE = "anywhere"
+
+
+Place = Annotated[
+    Places,
+    option("--place", help="Where defects lie: where real ones of the category do, by edge and ground, or anywhere."),
+]
+Vary = Annotated[
+    float,
+    option(
+        "--vary",
+        metavar="AMOUNT",
+        min=0.0,
+        max=2.0,
+        help="How much real defects are bent, stretched and changed in contrast: 0 not at all, 1 as real ones differ.",
+    ),
 ]
 Where = Annotated[
     str | None,
@@ -43,7 +78,7 @@ Where = Annotated[
         "--region",
         metavar="WHERE",
         help="Where to place defects: x,y,width,height in pixels; a mask image; or 'object', to leave out a plain "
-        "background  [default: anywhere]",
+        "background  [default: as --place says]",
     ),
 ]
 Style = Annotated[
@@ -172,7 +207,12 @@ def region(text: str) -> "Region":
 
 
 def placement(
-    scale: str, rotation: str, per_image: str, where: str | None, crop: str = "1", **settings: Any
+    scale: str | None,
+    rotation: str | None,
+    per_image: str,
+    where: str | None,
+    crop: str = "1",
+    **settings: Any,
 ) -> "Placement":
     """The placement of patches, from the texts of the options. `settings` are further fields of `Placement`.
 
@@ -185,8 +225,8 @@ def placement(
     if any(count % 1 for count in counts):
         raise UsageError(f"--per-image {per_image}: give whole numbers, such as 2 or 1:3")
     return Placement(
-        scale=number_range("--scale", scale, low=0.01),
-        rotation=number_range("--rotation", rotation),
+        scale=None if scale is None else number_range("--scale", scale, low=0.01),
+        rotation=None if rotation is None else number_range("--rotation", rotation),
         crop=number_range("--crop", crop, low=0.01, high=1),
         per_image=(round(counts[0]), round(counts[1])),
         region=None if where is None else region(where),

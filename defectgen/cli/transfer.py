@@ -62,8 +62,10 @@ def transfer(
         ),
     ] = None,
     per_image: output.PerImage = "1",
-    scale: output.Scale = "0.8:1.25",
-    rotation: output.Rotation = "0:360",
+    scale: output.Scale = None,
+    rotation: output.Rotation = None,
+    place: output.Place = output.Places.LIKE_REAL,
+    vary: output.Vary = 1.0,
     crop: Annotated[
         str, option("--crop", metavar="RANGE", help="Fraction of a defect's longer side to use: 1, or 0.3:1.")
     ] = "1",
@@ -97,8 +99,11 @@ def transfer(
 
     from defectgen.pipelines.synthesize import TransferRequest, prepare_transfer
 
-    placement = output.placement(scale, rotation, per_image, region, crop, colour=colour.value)
-    default_placement = (scale, rotation, per_image, crop, colour) == ("0.8:1.25", "0:360", "1", "1", Colour.MATCH)
+    placement = output.placement(
+        scale, rotation, per_image, region, crop, place=place.value, vary=vary, colour=colour.value
+    )
+    chosen = (scale, rotation, per_image, crop, place, vary, colour)
+    default_placement = chosen == (None, None, "1", "1", output.Places.LIKE_REAL, 1.0, Colour.MATCH)
     job = prepare_transfer(
         TransferRequest(
             num=num,

@@ -36,6 +36,8 @@ class PlacedDefect(_Record):
     """x and y of the patch's top left corner."""
     scale: float | None = None
     degrees: float | None = None
+    variation: dict[str, float] | None = None
+    """How it was bent, stretched and changed in contrast: `imaging.patches.Variation`."""
 
 
 class Parameters(_Record):

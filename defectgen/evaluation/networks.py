@@ -16,6 +16,7 @@ from defectgen.nn.layers import standardized
 Kind = Literal["fine-tuned", "scratch"]
 _PYRAMID_WIDTH = 64  # channels of the feature pyramid
 _FINE_WIDTH = 8  # channels at the image's own resolution
+_PRIOR = -3.0  # initial logit of a defective pixel: some 5% of a window
 _FROZEN_BLOCKS = 3  # first encoder blocks, up to stride 4: edges and texture, and most of the work
 _SURROUND = 12  # pixels to each side whose mean is subtracted from a pixel
 _SOURCE_WIDTH = 32  # hidden units of the source head
@@ -104,9 +105,10 @@ class FineTuned(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(channels, _PYRAMID_WIDTH, 1) for channels in CHANNELS)
         self.fine = nn.Conv2d(1, _FINE_WIDTH, 3, padding=1)
         self.coarse = nn.Conv2d(_PYRAMID_WIDTH, _FINE_WIDTH, 3, padding=1)
-        self.out = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(2 * _FINE_WIDTH, _FINE_WIDTH, 3, padding=1), nn.ReLU(), nn.Conv2d(_FINE_WIDTH, 1, 1)
-        )
+        # No ReLU: with so few channels all may die, and then the network segments nothing (one seed in five did so).
+        last = nn.Conv2d(_FINE_WIDTH, 1, 1)
+        nn.init.constant_(last.bias, _PRIOR)  # type: ignore[arg-type]
+        self.out = nn.Sequential(nn.SiLU(), nn.Conv2d(2 * _FINE_WIDTH, _FINE_WIDTH, 3, padding=1), nn.SiLU(), last)
         self.head = nn.Linear(2 * (CHANNELS[2] + CHANNELS[3]), classes)
         self.source = _source_head(2 * (CHANNELS[2] + CHANNELS[3]))
 

@@ -4,8 +4,10 @@ For networks a patch is on a pure background (DCDGANc, section 2.1) with the val
 [-0.6, 1], so that even a dark defect is distinct from the background.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,10 +17,12 @@ from skimage.segmentation import watershed
 from defectgen.imaging.images import DecodedImage
 from defectgen.imaging.masks import clean
 from defectgen.imaging.windows import BoolArray, Box, FloatArray, paste_on_zeros, value_range
+from defectgen.seeding import numpy_rng
 
 RIM = 5
 """Width of the defect's own background that is cut out around it, in native pixels. The paper expands masks without
 background likewise (section 3.1). So the transition to another background lies outside the defect, even a thin one."""
+_SMOOTH = 0.35  # of the longer side: the coarseness of the field that bends a patch
 _PURE = -1.0
 _LOWEST = -0.6
 _COMPANDING = 0.6
@@ -163,6 +167,62 @@ def resize(patch: DefectPatch, scale: float) -> DefectPatch:
         defect_mask=defect_mask if defect_mask.any() else blend_mask,  # a thin line may vanish when scaled down
         coarseness=max(1.0, patch.coarseness * scale),
     )
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How a patch is varied, so that a cut-out is no copy. `key` seeds the smooth field that bends it."""
+
+    key: int
+    bend: float
+    """Standard deviation of the displacements, as a fraction of the longer side."""
+    stretch: float
+    """Factor of its length along its longer axis."""
+    contrast: float
+    """Factor of its contrast."""
+
+
+def varied(
+    patch: DefectPatch, variation: Variation, degrees: float, still: tuple[bool, bool] = (False, False)
+) -> DefectPatch:
+    """A patch bent by a smooth random field, stretched along its axis and with another contrast.
+
+    Pixels and masks are bent alike. The contrast of coarse structure changes, and the grain stays.
+
+    Args:
+        degrees: the direction of its axis, counter-clockwise.
+        still: whether nothing is moved along x, and along y: a defect that ends at an edge stays there.
+    """
+    height, width = patch.blend_mask.shape
+    side = max(height, width)
+    room = math.ceil(side * (2 * variation.bend + max(0.0, variation.stretch - 1) / 2)) + 1
+    shape = (height + 2 * room, width + 2 * room)
+    axis = np.array([math.cos(math.radians(degrees)), -math.sin(math.radians(degrees))])
+    shrink = np.eye(2) + (1 / variation.stretch - 1) * np.outer(axis, axis)
+    middle = np.array([width, height]) / 2
+    grid = np.indices(shape, np.float64)[::-1].transpose(1, 2, 0) - room - middle
+    nodes = [math.ceil(length / (_SMOOTH * side)) + 3 for length in shape]
+    coarse = numpy_rng(variation.key).normal(size=(*nodes, 2)) * variation.bend * side
+    field = np.asarray(cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)) * ~np.array(still)
+    at = (grid @ shrink.T + middle + field).astype(np.float32)
+
+    def bent(values: NDArray[Any], how: int, border: int) -> FloatArray:
+        found = cv2.remap(values, np.ascontiguousarray(at[..., 0]), np.ascontiguousarray(at[..., 1]), how, None, border)
+        return np.asarray(found, np.float32).reshape(*shape, *values.shape[2:])
+
+    pixels = bent(patch.pixels, cv2.INTER_CUBIC, cv2.BORDER_REPLICATE)
+    blend_mask, defect_mask = (
+        bent(each.astype(np.float32), cv2.INTER_LINEAR, cv2.BORDER_CONSTANT) > 0.45  # thin lines stay whole
+        for each in (patch.blend_mask, patch.defect_mask)
+    )
+    if not defect_mask.any():
+        return patch
+    blend_mask |= cv2.dilate(defect_mask.astype(np.uint8), _disc(RIM - 1)) > 0
+    rim = blend_mask & ~defect_mask
+    inside = cv2.GaussianBlur(defect_mask.astype(np.float32), (0, 0), 1.0)[..., None]
+    smooth = np.asarray(cv2.GaussianBlur(pixels, (0, 0), 1.0)).reshape(pixels.shape) - pixels[rim].mean(axis=0)
+    pixels = np.clip(pixels + (variation.contrast - 1) * inside * smooth, -1, 1).astype(np.float32)
+    return replace(patch, pixels=pixels, blend_mask=blend_mask, defect_mask=defect_mask)
 
 
 def turn(width: int, height: int, degrees: float, scale: float, *, mirrored: bool = False) -> NDArray[np.float64]:

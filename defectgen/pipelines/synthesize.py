@@ -357,8 +357,8 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
             return pasted.compose(pasted.ComposeRequest(wanted, references, maker, placement))
         if not pastes and request.placement is not None:
             raise UsageError(
-                f"{entry.name}: {entry.method} paints defects in place; --scale, --rotation, --per-image, --crop and "
-                "--colour are for cut-out defects and for models that generate defect patches"
+                f"{entry.name}: {entry.method} paints defects in place; --scale, --rotation, --place, --vary, "
+                "--per-image, --crop and --colour are for cut-out defects and for models that generate defect patches"
             )
 
         from defectgen.synthesis import generated

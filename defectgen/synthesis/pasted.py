@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Generic, Literal
 
@@ -19,7 +20,8 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import Catalog, SourceImage
 from defectgen.imaging import masks
 from defectgen.imaging.images import DecodedImage, Pixels, read_mask
-from defectgen.imaging.patches import RIM, DefectPatch, cut_out, resize, turn
+from defectgen.imaging.patches import RIM, DefectPatch, cut_out, resize, turn, varied
+from defectgen.imaging.places import Ground, Habits, Spot, grain
 from defectgen.imaging.poisson import Mode, blend
 from defectgen.imaging.windows import (
     BoolArray,
@@ -39,6 +41,15 @@ _CONTRAST = 0.5, 2.0  # least and greatest factor on a patch's contrast
 Colour = Literal["keep", "match", "gray"]
 """How a patch's colors are adapted: `keep` scales its contrast as the brightness of its background, `match` scales
 that of each channel as the contrast of its background, `gray` blends in a gray patch."""
+Place = Literal["like-real", "anywhere"]
+"""Where patches are placed: where the real defects of their category lie, or anywhere. Generated patches, of which no
+real ones are known, are placed anywhere."""
+_ANY_SCALE, _ANY_TURN = (0.8, 1.25), (0.0, 360.0)
+_STUDIED = 64  # real defects of a category from which places are learned
+_FINE = 2.5  # pixels: what a Gaussian of this width takes away is grain
+_BROAD = 8.0  # the same where noise is taken, of which some is broader
+_NOISE = 3.5  # standard deviations: what differs more from the coarse structure is none
+_GRAINY = 40  # pixels of rim from which the grain is measured
 _COARSE = 1.5  # image pixels per patch pixel; a patch that is coarser lacks the image's grain
 
 
@@ -78,22 +89,28 @@ class Region:
 class Placement:
     """How patches are placed. Each pair is a range with a uniform distribution."""
 
-    scale: tuple[float, float] = (0.8, 1.25)
-    rotation: tuple[float, float] = (0.0, 360.0)
-    """Degrees, counter-clockwise."""
+    scale: tuple[float, float] | None = None
+    """None: as the real defects of the category vary, or 0.8 to 1.25 for generated ones."""
+    rotation: tuple[float, float] | None = None
+    """Degrees, counter-clockwise. None: as the real ones of the category are turned; any, for generated ones."""
     crop: tuple[float, float] = (1.0, 1.0)
     """The fraction of a patch's longer side that is used."""
     per_image: tuple[int, int] = (1, 1)
+    place: Place = "like-real"
     region: Region | None = None
+    """Where they may lie, whatever `place` says."""
+    vary: float = 1.0
+    """How much real cut-outs are bent, stretched and changed in contrast: 0 leaves them as they are, 1 is as real
+    ones differ."""
     mode: Mode = "improved"
     colour: Colour = "keep"
 
     def summary(self) -> dict[str, Any]:
         """Its entry in manifest rows."""
         return {
-            "scale": list(self.scale), "rotation": list(self.rotation), "crop": list(self.crop),
-            "per_image": list(self.per_image), "region": self.region and self.region.name, "blend": self.mode,
-            "colour": self.colour,
+            "scale": self.scale and list(self.scale), "rotation": self.rotation and list(self.rotation),
+            "crop": list(self.crop), "per_image": list(self.per_image), "place": self.place, "vary": self.vary,
+            "region": self.region and self.region.name, "blend": self.mode, "colour": self.colour,
         }  # fmt: skip
 
 
@@ -112,6 +129,7 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         super().__init__(wanted, batch_size)
         self._placement = placement
         self._region = lru_cache(maxsize=64)(self._find_region)
+        self._grounds = lru_cache(maxsize=512)(self._ground)
 
     def _find_region(self, path: Path) -> BoolArray:
         assert self._placement.region is not None
@@ -123,19 +141,37 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         low, high = self._placement.per_image
         return ComposeDraw(**vars(drawn), rng=rng, count=int(rng.integers(low, high + 1)))
 
-    def _compose(self, draw: ComposeDraw, patches: Sequence[DefectPatch], provenance: dict[str, Any]) -> Sample | None:
-        """Blend in every patch that fits somewhere and is visible; None if there is no such patch."""
+    def _ground(self, path: Path) -> Ground:
+        photograph = self._images.read(path)
+        return Ground(shaped(photograph.pixels, photograph.channels))
+
+    def _compose(
+        self,
+        draw: ComposeDraw,
+        patches: Sequence[DefectPatch],
+        provenance: dict[str, Any],
+        spots: Sequence[Spot] = (),
+        habits: Habits | None = None,
+    ) -> Sample | None:
+        """Blend in every patch that fits somewhere and is visible; None if there is no such patch.
+
+        `spots` say where the patches are from, and `habits` where such defects lie; both are empty if that is unknown.
+        """
         photograph, placement, rng = draw.photograph, self._placement, draw.rng
         size = (photograph.height, photograph.width)
         image, mask = photograph.pixels, np.zeros(size, np.bool_)
         free = None if placement.region is None else self._region(draw.sample.path)
         defects: list[dict[str, Any]] = []
-        for patch in patches:
-            scale, degrees = rng.uniform(*placement.scale), rng.uniform(*placement.rotation)
+        for patch, spot in zip_longest(patches, spots):
             if placement.crop != (1.0, 1.0):
                 patch = crop(rng, patch, rng.uniform(*placement.crop))
-            moved = move(patch, scale, degrees)
-            at = place(rng, moved, size, free)
+                spot = spot and replace(spot, touches=(False,) * 4)
+            variation = None
+            if habits is not None and spot is not None and placement.vary:
+                variation = habits.draw_variation(rng, spot, placement.vary)
+                top, bottom, left, right = spot.touches
+                patch = varied(patch, variation, spot.degrees, still=(left or right, top or bottom))
+            moved, at, scale, degrees = self._placed(draw, patch, free, spot, habits)
             if at is None:
                 continue
             if free is not None:
@@ -146,10 +182,10 @@ class Composition(SampleStream[D, G], Generic[D, G]):
                 continue
             image, mask = after, mask | shown
             free = (np.ones(size, np.bool_) if free is None else free) & ~paste_on_zeros(moved.blend_mask, at, size)
-            own: dict[str, Any] = {}
+            own: dict[str, Any] = {} if variation is None else {"variation": vars(variation)}
             if patch.source is not None and patch.box is not None:
                 sha256 = self._sha256(patch.source)
-                own = {"content": str(patch.source), "content_sha256": sha256, "box": vars(patch.box)}
+                own |= {"content": str(patch.source), "content_sha256": sha256, "box": vars(patch.box)}
             defects.append({**own, "at": at, "scale": round(scale, 4), "degrees": round(degrees, 2)})
         if not defects:
             return None
@@ -159,6 +195,36 @@ class Composition(SampleStream[D, G], Generic[D, G]):
             "seed": self._wanted.seed, "placement": placement.summary(), "parameters": parameters,
         }  # fmt: skip
         return Sample(draw.index, draw.category, draw.sample.product, image, mask, Provenance(**provenance))
+
+    def _placed(
+        self, draw: ComposeDraw, patch: DefectPatch, free: BoolArray | None, spot: Spot | None, habits: Habits | None
+    ) -> tuple[DefectPatch, tuple[int, int] | None, float, float]:
+        """A patch scaled and turned, its place in the image, or None if there is none, its scale and its turn."""
+        photograph, placement, rng = draw.photograph, self._placement, draw.rng
+        size = (photograph.height, photograph.width)
+        if habits is None or spot is None:
+            scale, degrees = rng.uniform(*placement.scale or _ANY_SCALE), rng.uniform(*placement.rotation or _ANY_TURN)
+            moved = move(patch, scale, degrees)
+            return moved, place(rng, moved, size, free), scale, degrees
+        scale = rng.uniform(*placement.scale) if placement.scale else habits.draw_scale(rng)
+        turn = None if placement.rotation is None else rng.uniform(*placement.rotation)
+        width, height = (math.ceil(length * scale) for length in patch.defect_mask.shape[::-1])
+        too_large = width > photograph.width or height > photograph.height
+        if any(spot.touches) and placement.place == "like-real" and placement.region is None:
+            degrees = turn or 0.0
+            moved = move(patch, scale, degrees)
+            return moved, at_edge(moved, size, spot.touches, habits.draw_along(rng, spot)), scale, degrees
+        if placement.place == "anywhere" or placement.region is not None or too_large:
+            degrees = habits.draw_turn(rng, spot, spot.grain) if turn is None else turn
+            moved = move(patch, scale, degrees)
+            return moved, place(rng, moved, size, free), scale, degrees
+        center = habits.draw_center(rng, self._grounds(draw.sample.path), (width, height), free)
+        if center is None:
+            return patch, None, scale, 0.0
+        here = grain(shaped(photograph.pixels, photograph.channels), *center)
+        degrees = habits.draw_turn(rng, spot, here) if turn is None else turn
+        moved = move(patch, scale, degrees)
+        return moved, centered(moved, size, center), scale, degrees
 
 
 @dataclass(frozen=True)
@@ -185,12 +251,28 @@ class CutoutSamples(Composition[ComposeDraw, None]):
         if unknown:
             raise UsageError(f"--category {sorted(unknown)[0]}: choose from {', '.join(sorted(self._by_category))}")
         self._pieces = lru_cache(maxsize=1024)(lambda mask: defect_pieces(read_mask(mask)))
+        self._spot = lru_cache(maxsize=4096)(self._find_spot)
+        self._habits = {category: self._study(self._by_category[category]) for category in request.wanted.categories}
+        self.metadata["places"] = {category: habits.summary() for category, habits in self._habits.items()}
 
-    def _cut_out(self, rng: np.random.Generator, category: str) -> DefectPatch:
+    def _study(self, samples: Sequence[SourceImage]) -> Habits:
+        """The habits of the defects in images: of all, or of some that are spread evenly over them."""
+        step = max(1, len(samples) // _STUDIED)
+        chosen = samples[::step][:_STUDIED]
+        return Habits([self._spot(sample, i) for sample in chosen for i in range(len(self._pieces(sample.mask)))])
+
+    def _find_spot(self, sample: SourceImage, number: int) -> Spot:
+        photograph = self._images.read(sample.path)
+        pixels = shaped(photograph.pixels, photograph.channels)
+        return Spot.of(pixels, self._grounds(sample.path), *self._pieces(sample.mask)[number])
+
+    def _cut_out(self, rng: np.random.Generator, category: str) -> tuple[DefectPatch, Spot]:
         samples = self._by_category[category]
         sample = samples[int(rng.integers(len(samples)))]
         pieces = self._pieces(sample.mask)
-        return cut_out(self._images.read(sample.path), *pieces[int(rng.integers(len(pieces)))], RIM, sample.path)
+        number = int(rng.integers(len(pieces)))
+        patch = cut_out(self._images.read(sample.path), *pieces[number], RIM, sample.path)
+        return patch, self._spot(sample, number)
 
     def _draw(self, index: int, attempt: int) -> ComposeDraw:
         return self._draw_defects(index, attempt)
@@ -199,8 +281,9 @@ class CutoutSamples(Composition[ComposeDraw, None]):
         return [None] * len(draws)
 
     def _finish(self, draw: ComposeDraw, generated: None) -> Sample | None:
-        patches = [self._cut_out(draw.rng, draw.category) for _ in range(draw.count)]
-        return self._compose(draw, patches, {"method": "cut-outs", "contents": self._name})
+        patches, spots = zip(*(self._cut_out(draw.rng, draw.category) for _ in range(draw.count)), strict=True)
+        provenance = {"method": "cut-outs", "contents": self._name}
+        return self._compose(draw, patches, provenance, spots, self._habits[draw.category])
 
 
 def compose(request: ComposeRequest) -> CutoutSamples:
@@ -279,6 +362,43 @@ def place(
     return best
 
 
+def centered(patch: DefectPatch, size: tuple[int, int], center: tuple[float, float]) -> tuple[int, int]:
+    """The (x, y) of a patch's corner with which its defect lies around a center, inside an image of `size`, [H, W]."""
+    x, y, width, height = cv2.boundingRect(patch.defect_mask.view(np.uint8))
+    left, top = center[0] - width / 2, center[1] - height / 2
+    left = min(max(left, 0), max(size[1] - width, 0))
+    top = min(max(top, 0), max(size[0] - height, 0))
+    return round(left) - x, round(top) - y
+
+
+def at_edge(
+    patch: DefectPatch,
+    size: tuple[int, int],
+    touches: tuple[bool, bool, bool, bool],
+    along: tuple[float, float],
+) -> tuple[int, int]:
+    """The (x, y) of a patch's corner with which its defect reaches edges of an image of `size`.
+
+    Args:
+        touches: whether it reaches the top, bottom, left and right edge.
+        along: the relative center of the defect along an axis on which it reaches no edge.
+    """
+    x, y, width, height = cv2.boundingRect(patch.defect_mask.view(np.uint8))
+    top, bottom, left, right = touches
+
+    def start(first: bool, last: bool, extent: int, length: int, center: float) -> int:
+        if first and last:
+            return (length - extent) // 2
+        if first or last:  # a pixel over the edge, where resampling has made it soft
+            return -1 if first else length - extent + 1
+        return round(min(max(center * length - extent / 2, 0), max(length - extent, 0)))
+
+    return (
+        start(left, right, width, size[1], along[0]) - x,
+        start(top, bottom, height, size[0], along[1]) - y,
+    )
+
+
 def lay(
     photograph: DecodedImage,
     image: Pixels,
@@ -324,9 +444,9 @@ def lay(
             pixels = np.repeat(pixels.mean(axis=2, keepdims=True), photograph.channels, axis=2)
         pixels = (pixels + around.mean(axis=0)).astype(np.float32)
     if patch.coarseness > _COARSE:
-        low_pass = cv2.GaussianBlur(before, (0, 0), patch.coarseness / 2).reshape(before.shape)
         pixels = pixels.copy()
-        pixels[there] += before - low_pass
+        pixels[there] += before - _blurred(before, patch.coarseness / 2)
+    pixels = grainy(patch, pixels, before, there)
     result = blend(pixels, patch.blend_mask, image, at=at, mode=mode)
     # An annotated mask may be generous: only pixels without any visible change are removed from it.
     shown = masks.visible_part(
@@ -336,6 +456,40 @@ def lay(
     return result, paste_on_zeros(shown, (left, top), (photograph.height, photograph.width))
 
 
+def grainy(patch: DefectPatch, pixels: FloatArray, ground: FloatArray, there: tuple[slice, slice]) -> FloatArray:
+    """The pixels of a patch, [h, w, C], with the grain of its ground as the rim shows both: equally strong noise.
+
+    A patch with less noise gets some of the ground's own detail. From one with more, noise is taken; what stands out
+    from it, such as a defect's edges, stays, and so does the mean of the defect.
+
+    Args:
+        ground: the pixels under `pixels[there]`.
+    """
+    rim = (patch.blend_mask & ~cv2.dilate(patch.defect_mask.view(np.uint8), np.ones((5, 5))).view(np.bool_))[there]
+    if rim.sum() < _GRAINY:
+        return pixels
+    noise, wanted = (float((each - _blurred(each, 0.7))[rim].std()) for each in (pixels[there], ground))
+    if wanted > noise:
+        pixels = pixels.copy()
+        pixels[there] += (ground - _blurred(ground, _FINE)) * math.sqrt(1 - (noise / wanted) ** 2)
+        return pixels
+    fine = pixels - _blurred(pixels, _BROAD)
+    spread = float(fine[~patch.defect_mask].std())
+    stands_out = np.clip(np.abs(fine) / max(spread, 1e-3) - _NOISE, 0, 1)
+    taken = fine * (1 - stands_out) * np.float32(1 - wanted / max(noise, 1e-3))
+    taken[patch.defect_mask] -= taken[patch.defect_mask].mean(axis=0)
+    return np.asarray(pixels - taken, np.float32)
+
+
+def _blurred(pixels: FloatArray, sigma: float) -> FloatArray:
+    return np.asarray(cv2.GaussianBlur(pixels, (0, 0), sigma), np.float32).reshape(pixels.shape)
+
+
+def shaped(pixels: Pixels, channels: int) -> Pixels:
+    """Pixels without alpha, [H, W, channels]."""
+    return pixels.reshape(*pixels.shape[:2], -1)[..., :channels]
+
+
 def _colors(pixels: Pixels, channels: int) -> FloatArray:
-    """Pixels without alpha, float32 [H, W, channels]."""
-    return pixels.reshape(*pixels.shape[:2], -1)[..., :channels].astype(np.float32)
+    """The same as float32."""
+    return shaped(pixels, channels).astype(np.float32)

@@ -63,11 +63,13 @@ def test_options_reach_the_samples(defects: Path) -> None:
     cv2.rectangle(mask, (0, 0), (79, 25), 255, -1)
     Path("roi.png").write_bytes(encode_png(mask))
     options = ["--scale", "0.5", "--rotation", "-5:5", "--per-image", "2", "--region", "roi.png", "--blend", "alpha"]
+    options += ["--place", "anywhere", "--vary", "0.5"]
     assert main(["compose", "tiles/defects", "tiles/good", "-n", "4", "-c", "crack", *options]) == 0
     for row in rows():
         assert row["placement"] == {
             "scale": [0.5, 0.5], "rotation": [-5.0, 5.0], "per_image": [2, 2], "region": "roi.png", "blend": "alpha",
-            "crop": [1.0, 1.0], "colour": "keep",
+            "crop": [1.0, 1.0], "colour": "keep", "place": "anywhere",
+            "vary": 0.5,
         }  # fmt: skip
         assert not read_mask(Path("dataset", str(row["mask"])))[26:].any()
 

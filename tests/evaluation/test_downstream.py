@@ -193,6 +193,19 @@ def test_mixing_moves_images_masks_and_classes_together() -> None:
     torch.testing.assert_close(x[:2, 0, 8:24, 8:24], torch.ones(2, 16, 16))  # what came in is as it was
 
 
+def test_the_segmenter_cannot_die() -> None:
+    """A network whose hidden pixels are all far below zero still learns. With ReLU it segmented nothing for good."""
+    network = FineTuned(3)
+    hidden = network.out[1]
+    assert isinstance(hidden, torch.nn.Conv2d)
+    assert hidden.bias is not None
+    torch.nn.init.constant_(hidden.bias, -4.0)
+    network(torch.rand(1, 1, 64, 64))[1].sum().backward()
+    assert hidden.weight.grad is not None
+    assert (hidden.weight.grad.abs().amax(dim=(1, 2, 3)) > 0).all()
+    assert network(torch.rand(1, 1, 64, 64))[1].mean().sigmoid() < 0.1  # few pixels are defective
+
+
 @pytest.mark.parametrize("kind", ["fine-tuned", "scratch"])
 def test_networks_learn_and_a_seed_decides_them(examples: Callable[..., list[Example]], kind: Any) -> None:
     training, held_out = TrainingSet(examples(0, 6)), examples(100, 5)

@@ -5,7 +5,18 @@ import numpy as np
 import pytest
 
 from defectgen.imaging.images import DecodedImage
-from defectgen.imaging.patches import DefectPatch, cut_out, extract, of_mask, on_pure_background, relative, resize, turn
+from defectgen.imaging.patches import (
+    DefectPatch,
+    Variation,
+    cut_out,
+    extract,
+    of_mask,
+    on_pure_background,
+    relative,
+    resize,
+    turn,
+    varied,
+)
 from defectgen.imaging.windows import defect_pieces
 
 
@@ -146,3 +157,59 @@ def test_a_thin_line_survives_scaling_down() -> None:
     blend_mask = np.zeros((40, 40), np.bool_)
     blend_mask[15:26, 2:38] = True
     assert resize(DefectPatch(np.zeros((40, 40, 1), np.float32), blend_mask, defect_mask), 0.3).defect_mask.any()
+
+
+class TestVaried:
+    """An upright bar of 5 x 60 pixels, on noise."""
+
+    @pytest.fixture
+    def bar(self) -> DefectPatch:
+        rng = np.random.default_rng(0)
+        defect_mask = np.zeros((72, 17), np.bool_)
+        defect_mask[6:66, 6:11] = True
+        pixels = rng.normal(0, 0.02, (72, 17, 1)) - 0.3 * defect_mask[..., None]
+        blend_mask = cv2.dilate(defect_mask.view(np.uint8), np.ones((11, 11))) > 0
+        return DefectPatch(pixels.astype(np.float32), blend_mask, defect_mask)
+
+    def test_nothing_is_changed_by_none(self, bar: DefectPatch) -> None:
+        after = varied(bar, Variation(1, 0.0, 1.0, 1.0), 90.0)
+        inner = (slice(1, -1), slice(1, -1))
+        np.testing.assert_allclose(after.pixels[inner], bar.pixels, atol=1e-4)
+        np.testing.assert_array_equal(after.defect_mask[inner], bar.defect_mask)
+
+    def test_it_is_stretched_along_its_axis(self, bar: DefectPatch) -> None:
+        for stretch in (0.7, 1.5):
+            rows, columns = np.nonzero(varied(bar, Variation(1, 0.0, stretch, 1.0), 90.0).defect_mask)
+            assert np.ptp(rows) + 1 == pytest.approx(60 * stretch, abs=1.5)
+            assert np.ptp(columns) + 1 == pytest.approx(5, abs=1)
+
+    def test_pixels_and_mask_are_bent_alike_and_stay_whole(self, bar: DefectPatch) -> None:
+        shapes = set()
+        for key in range(10):
+            after = varied(bar, Variation(key, 0.02, 1.0, 1.0), 90.0)
+            count, _ = cv2.connectedComponents(after.defect_mask.astype(np.uint8))
+            assert count == 2
+            dark = after.pixels[..., 0] < -0.15
+            assert (dark & after.defect_mask).sum() / (dark | after.defect_mask).sum() > 0.85
+            assert (after.blend_mask | ~after.defect_mask).all()
+            assert after.defect_mask.sum() == pytest.approx(300, rel=0.3)
+            columns = np.nonzero(after.defect_mask)[1]
+            assert np.ptp(columns) >= 5
+            shapes.add(after.defect_mask.tobytes())
+        assert len(shapes) == 10
+        again = [varied(bar, Variation(7, 0.03, 1.1, 1.2), 90.0).pixels for _ in range(2)]
+        np.testing.assert_array_equal(again[0], again[1])
+
+    def test_what_ends_at_an_edge_is_not_moved_across_it(self, bar: DefectPatch) -> None:
+        for key in range(5):
+            after = varied(bar, Variation(key, 0.05, 1.0, 1.0), 90.0, still=(True, False))
+            columns = np.nonzero(after.defect_mask)[1]
+            assert np.ptp(columns) + 1 == 5
+
+    def test_contrast_changes_and_the_grain_stays(self, bar: DefectPatch) -> None:
+        after = varied(bar, Variation(1, 0.0, 1.0, 1.4), 90.0)
+        inside, rim = after.defect_mask, after.blend_mask & ~after.defect_mask
+        core = cv2.erode(inside.astype(np.uint8), np.ones((3, 3))) > 0
+        assert after.pixels[core].mean() == pytest.approx(-0.3 * 1.4, rel=0.08)
+        assert after.pixels[rim].std() < 0.035
+        assert after.pixels[core].std() < 0.04

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,80 @@ def test_a_defect_is_adapted_to_the_brightness_of_its_surroundings(request_for: 
             inner = cv2.erode(sample.mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
             level = before.pixels[inner].astype(float).mean()
             assert level - sample.image[inner].mean() == pytest.approx(0.7 * level, abs=8)
+
+
+@pytest.fixture
+def chips(tmp_path: Path) -> Path:
+    """Half discs at the left edge of images with upright streaks, and upright bars in their darker half, the lower."""
+    rng = np.random.default_rng(1)
+    for name in ("chip", "bar"):
+        (tmp_path / "defects" / name).mkdir(parents=True)
+        (tmp_path / "masks" / name).mkdir(parents=True)
+    (tmp_path / "normals").mkdir()
+
+    def surface() -> NDArray[np.uint8]:
+        streaks = 130 + rng.normal(0, 12, (1, 90)) + rng.normal(0, 1, (120, 90))
+        streaks[60:] -= 50
+        return np.clip(streaks, 0, 255).astype(np.uint8)
+
+    for i in range(6):
+        for name in ("chip", "bar"):
+            pixels, mask = surface(), np.zeros((120, 90), np.uint8)
+            if name == "chip":
+                cv2.circle(mask, (0, 30 + 4 * i), 8, 255, -1)
+            else:
+                cv2.line(mask, (20 + 9 * i, 80 + 2 * i), (20 + 9 * i + i % 3 - 1, 100 + 2 * i), 255, 3)
+            pixels[mask > 0] = 20
+            (tmp_path / f"defects/{name}/{i}.png").write_bytes(encode_png(pixels))
+            (tmp_path / f"masks/{name}/{i}.png").write_bytes(encode_png(mask))
+        (tmp_path / f"normals/{i}.png").write_bytes(encode_png(surface()))
+    return tmp_path
+
+
+@pytest.fixture
+def like_real(chips: Path) -> Make:
+    def make(num: int = 24, placement: Placement | None = None, **changes: Any) -> ComposeRequest:
+        wanted = replace(SampleSpec(("chip", "bar"), num, read_normals(chips / "normals")), **changes)
+        return ComposeRequest(wanted, read_defects(chips / "defects"), "d", placement or Placement())
+
+    return make
+
+
+def test_defects_lie_where_real_ones_do(like_real: Make) -> None:
+    """Chips at the left edge, where they end; bars in the dark lower half, upright as the streaks are."""
+    samples = compose(like_real())
+    for sample in samples:
+        rows, columns = np.nonzero(sample.mask)
+        if sample.category == "chip":
+            assert sample.mask[:, 0].sum() > 8
+            assert columns.max() < 20
+            assert record(sample)["parameters"]["defects"][0]["degrees"] == 0
+        else:
+            assert columns.min() > 0
+            assert np.ptp(rows) > 2.5 * np.ptp(columns)
+        assert record(sample)["placement"]["place"] == "like-real"
+    low = [np.nonzero(each.mask)[0].mean() > 55 for each in compose(like_real(40, categories=("bar",)))]
+    assert np.mean(low) > 0.9
+    assert samples.metadata["places"]["chip"]["at_edges"] == {"left": 1.0}
+    assert samples.metadata["places"]["bar"]["learned"] == ["across", "down", "depth", "brightness", "texture"]
+
+
+def test_anywhere_and_regions_overrule_where_real_ones_lie(like_real: Make) -> None:
+    anywhere = list(compose(like_real(40, Placement(place="anywhere"))))
+    assert np.mean([each.mask[:, 0].any() for each in anywhere if each.category == "chip"]) < 0.3
+    assert np.mean([np.nonzero(each.mask)[0].mean() < 55 for each in anywhere if each.category == "bar"]) > 0.2
+    box = Region(box=Box(40, 10, 30, 40), name="40,10,30,40")
+    for sample in compose(like_real(12, Placement(region=box))):
+        rows, columns = np.nonzero(sample.mask)
+        assert columns.min() >= 40
+        assert columns.max() < 70
+        assert rows.max() < 50
+
+
+def test_numbers_overrule_turns_and_scales(like_real: Make) -> None:
+    for sample in compose(like_real(8, Placement(scale=(0.7, 0.7), rotation=(90, 90)))):
+        (defect,) = record(sample)["parameters"]["defects"]
+        assert (defect["scale"], defect["degrees"]) == (0.7, 90)
 
 
 @pytest.mark.parametrize("changes", [{"num": 11}, {"workers": 4}, {"skip": frozenset({0, 1, 2, 4})}])
@@ -258,8 +334,40 @@ def test_a_coarse_patch_gets_the_grain_of_its_surroundings() -> None:
         grain.append(image[70:85, 85:100].astype(float).std())
     assert grain[0] == pytest.approx(grain[1], rel=0.05)  # both are enlarged
     assert grain[0] == pytest.approx(pixels.std(), rel=0.15)
-    image, _ = lay(DecodedImage(pixels), pixels, disc(30), (20, 5), "improved")
-    assert image[40:50, 50:60].std() < 0.2 * pixels.std()  # a patch as fine as the image keeps its own grain
+
+
+@pytest.mark.parametrize(("own", "ground"), [(3.0, 12.0), (9.0, 3.0), (6.0, 6.0)])
+def test_a_patch_has_the_grain_of_its_ground(own: float, ground: float) -> None:
+    """Inside a defect and outside, the noise has the same variance within 15%, and so in three bands, within 20%."""
+    rng = np.random.default_rng(2)
+
+    def noise(shape: tuple[int, int], strength: float) -> NDArray[np.float32]:
+        rough = cv2.GaussianBlur(rng.normal(size=shape).astype(np.float32), (0, 0), 0.7)
+        return np.asarray(rough * strength / rough.std(), np.float32)
+
+    surface = np.clip(120 + noise((300, 300), ground), 0, 255).astype(np.uint8)
+    mask = cv2.circle(np.zeros((160, 160), np.uint8), (80, 80), 60, 1, -1) > 0
+    pixels = 120 + noise((160, 160), own) - 40 * mask
+    blended = cv2.dilate(mask.astype(np.uint8), np.ones((11, 11))) > 0
+    patch = DefectPatch((pixels[..., None] / 127.5 - 1).astype(np.float32), blended, mask)
+    after, _ = lay(DecodedImage(surface), surface, patch, (70, 70), "improved")
+    inside, outside = after[110:190, 110:190].astype(np.float32), surface[:80, :80].astype(np.float32)
+    bands = []
+    for each in (inside, outside):
+        blurred = [each, *(cv2.GaussianBlur(each, (0, 0), sigma) for sigma in (0.7, 1.2, 2.0))]
+        bands.append([float((a - b)[8:-8, 8:-8].var()) for a, b in pairwise(blurred)])
+    assert inside.mean() == pytest.approx(80, abs=2)
+    assert inside[8:-8, 8:-8].var() == pytest.approx(outside.var(), rel=0.15)
+    assert np.array(bands[0]) / bands[1] == pytest.approx(1, abs=0.2)
+
+
+def test_edges_of_a_defect_stay_where_noise_is_taken() -> None:
+    after, shown = lay(
+        DecodedImage(np.full((60, 100, 3), 120, np.uint8)), np.full((60, 100, 3), 120, np.uint8), line(60), (20, 20),
+        "improved",
+    )  # fmt: skip
+    assert after[shown].mean(axis=0) == pytest.approx([120 - 90, 120 - 60, 120 - 30], abs=6)
+    assert after[23:26, 30:70].std() < 6  # of 12
 
 
 def test_mixtures() -> None:

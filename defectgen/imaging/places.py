@@ -1,0 +1,273 @@
+"""Where real defects of a category lie in their images, how they turn, and how their sizes vary.
+
+A place is described by its position on the part, its distance to the part's border, and the brightness and texture of
+the ground. Defects that reach an edge of their image belong to that edge. Surfaces have a grain, such as the marks of a
+grinding wheel, and defects keep their angle to it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectgen.imaging.images import Pixels
+from defectgen.imaging.masks import foreground
+from defectgen.imaging.patches import RIM, Variation
+from defectgen.imaging.windows import BoolArray, Box, FloatArray, paste_on_zeros
+
+_SIDE = 96  # pixels of the longer side at which images are looked at
+_GRAIN_SIDE = 64  # pixels around a place whose grain counts
+_COHERENT = 0.3  # a structure tensor with a lower coherence has no direction
+_ELONGATED = 1.6  # a defect whose axes differ less has no direction
+_TOUCHES = 2  # pixels; a defect this close to an edge of its image reaches it
+_CANDIDATES = 64
+_FEATURES = ("across", "down", "depth", "brightness", "texture")
+_LEARNED_FROM = (3, 3, 2, 6, 6)  # real defects from which each of these is learned
+_LEAST_WIDTH = 0.06  # of a kernel
+_TURN, _SCALE = 6.0, 0.15  # least spread of turns in degrees, and that of scales in octaves
+_SCALES = 0.5, 2.0
+_BEND = 0.02  # of the longer side
+_STRETCH, _STRETCHES = 0.25, (0.6, 1.6)  # octaves, and the limits
+_CONTRAST, _FAINT = 0.3, 0.03  # octaves at most; fainter contrasts are not told from the grain
+_SPREAD = 1.06  # Silverman's rule: a kernel is this times the spread times n^(-1/5) wide
+
+
+@dataclass(frozen=True)
+class Grain:
+    """The direction of the strongest lines, in degrees counter-clockwise from the x axis, and whether there is one."""
+
+    degrees: float
+    coherent: bool
+
+
+class Ground:
+    """What an image looks like around each of its pixels: the features of `Habits`."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        """`pixels`: [H, W, C], without alpha."""
+        self.height, self.width = pixels.shape[:2]
+        shrink = min(1.0, _SIDE / max(self.height, self.width))
+        size = max(2, round(self.width * shrink)), max(2, round(self.height * shrink))
+        small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.float32)
+        small = small.reshape(*small.shape[:2], -1).mean(axis=2)
+        part = np.pad(foreground(small[..., None]), 1).astype(np.uint8)
+        depth = np.asarray(cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_5))[1:-1, 1:-1]
+        smooth = np.asarray(cv2.GaussianBlur(small, (0, 0), 3))
+        rough = np.asarray(cv2.GaussianBlur((small - smooth) ** 2, (0, 0), 3))
+        self.part = part[1:-1, 1:-1] > 0
+        self._box = Box(*cv2.boundingRect(self.part.view(np.uint8)))
+        self._maps = np.stack([depth / depth.max(), _ranks(smooth, self.part), _ranks(rough, self.part)])
+        self._scale = np.array([size[0] / self.width, size[1] / self.height])
+
+    def features(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Across and down the part, depth, brightness and texture, all 0..1, at points (x, y): [N, 2] -> [N, 5]."""
+        at = points * self._scale
+        columns, rows = (
+            np.clip(at[:, axis].astype(int), 0, length - 1) for axis, length in enumerate(self.part.shape[::-1])
+        )
+        across = (at[:, 0] - self._box.x) / self._box.width
+        down = (at[:, 1] - self._box.y) / self._box.height
+        return np.column_stack([across, down, *self._maps[:, rows, columns]])
+
+    def on_part(self, points: NDArray[np.float64]) -> BoolArray:
+        at = (points * self._scale).astype(int)
+        limits = np.array(self.part.shape[::-1]) - 1
+        columns, rows = np.clip(at, 0, limits).T
+        return np.asarray(self.part[rows, columns])
+
+
+def grain(pixels: Pixels, x: float, y: float, hidden: BoolArray | None = None) -> Grain:
+    """The grain of an image, [H, W, C], around a place, from the structure tensor; `hidden`, [H, W], does not count."""
+    half = _GRAIN_SIDE // 2
+    left, top = max(0, int(x) - half), max(0, int(y) - half)
+    here = slice(top, top + _GRAIN_SIDE), slice(left, left + _GRAIN_SIDE)
+    window = pixels[here].mean(axis=2, dtype=np.float32)
+    dx, dy = (np.asarray(cv2.Sobel(window, cv2.CV_32F, i, 1 - i)) for i in (1, 0))
+    weight = np.zeros_like(dx)
+    weight[1:-1, 1:-1] = 1
+    if hidden is not None:
+        weight *= 1 - np.asarray(cv2.dilate(hidden[here].astype(np.float32), np.ones((5, 5))))
+    xx, yy, xy = (float((weight * each).sum()) for each in (dx * dx, dy * dy, dx * dy))
+    strength = np.hypot(xx - yy, 2 * xy) / max(xx + yy, 1e-9)
+    # Lines run across the gradient; the y axis of images points down.
+    gradient = 0.5 * np.degrees(np.arctan2(2 * xy, xx - yy))
+    return Grain(float((90 - gradient) % 180), bool(strength > _COHERENT))
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A real defect where it lies in its image."""
+
+    touches: tuple[bool, bool, bool, bool]
+    """Whether it reaches the image's top, bottom, left and right edge."""
+    features: tuple[float, ...]
+    grain: Grain
+    degrees: float
+    """Its axis, counter-clockwise from the x axis."""
+    elongated: bool
+    length: float
+    """Of its bounding box, in pixels."""
+    contrast: float
+    """Its difference from its surroundings, relative to their brightness above black."""
+
+    @classmethod
+    def of(cls, pixels: Pixels, ground: Ground, box: Box, piece: BoolArray) -> "Spot":
+        """The defect in an image, [H, W, C], whose mask is `piece`, cropped to `box`."""
+        rows, columns = np.nonzero(piece)
+        center = np.array([[box.x + columns.mean(), box.y + rows.mean()]])
+        degrees, ratio = _axis(columns, rows)
+        hidden = np.zeros((ground.height, ground.width), np.bool_)
+        hidden[box.y : box.y + box.height, box.x : box.x + box.width] = piece
+        right, bottom = ground.width - box.x - box.width, ground.height - box.y - box.height
+        return cls(
+            touches=(box.y < _TOUCHES, bottom < _TOUCHES, box.x < _TOUCHES, right < _TOUCHES),
+            features=tuple(ground.features(center)[0].tolist()),
+            grain=grain(pixels, float(center[0, 0]), float(center[0, 1]), hidden),
+            degrees=degrees,
+            elongated=ratio > _ELONGATED,
+            length=float(max(box.width, box.height)),
+            contrast=_contrast(pixels, box, piece),
+        )
+
+
+class Habits:
+    """What the real defects of a category have in common. From few of them, less is learned."""
+
+    def __init__(self, spots: Sequence[Spot]) -> None:
+        count = len(spots)
+        self.spots = tuple(spots)
+        inner = [spot.features for spot in spots if not any(spot.touches)]
+        self._inner = np.array(inner).reshape(-1, len(_FEATURES))
+        self._uses = np.array([len(inner) >= least for least in _LEARNED_FROM])
+        widths = _SPREAD * self._inner.std(axis=0) * max(1, len(inner)) ** -0.2 if inner else np.ones(len(_FEATURES))
+        self._widths = np.maximum(widths, _LEAST_WIDTH)
+        long = [spot for spot in spots if spot.elongated]
+        self.turn: float | None = None
+        """The standard deviation of turns in degrees; None: any turn, as real ones have none in common."""
+        if 2 * len(long) >= count:
+            self.turn = max(_TURN, _turns(long))
+            if self.turn > 40:  # of 52 if all directions are equally frequent
+                self.turn = None
+        octaves = np.std([np.log2(spot.length) for spot in spots])
+        self.octaves = max(_SCALE, min(0.6, float(_SPREAD * octaves * count**-0.2)))
+        """The standard deviation of the scale's logarithm to base 2."""
+
+        octaves = np.std(np.log2([max(abs(spot.contrast), _FAINT) for spot in spots]))
+        self.contrasts = min(_CONTRAST, float(octaves))
+        """The standard deviation of the logarithm of contrasts to base 2, limited."""
+
+    def draw_variation(self, rng: np.random.Generator, spot: Spot, amount: float) -> Variation:
+        """A variation of a defect; `amount` 0 leaves it as it is, 1 varies it as the real ones vary."""
+        stretch = 2 ** rng.normal(0, amount * _STRETCH) if spot.elongated else 1.0
+        contrast = 2 ** rng.normal(0, amount * self.contrasts)
+        return Variation(
+            key=int(rng.integers(1 << 31)),
+            bend=round(amount * _BEND, 4),
+            stretch=round(float(np.clip(stretch, *_STRETCHES)), 4),
+            contrast=round(float(np.clip(contrast, *_STRETCHES)), 4),
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What was learned, for `dataset.json`."""
+        sides = np.mean([spot.touches for spot in self.spots], axis=0)
+        return {
+            "real_defects": len(self.spots),
+            "at_edges": {
+                side: round(float(part), 2)
+                for side, part in zip(("top", "bottom", "left", "right"), sides, strict=True)
+                if part
+            },
+            "learned": [name for name, used in zip(_FEATURES, self._uses, strict=True) if used],
+            "turns": "any" if self.turn is None else f"{self.turn:.0f} degrees",
+            "scales": f"{self.octaves:.2f} octaves",
+            "contrasts": f"{self.contrasts:.2f} octaves",
+        }
+
+    def draw_scale(self, rng: np.random.Generator) -> float:
+        return float(np.clip(2 ** rng.normal(0, self.octaves), *_SCALES))
+
+    def draw_turn(self, rng: np.random.Generator, spot: Spot, here: Grain) -> float:
+        """Degrees by which to turn a defect that comes to a place with a grain. At an edge, it keeps its pose."""
+        if any(spot.touches):
+            return 0.0
+        if self.turn is None:
+            return float(rng.uniform(0, 360))
+        along = (here.degrees - spot.grain.degrees + 90) % 180 - 90 if here.coherent and spot.grain.coherent else 0.0
+        return float(along + rng.normal(0, self.turn))
+
+    def draw_center(
+        self, rng: np.random.Generator, ground: Ground, extent: tuple[int, int], free: BoolArray | None
+    ) -> tuple[float, float] | None:
+        """The center (x, y) of a defect that reaches no edge, of some width and height; None if none is free.
+
+        The image is as large as the defect at least. Of random places, one is drawn with the density of the real ones
+        there.
+        """
+        if free is None:
+            room = np.array([ground.width, ground.height]) - extent
+            points = np.array(extent) / 2 + rng.random((_CANDIDATES, 2)) * room
+        else:  # all around them is free, too
+            around = np.ones((extent[1] + 2 * RIM, extent[0] + 2 * RIM), np.uint8)
+            fits = np.flatnonzero(cv2.erode(free.view(np.uint8), around, borderType=cv2.BORDER_CONSTANT, borderValue=0))
+            chosen = fits[rng.integers(len(fits), size=_CANDIDATES)] if len(fits) else fits
+            points = np.column_stack([chosen % ground.width, chosen // ground.width]).astype(float)
+        points = points[ground.on_part(points)]
+        if len(points) == 0:
+            return None
+        weights = np.ones(len(points))
+        if self._uses.any():
+            away = (ground.features(points)[:, None] - self._inner) / self._widths
+            weights = np.exp(-0.5 * (away**2)[..., self._uses].sum(axis=2)).sum(axis=1) + 1e-9
+        x, y = points[int(rng.choice(len(points), p=weights / weights.sum()))]
+        return float(x), float(y)
+
+    def draw_along(self, rng: np.random.Generator, spot: Spot) -> tuple[float, float]:
+        """Where along its edge, or edges, a defect lies: a relative center (across, down) near its own, 0..1."""
+        own = np.array(spot.features[:2])
+        others = np.array([each.features[:2] for each in self.spots if each.touches == spot.touches])
+        width = np.maximum(_SPREAD * others.std(axis=0) * len(others) ** -0.2, 0.15)
+        across, down = np.clip(own + rng.normal(0, width), 0, 1)
+        return float(across), float(down)
+
+
+def _contrast(pixels: Pixels, box: Box, piece: BoolArray) -> float:
+    """`Spot.contrast`."""
+    top, left = max(box.y - RIM, 0), max(box.x - RIM, 0)
+    near = pixels[top : box.y + box.height + RIM, left : box.x + box.width + RIM].mean(axis=2, dtype=np.float32)
+    own = paste_on_zeros(piece, (box.x - left, box.y - top), near.shape)
+    if own.all():
+        return 0.0
+    around = float(near[~own].mean())
+    return (float(near[own].mean()) - around) / max(around, 1.0)
+
+
+def _ranks(values: FloatArray, part: BoolArray) -> FloatArray:
+    """The share of the part's pixels below each value, so that images of any exposure compare."""
+    ordered = np.sort(values[part])
+    return np.asarray(np.searchsorted(ordered, values.ravel()).reshape(values.shape) / max(len(ordered), 1), np.float32)
+
+
+def _axis(columns: NDArray[np.intp], rows: NDArray[np.intp]) -> tuple[float, float]:
+    """The direction of a defect's longer axis, in degrees counter-clockwise, 0..180, and the ratio of its axes."""
+    if len(columns) < 3:
+        return 0.0, 1.0
+    covariance = np.cov(np.stack([columns, -rows])) + np.eye(2) / 12  # of a pixel itself
+    values, vectors = np.linalg.eigh(covariance)
+    return float(np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1])) % 180), float(np.sqrt(values[1] / values[0]))
+
+
+def _turns(spots: Sequence[Spot]) -> float:
+    """The circular standard deviation, in degrees, of axes relative to the grain, or to the image if there is none.
+
+    A direction has no sign: angles are doubled. Few of them say little about the spread, so it is widened.
+    """
+    if len(spots) < 2:
+        return _TURN
+    coherent = all(spot.grain.coherent for spot in spots)
+    angles = np.radians([2 * (spot.degrees - (spot.grain.degrees if coherent else 0)) for spot in spots])
+    resultant = float(np.abs(np.exp(1j * angles).mean()))
+    spread = 0.5 * np.degrees(np.sqrt(-2 * np.log(max(resultant, 0.04))))
+    return float(spread * (1 + 1 / len(spots)) * _SPREAD * len(spots) ** -0.2)
