@@ -29,6 +29,7 @@ from defectgen.version import __version__
 
 _RECORD = "dataset.json"
 _SHEET = "sheet.jpg"
+_PLACED = 200  # samples whose places the sheet shows
 _EXTRA_IMAGES = ("restored", "normal")  # that some samples have
 
 
@@ -167,7 +168,7 @@ class Dataset:
                         record()
         finally:
             self._put_in_order()
-            self._derive(normals)
+            self._derive(normals, metadata or {})
             self._write_record(metadata)
         return Summary(written, len(self.done), self.out / _SHEET)
 
@@ -247,7 +248,7 @@ class Dataset:
         rows = {row.index: row for row in self._rows()}
         files.write(self._manifest, "".join(rows[index].line() for index in sorted(rows)))
 
-    def _derive(self, normals: Iterable[tuple[str, Pixels]]) -> None:
+    def _derive(self, normals: Iterable[tuple[str, Pixels]], metadata: Mapping[str, Any]) -> None:
         if not self._files:
             return
         match self._layout:
@@ -265,10 +266,11 @@ class Dataset:
                         numbers[product] += 1
             case Layout.PLAIN:
                 pass
-        files.write(
-            self.out / _SHEET,
-            encode_jpeg(sheet.draw(self.out, list(_spread(self._rows, len(self._files))))),
-        )
+        count, drawn = len(self._files), sheet.draw(self.out, list(_spread(self._rows, len(self._files))))
+        if places := metadata.get("places"):
+            rows = list(_spread(self._rows, count, _PLACED))
+            drawn = np.concatenate([drawn, sheet.draw_places(self.out, rows, places, drawn.shape[1])])
+        files.write(self.out / _SHEET, encode_jpeg(drawn))
 
     def _write_record(self, metadata: Mapping[str, Any] | None) -> None:
         counts, refused = Counter[str](), Counter[str]()

@@ -1,7 +1,8 @@
 """The contact sheet: each sample without and with the outline of its mask."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ _TILE = 160  # pixels, the side of an image on the sheet
 _LABEL = 18
 _COLUMNS = 4  # pairs
 _RED = (230, 40, 40)
+_BLUE = (40, 90, 230)
 
 
 def draw(out: Path, rows: Sequence[Row]) -> NDArray[np.uint8]:
@@ -29,6 +31,33 @@ def draw(out: Path, rows: Sequence[Row]) -> NDArray[np.uint8]:
         label = f"{row.index:06} {row.category}".encode("ascii", "replace").decode()
         cv2.putText(sheet, label, (x + 3, y + _TILE + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return sheet
+
+
+def draw_places(
+    out: Path, rows: Sequence[Row], places: Mapping[str, Mapping[str, Any]], width: int
+) -> NDArray[np.uint8]:
+    """For each category, where defects lie in their images: boxes of real ones in red, centers of laid ones in blue.
+
+    Args:
+        places: by category; `boxes` are left, top, width and height as fractions of the image.
+        width: of the strip, in pixels.
+    """
+    columns = width // (_TILE + 6)
+    strip = np.full((-(-len(places) // columns) * (_TILE + _LABEL), width, 3), 255, np.uint8)
+    for number, (category, found) in enumerate(sorted(places.items())):
+        tile = np.full((_TILE, _TILE, 3), 225, np.uint8)
+        for x, y, across, down in np.asarray(found["boxes"]).reshape(-1, 4) * (_TILE - 1):
+            cv2.rectangle(tile, (round(x), round(y)), (round(x + across), round(y + down)), _RED, 1)
+        for row in rows:
+            height, length = read_mask(out / row.mask).shape if row.category == category else (1, 1)
+            for x, y, across, down in row.boxes if row.category == category else ():
+                center = (x + across / 2) / length * _TILE, (y + down / 2) / height * _TILE
+                cv2.circle(tile, (round(center[0]), round(center[1])), 2, _BLUE, cv2.FILLED)
+        y, x = number // columns * (_TILE + _LABEL), number % columns * (_TILE + 6)
+        strip[y : y + _TILE, x : x + _TILE] = tile
+        label = f"{category}: real, laid".encode("ascii", "replace").decode()
+        cv2.putText(strip, label, (x + 3, y + _TILE + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return strip
 
 
 def _crops(pixels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

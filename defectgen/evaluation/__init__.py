@@ -68,7 +68,7 @@ class Extent:
 
 
 QUICK = Extent(steps=60, seeds=2, samples=200, normals=100, tested=90)
-WHOLE = Extent(steps=150, seeds=5, samples=1000, normals=300, tested=240)
+WHOLE = Extent(steps=300, seeds=5, samples=1000, normals=300, tested=240)
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,8 @@ class Spot:
     elongated: bool
     length: float
     """Of its bounding box, in pixels."""
+    box: tuple[float, float, float, float]
+    """Left, top, width and height, as fractions of the image."""
     contrast: float
     """Its difference from its surroundings, relative to their brightness above black."""
 
@@ -129,6 +131,7 @@ class Spot:
             degrees=degrees,
             elongated=ratio > _ELONGATED,
             length=float(max(box.width, box.height)),
+            box=(box.x / ground.width, box.y / ground.height, box.width / ground.width, box.height / ground.height),
             contrast=_contrast(pixels, box, piece),
         )
 
@@ -184,6 +187,7 @@ class Habits:
             "turns": "any" if self.turn is None else f"{self.turn:.0f} degrees",
             "scales": f"{self.octaves:.2f} octaves",
             "contrasts": f"{self.contrasts:.2f} octaves",
+            "boxes": [[round(value, 3) for value in spot.box] for spot in self.spots],
         }
 
     def draw_scale(self, rng: np.random.Generator) -> float:

@@ -255,7 +255,7 @@ class DefectGAN:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
-            "width": 32, "max_width": 512, "control_channels": 32, "batch_size": 8, "steps": 30_000,
+            "width": 32, "max_width": 512, "control_channels": 32, "batch_size": 8, "steps": 8_000,
             "ema": 0.999, "masks": True, "lr": 4e-4, "lr_end": 4e-5, "exposure": True,
         },
         "tiny": {

@@ -544,7 +544,7 @@ class DTGAN:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
-            "width": 32, "max_width": 256, "c_channels": 32, "style_dim": 128, "batch_size": 16, "steps": 30_000,
+            "width": 32, "max_width": 256, "c_channels": 32, "style_dim": 128, "batch_size": 16, "steps": 4_000,
             "lr": 2e-4, "lr_mapping": 2e-4, "lr_noise": 1e-2, "lambda_ds": 0.02, "ds_every": 4, "augment": True,
             "residual": True, "prior": "bank", "exposure": True,
         },

@@ -272,7 +272,7 @@ class ISUGAN:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "compact": {
-            "image_size": 128, "batch_size": 8, "width": 32, "steps": 20_000, "ema": 0.999, "lr": 4e-4,
+            "image_size": 128, "batch_size": 8, "width": 32, "steps": 4_000, "ema": 0.999, "lr": 4e-4,
             "whole": False, "residual": True, "lambda_cycle": 2.0, "lambda_identity": 10.0, "exposure": True,
         },
         "tiny": {

@@ -48,6 +48,27 @@ def contents(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
+def test_the_sheet_shows_where_defects_lie(tmp_path: Path) -> None:
+    """Real ones, if they are known, as red boxes, and the samples' as blue dots, in a square for each category."""
+    places = {"crack": {"boxes": [[0.5, 0.0, 0.25, 0.5]]}, "pit hole": {"boxes": []}}
+    shapes = {}
+    for name, metadata in (("without", {}), ("with", {"places": places})):
+        summary = fresh(tmp_path / name).write(several(6), metadata=metadata)
+        shapes[name] = read_image(summary.sheet).as_rgb().astype(int)
+    assert shapes["without"].shape[1] == shapes["with"].shape[1]
+    strip = shapes["with"][shapes["without"].shape[0] :]
+    assert strip.shape[0] == 178
+    first, second = strip[:160, :160], strip[:160, 166:326]
+    red, blue = (
+        [np.argwhere(each[..., a] - each[..., b] > 80) for each in (first, second)] for a, b in ((0, 2), (2, 0))
+    )
+    assert red[0].min(axis=0) == pytest.approx([0, 80], abs=2)
+    assert red[0].max(axis=0) == pytest.approx([80, 119], abs=2)
+    assert len(red[1]) == 0
+    assert np.abs(blue[0] - [42 / 60 * 160, 62 / 80 * 160]).sum(axis=1).min() < 4  # the lower square of each sample
+    assert len(blue[1]) > 0
+
+
 class TestPlain:
     def test_files_and_rows_agree(self, tmp_path: Path) -> None:
         seen: list[int] = []

@@ -77,6 +77,7 @@ def test_a_spot_says_which_edges_it_reaches_and_its_axis() -> None:
     spot = Spot.of(pixels, ground, Box(30, 30, 31, 31), bar(30))
     assert spot.degrees == pytest.approx(30, abs=3)
     assert spot.elongated
+    assert spot.box == pytest.approx((30 / 96, 30 / 96, 31 / 96, 31 / 96))
     assert not Spot.of(pixels, ground, Box(30, 30, 9, 9), np.ones((9, 9), np.bool_)).elongated
 
 
@@ -86,7 +87,14 @@ MIDDLE = (0.5, 0.5, 0.5, 0.5, 0.5)
 
 
 def spot(degrees: float = 0.0, *, elongated: bool = True, length: float = 20.0, **changes: Any) -> Spot:
-    given = {"touches": INSIDE, "features": MIDDLE, "grain": UPWARD, "contrast": -0.3, **changes}
+    given = {
+        "touches": INSIDE,
+        "features": MIDDLE,
+        "grain": UPWARD,
+        "contrast": -0.3,
+        "box": (0.4, 0.4, 0.2, 0.1),
+        **changes,
+    }
     return Spot(degrees=degrees, elongated=elongated, length=length, **given)
 
 
