@@ -16,6 +16,7 @@ _SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
 _MIXED = 0.3  # share of the maps that are between two real masks
 _JITTER = 0.15  # standard deviation of a relative place
 _TRIES = 8
+_WHOLE = 0.97  # of a warped mask: one of which the border cuts off more is drawn again
 _LEAST = 0.3  # of the area of a real mask: a map that lost more, at the border or by mixing, is drawn again
 
 
@@ -63,23 +64,53 @@ def draw_map(
     found = first
     for _ in range(_TRIES):
         mask = between(rng, first, pick(rng, known).mask) if rng.random() < _MIXED else first
-        found = _framed(warped(rng, mask), border)
-        if found.sum() >= _LEAST * area:
+        wide = warped(rng, mask)
+        found = _framed(_inside(wide, first, border), border)
+        if found.sum() >= max(_LEAST * area, _WHOLE * wide.sum()):  # what is cut off ends in a straight line
             return found
     return found if found.any() else _framed(first, border)
 
 
 def warped(rng: np.random.Generator, mask: BoolArray) -> BoolArray:
-    """A mask, turned and scaled about its middle and bent by a smooth random field, [S, S]."""
-    side = len(mask)
+    """A mask, turned and scaled about its middle and bent by a smooth random field.
+
+    Returns:
+        [S + 2 M, S + 2 M]: M = S // 4 pixels beyond each edge show what left the window.
+    """
+    side, margin = len(mask), len(mask) // 4
     middle = np.argwhere(mask).mean(axis=0)[::-1]
     angle, scale = math.radians(rng.normal(0, _TURN)), 2 ** rng.normal(0, _SCALE)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
-    grid = np.indices((side, side), np.float32)[::-1].transpose(1, 2, 0) - middle
-    at = grid @ turn.T + middle + _field(rng, side)
+    field = np.pad(_field(rng, side), [(margin, margin), (margin, margin), (0, 0)], mode="edge")
+    grid = np.indices(field.shape[:2], np.float32)[::-1].transpose(1, 2, 0) - margin - middle
+    at = grid @ turn.T + middle + field
     columns, rows = (np.ascontiguousarray(at[..., axis], np.float32) for axis in (0, 1))
     soft = np.asarray(cv2.remap(mask.astype(np.float32), columns, rows, cv2.INTER_LINEAR))
     return soft > 0.45  # a little below one half, so that thin lines stay whole
+
+
+def _inside(wide: BoolArray, first: BoolArray, border: Sides) -> BoolArray:
+    """The window, [S, S], of a warped mask, moved off borders that stay free, and to edges that `first` reaches."""
+    side = len(first)
+    margin = (len(wide) - side) // 2
+    x, y, width, height = cv2.boundingRect(wide.view(np.uint8))
+
+    def start(at: int, extent: int, free: tuple[int, int], reached: tuple[np.bool_, np.bool_]) -> int:
+        """Where the window begins on an axis on which the mask covers `extent` pixels from `at` on."""
+        found, end = margin, at + extent - side
+        if free[1]:
+            found = max(found, end + free[1])
+        elif reached[1]:
+            found = min(found, end)
+        if free[0]:
+            found = min(found, at - free[0])
+        elif reached[0]:
+            found = max(found, at)
+        return min(max(found, 0), 2 * margin)
+
+    top = start(y, height, border[:2], (first[0].any(), first[-1].any()))
+    left = start(x, width, border[2:], (first[:, 0].any(), first[:, -1].any()))
+    return wide[top : top + side, left : left + side]
 
 
 def between(rng: np.random.Generator, a: BoolArray, b: BoolArray) -> BoolArray:

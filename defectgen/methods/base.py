@@ -94,7 +94,7 @@ class Batch:
     For methods that learn labels or pairs, `a`, shaped like `a_ref`, asks for new defects on the sources: real masks of
     the reference's categories, warped. `x_twin` are the references with their defects repaired, where `paired`, [B], is
     1. `place_ref`, [B, 3], is where the references' windows lie in their images, x and y as in `windows.place_of`, and
-    their scale over that of their category.
+    their scale over that of their category. `cut_ref`, [B], is whether their defects go on beyond them.
     """
 
     x: Tensor
@@ -108,6 +108,7 @@ class Batch:
     x_twin: Tensor | None = None
     paired: Tensor | None = None
     place_ref: Tensor | None = None
+    cut_ref: Tensor | None = None
 
 
 @dataclass(frozen=True)

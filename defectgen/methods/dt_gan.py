@@ -52,6 +52,7 @@ BOTTLENECK = 16
 _TURN = math.radians(8.0)  # standard deviation of turns
 _SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
 _EXPOSURE = 3.0  # greatest factor on a reference's brightness
+_CUT, _WHOLE = 1, 2  # what a place of the bank holds; 0 is nothing
 _BEND = 0.06  # standard deviation of displacements, as a fraction of half the window's side
 
 
@@ -402,19 +403,24 @@ class Bank(nn.Module):
         self.register_buffer("full", torch.zeros(count, dtype=torch.uint8))
 
     @torch.no_grad()
-    def add(self, x: Tensor, y: Tensor, place: Tensor) -> None:
-        """Keep windows [B, channels, S, S] of the domains y [B], while there is room, and their `place` [B, 3]."""
+    def add(self, x: Tensor, y: Tensor, place: Tensor, cut: Tensor) -> None:
+        """Keep windows [B, channels, S, S] of the domains y [B], while there is room, and their `place` [B, 3].
+
+        Windows whose defect goes on beyond them, `cut` [B], give way to others: it would end in a straight line.
+        """
         for row in range(len(x)):
+            if y[row] == ANCHOR:
+                continue
             first = (int(y[row]) - 1) * self.KEPT
-            at = first + int(self.full[first : first + self.KEPT].argmin()) if y[row] != ANCHOR else -1
-            if at >= 0 and not self.full[at]:
+            at, worth = first + int(self.full[first : first + self.KEPT].argmin()), _CUT if cut[row] else _WHOLE
+            if self.full[at] < worth:
                 self.x[at] = ((x[row] + 1) * 127.5).round().to(torch.uint8)
-                self.place[at], self.full[at] = place[row], 1
+                self.place[at], self.full[at] = place[row], worth
 
     def pick(self, y: int, rng: torch.Generator) -> int:
         """The index of a random window of a domain."""
         first = (y - 1) * self.KEPT
-        count = max(1, int(self.full[first : first + self.KEPT].sum()))
+        count = max(1, int((self.full[first : first + self.KEPT] > 0).sum()))
         return first + int(torch.randint(count, (), generator=rng))
 
     def draw(self, y: int, rng: torch.Generator) -> Tensor:
@@ -705,7 +711,8 @@ class DTGAN:
         """One update of each network. The parts add their gradients; only those of G, M and E are left at the end."""
         assert batch.paired is not None
         assert batch.place_ref is not None
-        self.bank.add(batch.x_ref, batch.y_ref, batch.place_ref)
+        cut = torch.zeros(len(batch.x), dtype=torch.bool) if batch.cut_ref is None else batch.cut_ref
+        self.bank.add(batch.x_ref, batch.y_ref, batch.place_ref, cut)
         self.networks.begin()
         losses, of_e = self._learn_pairs(batch)
         losses |= self._match_codes(of_e, latents[0], batch.y_ref, rng)

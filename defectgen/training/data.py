@@ -89,7 +89,7 @@ class TrainingSample:
 
     `a`, [domains - 1, S, S], is 1 where the window shows a category; None for patches. `twin` is x with its defects
     repaired; None for normals and where masks are missing. `place` is where the window lies in its image, as in
-    `windows.place_of`, and `zoom` its scale over that of its category.
+    `windows.place_of`, and `zoom` its scale over that of its category; `cut` is whether its defect goes on beyond it.
     """
 
     x: FloatArray
@@ -99,6 +99,7 @@ class TrainingSample:
     twin: FloatArray | None = None
     place: tuple[float, float] = (0.5, 0.5)
     zoom: float = 1.0
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,9 @@ class TrainingWindows:
         if self.twins and category != NORMAL and None not in (image.mask, *(mask for _, mask in image.also)):
             twin = view.crop(self._twins.read(image), size, self.channels)
         domain = self.domains.index(category)
-        return TrainingSample(x, domain, self.products.index(product), self._map(view), twin, view.place, view.zoom)
+        a = self._map(view)
+        cut = view.cuts(a.max(axis=0) > 0)
+        return TrainingSample(x, domain, self.products.index(product), a, twin, view.place, view.zoom, cut)
 
     def _map(self, view: "_View") -> FloatArray:
         """Where a window shows which category: `TrainingSample.a`. Without a mask, a category covers the window."""
@@ -541,6 +544,7 @@ class Feeder:
         if shown := [row.reference.a for row in rows if row.reference.a is not None]:
             arrays["a_ref"] = np.stack(shown)
             arrays["place_ref"] = np.array([(*row.reference.place, row.reference.zoom) for row in rows], np.float32)
+            arrays["cut_ref"] = np.array([row.reference.cut for row in rows])
         if asked := [row.asked for row in rows if row.asked is not None]:
             arrays["a"] = np.stack(asked)
         if self._windows.twins:

@@ -26,7 +26,7 @@ def test_a_warped_mask_is_another_one_of_about_its_size_and_direction(mask: Bool
     areas = np.array([each.sum() for each in found]) / mask.sum()
     assert 0.8 < np.median(areas) < 1.35
     assert areas.std() > 0.1
-    assert all(np.linalg.norm(middle(each) - middle(mask)) < 12 for each in found)
+    assert all(np.linalg.norm(middle(each) - 16 - middle(mask)) < 12 for each in found)  # 16 pixels beyond the edges
     assert len({each.tobytes() for each in found}) == 40
     pieces = [cv2.connectedComponents(each.astype(np.uint8))[0] - 1 for each in found]
     assert np.mean(np.array(pieces) == 1) > 0.9  # thin lines stay whole
@@ -58,6 +58,22 @@ def test_maps_are_drawn_by_seed_and_leave_the_border_free() -> None:
         assert not found[:, :6].any()
         right |= bool(found[:, -6:].any())
     assert right  # there, nothing has to stay free
+
+
+def test_masks_that_fit_are_not_cut_off_by_the_border() -> None:
+    """A disc near a corner: what the border cut off would end in a straight line."""
+    mask = disc(12, 12, 9)
+    border = Sides(4, 4, 4, 4)
+    for seed in range(40):
+        found = draw_map(np.random.default_rng(seed), mask, [KnownMask(mask, (0.5, 0.5))], border)
+        for edge in (found[4], found[:, 4]):
+            assert edge.sum() < 10  # of some 18 across the middle
+        assert found.sum() > 0.4 * mask.sum()
+    # Where the image ends, a mask that reaches its edge still does.
+    open_left = Sides(4, 4, 0, 4)
+    cut = disc(2, 30, 9)
+    reached = [draw_map(np.random.default_rng(seed), cut, [KnownMask(cut, (0, 0.5))], open_left) for seed in range(20)]
+    assert np.mean([each[:, 0].any() for each in reached]) > 0.9
 
 
 def test_a_picked_place_is_near_and_stays_at_an_edge() -> None:

@@ -284,22 +284,35 @@ class TestBank:
         x = torch.full((3, 1, 32, 32), -0.5)
         x[1, :, 9:15, 9:15] = 0.5
         place = torch.tensor([[0, 1, 1], [0.5, 0.2, 1], [1, 1, 1]])
+        whole = torch.zeros(3, dtype=torch.bool)
         for _ in range(Bank.KEPT + 3):
-            bank.add(x, torch.tensor([0, 2, 0]), place)
-        bank.add(x[:1], torch.tensor([1]), place[:1])
-        assert bank.full.tolist() == [1, *[0] * (Bank.KEPT - 1), *[1] * Bank.KEPT]
+            bank.add(x, torch.tensor([0, 2, 0]), place, whole)
+        bank.add(x[:1], torch.tensor([1]), place[:1], whole[:1])
+        assert (bank.full > 0).tolist() == [True, *[False] * (Bank.KEPT - 1), *[True] * Bank.KEPT]
         drawn = [bank.draw(2, generator(seed)) for seed in range(9)]
         assert all(abs(float((each > 0).float().mean()) - 36 / 1024) < 0.03 for each in drawn)
         assert len({each.numpy().tobytes() for each in drawn}) == 9
         torch.testing.assert_close(bank.draw(2, generator(3)), drawn[3])
         assert (bank.draw(1, generator()) < 0).all()
 
+    def test_defects_that_a_window_cuts_off_give_way_to_whole_ones(self) -> None:
+        bank, y, place = Bank(RESIDUAL, 2, 1), torch.tensor([1]), torch.tensor([[0.5, 0.5, 1.0]])
+        whole, cut = (torch.tensor([value]) for value in (False, True))
+        for _ in range(Bank.KEPT):
+            bank.add(torch.full((1, 1, 32, 32), -0.5), y, place, cut)
+        for _ in range(3):
+            bank.add(torch.full((1, 1, 32, 32), 0.5), y, place, whole)
+            bank.add(torch.full((1, 1, 32, 32), -0.5), y, place, cut)
+        bright = (bank.x > 127).flatten(1).all(dim=1)
+        assert bright.sum() == 3
+        assert len({bank.pick(1, generator(seed)) for seed in range(200)}) == Bank.KEPT
+
     def test_the_averaged_model_has_it_with_the_places(self, painter: DTGAN) -> None:
         average = Average(painter.networks.averaged, 0.9)
         painter.training_step(batch(), 0, 0.0, generator())
         average.update(1)
         torch.testing.assert_close(average.state()["bank.x"], painter.bank.x)
-        assert painter.bank.full.sum() == 3
+        assert (painter.bank.full > 0).sum() == 3
         assert painter.place(2, generator()) == (1, 0.25, 2)
         assert built(CONFIG).place(1, generator()) is None
 
@@ -473,7 +486,7 @@ class TestGenerate:
         bright, dark = (torch.full((1, 1, 32, 32), value) for value in (0.5, -0.5))
         assert painter.extent(1, generator(), bright) == (0.5, 0.25, 0.5, 0.125)
         assert painter.extent(1, generator(), dark) is None
-        painter.bank.add(bright, torch.tensor([1]), torch.zeros(1, 3))
+        painter.bank.add(bright, torch.tensor([1]), torch.zeros(1, 3), torch.zeros(1, dtype=torch.bool))
         assert painter.extent(1, generator()) == (0.5, 0.25, 0.5, 0.125)  # of the window that `generate` will take
         assert built(CONFIG).extent(1, generator(), bright) is None
 
@@ -512,7 +525,7 @@ class TestGenerate:
 
     def test_before_the_first_step_nothing_is_painted(self, painter: DTGAN) -> None:
         x = images(2)
-        painter.bank.add(x, torch.tensor([1, 2]), torch.zeros(2, 3))
+        painter.bank.add(x, torch.tensor([1, 2]), torch.zeros(2, 3), torch.zeros(2, dtype=torch.bool))
         torch.testing.assert_close(painter.generate(GenerateBatch(x, torch.tensor([1, 2]), [generator()] * 2)).x, x)
 
 

@@ -151,6 +151,14 @@ class TestTrainingWindows:
                 was, now = (getattr(row.reference, name) for row in (before, after))
                 np.testing.assert_allclose(now + 1, (was + 1) / 2, atol=1e-5)
 
+    def test_a_window_knows_whether_its_defect_goes_on_beyond_it(self, windows: TrainingWindows) -> None:
+        for seed in range(60):
+            reference = windows.row(rng(seed)).reference
+            assert reference.a is not None
+            shown = reference.a.max(axis=0)
+            at_edge = max(shown[0].max(), shown[-1].max(), shown[:, 0].max(), shown[:, -1].max())
+            assert reference.cut == bool(at_edge)  # no defect of these images reaches the image's edge
+
     def test_targets_are_balanced_and_sources_mostly_normal(self, windows: TrainingWindows) -> None:
         rows = [windows.row(rng(seed)) for seed in range(300)]
         targets = np.bincount([row.reference.y for row in rows], minlength=3)
