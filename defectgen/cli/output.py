@@ -32,6 +32,7 @@ Layout = Annotated[Format, option("--format", help="Layout of the dataset.")]
 Model = Annotated[
     str | None, option("--model", metavar="NAME", help="Model to use  [default: the newest with the categories]")
 ]
+_ALL_LEARNED = 5  # of `places`: position in two directions, depth, brightness, texture
 PerImage = Annotated[str, option("--per-image", metavar="RANGE", help="Defects per image: 2, or 1:3 for one to three.")]
 Scale = Annotated[
     str | None,
@@ -140,6 +141,11 @@ def run(
             nonlocal stream
             stream = samples
             console.note(f"{len(samples)} samples of {', '.join(job.categories)} from {job.maker}, into {out}")
+            for category, learned in samples.metadata.get("places", {}).items():
+                if learned["inside"] > 0 and len(learned["learned"]) < _ALL_LEARNED:
+                    what = ", ".join(learned["learned"]) or "nothing but that they reach no edge"
+                    few = f"few real defects inside images ({learned['inside']})"
+                    console.note(f"places of {category}: {few} teach {what}; six or more teach their ground, too")
 
         def on_sample(_sample: "Sample") -> None:
             nonlocal written

@@ -178,6 +178,7 @@ class Habits:
         sides = np.mean([spot.touches for spot in self.spots], axis=0)
         return {
             "real_defects": len(self.spots),
+            "inside": len(self._inner),
             "at_edges": {
                 side: round(float(part), 2)
                 for side, part in zip(("top", "bottom", "left", "right"), sides, strict=True)

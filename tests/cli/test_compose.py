@@ -74,6 +74,16 @@ def test_options_reach_the_samples(defects: Path) -> None:
         assert not read_mask(Path("dataset", str(row["mask"])))[26:].any()
 
 
+def test_few_defects_teach_little_of_places_and_that_is_said(defects: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compose", "tiles/defects", "tiles/good", "-n", "2", "-c", "crack"]) == 0
+    said = capsys.readouterr().err
+    places = json.loads(Path("dataset/dataset.json").read_text())["places"]["crack"]
+    assert places["real_defects"] < 6
+    assert ("places of crack:" in said) == (places["inside"] > 0)
+    assert main(["compose", "tiles/defects", "tiles/good", "-n", "2", "-c", "crack", "--overwrite", "--quiet"]) == 0
+    assert "places of" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("layout", ["mvtec", "coco", "yolo"])
 def test_other_layouts(defects: Path, layout: str) -> None:
     assert main(["compose", "tiles/defects", "tiles/good", "-n", "4", "--format", layout]) == 0

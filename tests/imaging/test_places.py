@@ -162,7 +162,7 @@ class TestHabits:
         ]  # fmt: skip
         edges = Habits([spot(touches=(True, False, False, False)), spot()]).summary()
         assert edges["at_edges"] == {"top": 0.5}
-        assert edges["real_defects"] == 2
+        assert (edges["real_defects"], edges["inside"]) == (2, 1)
         ground = Ground(streaks(90))
         free = np.zeros((96, 96), np.bool_)
         free[5:25, 50:80] = True
