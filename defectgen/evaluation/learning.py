@@ -1,6 +1,7 @@
 """Trains and tests the downstream networks, several at a time, and derives the verdicts from their scores."""
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ NAMES = {
     "iou": "IoU", "recall": "recall", "f1_pixels": "F1 of pixels",
 }  # fmt: skip
 _FOLDS = 3
+_USUAL: Augmentation = "traditional"
 _DEFAULT_SHARE = 0.25  # if a category has a single real defect, which rules out cross-validation
 _NOTABLE_GAIN = 0.05  # change of a category's score that is listed as a reason
 
@@ -166,11 +168,18 @@ class Learning:
     def _choose_augmentation(self, shots_key: str, real: Sequence[Example]) -> Augmentation:
         """The augmentation with which the real images alone score best. Datasets are trained with and judged by it.
 
-        A dataset that was compared with another augmentation would be charged with what the augmentation does.
+        A dataset that was compared with another augmentation would be charged with what the augmentation does. It is
+        the traditional one unless another one is better by more than the standard error over the folds: few defects
+        make the choice a coin's.
         """
         candidates: dict[str, TrainingSet] = {name: TrainingSet(real, augmentation=name) for name in AUGMENTATIONS}
-        means = self._cross_validate(shots_key, candidates)
-        return "traditional" if means is None else max(AUGMENTATIONS, key=lambda name: means[name])
+        scores = self._cross_validate(shots_key, candidates)
+        if scores is None:
+            return _USUAL
+        gains = {name: np.subtract(scores[name], scores[_USUAL]) for name in AUGMENTATIONS}
+        errors = {name: float(gain.std(ddof=1)) / math.sqrt(len(gain)) for name, gain in gains.items()}
+        better = [name for name in AUGMENTATIONS if gains[name].mean() > errors[name]]
+        return max(better, key=lambda name: float(gains[name].mean()), default=_USUAL)
 
     def _choose_share(self, name: str, augmentation: Augmentation, shots_key: str, real: Sequence[Example]) -> float:
         """The share of synthetic defects with which a dataset scores best."""
@@ -180,13 +189,14 @@ class Learning:
             f"{name}/{share}" if share else augmentation: TrainingSet(real, self._made[name], share, augmentation)
             for share in SHARES
         }
-        means = self._cross_validate(shots_key, candidates)
-        if means is None:
+        scores = self._cross_validate(shots_key, candidates)
+        if scores is None:
             return _DEFAULT_SHARE
-        return max(zip(SHARES, means.values(), strict=True), key=lambda pair: (pair[1], -pair[0]))[0]
+        means = [float(np.mean(values)) for values in scores.values()]
+        return max(zip(SHARES, means, strict=True), key=lambda pair: (pair[1], -pair[0]))[0]
 
-    def _cross_validate(self, shots_key: str, candidates: Mapping[str, TrainingSet]) -> dict[str, float] | None:
-        """The mean scores of training sets over folds of their real images; None if a category has a single defect."""
+    def _cross_validate(self, shots_key: str, candidates: Mapping[str, TrainingSet]) -> dict[str, list[float]] | None:
+        """The scores of training sets on folds of their real images; None if a category has a single defect."""
         real = next(iter(candidates.values())).real
         smallest = min(Counter(each.label for each in real if each.label).values())
         if smallest < 2:
@@ -215,8 +225,7 @@ class Learning:
             keys,
         )
         return {
-            name: float(np.mean([v for (own, _), v in zip(keys, values, strict=True) if own == name]))
-            for name in candidates
+            name: [value for (own, _), value in zip(keys, values, strict=True) if own == name] for name in candidates
         }
 
     def _compare(

@@ -231,6 +231,24 @@ def test_datasets_are_trained_and_judged_with_the_augmentation_that_suits_the_re
         assert (of_task["verdict"], of_task["gain"]) == ("no difference", pytest.approx(0))
 
 
+@pytest.mark.parametrize(
+    ("none", "mixing", "chosen"),
+    [
+        ([0.26, 0.26, 0.31], [0.21, 0.39, 0.33], "traditional"),  # a coin's choice: of five tiles each, as measured
+        ([0.26, 0.26, 0.31], [0.31, 0.55, 0.35], "mixing"),
+        ([0.35, 0.58, 0.38], [0.31, 0.55, 0.35], "none"),
+        ([0.21, 0.46, 0.23], [0.21, 0.46, 0.23], "traditional"),
+        (None, None, "traditional"),
+    ],
+)
+def test_an_augmentation_has_to_be_better_by_more_than_chance(
+    monkeypatch: pytest.MonkeyPatch, none: list[float] | None, mixing: list[float] | None, chosen: str
+) -> None:
+    scores = None if none is None else {"none": none, "traditional": [0.21, 0.46, 0.23], "mixing": mixing}
+    monkeypatch.setattr(Learning, "_cross_validate", lambda *_: scores)
+    assert Learning.__new__(Learning)._choose_augmentation("5", []) == chosen
+
+
 def test_a_share_of_0_that_was_asked_for_is_not_said_to_be_chosen(
     request_for: EvaluateRequest, scored: list[Any]
 ) -> None:
