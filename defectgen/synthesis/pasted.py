@@ -257,9 +257,9 @@ class CutoutSamples(Composition[ComposeDraw, None]):
 
     def _study(self, samples: Sequence[SourceImage]) -> Habits:
         """The habits of the defects in images: of all, or of some that are spread evenly over them."""
-        step = max(1, len(samples) // _STUDIED)
-        chosen = samples[::step][:_STUDIED]
-        return Habits([self._spot(sample, i) for sample in chosen for i in range(len(self._pieces(sample.mask)))])
+        few = samples[:: -(-len(samples) // _STUDIED)]
+        known = [(sample, number) for sample in few for number in range(len(self._pieces(sample.mask)))]
+        return Habits([self._spot(*each) for each in known[:: -(-len(known) // _STUDIED)]])
 
     def _find_spot(self, sample: SourceImage, number: int) -> Spot:
         photograph = self._images.read(sample.path)

@@ -172,6 +172,19 @@ def test_anywhere_and_regions_overrule_where_real_ones_lie(like_real: Make) -> N
         assert rows.max() < 50
 
 
+def test_places_are_learned_from_some_of_very_many(like_real: Make, chips: Path) -> None:
+    """600 pores on one image: 64 or fewer are studied, all over the image."""
+    mask = np.zeros((240, 400), np.uint8)
+    mask[8::12, 8::13] = 255
+    (chips / "defects/pore").mkdir()
+    (chips / "masks/pore").mkdir()
+    (chips / "defects/pore/0.png").write_bytes(encode_png(np.where(mask > 0, 30, 130).astype(np.uint8)))
+    (chips / "masks/pore/0.png").write_bytes(encode_png(mask))
+    places = compose(like_real(1, categories=("pore",))).metadata["places"]["pore"]
+    assert 40 < places["real_defects"] <= 64
+    assert np.ptp(np.array(places["boxes"])[:, :2], axis=0).min() > 0.8
+
+
 def test_numbers_overrule_turns_and_scales(like_real: Make) -> None:
     for sample in compose(like_real(8, Placement(scale=(0.7, 0.7), rotation=(90, 90)))):
         (defect,) = record(sample)["parameters"]["defects"]
