@@ -232,7 +232,8 @@ class Habits:
     def draw_along(self, rng: np.random.Generator, spot: Spot) -> tuple[float, float]:
         """Where along its edge, or edges, a defect lies: a relative center (across, down) near its own, 0..1."""
         own = np.array(spot.features[:2])
-        others = np.array([each.features[:2] for each in self.spots if each.touches == spot.touches])
+        alike = [each.features[:2] for each in self.spots if each.touches == spot.touches]
+        others = np.array([own, *alike])  # this one may not have been studied
         width = np.maximum(_SPREAD * others.std(axis=0) * len(others) ** -0.2, 0.15)
         across, down = np.clip(own + rng.normal(0, width), 0, 1)
         return float(across), float(down)

@@ -178,3 +178,4 @@ class TestHabits:
         assert np.mean(down) == pytest.approx(0.8, abs=0.06)
         assert np.std(down) > 0.08
         assert max(down) <= 1
+        assert 0 <= Habits([spot()]).draw_along(rng(), left)[1] <= 1  # none of its edge was studied
