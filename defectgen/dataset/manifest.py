@@ -36,7 +36,7 @@ class PlacedDefect(_Record):
     """x and y of the patch's top left corner."""
     scale: float | None = None
     degrees: float | None = None
-    variation: dict[str, float] | None = None
+    variation: dict[str, int | float] | None = None
     """How it was bent, stretched and changed in contrast: `imaging.patches.Variation`."""
 
 

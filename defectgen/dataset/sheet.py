@@ -48,9 +48,9 @@ def draw_places(
         tile = np.full((_TILE, _TILE, 3), 225, np.uint8)
         for x, y, across, down in np.asarray(found["boxes"]).reshape(-1, 4) * (_TILE - 1):
             cv2.rectangle(tile, (round(x), round(y)), (round(x + across), round(y + down)), _RED, 1)
-        for row in rows:
-            height, length = read_mask(out / row.mask).shape if row.category == category else (1, 1)
-            for x, y, across, down in row.boxes if row.category == category else ():
+        for row in (row for row in rows if row.category == category):
+            height, length = read_mask(out / row.mask).shape
+            for x, y, across, down in row.boxes:
                 center = (x + across / 2) / length * _TILE, (y + down / 2) / height * _TILE
                 cv2.circle(tile, (round(center[0]), round(center[1])), 2, _BLUE, cv2.FILLED)
         y, x = number // columns * (_TILE + _LABEL), number % columns * (_TILE + 6)

@@ -58,25 +58,24 @@ class Ground:
         smooth = np.asarray(cv2.GaussianBlur(small, (0, 0), 3))
         rough = np.asarray(cv2.GaussianBlur((small - smooth) ** 2, (0, 0), 3))
         self.part = part[1:-1, 1:-1] > 0
-        self._box = Box(*cv2.boundingRect(self.part.view(np.uint8)))
+        self._box = np.array(cv2.boundingRect(self.part.view(np.uint8))).reshape(2, 2)  # corner and extent
         self._maps = np.stack([depth / depth.max(), _ranks(smooth, self.part), _ranks(rough, self.part)])
         self._scale = np.array([size[0] / self.width, size[1] / self.height])
 
     def features(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """Across and down the part, depth, brightness and texture, all 0..1, at points (x, y): [N, 2] -> [N, 5]."""
-        at = points * self._scale
-        columns, rows = (
-            np.clip(at[:, axis].astype(int), 0, length - 1) for axis, length in enumerate(self.part.shape[::-1])
-        )
-        across = (at[:, 0] - self._box.x) / self._box.width
-        down = (at[:, 1] - self._box.y) / self._box.height
+        across, down = ((points * self._scale - self._box[0]) / self._box[1]).T
+        rows, columns = self._cells(points)
         return np.column_stack([across, down, *self._maps[:, rows, columns]])
 
     def on_part(self, points: NDArray[np.float64]) -> BoolArray:
-        at = (points * self._scale).astype(int)
-        limits = np.array(self.part.shape[::-1]) - 1
-        columns, rows = np.clip(at, 0, limits).T
-        return np.asarray(self.part[rows, columns])
+        """Whether points (x, y), [N, 2], are on the part and not on a plain backdrop."""
+        return np.asarray(self.part[self._cells(points)])
+
+    def _cells(self, points: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The rows and columns of points in the maps."""
+        columns, rows = np.clip((points * self._scale).astype(np.intp), 0, np.array(self.part.shape[::-1]) - 1).T
+        return rows, columns
 
 
 def grain(pixels: Pixels, x: float, y: float, hidden: BoolArray | None = None) -> Grain:

@@ -408,14 +408,15 @@ class Bank(nn.Module):
 
         Windows whose defect goes on beyond them, `cut` [B], give way to others: it would end in a straight line.
         """
-        for row in range(len(x)):
-            if y[row] == ANCHOR:
+        full = self.full.tolist()  # once: each question to a GPU waits for it
+        for row, (domain, is_cut) in enumerate(zip(y.tolist(), cut.tolist(), strict=True)):
+            if domain == ANCHOR:
                 continue
-            first = (int(y[row]) - 1) * self.KEPT
-            at, worth = first + int(self.full[first : first + self.KEPT].argmin()), _CUT if cut[row] else _WHOLE
-            if self.full[at] < worth:
+            first, worth = (domain - 1) * self.KEPT, _CUT if is_cut else _WHOLE
+            at = min(range(first, first + self.KEPT), key=full.__getitem__)
+            if full[at] < worth:
                 self.x[at] = ((x[row] + 1) * 127.5).round().to(torch.uint8)
-                self.place[at], self.full[at] = place[row], worth
+                self.place[at], self.full[at], full[at] = place[row], worth, worth
 
     def pick(self, y: int, rng: torch.Generator) -> int:
         """The index of a random window of a domain."""
@@ -849,9 +850,8 @@ class DTGAN:
             return None
         spans = [torch.nonzero(a.any(dim=axis))[:, 0] for axis in (0, 1)]
         (left, right), (top, bottom) = ((int(span[0]), int(span[-1]) + 1) for span in spans)
-        return (
-            left / BOTTLENECK, top / BOTTLENECK, (right - left) / BOTTLENECK, (bottom - top) / BOTTLENECK
-        )  # fmt: skip
+        across, down, width, height = (each / BOTTLENECK for each in (left, top, right - left, bottom - top))
+        return across, down, width, height
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:

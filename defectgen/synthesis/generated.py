@@ -237,7 +237,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         self._masks = {category: [from_text(text, side) for text in texts] for category, texts in known.items()}
         self._regions = request.regions
         self._strength = request.strength
-        self._move = request.move
+        self._move = request.move if any(map(any, request.move)) else None
         self._references = request.references
         self._style = request.style
         self._guides = {"guides": request.guides} if request.guides else {}
@@ -277,10 +277,10 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
                 window = place(rng, photograph.height, photograph.width, side, around, beyond=rim)
         elif at is not None:
             window = place_at(photograph.height, photograph.width, side, at)
-            if any(map(any, self._move)):
+            if self._move is not None:
                 moved = round(rng.uniform(*self._move[0])), round(rng.uniform(*self._move[1]))
                 window = Window(window.x + moved[0], window.y + moved[1], side)
-        elif any(map(any, self._move)):
+        elif self._move is not None:
             name = self._network.provenance["model"]
             raise UsageError(f"--move: {name} learned without masks where defects are; use --region, or leave it out")
         else:
@@ -415,7 +415,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             "parameters": {
                 "index": draw.index,
                 "attempt": draw.attempt,
-                **({"moved": list(draw.moved)} if any(map(any, self._move)) else {}),
+                **({} if self._move is None else {"moved": list(draw.moved)}),
                 **({} if self._strength == (1.0, 1.0) else {"strength": strength}),
             },
         }

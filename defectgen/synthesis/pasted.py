@@ -209,22 +209,21 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         scale = rng.uniform(*placement.scale) if placement.scale else habits.draw_scale(rng)
         turn = None if placement.rotation is None else rng.uniform(*placement.rotation)
         width, height = (math.ceil(length * scale) for length in patch.defect_mask.shape[::-1])
-        too_large = width > photograph.width or height > photograph.height
-        if any(spot.touches) and placement.place == "like-real" and placement.region is None:
-            degrees = turn or 0.0
-            moved = move(patch, scale, degrees)
-            return moved, at_edge(moved, size, spot.touches, habits.draw_along(rng, spot)), scale, degrees
-        if placement.place == "anywhere" or placement.region is not None or too_large:
-            degrees = habits.draw_turn(rng, spot, spot.grain) if turn is None else turn
-            moved = move(patch, scale, degrees)
-            return moved, place(rng, moved, size, free), scale, degrees
-        center = habits.draw_center(rng, self._grounds(draw.sample.path), (width, height), free)
-        if center is None:
-            return patch, None, scale, 0.0
-        here = grain(shaped(photograph.pixels, photograph.channels), *center)
+        like_real = placement.place == "like-real" and placement.region is None
+        to_edge = like_real and any(spot.touches)
+        center, here = None, spot.grain
+        if like_real and not to_edge and width <= photograph.width and height <= photograph.height:
+            center = habits.draw_center(rng, self._grounds(draw.sample.path), (width, height), free)
+            if center is None:
+                return patch, None, scale, 0.0
+            here = grain(shaped(photograph.pixels, photograph.channels), *center)
         degrees = habits.draw_turn(rng, spot, here) if turn is None else turn
         moved = move(patch, scale, degrees)
-        return moved, centered(moved, size, center), scale, degrees
+        if to_edge:
+            return moved, at_edge(moved, size, spot.touches, habits.draw_along(rng, spot)), scale, degrees
+        if center is not None:
+            return moved, centered(moved, size, center), scale, degrees
+        return moved, place(rng, moved, size, free), scale, degrees
 
 
 @dataclass(frozen=True)

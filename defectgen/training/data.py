@@ -571,7 +571,7 @@ def training_data(
 
     Raises:
         BadInputError: the method needs masks, and a defect image has none.
-        UsageError: the method learns patches, which have no `whole`.
+        UsageError: the method learns patches, which have neither `whole` nor `exposure`.
     """
     method = info(name)
     if method.needs_masks:
@@ -582,8 +582,9 @@ def training_data(
         catalog = unite(catalog)
     products, domains = catalog.products, (NORMAL, *catalog.categories)
     if method.learns == "patches":
-        if whole:
-            raise UsageError(f"--set whole=true: {name} learns defect patches, not windows of images")
+        for setting, value in (("whole", whole), ("exposure", exposure)):
+            if value:
+                raise UsageError(f"--set {setting}=true: {name} learns defect patches, not windows of images")
         return TrainingPatches(catalog, image_size, products, domains)
     kinds: dict[DataKind, type[TrainingWindows]] = {
         "domains": TrainingWindows,

@@ -15,7 +15,7 @@ from defectgen.dataset import Sample
 from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import read_defects, read_normals
 from defectgen.imaging.images import DecodedImage, encode_png, read_image
-from defectgen.imaging.patches import DefectPatch, resize
+from defectgen.imaging.patches import DefectPatch, Variation, resize, varied
 from defectgen.imaging.windows import Box
 from defectgen.synthesis.pasted import ComposeRequest, Placement, Region, compose, crop, lay, move, place
 from defectgen.synthesis.stream import SampleSpec, mixture, mixture_name
@@ -183,6 +183,14 @@ def test_places_are_learned_from_some_of_very_many(like_real: Make, chips: Path)
     places = compose(like_real(1, categories=("pore",))).metadata["places"]["pore"]
     assert 40 < places["real_defects"] <= 64
     assert np.ptp(np.array(places["boxes"])[:, :2], axis=0).min() > 0.8
+
+
+def test_a_manifest_row_has_what_replays_a_variation(like_real: Make) -> None:
+    for sample in compose(like_real(4)):
+        (defect,) = record(sample)["parameters"]["defects"]
+        again = Variation(**defect["variation"])
+        assert isinstance(again.key, int)
+        assert varied(disc(), again, 0.0).defect_mask.any()
 
 
 def test_numbers_overrule_turns_and_scales(like_real: Make) -> None:

@@ -193,6 +193,8 @@ class TestTrainingWindows:
         given = catalog.model_copy(update={"images": tuple(cracks)})
         with pytest.raises(UsageError, match=r"--set whole=true: dcdganc learns defect patches"):
             training_data("dcdganc", given, 64, whole=True)
+        with pytest.raises(UsageError, match=r"--set exposure=true: dcdganc learns defect patches"):
+            training_data("dcdganc", given, 64, exposure=True)
 
     def test_small_defects_of_a_category_are_shown_larger(self, tmp_path: Path) -> None:
         """One dent spans its image of 300 pixels, one 40: each fills its window, and normals have the same scale."""
