@@ -85,7 +85,13 @@ def visible_part(
         closed = cv2.morphologyEx(visible.astype(np.uint8), cv2.MORPH_CLOSE, disc)
         return defect_mask & clean(closed > 0)
     size = 2 * max(3, int(depth)) + 1  # keeps the flat middle of a large defect, whose border is visible
-    return defect_mask & (cv2.dilate(visible.astype(np.uint8), np.ones((size, size), np.uint8)) > 0)
+    invisible = defect_mask & (cv2.dilate(visible.astype(np.uint8), np.ones((size, size), np.uint8)) == 0)
+    # Only long parts are removed, and separate ones: a mask with many small bites would be ragged.
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats(invisible.view(np.uint8))
+    long = statistics[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1) > 2 * size
+    kept = defect_mask & ~(invisible & long[parts])
+    _, pieces = cv2.connectedComponents(kept.view(np.uint8))
+    return kept & np.isin(pieces, np.unique(pieces[visible]))
 
 
 def foreground(pixels: NDArray[np.generic]) -> BoolArray:

@@ -13,6 +13,8 @@ from defectgen.methods.networks import Networks
 
 ANCHOR = 0
 """Index of the domain of the normals (the anchor domain)."""
+BORDER = 4
+"""Pixels along a window's border where no defect is painted, except where the image ends."""
 
 
 class Task(BaseModel):

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from defectgen.methods.base import ANCHOR, Batch, Extent, GenerateBatch, Generated, MethodConfig, Task
+from defectgen.methods.base import ANCHOR, BORDER, Batch, Extent, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import ResBlock, he_init, instance_norm, mixed_precision
@@ -53,6 +53,7 @@ _TURN = math.radians(8.0)  # standard deviation of turns
 _SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
 _EXPOSURE = 3.0  # greatest factor on a reference's brightness
 _CUT, _WHOLE = 1, 2  # what a place of the bank holds; 0 is nothing
+_WARPS = 8  # from which one is chosen
 _BEND = 0.06  # standard deviation of displacements, as a fraction of half the window's side
 
 
@@ -396,15 +397,18 @@ class Bank(nn.Module):
         super().__init__()
         count, side = (domains - 1) * self.KEPT, config.image_size
         self.x: Tensor
+        self.a: Tensor
         self.place: Tensor
         self.full: Tensor
         self.register_buffer("x", torch.zeros(count, channels, side, side, dtype=torch.uint8))
+        self.register_buffer("a", torch.zeros(count, 1, side, side, dtype=torch.bool))
         self.register_buffer("place", torch.tensor([[0.5, 0.5, 1.0]]).repeat(count, 1))
         self.register_buffer("full", torch.zeros(count, dtype=torch.uint8))
 
     @torch.no_grad()
-    def add(self, x: Tensor, y: Tensor, place: Tensor, cut: Tensor) -> None:
-        """Keep windows [B, channels, S, S] of the domains y [B], while there is room, and their `place` [B, 3].
+    def add(self, x: Tensor, a: Tensor, y: Tensor, place: Tensor, cut: Tensor) -> None:
+        """Keep windows [B, channels, S, S] of the domains y [B], while there is room, their masks `a`, [B, 1, S, S],
+        and their `place` [B, 3].
 
         Windows whose defect goes on beyond them, `cut` [B], give way to others: it would end in a straight line.
         """
@@ -415,7 +419,7 @@ class Bank(nn.Module):
             first, worth = (domain - 1) * self.KEPT, _CUT if is_cut else _WHOLE
             at = min(range(first, first + self.KEPT), key=full.__getitem__)
             if full[at] < worth:
-                self.x[at] = ((x[row] + 1) * 127.5).round().to(torch.uint8)
+                self.x[at], self.a[at] = ((x[row] + 1) * 127.5).round().to(torch.uint8), a[row] > 0
                 self.place[at], self.full[at], full[at] = place[row], worth, worth
 
     def pick(self, y: int, rng: torch.Generator) -> int:
@@ -425,8 +429,19 @@ class Bank(nn.Module):
         return first + int(torch.randint(count, (), generator=rng))
 
     def draw(self, y: int, rng: torch.Generator) -> Tensor:
-        """A random window of a domain, warped, [channels, S, S] in [-1, 1]."""
-        return warped(self.x[self.pick(y, rng)][None].float() / 127.5 - 1, rng)[0]
+        """A random window of a domain, warped, [channels, S, S] in [-1, 1].
+
+        Of a few warps, the one that pushes least of the defect to the window's border, where nothing is painted.
+        """
+        at = self.pick(y, rng)
+        row = torch.cat([self.x[at].float() / 127.5 - 1, self.a[at].float()])
+        bent = warped(row.repeat(_WARPS, 1, 1, 1), rng)
+        across, down = self.place[at, :2].tolist()
+        inside = torch.zeros_like(self.a[at, 0])
+        rows, columns = (slice(BORDER * (where != 0), len(inside) - BORDER * (where != 1)) for where in (down, across))
+        inside[rows, columns] = True
+        lost = (bent[:, -1] * ~inside).sum(dim=(1, 2))
+        return bent[int(lost.argmin()), :-1]
 
 
 def warped(x: Tensor, rng: torch.Generator) -> Tensor:
@@ -711,9 +726,10 @@ class DTGAN:
     ) -> dict[str, Tensor]:
         """One update of each network. The parts add their gradients; only those of G, M and E are left at the end."""
         assert batch.paired is not None
+        assert batch.a_ref is not None
         assert batch.place_ref is not None
         cut = torch.zeros(len(batch.x), dtype=torch.bool) if batch.cut_ref is None else batch.cut_ref
-        self.bank.add(batch.x_ref, batch.y_ref, batch.place_ref, cut)
+        self.bank.add(batch.x_ref, batch.a_ref.amax(dim=1, keepdim=True), batch.y_ref, batch.place_ref, cut)
         self.networks.begin()
         losses, of_e = self._learn_pairs(batch)
         losses |= self._match_codes(of_e, latents[0], batch.y_ref, rng)

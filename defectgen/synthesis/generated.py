@@ -39,7 +39,7 @@ from defectgen.imaging.windows import (
 )
 from defectgen.inspection.reconstruction import Tiled
 from defectgen.methods import having, which
-from defectgen.methods.base import Extent, GenerateBatch, Placing, Restorer
+from defectgen.methods.base import BORDER, Extent, GenerateBatch, Placing, Restorer
 from defectgen.models.model import load
 from defectgen.models.registry import Entry
 from defectgen.seeding import numpy_rng
@@ -48,7 +48,6 @@ from defectgen.synthesis.stream import Attempt, Draw, SampleSpec, SampleStream, 
 
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
 _RIM, _FADE = 8, 4  # pixels of the network's window: an unpainted border, then a ramp to full strength
-_BORDER = 4  # pixels of the window that control maps leave free
 _PATIENCE = 5  # attempts, after which defects that the window's border cuts off are accepted
 _BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
@@ -619,7 +618,7 @@ def laid(rng: np.random.Generator, box: Box, extent: Extent, side: int, size: in
 
 def _inner(window: Window, photograph: DecodedImage) -> Sides:
     """The border that changes leave free: none where the image ends."""
-    return Sides(*(_BORDER * goes_on for goes_on in open_sides(window, photograph.height, photograph.width)))
+    return Sides(*(BORDER * goes_on for goes_on in open_sides(window, photograph.height, photograph.width)))
 
 
 def _interior(size: int, rim: Sides) -> FloatArray:

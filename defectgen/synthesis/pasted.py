@@ -46,10 +46,13 @@ Place = Literal["like-real", "anywhere"]
 real ones are known, are placed anywhere."""
 _ANY_SCALE, _ANY_TURN = (0.8, 1.25), (0.0, 360.0)
 _STUDIED = 64  # real defects of a category from which places are learned
-_FINE = 2.5  # pixels: what a Gaussian of this width takes away is grain
-_BROAD = 8.0  # the same where noise is taken, of which some is broader
-_NOISE = 3.5  # standard deviations: what differs more from the coarse structure is none
+_WIDTHS = np.linspace(0.4, 3, 27)  # of grain, in pixels
+_FINE = 4.0  # widths of the grain: what a Gaussian of this width takes away is grain
+_BROAD = 8.0  # pixels: what a Gaussian of this width takes away is grain and edges
+_NOISE = 3.5  # standard deviations: what differs more from the coarse structure is no grain
 _GRAINY = 40  # pixels of rim from which the grain is measured
+_FAINT = 0.1  # of the strength of another grain
+_WIDER = 1.3  # a grain that is this much wider than another is another grain
 _COARSE = 1.5  # image pixels per patch pixel; a patch that is coarser lacks the image's grain
 
 
@@ -456,10 +459,11 @@ def lay(
 
 
 def grainy(patch: DefectPatch, pixels: FloatArray, ground: FloatArray, there: tuple[slice, slice]) -> FloatArray:
-    """The pixels of a patch, [h, w, C], with the grain of its ground as the rim shows both: equally strong noise.
+    """The pixels of a patch, [h, w, C], as sharp as their ground and with its grain, as the rim shows both.
 
-    A patch with less noise gets some of the ground's own detail. From one with more, noise is taken; what stands out
-    from it, such as a defect's edges, stays, and so does the mean of the defect.
+    On a ground with wider grain, which is out of focus, the patch is blurred. Then grain that is too strong, or too wide,
+    is taken from it; what stands out from it, such as a defect's edges, stays, and so does the mean of the defect. What
+    it lacks comes from the ground's own.
 
     Args:
         ground: the pixels under `pixels[there]`.
@@ -467,17 +471,48 @@ def grainy(patch: DefectPatch, pixels: FloatArray, ground: FloatArray, there: tu
     rim = (patch.blend_mask & ~cv2.dilate(patch.defect_mask.view(np.uint8), np.ones((5, 5))).view(np.bool_))[there]
     if rim.sum() < _GRAINY:
         return pixels
-    noise, wanted = (float((each - _blurred(each, 0.7))[rim].std()) for each in (pixels[there], ground))
-    if wanted > noise:
+    (strength, width), (wanted, wide) = _grain(pixels[there], rim), _grain(ground, rim)
+    alike = _FAINT < strength / max(wanted, 1e-3) < 1 / _FAINT  # of a much fainter grain, the width is not known
+    if alike and wide > _WIDER * width:
+        pixels = _blurred(pixels, math.sqrt(wide**2 - width**2))
+        strength, width = _grain(pixels[there], rim)
+    kept = min(1.0, wanted / max(strength, 1e-3)) * (not alike or width < _WIDER * wide)
+    if kept < 1:
+        fine = pixels - _blurred(pixels, _BROAD)
+        spread = float(fine[~patch.defect_mask].std())
+        taken = fine * (1 - np.clip(np.abs(fine) / max(spread, 1e-3) - _NOISE, 0, 1)) * np.float32(1 - kept)
+        taken[patch.defect_mask] -= taken[patch.defect_mask].mean(axis=0)
+        pixels = pixels - taken
+    lacking = math.sqrt(max(0.0, 1 - (kept * strength / max(wanted, 1e-3)) ** 2))
+    if lacking:
         pixels = pixels.copy()
-        pixels[there] += (ground - _blurred(ground, _FINE)) * math.sqrt(1 - (noise / wanted) ** 2)
-        return pixels
-    fine = pixels - _blurred(pixels, _BROAD)
-    spread = float(fine[~patch.defect_mask].std())
-    stands_out = np.clip(np.abs(fine) / max(spread, 1e-3) - _NOISE, 0, 1)
-    taken = fine * (1 - stands_out) * np.float32(1 - wanted / max(noise, 1e-3))
-    taken[patch.defect_mask] -= taken[patch.defect_mask].mean(axis=0)
-    return np.asarray(pixels - taken, np.float32)
+        pixels[there] += (ground - _blurred(ground, _FINE * max(wide, 1.0))) * np.float32(lacking)
+    return pixels
+
+
+def _grain(pixels: FloatArray, rim: BoolArray) -> tuple[float, float]:
+    """The grain of pixels, [H, W, C], on a rim, [H, W]: its standard deviation, and its width in pixels.
+
+    It is taken for white noise that a Gaussian of that width has blurred, so that the covariance of pixels at a distance
+    d is exp(-d² / 4 width²) of the variance. Differences of pixels show both, without the shading around them.
+    """
+    near, far = (
+        np.mean(
+            np.concatenate(
+                [
+                    ((a - b) ** 2)[both].ravel()
+                    for a, b, both in (
+                        (pixels[lag:], pixels[:-lag], rim[lag:] & rim[:-lag]),
+                        (pixels[:, lag:], pixels[:, :-lag], rim[:, lag:] & rim[:, :-lag]),
+                    )
+                ]
+            )
+        )
+        for lag in (1, 3)
+    )
+    ratios = (1 - np.exp(-1 / (4 * _WIDTHS**2))) / (1 - np.exp(-9 / (4 * _WIDTHS**2)))  # falls with the width
+    width = float(np.interp(near / max(far, 1e-6), ratios[::-1], _WIDTHS[::-1]))
+    return math.sqrt(far / 2 / (1 - math.exp(-9 / (4 * width**2)))), width
 
 
 def _blurred(pixels: FloatArray, sigma: float) -> FloatArray:

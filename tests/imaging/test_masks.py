@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
@@ -135,6 +136,19 @@ def test_visible_part_removes_separate_parts_of_an_annotated_mask() -> None:
     kept = visible_part(before, after, label, 1.0, annotated=True)
     assert kept[18:22, 10:60].all()
     assert not kept[:, 70:].any()
+
+
+def test_an_annotated_mask_does_not_become_ragged() -> None:
+    """A faint defect stands out from noise here and there; its outline stays, and a separate invisible part goes."""
+    rng = np.random.default_rng(0)
+    before = rng.normal(120, 2, (120, 120, 1)).astype(np.float32)
+    label = cv2.ellipse(np.zeros((120, 120), np.uint8), (60, 60), (50, 6), 20, 0, 360, 1, -1) > 0
+    after = before + (rng.normal(-8, 5, (120, 120, 1)) * label[..., None]).astype(np.float32)
+    np.testing.assert_array_equal(visible_part(before, after, label, 1.0, annotated=True), label)
+    separate = label.copy()
+    separate[2:8, 2:8] = True
+    np.testing.assert_array_equal(visible_part(before, after, separate, 1.0, annotated=True), label)
+    assert not visible_part(before, before, label, 1.0, annotated=True).any()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -286,26 +286,47 @@ class TestBank:
         place = torch.tensor([[0, 1, 1], [0.5, 0.2, 1], [1, 1, 1]])
         whole = torch.zeros(3, dtype=torch.bool)
         for _ in range(Bank.KEPT + 3):
-            bank.add(x, torch.tensor([0, 2, 0]), place, whole)
-        bank.add(x[:1], torch.tensor([1]), place[:1], whole[:1])
+            bank.add(x, (x > 0).float(), torch.tensor([0, 2, 0]), place, whole)
+        bank.add(x[:1], torch.zeros(1, 1, 32, 32), torch.tensor([1]), place[:1], whole[:1])
         assert (bank.full > 0).tolist() == [True, *[False] * (Bank.KEPT - 1), *[True] * Bank.KEPT]
         drawn = [bank.draw(2, generator(seed)) for seed in range(9)]
-        assert all(abs(float((each > 0).float().mean()) - 36 / 1024) < 0.03 for each in drawn)
+        assert all(abs(float((each > 0).float().mean()) - 36 / 1024) < 0.06 for each in drawn)
         assert len({each.numpy().tobytes() for each in drawn}) == 9
         torch.testing.assert_close(bank.draw(2, generator(3)), drawn[3])
         assert (bank.draw(1, generator()) < 0).all()
 
     def test_defects_that_a_window_cuts_off_give_way_to_whole_ones(self) -> None:
         bank, y, place = Bank(RESIDUAL, 2, 1), torch.tensor([1]), torch.tensor([[0.5, 0.5, 1.0]])
+        a = torch.zeros(1, 1, 32, 32)
         whole, cut = (torch.tensor([value]) for value in (False, True))
         for _ in range(Bank.KEPT):
-            bank.add(torch.full((1, 1, 32, 32), -0.5), y, place, cut)
+            bank.add(torch.full((1, 1, 32, 32), -0.5), a, y, place, cut)
         for _ in range(3):
-            bank.add(torch.full((1, 1, 32, 32), 0.5), y, place, whole)
-            bank.add(torch.full((1, 1, 32, 32), -0.5), y, place, cut)
+            bank.add(torch.full((1, 1, 32, 32), 0.5), a, y, place, whole)
+            bank.add(torch.full((1, 1, 32, 32), -0.5), a, y, place, cut)
         bright = (bank.x > 127).flatten(1).all(dim=1)
         assert bright.sum() == 3
         assert len({bank.pick(1, generator(seed)) for seed in range(200)}) == Bank.KEPT
+
+    @pytest.mark.parametrize("side", ["left", "right", "top", "bottom"])
+    @pytest.mark.parametrize("at_edge", [False, True])
+    def test_a_warp_does_not_push_a_defect_out_of_the_window(self, side: str, at_edge: bool) -> None:
+        """It would be painted with a straight end; at an edge of the image it may end at the window's."""
+        x = torch.full((1, 1, 32, 32), -0.5)
+        x[..., 12:20, 0 if at_edge else 5 : 12] = 0.5
+        edge = {"left": 0.0, "right": 1.0, "top": 0.0, "bottom": 1.0}[side]
+        place = torch.tensor([[edge if at_edge else 0.5, 0.5, 1]])
+        if side in ("right", "bottom"):
+            x = x.flip(3)
+        if side in ("top", "bottom"):
+            x, place = x.transpose(2, 3), place[:, [1, 0, 2]]
+        bank, y = Bank(RESIDUAL, 2, 1), torch.tensor([1])
+        bank.add(x, (x > 0).float(), y, place, torch.tensor([False]))
+        drawn = torch.stack([bank.draw(1, generator(seed)) for seed in range(60)])
+        reached = (drawn > 0).sum(dim=(1, 2 if side in ("left", "right") else 3))
+        border = reached[:, :4] if side in ("left", "top") else reached[:, -4:]
+        cut_off = int((border.sum(dim=1) > 3).sum())
+        assert cut_off >= 50 if at_edge else cut_off <= 1
 
     def test_the_averaged_model_has_it_with_the_places(self, painter: DTGAN) -> None:
         average = Average(painter.networks.averaged, 0.9)
@@ -486,7 +507,9 @@ class TestGenerate:
         bright, dark = (torch.full((1, 1, 32, 32), value) for value in (0.5, -0.5))
         assert painter.extent(1, generator(), bright) == (0.5, 0.25, 0.5, 0.125)
         assert painter.extent(1, generator(), dark) is None
-        painter.bank.add(bright, torch.tensor([1]), torch.zeros(1, 3), torch.zeros(1, dtype=torch.bool))
+        painter.bank.add(
+            bright, torch.zeros_like(bright), torch.tensor([1]), torch.zeros(1, 3), torch.zeros(1, dtype=torch.bool)
+        )
         assert painter.extent(1, generator()) == (0.5, 0.25, 0.5, 0.125)  # of the window that `generate` will take
         assert built(CONFIG).extent(1, generator(), bright) is None
 
@@ -525,7 +548,9 @@ class TestGenerate:
 
     def test_before_the_first_step_nothing_is_painted(self, painter: DTGAN) -> None:
         x = images(2)
-        painter.bank.add(x, torch.tensor([1, 2]), torch.zeros(2, 3), torch.zeros(2, dtype=torch.bool))
+        painter.bank.add(
+            x, torch.zeros(2, 1, 32, 32), torch.tensor([1, 2]), torch.zeros(2, 3), torch.zeros(2, dtype=torch.bool)
+        )
         torch.testing.assert_close(painter.generate(GenerateBatch(x, torch.tensor([1, 2]), [generator()] * 2)).x, x)
 
 
