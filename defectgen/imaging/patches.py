@@ -22,6 +22,8 @@ from defectgen.seeding import numpy_rng
 RIM = 5
 """Width of the defect's own background that is cut out around it, in native pixels. The paper expands masks without
 background likewise (section 3.1). So the transition to another background lies outside the defect, even a thin one."""
+_OVERLAP = 2  # pixels by which two defects that are joined overlap
+_GAINS = 0.5, 2.0  # least and greatest factor on the contrast of a defect that is joined to another
 _SMOOTH = 0.35  # of the longer side: the coarseness of the field that bends a patch
 _PURE = -1.0
 _LOWEST = -0.6
@@ -30,6 +32,15 @@ _DARKEST = 0.1  # a twentieth of the range: contrasts of darker backgrounds are 
 _MOST = 0.7  # largest fraction of a window that a defect may cover
 _CUT = 3  # border pixels that a piece may touch and still count as whole
 _MARGIN = 2  # pixels at the window's border that are always background
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The second defect of a patch that shows two: its image and its box there, and its corner (x, y) on the first."""
+
+    source: Path | None
+    box: Box | None
+    at: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class DefectPatch:
     box: Box | None = None
     coarseness: float = 1.0
     """The factor by which the patch was enlarged since it was made, at least 1."""
+    joined: Joined | None = None
 
 
 def cut_out(image: DecodedImage, box: Box, piece: BoolArray, rim: int, source: Path | None = None) -> DefectPatch:
@@ -223,6 +235,50 @@ def varied(
     smooth = np.asarray(cv2.GaussianBlur(pixels, (0, 0), 1.0)).reshape(pixels.shape) - pixels[rim].mean(axis=0)
     pixels = np.clip(pixels + (variation.contrast - 1) * inside * smooth, -1, 1).astype(np.float32)
     return replace(patch, pixels=pixels, blend_mask=blend_mask, defect_mask=defect_mask)
+
+
+def end_to_end(a: DefectPatch, b: DefectPatch, degrees: tuple[float, float]) -> tuple[int, int]:
+    """The (x, y) of b's corner on a with which b's defect begins where a's ends, along the axes that they have.
+
+    Args:
+        degrees: the directions of their axes, counter-clockwise.
+    """
+    first, second = (np.array([math.cos(math.radians(each)), -math.sin(math.radians(each))]) for each in degrees)
+    if first @ second < 0:
+        second = -second
+    ends = []
+    for patch, axis in ((a, first), (b, -second)):
+        points = np.argwhere(patch.defect_mask)[:, ::-1]
+        along = points @ axis
+        ends.append(points[along >= along.max() - _OVERLAP].mean(axis=0))
+    x, y = np.rint(ends[0] - ends[1]).astype(int).tolist()
+    return x, y
+
+
+def joined(a: DefectPatch, b: DefectPatch, at: tuple[int, int]) -> DefectPatch:
+    """One patch with two defects, b's corner at (x, y) on a. The brightness, and b's contrast with it, become a's."""
+    corners = np.array([[0, 0], at])
+    sizes = np.array([each.blend_mask.shape[::-1] for each in (a, b)])
+    start = corners.min(axis=0)
+    width, height = ((corners + sizes).max(axis=0) - start).tolist()
+    levels = [each.pixels[each.blend_mask & ~each.defect_mask].mean(axis=0) for each in (a, b)]
+    gain = np.clip((levels[0].mean() + 1) / max(float(levels[1].mean()) + 1, _DARKEST), *_GAINS)
+    pixels = np.full((height, width, a.pixels.shape[2]), levels[0], np.float32)
+    blend_mask, defect_mask = np.zeros((height, width), np.bool_), np.zeros((height, width), np.bool_)
+    for patch, corner, values in (
+        (b, corners[1], np.clip((b.pixels - levels[1]) * gain + levels[0], -1, 1)),
+        (a, corners[0], a.pixels),
+    ):
+        x, y = (corner - start).tolist()
+        here = slice(y, y + patch.blend_mask.shape[0]), slice(x, x + patch.blend_mask.shape[1])
+        shown = patch.blend_mask & (patch.defect_mask | ~defect_mask[here])  # no background over a defect
+        pixels[here][shown] = values[shown]
+        blend_mask[here] |= patch.blend_mask
+        defect_mask[here] |= patch.defect_mask
+    return replace(
+        a, pixels=pixels, blend_mask=blend_mask, defect_mask=defect_mask, coarseness=max(a.coarseness, b.coarseness),
+        joined=Joined(b.source, b.box, at),
+    )  # fmt: skip
 
 
 def turn(width: int, height: int, degrees: float, scale: float, *, mirrored: bool = False) -> NDArray[np.float64]:

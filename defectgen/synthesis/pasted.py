@@ -20,7 +20,7 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import Catalog, SourceImage
 from defectgen.imaging import masks
 from defectgen.imaging.images import DecodedImage, Pixels, read_mask
-from defectgen.imaging.patches import RIM, DefectPatch, cut_out, resize, turn, varied
+from defectgen.imaging.patches import RIM, DefectPatch, cut_out, end_to_end, joined, resize, turn, varied
 from defectgen.imaging.places import Ground, Habits, Spot, grain
 from defectgen.imaging.poisson import Mode, blend
 from defectgen.imaging.windows import (
@@ -45,6 +45,7 @@ Place = Literal["like-real", "anywhere"]
 """Where patches are placed: where the real defects of their category lie, or anywhere. Generated patches, of which no
 real ones are known, are placed anywhere."""
 _ANY_SCALE, _ANY_TURN = (0.8, 1.25), (0.0, 360.0)
+_JOINED = 0.1  # share of the cut-outs that are joined to another one of their category
 _STUDIED = 64  # real defects of a category from which places are learned
 _WIDTHS = np.linspace(0.4, 3, 27)  # of grain, in pixels
 _FINE = 4.0  # widths of the grain: what a Gaussian of this width takes away is grain
@@ -52,7 +53,7 @@ _BROAD = 8.0  # pixels: what a Gaussian of this width takes away is grain and ed
 _NOISE = 3.5  # standard deviations: what differs more from the coarse structure is no grain
 _GRAINY = 40  # pixels of rim from which the grain is measured
 _FAINT = 0.1  # of the strength of another grain
-_WIDER = 1.3  # a grain that is this much wider than another is another grain
+_WIDER, _COARSER = 1.3, 2.0  # times a grain's width: one out of focus, and one that is another surface's
 _COARSE = 1.5  # image pixels per patch pixel; a patch that is coarser lacks the image's grain
 
 
@@ -189,6 +190,11 @@ class Composition(SampleStream[D, G], Generic[D, G]):
             if patch.source is not None and patch.box is not None:
                 sha256 = self._sha256(patch.source)
                 own |= {"content": str(patch.source), "content_sha256": sha256, "box": vars(patch.box)}
+            if (second := patch.joined) is not None and second.source is not None and second.box is not None:
+                sha256 = self._sha256(second.source)
+                own["joined"] = {
+                    "content": str(second.source), "content_sha256": sha256, "box": vars(second.box), "at": second.at,
+                }  # fmt: skip
             defects.append({**own, "at": at, "scale": round(scale, 4), "degrees": round(degrees, 2)})
         if not defects:
             return None
@@ -276,6 +282,16 @@ class CutoutSamples(Composition[ComposeDraw, None]):
         patch = cut_out(self._images.read(sample.path), *pieces[number], RIM, sample.path)
         return patch, self._spot(sample, number)
 
+    def _cut_out_or_join(self, rng: np.random.Generator, category: str) -> tuple[DefectPatch, Spot]:
+        """A cut-out, or two that reach no edge of their image, end to end."""
+        patch, spot = self._cut_out(rng, category)
+        if rng.random() >= _JOINED * self._placement.vary or any(spot.touches):
+            return patch, spot
+        second, other = self._cut_out(rng, category)
+        if any(other.touches) or second.pixels.shape[2] != patch.pixels.shape[2]:
+            return patch, spot
+        return joined(patch, second, end_to_end(patch, second, (spot.degrees, other.degrees))), spot
+
     def _draw(self, index: int, attempt: int) -> ComposeDraw:
         return self._draw_defects(index, attempt)
 
@@ -283,7 +299,7 @@ class CutoutSamples(Composition[ComposeDraw, None]):
         return [None] * len(draws)
 
     def _finish(self, draw: ComposeDraw, generated: None) -> Sample | None:
-        patches, spots = zip(*(self._cut_out(draw.rng, draw.category) for _ in range(draw.count)), strict=True)
+        patches, spots = zip(*(self._cut_out_or_join(draw.rng, draw.category) for _ in range(draw.count)), strict=True)
         provenance = {"method": "cut-outs", "contents": self._name}
         return self._compose(draw, patches, provenance, spots, self._habits[draw.category])
 
@@ -461,9 +477,9 @@ def lay(
 def grainy(patch: DefectPatch, pixels: FloatArray, ground: FloatArray, there: tuple[slice, slice]) -> FloatArray:
     """The pixels of a patch, [h, w, C], as sharp as their ground and with its grain, as the rim shows both.
 
-    On a ground with wider grain, which is out of focus, the patch is blurred. Then grain that is too strong, or too wide,
-    is taken from it; what stands out from it, such as a defect's edges, stays, and so does the mean of the defect. What
-    it lacks comes from the ground's own.
+    On a ground with wider grain, which is out of focus, the patch is blurred. Then grain that is too strong, or too
+    wide, is taken from it; what stands out from it, such as a defect's edges, stays, and so does the mean of the
+    defect. What it lacks comes from the ground's own.
 
     Args:
         ground: the pixels under `pixels[there]`.
@@ -476,7 +492,7 @@ def grainy(patch: DefectPatch, pixels: FloatArray, ground: FloatArray, there: tu
     if alike and wide > _WIDER * width:
         pixels = _blurred(pixels, math.sqrt(wide**2 - width**2))
         strength, width = _grain(pixels[there], rim)
-    kept = min(1.0, wanted / max(strength, 1e-3)) * (not alike or width < _WIDER * wide)
+    kept = min(1.0, wanted / max(strength, 1e-3)) * (not alike or width < _COARSER * wide)
     if kept < 1:
         fine = pixels - _blurred(pixels, _BROAD)
         spread = float(fine[~patch.defect_mask].std())
@@ -491,28 +507,22 @@ def grainy(patch: DefectPatch, pixels: FloatArray, ground: FloatArray, there: tu
 
 
 def _grain(pixels: FloatArray, rim: BoolArray) -> tuple[float, float]:
-    """The grain of pixels, [H, W, C], on a rim, [H, W]: its standard deviation, and its width in pixels.
+    """The grain of pixels, [H, W, C], on a rim, [H, W]: the strength of its finest part, and its width in pixels.
 
-    It is taken for white noise that a Gaussian of that width has blurred, so that the covariance of pixels at a distance
-    d is exp(-d² / 4 width²) of the variance. Differences of pixels show both, without the shading around them.
+    It is taken for white noise that a Gaussian of that width has blurred: the covariance of pixels at a distance d is
+    exp(-d² / 4 width²) of the variance. Differences of pixels show both, without the shading around them.
     """
-    near, far = (
-        np.mean(
-            np.concatenate(
-                [
-                    ((a - b) ** 2)[both].ravel()
-                    for a, b, both in (
-                        (pixels[lag:], pixels[:-lag], rim[lag:] & rim[:-lag]),
-                        (pixels[:, lag:], pixels[:, :-lag], rim[:, lag:] & rim[:, :-lag]),
-                    )
-                ]
-            )
-        )
-        for lag in (1, 3)
-    )
+
+    def unlike(lag: int) -> float:
+        """The mean square difference of pixels at a distance."""
+        along = ((pixels[lag:] - pixels[:-lag]) ** 2)[rim[lag:] & rim[:-lag]]
+        across = ((pixels[:, lag:] - pixels[:, :-lag]) ** 2)[rim[:, lag:] & rim[:, :-lag]]
+        return float(np.concatenate([along, across]).mean())
+
+    near, far = unlike(1), unlike(3)
     ratios = (1 - np.exp(-1 / (4 * _WIDTHS**2))) / (1 - np.exp(-9 / (4 * _WIDTHS**2)))  # falls with the width
     width = float(np.interp(near / max(far, 1e-6), ratios[::-1], _WIDTHS[::-1]))
-    return math.sqrt(far / 2 / (1 - math.exp(-9 / (4 * width**2)))), width
+    return math.sqrt(near / 2), width
 
 
 def _blurred(pixels: FloatArray, sigma: float) -> FloatArray:

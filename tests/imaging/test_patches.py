@@ -9,7 +9,9 @@ from defectgen.imaging.patches import (
     DefectPatch,
     Variation,
     cut_out,
+    end_to_end,
     extract,
+    joined,
     of_mask,
     on_pure_background,
     relative,
@@ -157,6 +159,41 @@ def test_a_thin_line_survives_scaling_down() -> None:
     blend_mask = np.zeros((40, 40), np.bool_)
     blend_mask[15:26, 2:38] = True
     assert resize(DefectPatch(np.zeros((40, 40, 1), np.float32), blend_mask, defect_mask), 0.3).defect_mask.any()
+
+
+class TestJoined:
+    """A dark bar of 30 x 5 pixels, and one that is half as bright all over, upright."""
+
+    @pytest.fixture
+    def bars(self) -> tuple[DefectPatch, DefectPatch]:
+        found = []
+        for shape, level in (((17, 42), 120), ((42, 17), 60)):
+            defect_mask = np.zeros(shape, np.bool_)
+            defect_mask[6:-6, 6:-6] = True
+            values = (np.where(defect_mask, level // 2, level)[..., None] / 127.5 - 1).astype(np.float32)
+            found.append(DefectPatch(values, np.ones(shape, np.bool_), defect_mask, True, Path(f"{level}.png")))
+        return found[0], found[1]
+
+    def test_the_second_begins_where_the_first_ends(self, bars: tuple[DefectPatch, DefectPatch]) -> None:
+        a, b = bars
+        at = end_to_end(a, b, (0, 90))
+        patch = joined(a, b, at)
+        count, _, boxes, _ = cv2.connectedComponentsWithStats(patch.defect_mask.astype(np.uint8))
+        assert count == 2  # one piece, and the background
+        assert boxes[1, [2, 3]].tolist() == pytest.approx([32, 32], abs=4)
+        assert patch.defect_mask.sum() == pytest.approx(300, rel=0.1)
+        assert patch.joined is not None
+        assert (patch.joined.source, patch.joined.at) == (Path("60.png"), at)
+        assert patch.source == Path("120.png")
+        assert (patch.blend_mask | ~patch.defect_mask).all()
+
+    def test_both_have_the_brightness_and_the_contrast_of_the_first(
+        self, bars: tuple[DefectPatch, DefectPatch]
+    ) -> None:
+        for at in ((20, 3), (-15, -20), (60, 0)):
+            patch = joined(*bars, at)
+            assert patch.pixels[patch.defect_mask] == pytest.approx(to_unit(60), abs=0.01)
+            assert patch.pixels[~patch.defect_mask] == pytest.approx(to_unit(120), abs=0.01)
 
 
 class TestVaried:
