@@ -43,7 +43,7 @@ def evaluate(
         int | None, option("--seeds", min=1, help="Number of networks per training set  [default: 5, 2 with --quick]")
     ] = None,
     steps: Annotated[
-        int | None, option("--steps", min=1, help="Training steps per network  [default: 150, 60 with --quick]")
+        int | None, option("--steps", min=1, help="Training steps per network  [default: 300, 60 with --quick]")
     ] = None,
     shots: Annotated[
         str,

@@ -149,3 +149,12 @@ def test_a_signal_ends_it_at_once_and_what_was_measured_is_kept(tmp_path: Path) 
     assert process.returncode == 143
     assert "--resume" in errors
     assert time.monotonic() - began < 60  # a network takes minutes
+
+
+def test_help_says_the_defaults_that_apply(capsys: pytest.CaptureFixture[str]) -> None:
+    """Help is printed without the evaluation's packages, and so repeats its numbers."""
+    assert main(["evaluate", "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for name in ("steps", "seeds"):
+        whole, quick = (getattr(extent, name) for extent in (evaluation.WHOLE, evaluation.QUICK))
+        assert f"[default: {whole}, {quick} with --quick]" in printed
