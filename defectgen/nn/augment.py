@@ -31,7 +31,10 @@ class Augmentation:
     def apply(self, x: Tensor) -> Tensor:
         """Augment `x`, [B, C, H, W] in [-1, 1]. Shifts reflect the image at its edges. Values may leave the range."""
         mean = x.mean(dim=(1, 2, 3), keepdim=True)
-        x = (x - mean) * self.contrast + mean + self.brightness
+        return self.moved((x - mean) * self.contrast + mean + self.brightness)
+
+    def moved(self, x: Tensor) -> Tensor:
+        """The shifts alone, for masks."""
         # Whole pixels and nearest sampling: interpolation would blur both reals and fakes, and teach the generator
         # that blur is real.
         side = torch.tensor([x.shape[3], x.shape[2]], device=x.device)

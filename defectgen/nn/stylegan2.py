@@ -173,11 +173,22 @@ class Backbone(nn.Module):
     """StyleGAN2's generator with skips: mapping network, constant, synthesis blocks, ToRGB at each resolution."""
 
     def __init__(
-        self, size: int, channels: int, width: int, max_width: int, z_dim: int, w_dim: int, mapping_layers: int
+        self,
+        size: int,
+        channels: int,
+        width: int,
+        max_width: int,
+        z_dim: int,
+        w_dim: int,
+        mapping_layers: int,
+        conditions: int = 0,
     ) -> None:
-        """For images of `size` x `size` pixels; `width` channels at that resolution, doubled at each coarser one."""
+        """For images of `size` x `size` pixels; `width` channels at that resolution, doubled at each coarser one.
+
+        `conditions` is how many values the mapping network takes beside z.
+        """
         super().__init__()
-        self.mapping = MappingNetwork(z_dim, w_dim, mapping_layers)
+        self.mapping = MappingNetwork(z_dim, w_dim, mapping_layers, conditions)
         sides = [2**i for i in range(2, int(math.log2(size)) + 1)]
         widths = {side: min(width * size // side, max_width) for side in sides}
         self.const = nn.Parameter(torch.randn(1, widths[4], 4, 4))
@@ -250,11 +261,13 @@ def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
 class Augment:
     """Random parameters for a batch: ADA's geometric and color transforms, each with probability p (ADA, appendix B).
 
-    Geometry: flips, quarter turns, shifts, scales, rotations. Color: brightness, contrast, luma inversion, and, for
-    images with three channels, hue and saturation. Masks get the geometry only.
+    Geometry: flips, quarter turns, shifts by whole pixels and by fractions, scales, rotations. Color: brightness,
+    contrast, luma inversion, and, for images with three channels, hue and saturation. Masks get the geometry only.
+
+    Without `turns`, images are not rotated by any angle, which hides fine texture that has a direction.
     """
 
-    def __init__(self, count: int, p: float, rng: torch.Generator, device: torch.device) -> None:
+    def __init__(self, count: int, p: float, rng: torch.Generator, device: torch.device, *, turns: bool = True) -> None:
         def draw(values: Tensor, neutral: float) -> Tensor:
             chosen = torch.rand(count, generator=rng) < p
             return torch.where(chosen, values, torch.full_like(values, neutral))
@@ -266,10 +279,13 @@ class Augment:
             return torch.randn(count, generator=rng)
 
         flip = draw(torch.where(uniform() < 0.5, -1.0, 1.0), 1.0)
-        turn = draw((uniform() * 4).floor() * (math.pi / 2), 0.0) + draw((uniform() * 2 - 1) * math.pi, 0.0)
+        turn = draw((uniform() * 4).floor() * (math.pi / 2), 0.0)
+        turn = turn + draw((uniform() * 2 - 1) * math.pi, 0.0) * turns
         size = draw((normal() * 0.2).exp2(), 1.0)
         stretch = draw((normal() * 0.2).exp2(), 1.0)
-        shift = torch.stack([draw(normal() * 0.125, 0.0), draw(normal() * 0.125, 0.0)], dim=1)
+        # In the coordinates of `affine_grid` a side is 2 long.
+        shift = 2 * torch.stack([draw(normal() * 0.125, 0.0), draw(normal() * 0.125, 0.0)], dim=1)
+        self.whole = 2 * torch.stack([draw((uniform() * 2 - 1) * 0.125, 0.0) for _ in range(2)], dim=1).to(device)
         cos, sin = turn.cos(), turn.sin()
         sx, sy = flip * size * stretch, size / stretch
         matrix = torch.stack([cos * sx, -sin * sy, sin * sx, cos * sy], dim=1).view(-1, 2, 2)
@@ -285,7 +301,10 @@ class Augment:
         self.saturation = color(normal().exp2(), 1.0)
 
     def geometry(self, x: Tensor) -> Tensor:
-        grid = F.affine_grid(self.theta, list(x.shape), align_corners=False)
+        pixel = 2 / torch.tensor([x.shape[3], x.shape[2]], device=x.device)
+        whole = (self.whole / pixel).round() * pixel
+        theta = torch.cat([self.theta[:, :, :2], self.theta[:, :, 2:] + whole[:, :, None]], dim=2)
+        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
         return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode="reflection", align_corners=False)
 
     def image(self, x: Tensor) -> Tensor:
@@ -311,7 +330,11 @@ def adapted(p: float, signs: float, target: float, images: int, of: int) -> floa
 
 
 def path_length(images: Tensor, ws: Tensor, y: Tensor) -> Tensor:
-    """The norm of the gradient of <images, y> by `ws`, [B] (S2, eq. 4); y is Gaussian noise shaped like the images."""
+    """The norm of the gradient of <images, y> by `ws`, [B] (S2, eq. 4); y is Gaussian noise shaped like the images.
+
+    `ws` is [B, styles, w_dim] or [B, w_dim].
+    """
     y = y / math.sqrt(images.shape[2] * images.shape[3])
     (gradient,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
-    return gradient.square().sum(dim=2).mean(dim=1).sqrt()
+    square = gradient.square().sum(dim=-1).view(len(images), -1).mean(dim=1)
+    return (square + 1e-12).sqrt()  # an image without a defect does not depend on w_defect

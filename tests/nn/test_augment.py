@@ -30,6 +30,13 @@ def test_contrast_keeps_the_mean_and_brightness_adds_to_it() -> None:
     torch.testing.assert_close(bright.std(), x.std() * 0.8)
 
 
+def test_a_mask_is_moved_as_its_image_and_keeps_its_values() -> None:
+    mask = (image() > 0).float()
+    moved = fixed(brightness=0.2, contrast=0.8, dx=1 / 8).moved(mask)
+    assert set(moved.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(moved, fixed(dx=1 / 8).apply(mask))
+
+
 def test_gradients_reach_the_image() -> None:
     x = image().requires_grad_()
     drawn = Augmentation.draw(1, torch.Generator().manual_seed(3), torch.device("cpu"))

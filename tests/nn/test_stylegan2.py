@@ -143,6 +143,29 @@ def test_image_and_mask_get_the_same_geometry_and_gradients_pass() -> None:
     assert x.grad.abs().sum() > 0
 
 
+def test_shifts_are_whole_and_as_strong_as_printed() -> None:
+    """ADA, appendix B: fractional ones of an eighth of the side (standard deviation), and whole ones of up to that."""
+    augment = Augment(4000, 1.0, generator(2), CPU)
+    side = 64
+    fractional, whole = (each / 2 * side for each in (augment.theta[:, :, 2], augment.whole))
+    assert fractional.std().item() == pytest.approx(side / 8, rel=0.05)
+    assert whole.abs().max() <= side / 8
+    assert whole.std().item() == pytest.approx(side / 8 / math.sqrt(3), rel=0.05)
+    dot = torch.zeros(1, 1, side, side)
+    dot[..., 32, 32] = 1
+    one = Augment(1, 1.0, generator(5), CPU)
+    one.theta = torch.eye(2, 3)[None]
+    torch.testing.assert_close(one.geometry(dot).max(), torch.tensor(1.0), rtol=0, atol=1e-4)  # not blurred
+
+
+def test_without_turns_images_keep_their_directions() -> None:
+    theta = Augment(60, 1.0, generator(3), CPU, turns=False).theta[:, :, :2]
+    level = (theta[:, 0, 1].abs() < 1e-5) | (theta[:, 0, 0].abs() < 1e-5)
+    assert level.all()
+    turned = Augment(60, 1.0, generator(3), CPU).theta
+    assert (turned[:, 0, 1].abs() > 0.05).float().mean() > 0.7
+
+
 def test_hue_rotates_colors_and_luma_inverts_gray() -> None:
     x = torch.rand(6, 3, 2, 2, generator=generator()) * 2 - 1
     augment = Augment(6, 1.0, generator(1), CPU)
