@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft
+from defectgen.nn.paired import center_line_loss, map_loss, ms_loss, pair_loss, soft
 
 
 def test_the_losses_by_hand() -> None:
@@ -20,3 +20,20 @@ def test_the_losses_by_hand() -> None:
     z_one, z_two = torch.zeros(2, 4), torch.ones(2, 4)
     assert ms_loss(real, real, z_one, z_two, mask).item() == pytest.approx(1)
     assert ms_loss(real, real + 1, z_one, z_two, mask).item() == pytest.approx(0.05 / (4 / 5 + 0.05))
+
+
+def test_a_gap_in_a_thin_line_costs_more_by_its_center_line() -> None:
+    line = torch.zeros(1, 1, 24, 64)
+    line[..., 11:13, 4:60] = 1
+    broken, shifted, thick = line.clone(), line.roll(1, dims=2), line.clone()
+    broken[..., 20:44] = 0
+    thick[..., 10:14, 4:60] = 1
+    assert center_line_loss(line, line).item() == pytest.approx(0, abs=1e-5)
+    assert center_line_loss(thick, line).item() < 0.05  # as good a line
+    assert center_line_loss(broken, line).item() > 0.2
+    assert 0 < center_line_loss(shifted, line).item() <= 1
+    for other in (broken, thick, shifted):
+        m = other.clone().requires_grad_(True)
+        center_line_loss(m, line).backward()
+        assert m.grad is not None
+        assert torch.isfinite(m.grad).all()
