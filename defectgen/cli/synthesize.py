@@ -1,5 +1,6 @@
 """`defectgen synthesize`: generates a dataset of labeled defects on normal images."""
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,17 @@ from defectgen.errors import UsageError
 
 if TYPE_CHECKING:
     from defectgen.synthesis.pasted import Region
+
+
+class PatchFormat(str, Enum):
+    """The values of `output.Format`, and patches, which are no layout but what is made."""
+
+    PLAIN = "plain"
+    MVTEC = "mvtec"
+    COCO = "coco"
+    YOLO = "yolo"
+    PATCHES = "patches"
+
 
 EXAMPLES = """\b
 Examples:
@@ -41,6 +53,15 @@ def synthesize(
             help="Images whose defects to paint, for models that use references; repeat for several.",
         ),
     ] = None,
+    like: Annotated[
+        list[Path] | None,
+        option(
+            "--like",
+            metavar="FILE",
+            help="A real defect, with its mask, of which to make variations, for models that use references; repeat "
+            "for several.",
+        ),
+    ] = None,
     style: output.Style = "own",
     region: Annotated[
         list[str] | None,
@@ -66,6 +87,18 @@ def synthesize(
             "ranges such as -40:40,-20:20.",
         ),
     ] = "0,0",
+    same_object: Annotated[
+        bool, option("--same-object", help="One object with several defects, for models that make whole images.")
+    ] = False,
+    truncation: Annotated[
+        float,
+        option(
+            "--truncation",
+            min=0.0,
+            max=1.0,
+            help="How far whole images are from the mean: 0.7 is less varied, and less often wrong.",
+        ),
+    ] = 1.0,
     restored: Annotated[bool, option("--restored", help="Also write each image with its defects removed.")] = False,
     restore: Annotated[
         Path | None,
@@ -89,7 +122,9 @@ def synthesize(
     ] = None,
     on_bad: options.Skip = options.OnBad.SKIP,
     out: output.Out = Path("dataset"),
-    layout: output.Layout = output.Format.PLAIN,
+    layout: Annotated[
+        PatchFormat, option("--format", help="Layout of the dataset; 'patches' are defects alone, without normals.")
+    ] = PatchFormat.PLAIN,
     batch_size: options.BatchSize = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -108,6 +143,7 @@ def synthesize(
     Each sample has a defect mask. A manifest records how each sample was made.
     """
     options.exclusive(resume, overwrite, "dataset")
+    plain = output.Format.PLAIN if layout is PatchFormat.PATCHES else output.Format(layout.value)
 
     from defectgen.pipelines.synthesize import SynthesizeRequest, prepare_synthesis
 
@@ -119,7 +155,11 @@ def synthesize(
             weights=weights,
             normals=tuple(output.folder(text) for text in normals or ()),
             source=tuple(output.folder(text) for text in source or ()),
+            like=tuple(like or ()),
             style=output.style(style),
+            patches=layout is PatchFormat.PATCHES,
+            same_object=same_object,
+            truncation=truncation,
             regions=tuple(_region(text) for text in region or ()),
             strength=output.number_range("--strength", strength, low=0.01),
             move=_move(move),
@@ -135,7 +175,7 @@ def synthesize(
     )
     return output.run(
         Console(as_json=as_json, quiet=quiet), job, ctx.ensure_object(options.Switches), title="synthesizing",
-        maker="model", out=out, layout=layout, resume=resume, overwrite=overwrite, dry_run=dry_run, verbose=verbose,
+        maker="model", out=out, layout=plain, resume=resume, overwrite=overwrite, dry_run=dry_run, verbose=verbose,
     )  # fmt: skip
 
 

@@ -79,6 +79,11 @@ class DecodedImage:
         """Bits per channel: 8 or 16."""
         return 8 * self.pixels.dtype.itemsize
 
+    @property
+    def colors(self) -> Pixels:
+        """The pixels without alpha, [H, W, channels]."""
+        return self.pixels.reshape(self.height, self.width, -1)[..., : self.channels]
+
     def as_rgb(self) -> NDArray[np.uint8]:
         """For display: 8-bit RGB, [H, W, 3]. 16-bit values are scaled from their minimum and maximum to 0 and 255."""
         pixels = self.pixels if self.pixels.ndim == 3 else self.pixels[..., None]

@@ -5,9 +5,10 @@ the ground. Defects that reach an edge of their image belong to that edge. Surfa
 grinding wheel, and defects keep their angle to it.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -133,6 +134,53 @@ class Spot:
             box=(box.x / ground.width, box.y / ground.height, box.width / ground.width, box.height / ground.height),
             contrast=_contrast(pixels, box, piece),
         )
+
+
+class KnownSpot(NamedTuple):
+    """A spot for a model's file: with the scale at which the model learned the defect, and its length at that scale."""
+
+    spot: Spot
+    scale: float
+    length: float
+
+
+def to_text(known: KnownSpot) -> str:
+    """A known spot as text, for a model's file."""
+    return json.dumps({**asdict(known.spot), "scale": round(known.scale, 4), "learned": round(known.length, 1)})
+
+
+def from_text(text: str) -> KnownSpot:
+    """The inverse of `to_text`."""
+    record: dict[str, Any] = json.loads(text)
+    record = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+    scale, length = record.pop("scale"), record.pop("learned")
+    return KnownSpot(Spot(**{**record, "grain": Grain(**record["grain"])}), scale, length)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How a defect is turned to be level, its longer axis along x, and, where it reaches an edge of its image, flipped.
+
+    Then it ends at the left or at the bottom edge. A defect inside its image is turned by any angle instead.
+    """
+
+    degrees: float = 0.0
+    """By which it is turned counter-clockwise."""
+    transposed: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+    ends: tuple[bool, bool] = (False, False)
+    """Whether it ends at the left, and at the bottom edge, once it is level."""
+
+    @classmethod
+    def of(cls, spot: Spot) -> "Pose":
+        if not any(spot.touches):
+            return cls(degrees=-spot.degrees)
+        transposed = 45 < spot.degrees < 135
+        top, bottom, left, right = spot.touches
+        if transposed:
+            top, bottom, left, right = left, right, top, bottom
+        return cls(0.0, transposed, right and not left, top and not bottom, (left or right, top or bottom))
 
 
 class Habits:
@@ -273,6 +321,6 @@ def _turns(spots: Sequence[Spot]) -> float:
         return _TURN
     coherent = all(spot.grain.coherent for spot in spots)
     angles = np.radians([2 * (spot.degrees - (spot.grain.degrees if coherent else 0)) for spot in spots])
-    resultant = float(np.abs(np.exp(1j * angles).mean()))
+    resultant = min(float(np.abs(np.exp(1j * angles).mean())), 1.0)  # rounding can take it above 1
     spread = 0.5 * np.degrees(np.sqrt(-2 * np.log(max(resultant, 0.04))))
     return float(spread * (1 + 1 / len(spots)) * _SPREAD * len(spots) ** -0.2)

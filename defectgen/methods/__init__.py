@@ -38,7 +38,7 @@ Output = Literal["window", "patch", "image"]
 - `patch`: a defect patch, which is blended onto a normal image;
 - `image`: a whole image with its mask and the same image without the defect. The defect can also be blended as a patch.
 """
-Control = Literal["region", "mask", "mixture", "union", "reference", "style"]
+Control = Literal["region", "mask", "mixture", "union", "reference", "style", "object"]
 """How a sample can be controlled.
 
 - `region`: by a box;
@@ -46,7 +46,8 @@ Control = Literal["region", "mask", "mixture", "union", "reference", "style"]
 - `mixture`: by weights of several categories;
 - `union`: by several categories on one image, each with its own region;
 - `reference`: by an image whose defect is transferred;
-- `style`: by an image whose style is used.
+- `style`: by an image whose style is used;
+- `object`: one object with several defects, and codes near their mean.
 """
 
 
@@ -115,7 +116,7 @@ BUILT_IN: Final = (
         implementation="defectgen.methods.dcdganc:DCDGANc",
         learns="patches",
         makes="patch",
-        controls=frozenset({"region", "mask", "mixture"}),
+        controls=frozenset({"region", "mask", "mixture", "reference"}),
         needs_masks=True,
     ),
     MethodInfo(
@@ -140,7 +141,7 @@ BUILT_IN: Final = (
         implementation="defectgen.methods.dfmgan:DFMGAN",
         learns="masks",
         makes="image",
-        controls=frozenset({"region", "mask"}),
+        controls=frozenset({"region", "mask", "object"}),
         needs_masks=True,
         stages=("backbone", "defects"),
     ),

@@ -23,6 +23,8 @@ class Task(BaseModel):
     `domains` are the normals, first, and the defect categories. `scales` holds, per product and category, the factor
     by which images are scaled before windows are cropped (at most 1). `masks` holds, per category, real masks of the
     window's size (`control_maps.to_text`), from which methods that learn labels or pairs draw their control maps.
+    `spots` holds, per category, where real defects lay (`places.to_text`), for methods that learn patches with masks;
+    their windows are four times as wide as high if `elongated`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # models of earlier versions have other keys, too
@@ -32,6 +34,8 @@ class Task(BaseModel):
     channels: int
     scales: dict[str, dict[str, float]]
     masks: dict[str, tuple[str, ...]] = {}
+    spots: dict[str, tuple[str, ...]] = {}
+    elongated: bool = False
 
 
 class MethodConfig(BaseModel):
@@ -51,6 +55,11 @@ class MethodConfig(BaseModel):
         False,
         description="light multiplies contrast: defects are learned and painted at the brightness of their ground",
     )
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether the method, of patches, learns them level, with a channel for their masks."""
+        return False
 
     @property
     def paints_masks(self) -> bool:
@@ -120,6 +129,8 @@ class GenerateBatch:
     The other fields are for methods with the matching control. `mix`, [B, domains - 1], gives weights of the defect
     categories in place of `y`. `a`, [B, domains - 1, H, W], gives them for each pixel. `x_ref` and `x_style`, shaped
     like x, show the defects to transfer and the defects whose style to use; without them, defect and style are random.
+    `object_rngs` draw the objects of whole images, in place of `rngs`; `truncation`, 0..1, draws codes towards their
+    mean: images are less varied, and less often wrong.
     """
 
     x: Tensor
@@ -129,6 +140,8 @@ class GenerateBatch:
     a: Tensor | None = None
     x_ref: Tensor | None = None
     x_style: Tensor | None = None
+    object_rngs: Sequence[torch.Generator] | None = None
+    truncation: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -218,6 +231,15 @@ class Placing(Protocol):
 
     def extent(self, y: int, rng: torch.Generator, x_ref: Tensor | None = None) -> Extent | None:
         """The part of the window that this defect, or that of `x_ref`, [1, C, S, S], will cover; None if unknown."""
+        ...
+
+
+@runtime_checkable
+class Interpolating(Protocol):
+    """A method that can go from one category to another under one code."""
+
+    def interpolated(self, y: int, other: int, count: int, rng: torch.Generator) -> Generated:
+        """Defects from the domain y to another one, in `count` equal steps."""
         ...
 
 

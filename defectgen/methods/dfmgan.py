@@ -9,27 +9,35 @@ maps of the backbone's synthesis blocks S and of the defect-aware residual block
 is 0 or more. Stage 1 trains the backbone on normals. Stage 2 freezes it and trains R, ToMask and the defect mapping
 network on defects.
 
-Differences from the paper:
-    - One model holds several categories: the defect mapping network and both discriminators take the category. The
-      paper trains a model for each. Here, categories with few examples learn from the others, and all share one
-      backbone. With a single category, the condition is constant.
-    - The settings `match_logistic`, `mismatched` and `lambda_area` are additions that the preset `paper` does not use.
+`paper` is as printed; the supplement was not available. There, as in the paper, a model should have one category; the
+path length regularization of stage 2 (part of L_StyleGAN, equation 3) is by w_defect, since the rest is frozen.
+
+Additions, which the preset `paper` does not use:
+    - One model may hold several categories: the defect mapping network and the discriminators take the category. Those
+      with few examples learn from the others, and all share one backbone.
+    - `by_category`: each category has windows of a scale of its own. The backbone makes normals at any of them: it
+      takes the scale, and D judges them by the category whose scale they have.
+    - `projected`: D_match looks at frozen features (`nn.projected`) of a picture of the pair, without R1. D does not:
+      from scratch, with small batches, a projected D wins against the backbone at once.
+    - `match_logistic`, `mismatched`, `lambda_area`, `hard_masks` and `anneal`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks, flatten, unflatten
+from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import Noise, draw_seed, mixed_precision
 from defectgen.nn.penalties import adversarial, r1
+from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g
 from defectgen.nn.stylegan2 import (
     Augment,
     Backbone,
@@ -44,12 +52,13 @@ from defectgen.nn.stylegan2 import (
 
 
 class DFMGANConfig(MethodConfig):
-    """StyleGAN2-ADA's settings for 256 pixels, which the paper adopts. The paper's supplement was not available."""
+    """StyleGAN2-ADA's settings for 256 pixels, which the paper adopts."""
 
     sizes: ClassVar[tuple[int, ...]] = (64, 128, 256)
 
     image_size: int = Field(256, description="side of the window, in pixels: 64, 128 or 256")
     batch_size: int = Field(32, ge=2)
+    first_residual: int = Field(64, ge=8, description="side of the first residual block's features, and of M")
     steps: int = Field(40_000, ge=2, description="steps of both stages together")
     backbone_steps: int = Field(30_000, ge=1, description="steps of stage 1, on normals")
     width: int = Field(64, ge=4, description="channels at the finest resolution; doubled at each coarser one")
@@ -61,13 +70,21 @@ class DFMGANConfig(MethodConfig):
     w_dim: int = Field(512, ge=1, description="length of w_object and w_defect")
     mapping_layers: int = Field(2, ge=1, description="layers of each mapping network (ADA; 8 in S2)")
     style_mixing: float = Field(0.9, ge=0, le=1, description="fraction of the images made from two w_object")
-    lr: float = Field(2.5e-3, gt=0, description="learning rate; falls to 0 over the second half of each stage")
+    lr: float = Field(2.5e-3, gt=0, description="learning rate")
+    anneal: bool = Field(False, description="the learning rate falls to 0 over the second half of each stage")
     r1_gamma: float = Field(1.0, ge=0, description="weight of R1, for both discriminators")
     r1_every: int = Field(16, ge=1, description="steps between R1 penalties")
-    pl_weight: float = Field(2.0, ge=0, description="weight of the path length regularization, in stage 1")
+    pl_weight: float = Field(2.0, ge=0, description="weight of the path length regularization")
     pl_every: int = Field(4, ge=1, description="steps between path length regularizations")
     ada_target: float = Field(0.6, ge=0, le=1, description="target of the mean sign of D's outputs for real images")
     ada_images: int = Field(500_000, ge=1, description="images over which the augmentation's strength may rise by 1")
+    ada_defects: int = Field(100_000, ge=1, description="the same in stage 2, which starts without augmentation")
+    turns: bool = Field(True, description="augmentation by any angle, which blurs fine texture")
+    projected: bool = Field(False, description="D_match looks at frozen features; see the top of the file")
+    by_category: bool = Field(False, description="each category has a scale of its own; see the top of the file")
+    hard_masks: bool = Field(
+        False, description="D_match sees masks of -1 and 1, as real ones, with the gradient of tanh"
+    )
     lambda_ms: float = Field(0.1, ge=0, description="weight of equation 2")
     lambda_match: float = Field(1.0, ge=0, description="weight of D_match's loss for the generator")
     match_logistic: bool = Field(False, description="train D_match with the logistic loss, not the Wasserstein loss")
@@ -76,23 +93,31 @@ class DFMGANConfig(MethodConfig):
         0.0, ge=0, description="weight of the difference between the areas of generated and real masks"
     )
 
+    @model_validator(mode="after")
+    def _has_the_first_residual(self) -> "DFMGANConfig":
+        if self.first_residual > self.image_size or self.first_residual & (self.first_residual - 1):
+            raise ValueError(f"first_residual={self.first_residual} must be a power of 2, up to {self.image_size}")
+        return self
+
+
+_SCALE_CODE = 2  # values that tell the backbone the scale
+_MEAN_OF = 256  # codes of which truncation takes the mean
+_LR_MATCH = 2e-4  # learning rate of a projected D_match
+
 
 # --- Generator -------------------------------------------------------------------------------------------------
 
 
 class Generator(nn.Module):
-    """The backbone, and what stage 2 adds to it: residual blocks, ToMask, the defect mapping network (Figure 2).
-
-    The first residual block is at a quarter of the side: at 64 for the paper's 256.
-    """
+    """The backbone, and what stage 2 adds to it: residual blocks, ToMask, the defect mapping network (Figure 2)."""
 
     def __init__(self, config: DFMGANConfig, channels: int, categories: int) -> None:
         super().__init__()
         self.backbone = Backbone(
             config.image_size, channels, config.width, config.max_width, config.z_dim, config.w_dim,
-            config.mapping_layers,
+            config.mapping_layers, _SCALE_CODE * config.by_category,
         )  # fmt: skip
-        widths, self.start = self.backbone.widths, config.image_size // 4
+        widths, self.start = self.backbone.widths, config.first_residual
         self.mapping = MappingNetwork(config.z_dim, config.w_dim, config.mapping_layers, categories)
         self.residual = nn.ModuleDict(
             {
@@ -169,16 +194,34 @@ def mask_statistics(here: Tensor) -> dict[str, Tensor]:
     }
 
 
-def area_loss(mask: Tensor, real: Tensor) -> Tensor:
+def area_loss(mask: Tensor, real: Tensor, y: Tensor) -> Tensor:
     """Not in the paper: the mean difference between the sorted areas of masks and real masks, over the mean real area.
 
-    No other loss recovers masks that have become empty or cover everything.
+    Within each category of y, [B]: otherwise areas of one could serve for another. No other loss recovers masks that
+    have become empty or cover everything.
     """
-    areas, real_areas = (((each + 1) / 2).mean(dim=(1, 2, 3)).sort().values for each in (mask, real))
-    return (areas - real_areas).abs().mean() / real_areas.mean().clamp(min=1e-3)
+    areas, of_real = (((each + 1) / 2).mean(dim=(1, 2, 3)) for each in (mask, real))
+    parts = []
+    for category in y.unique():
+        mine, theirs = (each[y == category].sort().values for each in (areas, of_real))
+        parts.append((mine - theirs).abs() / theirs.mean().clamp(min=1e-3))
+    return torch.cat(parts).mean()
+
+
+def scale_code(scales: Tensor) -> Tensor:
+    """Scales [B] as points on a circle, [B, 2]: a sixteenth of it for each halving."""
+    angle = scales.log2() * (torch.pi / 8)
+    return torch.stack([angle.cos(), angle.sin()], dim=1)
 
 
 # --- Method ----------------------------------------------------------------------------------------------------
+
+
+_LEARNS: Mapping[str, Any] = {
+    "projected": True, "by_category": True, "hard_masks": True, "anneal": True, "turns": False, "pl_every": 8,
+    "mismatched": 0.5, "lambda_area": 2.0, "exposure": True,
+}  # fmt: skip
+"""What makes the smaller presets learn in minutes."""
 
 
 class DFMGAN:
@@ -186,17 +229,16 @@ class DFMGAN:
 
     Config: ClassVar[type[MethodConfig]] = DFMGANConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "paper": {},
+        "paper": {"whole": True},
         "compact": {
             "image_size": 128, "batch_size": 16, "width": 32, "max_width": 256, "match_width": 8, "z_dim": 256,
-            "w_dim": 256, "steps": 30_000, "backbone_steps": 20_000, "ada_images": 50_000, "r1_gamma": 0.2,
-            "pl_every": 8, "match_logistic": True, "mismatched": 0.5, "lambda_match": 5.0, "lambda_area": 2.0,
-            "exposure": True,
+            "w_dim": 256, "steps": 15_000, "backbone_steps": 10_000, "ada_images": 50_000, "r1_gamma": 0.2,
+            **_LEARNS,
         },
         "tiny": {
-            "image_size": 64, "batch_size": 8, "width": 16, "max_width": 64, "match_width": 8, "z_dim": 64,
-            "w_dim": 64, "steps": 9_000, "backbone_steps": 6_000, "ada_images": 10_000, "r1_gamma": 0.1, "pl_every": 8,
-            "match_logistic": True, "mismatched": 0.5, "lambda_match": 5.0, "lambda_area": 2.0, "exposure": True,
+            "image_size": 64, "first_residual": 16, "batch_size": 8, "width": 16, "max_width": 64, "match_width": 8,
+            "z_dim": 64, "w_dim": 64, "steps": 9_000, "backbone_steps": 6_000, "ada_images": 10_000, "r1_gamma": 0.1,
+            "ema": 0.995, **_LEARNS,
         },
     }  # fmt: skip
 
@@ -209,18 +251,29 @@ class DFMGAN:
         size, most = config.image_size, config.max_width
         self.D = Discriminator(size, task.channels, domains, config.width, most)
         # D_match takes pairs: the mask is one more channel of the image.
-        self.D_match = Discriminator(
-            size, task.channels + 1, domains, config.match_width, min(max(most // 4, 64), most)
+        self.D_match: nn.Module = (
+            ProjectedDiscriminator(domains, device)
+            if config.projected
+            else Discriminator(size, task.channels + 1, domains, config.match_width, min(max(most // 4, 64), most))
         )
         self.statistics = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(()), requires_grad=False) for name in ("p", "pl_mean")}
+            {name: nn.Parameter(torch.zeros(()), requires_grad=False) for name in ("p", "pl_mean", "pl_mean_defect")}
         )
         modules: dict[str, nn.Module] = {
             "G": self.G, "D": self.D, "D_match": self.D_match, "statistics": self.statistics,
         }  # fmt: skip
         trained = {"backbone": self.G.backbone, "defects": self._defect_modules(), "D": self.D, "D_match": self.D_match}
+        self._scales = torch.ones(len(task.products), domains, device=device)
+        if config.by_category:
+            for i, product in enumerate(task.products):
+                for k, category in enumerate(task.domains[1:], start=1):
+                    self._scales[i, k] = task.scales.get(product, {}).get(category, 1.0)
         optimizers = {
-            name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.0, 0.99))
+            name: torch.optim.Adam(
+                module.learned() if isinstance(module, ProjectedDiscriminator) else module.parameters(),
+                lr=_LR_MATCH if isinstance(module, ProjectedDiscriminator) else config.lr,
+                betas=(0.0, 0.99),
+            )
             for name, module in trained.items()
         }
         self.networks = Networks(modules, optimizers, averaged=("G",), device=device)
@@ -236,17 +289,29 @@ class DFMGAN:
         return {**flatten("G.backbone", self.G.backbone), **flatten("D", self.D), **flatten("s", self.statistics)}
 
     def take_backbone(self, tensors: Mapping[str, Tensor]) -> None:
-        """Also takes that of a model with another number of categories; D then knows only the domain of the normals."""
-        own = dict(unflatten("D", tensors))
-        fresh = self.D.state_dict()
-        if (weight := own["embed.weight"]).shape != fresh["embed.weight"].shape:
-            own["embed.weight"] = torch.cat([weight[:, :1], fresh["embed.weight"][:, 1:].to(weight)], dim=1)
+        """Also takes that of a model with other categories, of which D then knows what all had in common."""
+        own, fresh = dict(unflatten("D", tensors)), self.D.state_dict()
+        for key, value in own.items():
+            if value.shape == fresh[key].shape:
+                continue
+            count = fresh[key].shape[1] - 1  # of the categories, in `embed.weight`
+            own[key] = torch.cat([value[:, :1], value[:, 1:].mean(dim=1, keepdim=True).expand(-1, count)], dim=1)
         self.G.backbone.load_state_dict(unflatten("G.backbone", tensors))
         self.D.load_state_dict(own)
         self.statistics.load_state_dict(unflatten("s", tensors))
 
+    @torch.no_grad()
+    def _carry_over(self) -> None:
+        """Begin stage 2: D judges defects as it judged normals, and the augmentation starts anew (as the authors')."""
+        self.statistics["p"].zero_()
+        if not self.config.by_category:
+            weight = self.D.embed.weight
+            weight[:, 1:] = weight[:, :1]
+
     def lr(self, progress: float) -> float:
-        """The learning rate. It is constant, then falls linearly to 0 over the second half of its stage."""
+        """The learning rate. With `anneal`, it is constant, then falls to 0 over the second half of its stage."""
+        if not self.config.anneal:
+            return self.config.lr
         first = self.config.backbone_steps / self.config.steps
         done = progress / first if progress < first else (progress - first) / max(1 - first, 1e-9)
         return self.config.lr * min(1.0, 2 * (1 - done))
@@ -254,6 +319,11 @@ class DFMGAN:
     def training_step(self, batch: Batch, step: int, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
         """Stage 1 trains on `batch.x`, stage 2 on `batch.x_ref` with the masks `batch.a_ref`."""
         self.networks.begin(self.lr(progress))
+        if self.config.projected:
+            for group in self.networks.optimizers["D_match"].param_groups:
+                group["lr"] = _LR_MATCH * self.lr(progress) / self.config.lr
+        if step == self.config.backbone_steps:
+            self._carry_over()
         stage = self._stage_1 if step < self.config.backbone_steps else self._stage_2
         return {name: value.detach() for name, value in stage(batch, step, rng).items()}
 
@@ -263,86 +333,151 @@ class DFMGAN:
     def _noise(self, rng: torch.Generator) -> Noise:
         return Noise.seeded(draw_seed(rng), self.device)
 
-    def _ws(self, count: int, rng: torch.Generator) -> Tensor:
+    def _code(self, p: Tensor, y: Tensor) -> Tensor | None:
+        """What the backbone takes: the scale of each row's product and category."""
+        return scale_code(self._scales[p, y]) if self.config.by_category else None
+
+    def _ws(self, code: Tensor | None, count: int, rng: torch.Generator) -> Tensor:
         """w_object for each convolution. Style mixing takes another one for later layers (S2, Karras et al. 2019)."""
         g = self.G.backbone
-        ws = g.broadcast(g.mapping(self._z(count, rng)))
-        other = g.broadcast(g.mapping(self._z(count, rng)))
+        ws = g.broadcast(g.mapping(self._z(count, rng), code))
+        other = g.broadcast(g.mapping(self._z(count, rng), code))
         cut = torch.randint(1, g.styles, (count, 1, 1), generator=rng)
         cut = torch.where(torch.rand(count, 1, 1, generator=rng) < self.config.style_mixing, cut, g.styles)
         return torch.where(torch.arange(g.styles)[None, :, None].to(self.device) < cut.to(self.device), ws, other)
 
     def _stage_1(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
         config, x, count = self.config, batch.x, len(batch.x)
-        c = F.one_hot(batch.y, len(self.task.domains)).float()
+        c = F.one_hot(batch.y_ref if config.by_category else batch.y, len(self.task.domains)).float()
+        code = self._code(batch.p_ref, batch.y_ref)
         self.networks.train_only("backbone")
         with mixed_precision(self.device):
-            made, _ = self.G(self._ws(count, rng), self._noise(rng))
+            made, _ = self.G(self._ws(code, count, rng), self._noise(rng))
             score = self.D(self._augment(count, rng).image(made.float()), c)
         parts = {"g": adversarial(score.float(), real=True)}
         parts["g"].backward()
         if config.pl_weight and step % config.pl_every == 0:
-            ws = self._ws(max(count // 2, 1), rng)
+            half = max(count // 2, 1)
+            ws = self._ws(None if code is None else code[:half], half, rng)
             images, _ = self.G(ws, self._noise(rng))
-            lengths = path_length(images, ws, torch.randn(images.shape, generator=rng).to(self.device))
-            mean = self.statistics["pl_mean"]
-            mean.copy_(torch.lerp(mean, lengths.detach().mean(), 0.01))
-            parts["pl"] = (lengths - mean).square().mean()
-            (parts["pl"] * config.pl_weight * config.pl_every).backward()
+            parts["pl"] = self._path_length(images, ws, "pl_mean", rng)
         self.networks.step("backbone")
 
         self.networks.train_only("D")
         with torch.no_grad(), mixed_precision(self.device):
-            made, _ = self.G(self._ws(count, rng), self._noise(rng))
+            made, _ = self.G(self._ws(code, count, rng), self._noise(rng))
         real, fake = self._augment(count, rng).image(x), self._augment(count, rng).image(made.float())
-        return parts | self._update_d(real, fake, c, step)
+        return parts | self._update_d(real, fake, c, step, config.ada_images)
+
+    def _path_length(self, images: Tensor, ws: Tensor, name: str, rng: torch.Generator) -> Tensor:
+        """Add the gradients of the path length regularization (S2, equation 4), and return it."""
+        lengths = path_length(images, ws, torch.randn(images.shape, generator=rng).to(self.device))
+        mean = self.statistics[name]
+        mean.copy_(torch.lerp(mean, lengths.detach().mean(), 0.01))
+        loss = (lengths - mean).square().mean()
+        (loss * self.config.pl_weight * self.config.pl_every).backward()
+        return loss
+
+    def _matched(
+        self,
+        network: ProjectedDiscriminator,
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        c: Tensor,
+        rng: torch.Generator,
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
+        """With `projected`: the generator's loss for pairs, and a function that updates D_match.
+
+        Args:
+            pairs: images and masks: real, generated, and real with masks of others.
+        """
+
+        def picture(x: Tensor, mask: Tensor) -> Tensor:
+            """Brightness twice, and the mask in place of a color; augmented, since D_match sees few."""
+            augment = Augmentation.draw(len(x), rng, self.device)
+            gray = augment.apply(x.mean(dim=1, keepdim=True))
+            return torch.cat([gray, gray, augment.moved(mask)], dim=1)
+
+        real, fake, wrong = (picture(*pair) for pair in pairs)
+        with mixed_precision(self.device):
+            with torch.no_grad():
+                of_real, of_wrong = network.see(real), network.see(wrong)
+            of_fake = network.see(fake)
+            fooled = network.judge(of_fake, c)
+
+        def update() -> Tensor:
+            with mixed_precision(self.device):
+                on_real, on_wrong = network.judge(of_real, c).float(), network.judge(of_wrong, c).float()
+                on_fake = network.judge([each.detach() for each in of_fake], c).float()
+            loss = hinge_d(on_real, on_fake) + self.config.mismatched * F.relu(1 + on_wrong).mean(dim=0).sum()
+            loss.backward()
+            self.networks.step("D_match")
+            return loss
+
+        return hinge_g(fooled.float()), update
 
     def _stage_2(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
         config, x, count = self.config, batch.x_ref, len(batch.x_ref)
         assert batch.a_ref is not None
         real_mask = batch.a_ref.amax(dim=1, keepdim=True) * 2 - 1
         c = F.one_hot(batch.y_ref, len(self.task.domains)).float()
+        code = self._code(batch.p_ref, batch.y_ref)
+        # Not in the paper: D_match learns what a matching pair is, not how fakes look (Reed et al. 2016).
+        wrong = real_mask.roll(1, dims=0)
         self.networks.train_only("defects")
         augment = self._augment(count, rng)
         with mixed_precision(self.device):
-            made, m, w_defect, remake = self._defective(c, rng)
-            mask, image = self._binarize(m.float()), augment.image(made.float())
-            score = self.D(image, c)
-            match = self.D_match(torch.cat([image, augment.geometry(mask)], dim=1), c)
+            made, m, w_defect, remake = self._defective(c, code, rng)
             w_other, m_other = remake()
+        mask = self._binarize(m.float())
+        update_match: Callable[[], Tensor] | None = None
+        with mixed_precision(self.device):
+            image = augment.image(made.float())
+            g = adversarial(self.D(image, c).float(), real=True)
+        if isinstance(self.D_match, ProjectedDiscriminator):
+            pairs = ((x, real_mask), (made.float(), mask), (x, wrong))
+            match_g, update_match = self._matched(self.D_match, pairs, c, rng)
+        else:
+            with mixed_precision(self.device):
+                match = self.D_match(torch.cat([image, augment.geometry(mask)], dim=1), c)
+            match_g = self._match(match.float(), real=True)
         parts = {
-            "g": adversarial(score.float(), real=True),
-            "match_g": self._match(match.float(), real=True),
-            "ms": mode_seeking_loss(w_defect.float(), w_other.float(), m.float().tanh(), m_other.float().tanh()),
-            "area": area_loss(mask, real_mask),
+            "g": g,
+            "match_g": match_g,
+            "ms": mode_seeking_loss(w_defect.float(), w_other.float(), m.float(), m_other.float()),
+            "area": area_loss(mask, real_mask, batch.y_ref),
         }
         total = parts["g"] + config.lambda_match * parts["match_g"]
         total = total + config.lambda_ms * parts["ms"] + config.lambda_area * parts["area"]
         total.backward()
+        if config.pl_weight and step % config.pl_every == 0:
+            half = max(count // 2, 1)
+            images, _, w, _ = self._defective(c[:half], None if code is None else code[:half], rng)
+            parts["pl"] = self._path_length(images, w, "pl_mean_defect", rng)
         self.networks.step("defects")
         parts |= mask_statistics(m.detach() >= 0)
 
         self.networks.train_only("D", "D_match")
         with torch.no_grad(), mixed_precision(self.device):
-            made, m, _, _ = self._defective(c, rng)
+            made, m, _, _ = self._defective(c, code, rng)
         mask, augments = self._binarize(m.float()), (self._augment(count, rng), self._augment(count, rng))
         real, fake = augments[0].image(x), augments[1].image(made.float())
         marked, of_real = augments[1].geometry(mask), augments[0].geometry(real_mask)
-        # Not in the paper: D_match learns what a matching pair is, not how fakes look (Reed et al. 2016).
-        wrong = torch.cat([real, of_real.roll(1, dims=0)], dim=1)
-        parts |= self._update_d(real, fake, c, step)
+        parts |= self._update_d(real, fake, c, step, config.ada_defects)
+        if update_match is not None:
+            return parts | {"match_d": update_match()}
+        wrong = torch.cat([real, augments[0].geometry(wrong)], dim=1)
         on_pairs = [(torch.cat([fake, marked], dim=1), 1.0), (wrong, config.mismatched)]
         _, match_d, _ = self._update("D_match", torch.cat([real, of_real], dim=1), on_pairs, c, step)
         return parts | {"match_d": match_d}
 
     def _augment(self, count: int, rng: torch.Generator) -> Augment:
-        return Augment(count, float(self.statistics["p"]), rng, self.device)
+        return Augment(count, float(self.statistics["p"]), rng, self.device, turns=self.config.turns)
 
-    def _update_d(self, real: Tensor, fake: Tensor, c: Tensor, step: int) -> dict[str, Tensor]:
+    def _update_d(self, real: Tensor, fake: Tensor, c: Tensor, step: int, images: int) -> dict[str, Tensor]:
         """Update D on augmented images, then adapt the augmentation's strength."""
         config, p = self.config, self.statistics["p"]
         on_real, d, penalty = self._update("D", real, [(fake, 1.0)], c, step)
-        p.fill_(adapted(float(p), float(on_real.sign().mean()), config.ada_target, len(real), config.ada_images))
+        p.fill_(adapted(float(p), float(on_real.sign().mean()), config.ada_target, len(real), images))
         return {"d": d, "p": p.clone(), **({} if penalty is None else {"r1": penalty})}
 
     def _update(
@@ -381,11 +516,11 @@ class DFMGAN:
         return -scores.mean() if real else scores.mean()
 
     def _defective(
-        self, c: Tensor, rng: torch.Generator
+        self, c: Tensor, code: Tensor | None, rng: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor, Callable[[], tuple[Tensor, Tensor]]]:
         """Images with defects of domains c, their M and w_defect, and a function that makes another w_defect and M."""
         with torch.no_grad():
-            ws = self._ws(len(c), rng)
+            ws = self._ws(code, len(c), rng)
         seeds = torch.randint(2**62, (2,), generator=rng).tolist()
 
         def make(*, mask_alone: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -402,13 +537,15 @@ class DFMGAN:
         return *make(mask_alone=False), remake
 
     def _binarize(self, m: Tensor) -> Tensor:
-        """M as D_match's input: at the image's resolution, -1 or 1 as in real masks, with the gradient of tanh.
+        """M as D_match's input, at the image's resolution. With `hard_masks`, -1 or 1, with the gradient of tanh.
 
         D_match would recognize generated pairs by soft masks alone, and learn nothing else.
         """
         size = (self.config.image_size,) * 2
         m = F.interpolate(m, size=size, mode="bilinear", align_corners=False)
         soft = m.tanh()
+        if not self.config.hard_masks:
+            return soft
         return soft + (torch.where(m >= 0, 1.0, -1.0) - soft).detach()
 
     def diagnose(self, losses: Mapping[str, float]) -> str | None:
@@ -425,16 +562,28 @@ class DFMGAN:
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
         """Whole images with a defect, their masks, and the images without it: triplets (section 4.2, Figure 4)."""
-        c = F.one_hot(request.y, len(self.task.domains)).float()
-        z = torch.stack([torch.randn(2, self.config.z_dim, generator=rng) for rng in request.rngs]).to(self.device)
-        seeds = [torch.randint(2**62, (2,), generator=rng).tolist() for rng in request.rngs]
+        c, count = F.one_hot(request.y, len(self.task.domains)).float(), len(request.y)
+        g, code = self.G.backbone, self._code(torch.zeros_like(request.y), request.y)
 
-        def noise(which: int) -> Noise:
-            return Noise([torch.Generator().manual_seed(seed[which]) for seed in seeds])
+        def drawn(rngs: Sequence[torch.Generator]) -> tuple[Tensor, list[int]]:
+            z = torch.stack([torch.randn(self.config.z_dim, generator=rng) for rng in rngs])
+            return z.to(self.device), [draw_seed(rng) for rng in rngs]
 
-        ws = self.G.backbone.broadcast(self.G.backbone.mapping(z[:, 0]))
-        normal, _ = self.G(ws, noise(0))
-        defective, m = self.G(ws, noise(0), self.G.mapping(z[:, 1], c[:, 1:]), noise(1))
+        def noise(seeds: list[int]) -> Noise:
+            return Noise([torch.Generator().manual_seed(seed) for seed in seeds])
+
+        z_object, of_object = drawn(request.rngs if request.object_rngs is None else request.object_rngs)
+        z_defect, of_defect = drawn(request.rngs)
+        w_object, w_defect = g.mapping(z_object, code), self.G.mapping(z_defect, c[:, 1:])
+        if request.truncation != 1:
+            z = torch.randn(_MEAN_OF, self.config.z_dim, generator=torch.Generator().manual_seed(0)).to(self.device)
+            for row in range(count):
+                of_code = None if code is None else code[row].expand(_MEAN_OF, -1)
+                w_object[row].lerp_(g.mapping(z, of_code).mean(dim=0), 1 - request.truncation)
+                of_c = c[row, 1:].expand(_MEAN_OF, -1)
+                w_defect[row].lerp_(self.G.mapping(z, of_c).mean(dim=0), 1 - request.truncation)
+        normal, _ = self.G(g.broadcast(w_object), noise(of_object))
+        defective, m = self.G(g.broadcast(w_object), noise(of_object), w_defect, noise(of_defect))
         assert m is not None
         m = F.interpolate(m, size=defective.shape[2:], mode="bilinear", align_corners=False)
         return Generated(defective.clamp(-1, 1), (m >= 0).float(), normal.clamp(-1, 1))

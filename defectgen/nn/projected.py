@@ -50,7 +50,7 @@ class ProjectedDiscriminator(nn.Module):
 
     def see(self, x: Tensor) -> list[Tensor]:
         """The mixed maps, [B, WIDTH, 128 / stride, 128 / stride] at strides 4 to 32."""
-        if x.shape[-1] != _SIDE:
+        if x.shape[2:] != (_SIDE, _SIDE):
             x = F.interpolate(x, size=(_SIDE, _SIDE), mode="bilinear", align_corners=False)
         maps = [mix(each) for mix, each in zip(self.ccm, self._features[0](x), strict=True)]
         for i in reversed(range(len(maps) - 1)):

@@ -60,6 +60,14 @@ class SynthesizeRequest(_Request):
     """The range of a factor that makes painted defects fainter or stronger."""
     move: tuple[tuple[float, float], tuple[float, float]] = ((0.0, 0.0), (0.0, 0.0))
     """Ranges of pixels by which painted defects are moved right and down from where real ones are."""
+    like: tuple[Path, ...] = ()
+    """Images of real defects, with masks, of which to make variations, if the method takes references."""
+    patches: bool = False
+    """Defect patches alone, instead of blended into normals."""
+    same_object: bool = False
+    """One object with several defects, if the method generates whole images."""
+    truncation: float = 1.0
+    """How far the codes of such images are from their mean, 0..1."""
     restored: bool = False
     restore: Path | None = None
     """A folder of real defects to remove: samples are its images, restored. `num` is at most their number."""
@@ -155,6 +163,8 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
     categories = wanted or entry.categories
     whole = info(entry.method).makes == "image" and not request.normals
     num = request.num
+    if request.like and request.source:
+        raise UsageError("--like and --from both name real defects: give one of them")
     if request.restore is not None:
         _check_alone(request)
         product = _product(None, request.restore, entry)
@@ -165,16 +175,20 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
         num = min(num, len(catalog.images))
         categories = catalog.categories
     else:
-        folders = () if whole else _normals_of(entry, request.normals)
+        folders = () if whole or request.patches else _normals_of(entry, request.normals)
         catalog = Catalog.of(
             read_normals(folder, product=product, on_bad=request.on_bad) for product, folder in folders
         )
     real = _read_gate(request)
-    if request.source:
+    if request.source or request.like:
         require("reference", info(entry.method), f"{entry.name}: {entry.method}")
     references, style = _read_guides(request, entry)
+    if request.like:
+        references = _read_like(request, entry)
+        categories = wanted or references.categories
     from defectgen.device import resolve  # local imports: PyTorch is loaded only if needed
 
+    given = [*(_as_given(folder) for folder in request.source), *map(str, request.like)]
     plan = {
         "model": entry.name,
         "method": entry.method,
@@ -202,7 +216,10 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
                 whole=whole,
                 references=references,
                 style=style,
-                guides=_guides([_as_given(folder) for folder in request.source], request.style),
+                patches=request.patches,
+                same_object=request.same_object,
+                truncation=request.truncation,
+                guides="; ".join(filter(None, (_guides(given, request.style), *_said(request)))),
             )
         )
 
@@ -556,7 +573,8 @@ def _read_guides(
     def read(folders: Sequence[Folder], masks: Path | None = None) -> Catalog:
         return Catalog.of(
             read_defects(
-                folder, product=_product(product, folder, entry), masks=masks, masked=entry is None,
+                folder, product=_product(product, folder, entry), masks=masks,
+                masked=entry is None or info(entry.method).needs_masks,
                 categories=request.categories, on_bad=request.on_bad,
             )
             for product, folder in folders
@@ -569,6 +587,41 @@ def _read_guides(
     )
 
 
+def _read_like(request: SynthesizeRequest, entry: Entry) -> Catalog:
+    """The defect images of `--like`, found with their masks as in their folders.
+
+    Raises:
+        BadInputError: one is missing, or has no mask and the method needs one.
+        UsageError: the model does not know its category.
+    """
+    found = []
+    for file in request.like:
+        if not file.is_file():
+            raise BadInputError(f"--like {file}: no such file")
+        whole = file.resolve()
+        by_category = whole.parent.name in entry.categories
+        folder = whole.parent.parent if by_category else whole.parent
+        chosen = (whole.parent.name,) if by_category else request.categories
+        catalog = read_defects(folder, masked=False, categories=chosen, on_bad="skip")
+        mine = [image for image in catalog.images if image.path.resolve() == whole]
+        if not mine:
+            raise BadInputError(f"--like {file}: not found among the usable defect images of {folder}")
+        if mine[0].mask is None and info(entry.method).needs_masks:
+            raise BadInputError(f"--like {file}: has no mask; put it beside the image, as for training")
+        if mine[0].category not in entry.categories:
+            raise UsageError(
+                f"--like {file}: {entry.name} knows {', '.join(entry.categories)}; say which with --category"
+            )
+        found += mine
+    return Catalog(images=tuple(found), skipped=())
+
+
+def _said(request: SynthesizeRequest) -> list[str]:
+    """What else all samples of a dataset share."""
+    truncation = "" if request.truncation == 1 else f"truncation {request.truncation:g}"
+    return [*(["patches"] if request.patches else []), *(["same object"] if request.same_object else []), truncation]
+
+
 def _check_alone(request: SynthesizeRequest) -> None:
     """Check that nothing is asked for beside `restore` that needs new defects.
 
@@ -578,7 +631,8 @@ def _check_alone(request: SynthesizeRequest) -> None:
     unused = {
         "--from": request.source, "--gate": request.gate, "--normals": request.normals, "--region": request.regions,
         "--restored": request.restored, "--strength": request.strength != (1.0, 1.0), "--style": request.style != "own",
-        "--move": any(map(any, request.move)),
+        "--move": any(map(any, request.move)), "--like": request.like, "--format patches": request.patches,
+        "--same-object": request.same_object, "--truncation": request.truncation != 1,
     }  # fmt: skip
     if given := [name for name, value in unused.items() if value]:
         raise UsageError(f"--restore makes no defects: leave out {', '.join(given)}")

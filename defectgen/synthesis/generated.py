@@ -1,5 +1,6 @@
 """Samples of a trained model: a request in, a lazy stream of samples out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,10 +17,11 @@ from defectgen.dataset.manifest import Parameters, Provenance
 from defectgen.device import resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
 from defectgen.folders import Catalog, SourceImage
-from defectgen.imaging import masks
-from defectgen.imaging.control_maps import KnownMask, Sides, draw_map, fitted, from_text, pick
+from defectgen.imaging import control_maps, level, masks
+from defectgen.imaging.control_maps import KnownMask, Sides, draw_map, fitted, pick
 from defectgen.imaging.images import DecodedImage, Pixels, read_mask
-from defectgen.imaging.patches import extract, of_mask, resize
+from defectgen.imaging.patches import DefectPatch, extract, flipped, of_mask, resize
+from defectgen.imaging.places import Habits, KnownSpot, Pose, Spot, from_text
 from defectgen.imaging.windows import (
     Box,
     FloatArray,
@@ -27,6 +29,7 @@ from defectgen.imaging.windows import (
     crop,
     crop_zero_padded,
     defect_boxes,
+    defect_pieces,
     normalize,
     open_sides,
     paste_change,
@@ -49,6 +52,9 @@ from defectgen.synthesis.stream import Attempt, Draw, SampleSpec, SampleStream, 
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
 _RIM, _FADE = 8, 4  # pixels of the network's window: an unpainted border, then a ramp to full strength
 _PATIENCE = 5  # attempts, after which defects that the window's border cuts off are accepted
+_OBJECT = 1 << 31  # in the key of an object that all samples share: no index is as high
+_CUT = 3  # pixels of a window's border that a whole defect may cover
+_ALIKE = 0.25  # of the logarithm of lengths: how alike in size real and generated defects are
 _BATCH_SIZE = {"cpu": 8, "cuda": 64}
 
 
@@ -83,6 +89,12 @@ class SynthesisRequest:
     """Images whose defects are transferred, if the method supports it; None generates random defects."""
     style: Style | Catalog = "own"
     """The style of transferred defects: their own, a random one, or that of other images."""
+    patches: bool = False
+    """Generate the defect patches alone, if the method generates such, instead of blending them into normals."""
+    same_object: bool = False
+    """Generate one object with several defects, if the method generates whole images."""
+    truncation: float = 1.0
+    """How far codes are from their mean, 0..1, for such methods."""
     guides: str = ""
     """A text that names the references and the style. It must not change when a dataset is resumed."""
 
@@ -119,6 +131,8 @@ class _Network:
         if prior is not None and request.references is None:
             self.provenance["prior"] = prior  # where DT-GAN's codes come from
         self._restored = request.restored
+        self._truncation = request.truncation
+        self._object = (request.wanted.seed, _OBJECT) if request.same_object else None
         self._weights = {}
         for text in request.wanted.categories:
             weights = self.weights(text)
@@ -170,9 +184,15 @@ class _Network:
                 windows = torch.empty(len(rngs), 0) if x is None else torch.from_numpy(x[part])
                 layout = torch.contiguous_format if x is None else torch.channels_last
                 windows = windows.to(self.device, memory_format=layout)
-                inputs = {name: torch.from_numpy(values[part]).to(self.device) for name, values in guides.items()}
+                inputs: dict[str, Any] = {
+                    name: torch.from_numpy(values[part]).to(self.device) for name, values in guides.items()
+                }
                 y = mix.argmax(dim=1) + 1
-                generated = self.method.generate(GenerateBatch(windows, y, rngs, mix, **inputs))
+                if self._object is not None:
+                    inputs["object_rngs"] = [torch_rng(*self._object) for _ in rngs]
+                generated = self.method.generate(
+                    GenerateBatch(windows, y, rngs, mix, truncation=self._truncation, **inputs)
+                )
                 columns = [generated.x, generated.mask, self._restore(generated.x, y, rngs), generated.normal]
                 arrays = [None if each is None else each.float().cpu().numpy() for each in columns]
                 for i in range(len(rngs)):
@@ -233,7 +253,9 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         self._method = network.method
         side = network.method.config.image_size
         known = network.method.task.masks if network.method.config.paints_masks else {}
-        self._masks = {category: [from_text(text, side) for text in texts] for category, texts in known.items()}
+        self._masks = {
+            category: [control_maps.from_text(text, side) for text in texts] for category, texts in known.items()
+        }
         self._regions = request.regions
         self._strength = request.strength
         self._move = request.move if any(map(any, request.move)) else None
@@ -471,7 +493,25 @@ class RestoredSamples(SampleStream[Draw, Pixels]):
         return Sample(draw.index, draw.category, product, draw.photograph.pixels, mask, provenance, generated)
 
 
-class PatchSamples(Composition[ComposeDraw, list[_Output]]):
+@dataclass(frozen=True)
+class _LevelReference:
+    """A real defect in a level window, [C + 1, H, W], and its spot."""
+
+    sample: SourceImage
+    sha256: str
+    box: Box
+    known: KnownSpot
+    x: FloatArray
+
+
+@dataclass(frozen=True)
+class _PatchDraw(ComposeDraw):
+    """A draw with the real defects to vary, one for each patch; none if new ones are to be made."""
+
+    varied: tuple[_LevelReference, ...] = ()
+
+
+class PatchSamples(Composition[_PatchDraw, list[_Output]]):
     """Samples of a method that generates defect patches, which are blended into normal images."""
 
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
@@ -480,34 +520,137 @@ class PatchSamples(Composition[ComposeDraw, list[_Output]]):
         self._network = network
         self.metadata |= network.metadata
         self._mixtures = {mixture_name(w): w for w in map(network.weights, request.wanted.categories)}
+        known = network.method.task.spots if network.method.config.draws_masks else {}
+        self._spots = {category: [from_text(text) for text in texts] for category, texts in known.items()}
+        self._habits = {category: Habits([each.spot for each in spots]) for category, spots in self._spots.items()}
+        if self._habits:
+            self.metadata["places"] = {category: habits.summary() for category, habits in self._habits.items()}
+        self._references = request.references
+        self._guides = {"guides": request.guides} if request.guides else {}
+        self._pieces = lru_cache(maxsize=1024)(lambda mask: defect_pieces(read_mask(mask)))
+        if self._references is not None and not self._spots:
+            raise UsageError(f"{network.provenance['model']} learned without level=true, and knows no codes of defects")
 
-    def _draw(self, index: int, attempt: int) -> ComposeDraw:
-        return self._draw_defects(index, attempt)
+    def _draw(self, index: int, attempt: int) -> _PatchDraw:
+        drawn = self._draw_defects(index, attempt)
+        chosen = () if self._references is None else tuple(self._reference(drawn) for _ in range(drawn.count))
+        return _PatchDraw(**vars(drawn), varied=chosen)
 
-    def _generate(self, draws: Sequence[ComposeDraw]) -> list[list[_Output]]:
+    def _reference(self, draw: ComposeDraw) -> _LevelReference:
+        """A defect of a random reference of the draw's category."""
+        assert self._references is not None
+        mine = [image for image in self._references.images if image.category == draw.category]
+        image = mine[int(draw.rng.integers(len(mine)))]
+        pieces = self._pieces(image.mask)
+        box, piece = pieces[int(draw.rng.integers(len(pieces)))]
+        photograph, task = self._images.read(image.path), self._network.method.task
+        spot = Spot.of(photograph.colors, self._grounds(image.path), box, piece)
+        shape = level.window_shape(self._network.method.config.image_size, elongated=task.elongated)
+        known = level.known(spot, piece, shape)
+        patch = level.cut_out_at(photograph, box, piece, known.scale, image.path)
+        x = level.window(draw.rng, patch, spot, shape, task.channels)
+        return _LevelReference(image, self._sha256(image.path), box, known, x)
+
+    def _generate(self, draws: Sequence[_PatchDraw]) -> list[list[_Output]]:
         keys = [
             (draw.category, (self._wanted.seed, draw.index, draw.attempt, i))
             for draw in draws
             for i in range(draw.count)
         ]
-        images = iter(self._network.generate([category for category, _ in keys], [key for _, key in keys]))
+        of = [each.x for draw in draws for each in draw.varied]
+        guides = {"x_ref": np.stack(of)} if of else {}
+        images = iter(self._network.generate([category for category, _ in keys], [key for _, key in keys], **guides))
         return [[next(images) for _ in range(draw.count)] for draw in draws]
 
-    def _finish(self, draw: ComposeDraw, generated: list[_Output]) -> Sample | None:
+    def _finish(self, draw: _PatchDraw, generated: list[_Output]) -> Sample | None:
         weights = self._mixtures[draw.category]
-        scale = sum(weight * self._scale(draw.sample.product, name) for name, weight in weights.items())
         cut = draw.attempt >= _PATIENCE
-        patches = [extract(made.x) if made.m is None else of_mask(made.x, made.m > 0, cut=cut) for made in generated]
-        patches = [resize(patch, 1 / scale) for patch in patches if patch.blend_mask.any()]
-        provenance: dict[str, Any] = dict(self._network.provenance)
+        provenance: dict[str, Any] = {**self._network.provenance, **self._guides}
         if len(weights) > 1:
             provenance["mixture"] = weights
-        return self._compose(draw, patches, provenance)
+        if self._spots:
+            (name,) = draw.rng.choice(list(weights), 1, p=np.array(list(weights.values())) / sum(weights.values()))
+            known = [[each.known] for each in draw.varied] or [self._spots[name]] * len(generated)
+            posed = [
+                each
+                for made, spots in zip(generated, known, strict=True)
+                if (each := posed_as_real(draw.rng, made.x, made.m, spots, cut=cut)) is not None
+            ]
+            patches, poses, spots = zip(*posed, strict=True) if posed else ((), (), ())
+            if draw.varied:
+                first = draw.varied[0]
+                provenance["reference"] = {
+                    "file": str(first.sample.path), "sha256": first.sha256, "window": vars(first.box)
+                }  # fmt: skip
+            return self._compose(draw, patches, provenance, spots, self._habits[name], poses)
+        scale = sum(weight * self._scale(draw.sample.product, name) for name, weight in weights.items())
+        found = [extract(made.x) if made.m is None else of_mask(made.x, made.m > 0, cut=cut) for made in generated]
+        found = [resize(patch, 1 / scale) for patch in found if patch.blend_mask.any()]
+        return self._compose(draw, found, provenance)
 
     def _scale(self, product: str, category: str) -> float:
         """The scale at which the model learned a category: on this product, or the mean of the others."""
         known = {name: scales for name, scales in self._network.method.task.scales.items() if category in scales}
         return scale_of(known, product, category)
+
+
+def posed_as_real(
+    rng: np.random.Generator, x: FloatArray, m: FloatArray | None, known: Sequence[KnownSpot], *, cut: bool
+) -> tuple[DefectPatch, float, Spot] | None:
+    """A level patch, of the size and in the pose of a real defect, degrees by which to turn it, and that one's spot.
+
+    Of the real defects that end at the same edges, one of a similar size is drawn. None if there is none, or, unless
+    `cut`, if the window's border cuts the defect off elsewhere.
+
+    Args:
+        x: [C, H, W] in [-1, 1], relative to the background.
+        m: its soft mask, [H, W] in [0, 1].
+    """
+    assert m is not None
+    patch = of_mask(x, m > 0.5)
+    if not patch.defect_mask.any():
+        return None
+    edges = (*patch.defect_mask.T[[0, -1]], *patch.defect_mask[[0, -1]])
+    left, right, top, bottom = (int(edge.sum()) > _CUT for edge in edges)
+    alike = [each for each in known if Pose.of(each.spot).ends == (left, bottom)]
+    if not alike or ((right or top) and not cut):
+        return None
+    length = cv2.boundingRect(patch.defect_mask.view(np.uint8))[2]
+    weights = np.exp([-abs(math.log(length / each.length)) / _ALIKE for each in alike])
+    spot, scale, _ = alike[int(rng.choice(len(alike), p=weights / weights.sum()))]
+    pose = Pose.of(spot)
+    patch = flipped(patch, transposed=pose.transposed, x=pose.flip_x, y=pose.flip_y, back=True)
+    return resize(patch, 1 / scale), -pose.degrees, spot
+
+
+class SinglePatches(SampleStream[Attempt, _Output]):
+    """Defect patches alone, with their masks: on a gray background those that are relative to theirs."""
+
+    def __init__(self, request: SynthesisRequest, network: _Network) -> None:
+        super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
+        self._network = network
+        self.metadata |= network.metadata
+
+    def _draw(self, index: int, attempt: int) -> Attempt:
+        return Attempt(index, attempt, self._category(index))
+
+    def _generate(self, draws: Sequence[Attempt]) -> list[_Output]:
+        keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
+        return self._network.generate([draw.category for draw in draws], keys)
+
+    def _finish(self, draw: Attempt, generated: _Output) -> Sample | None:
+        patch = extract(generated.x) if generated.m is None else of_mask(generated.x, generated.m > 0.5)
+        x, y, width, height = cv2.boundingRect(patch.blend_mask.view(np.uint8))
+        if not patch.defect_mask.any():
+            return None
+        here = slice(y, y + height), slice(x, x + width)
+        provenance = Provenance(
+            **self._network.provenance, seed=self._wanted.seed,
+            parameters=Parameters(index=draw.index, attempt=draw.attempt),
+        )  # fmt: skip
+        pixels = _pixels(generated.x[:, here[0], here[1]])
+        product = self._network.method.task.products[0]
+        return Sample(draw.index, draw.category, product, pixels, patch.defect_mask[here], provenance)
 
 
 class WholeImageSamples(SampleStream[Attempt, _Output]):
@@ -547,7 +690,9 @@ def _pixels(x: FloatArray) -> Pixels:
     return values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))
 
 
-def synthesize(request: SynthesisRequest) -> PaintedSamples | PatchSamples | WholeImageSamples | RestoredSamples:
+def synthesize(
+    request: SynthesisRequest,
+) -> PaintedSamples | PatchSamples | SinglePatches | WholeImageSamples | RestoredSamples:
     """Generate samples with a model: painted windows, blended patches or whole images, as its method does.
 
     Raises:
@@ -572,6 +717,13 @@ def synthesize(request: SynthesisRequest) -> PaintedSamples | PatchSamples | Who
     if request.strength != (1.0, 1.0) and info.makes != "window":
         can = " or ".join(which(lambda row: row.makes == "window"))
         raise UsageError(f"{model} does not paint changes, which --strength scales; use a model of {can}")
+    if request.same_object or request.truncation != 1:
+        require("object", info, model)
+    if request.patches:
+        if info.makes != "patch" or request.regions or request.references is not None:
+            can = " or ".join(which(lambda row: row.makes == "patch"))
+            raise UsageError(f"--format patches: for models of {can}, without --region, --from and --like")
+        return SinglePatches(request, network)
     if request.whole:
         if request.regions:
             raise UsageError(f"{model} generates whole images; --region needs normal images (--normals)")

@@ -147,7 +147,7 @@ class Composition(SampleStream[D, G], Generic[D, G]):
 
     def _ground(self, path: Path) -> Ground:
         photograph = self._images.read(path)
-        return Ground(shaped(photograph.pixels, photograph.channels))
+        return Ground(photograph.colors)
 
     def _compose(
         self,
@@ -156,26 +156,28 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         provenance: dict[str, Any],
         spots: Sequence[Spot] = (),
         habits: Habits | None = None,
+        poses: Sequence[float] = (),
     ) -> Sample | None:
         """Blend in every patch that fits somewhere and is visible; None if there is no such patch.
 
         `spots` say where the patches are from, and `habits` where such defects lie; both are empty if that is unknown.
+        Generated patches have `poses`, the degrees by which to turn them to be as the real defects of their spots.
         """
         photograph, placement, rng = draw.photograph, self._placement, draw.rng
         size = (photograph.height, photograph.width)
         image, mask = photograph.pixels, np.zeros(size, np.bool_)
         free = None if placement.region is None else self._region(draw.sample.path)
         defects: list[dict[str, Any]] = []
-        for patch, spot in zip_longest(patches, spots):
+        for patch, spot, pose in zip_longest(patches, spots, poses):
             if placement.crop != (1.0, 1.0):
                 patch = crop(rng, patch, rng.uniform(*placement.crop))
                 spot = spot and replace(spot, touches=(False,) * 4)
             variation = None
-            if habits is not None and spot is not None and placement.vary:
+            if habits is not None and spot is not None and pose is None and placement.vary:
                 variation = habits.draw_variation(rng, spot, placement.vary)
                 top, bottom, left, right = spot.touches
                 patch = varied(patch, variation, spot.degrees, still=(left or right, top or bottom))
-            moved, at, scale, degrees = self._placed(draw, patch, free, spot, habits)
+            moved, at, scale, degrees = self._placed(draw, patch, free, spot, habits, pose or 0.0)
             if at is None:
                 continue
             if free is not None:
@@ -206,7 +208,13 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         return Sample(draw.index, draw.category, draw.sample.product, image, mask, Provenance(**provenance))
 
     def _placed(
-        self, draw: ComposeDraw, patch: DefectPatch, free: BoolArray | None, spot: Spot | None, habits: Habits | None
+        self,
+        draw: ComposeDraw,
+        patch: DefectPatch,
+        free: BoolArray | None,
+        spot: Spot | None,
+        habits: Habits | None,
+        pose: float,
     ) -> tuple[DefectPatch, tuple[int, int] | None, float, float]:
         """A patch scaled and turned, its place in the image, or None if there is none, its scale and its turn."""
         photograph, placement, rng = draw.photograph, self._placement, draw.rng
@@ -225,8 +233,8 @@ class Composition(SampleStream[D, G], Generic[D, G]):
             center = habits.draw_center(rng, self._grounds(draw.sample.path), (width, height), free)
             if center is None:
                 return patch, None, scale, 0.0
-            here = grain(shaped(photograph.pixels, photograph.channels), *center)
-        degrees = habits.draw_turn(rng, spot, here) if turn is None else turn
+            here = grain(photograph.colors, *center)
+        degrees = pose + (habits.draw_turn(rng, spot, here) if turn is None else turn)
         moved = move(patch, scale, degrees)
         if to_edge:
             return moved, at_edge(moved, size, spot.touches, habits.draw_along(rng, spot)), scale, degrees
@@ -271,8 +279,7 @@ class CutoutSamples(Composition[ComposeDraw, None]):
 
     def _find_spot(self, sample: SourceImage, number: int) -> Spot:
         photograph = self._images.read(sample.path)
-        pixels = shaped(photograph.pixels, photograph.channels)
-        return Spot.of(pixels, self._grounds(sample.path), *self._pieces(sample.mask)[number])
+        return Spot.of(photograph.colors, self._grounds(sample.path), *self._pieces(sample.mask)[number])
 
     def _cut_out(self, rng: np.random.Generator, category: str) -> tuple[DefectPatch, Spot]:
         samples = self._by_category[category]
@@ -529,11 +536,6 @@ def _blurred(pixels: FloatArray, sigma: float) -> FloatArray:
     return np.asarray(cv2.GaussianBlur(pixels, (0, 0), sigma), np.float32).reshape(pixels.shape)
 
 
-def shaped(pixels: Pixels, channels: int) -> Pixels:
-    """Pixels without alpha, [H, W, channels]."""
-    return pixels.reshape(*pixels.shape[:2], -1)[..., :channels]
-
-
 def _colors(pixels: Pixels, channels: int) -> FloatArray:
-    """The same as float32."""
-    return shaped(pixels, channels).astype(np.float32)
+    """Pixels without alpha, [H, W, channels], as float32."""
+    return pixels.reshape(*pixels.shape[:2], -1)[..., :channels].astype(np.float32)

@@ -184,8 +184,9 @@ _REFUSALS: dict[Control, str] = {
     "mask": "cannot place defects in a mask (--region FILE); {} can",
     "mixture": "cannot mix categories; {} can",
     "union": "cannot make unions of categories; {} can",
-    "reference": "cannot take defects from reference images (--from); {} can",
+    "reference": "cannot take defects from reference images (--from, --like); {} can",
     "style": "cannot apply a style (--style); {} can",
+    "object": "makes no whole images (--same-object, --truncation); {} does",
 }
 
 

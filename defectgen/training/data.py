@@ -17,9 +17,20 @@ from torch import Tensor
 from defectgen.device import RANK
 from defectgen.errors import UsageError
 from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, require_masks, unite
+from defectgen.imaging import level
 from defectgen.imaging.control_maps import KnownMask, draw_map, pick, to_text
 from defectgen.imaging.images import DecodedImage, read_mask
-from defectgen.imaging.patches import RIM, DefectPatch, cut_out, on_pure_background, relative, resize, turn
+from defectgen.imaging.patches import (
+    RIM,
+    DefectPatch,
+    cut_out,
+    on_pure_background,
+    relative,
+    resize,
+    turn,
+)
+from defectgen.imaging.places import Ground, KnownSpot, Spot
+from defectgen.imaging.places import to_text as spot_text
 from defectgen.imaging.windows import (
     BoolArray,
     BoundedCache,
@@ -40,7 +51,7 @@ from defectgen.imaging.windows import (
     scale_of,
 )
 from defectgen.methods import DataKind, info
-from defectgen.methods.base import Batch, Task
+from defectgen.methods.base import Batch, MethodConfig, Task
 from defectgen.seeding import numpy_rng
 from defectgen.training.twins import repaired
 
@@ -407,19 +418,18 @@ class TrainingLabels(TrainingPairs):
 
 
 class TrainingMasks(_NormalsWithDefects):
-    """A normal and a defective window. All categories of a product have the same scale.
+    """A normal and a defective window. Unless `by_category`, all categories of a product have the same scale.
 
     A method that makes whole images learns the normals once for all categories.
     """
 
-    fit = 0.5
     zooms = False
     covered = 0.0
     twins = False
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, by_category: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
-        for scales in self.scales.values():
+        for scales in self.scales.values() if not by_category else ():
             scales.update(dict.fromkeys(scales, float(np.median(list(scales.values())))))
 
 
@@ -431,6 +441,7 @@ def stack(windows: Iterable[TrainingSample]) -> tuple[FloatArray, NDArray[np.int
 
 _MIN_RIM = 3  # pixels of the window: least width of a patch's rim
 _COLOR = 0.2  # fraction of the difference in brightness; defects with less difference in color are learned in gray
+_KEPT_SPOTS = 64
 _TURN, _SHIFT = 15.0, 0.1  # degrees, and fraction of the window's side; larger changes are made when pasting
 
 
@@ -448,27 +459,41 @@ class TrainingPatches:
         self.image_size = image_size
         self.products = tuple(products)
         self.domains = tuple(domains)
-        cache = ImageCache()
+        self._cache = ImageCache()
         images: dict[str, dict[str, list[SourceImage]]] = {product: {} for product in products}
         for image in catalog.images:
             if image.category != NORMAL:
                 images[image.product].setdefault(image.category, []).append(image)
+        self._pieces = {
+            image.path: defect_pieces(read_mask(image.mask))
+            for image in catalog.images
+            if image.category != NORMAL and image.mask
+        }
+        self._study()
         self.scales: dict[str, dict[str, float]] = {product: {} for product in products}
         self._patches: dict[tuple[str, str], list[DefectPatch]] = {}
         for product, of_product in images.items():
             for category, its_images in sorted(of_product.items()):
-                pieces = [defect_pieces(read_mask(image.mask)) for image in its_images if image.mask]
-                scale = find_scale(its_images, [[box for box, _ in each] for each in pieces], image_size)
-                scale = keep_thick(scale, [piece for each in pieces for _, piece in each])
-                self.scales[product][category] = scale
-                rim = max(RIM, round(_MIN_RIM / scale))
+                scale = self.scales[product][category] = self._scale(its_images)
                 self._patches[product, category] = [
-                    resize(relative(cut_out(cache.read(image.path), box, piece, rim)), scale)
-                    for image, its_pieces in zip(its_images, pieces, strict=True)
-                    for box, piece in its_pieces
+                    self._patch(image, box, piece, scale)
+                    for image in its_images
+                    for box, piece in self._pieces[image.path]
                 ]
+        cut_outs = [patch for each in self._patches.values() for patch in each]
+        self.channels = 3 if _differ_in_color(cut_outs) else 1
 
-        self.channels = 3 if _differ_in_color([patch for each in self._patches.values() for patch in each]) else 1
+    def _study(self) -> None:
+        """Look at all pieces before the first scale is computed."""
+
+    def _patch(self, image: SourceImage, box: Box, piece: BoolArray, scale: float) -> DefectPatch:
+        rim = max(RIM, round(_MIN_RIM / scale))
+        return resize(cut_out(self._cache.read(image.path), box, piece, rim), scale)
+
+    def _scale(self, images: Sequence[SourceImage]) -> float:
+        pieces = [self._pieces[image.path] for image in images]
+        scale = find_scale(images, [[box for box, _ in each] for each in pieces], self.image_size)
+        return keep_thick(scale, [piece for each in pieces for _, piece in each])
 
     def row(self, rng: np.random.Generator) -> Row:
         category = str(rng.choice(self.domains[1:]))
@@ -497,12 +522,61 @@ class TrainingPatches:
         return TrainingSample(x, self.domains.index(category), self.products.index(product))
 
 
+class LevelPatches(TrainingPatches):
+    """Draws patches level, their longer axis along the window, with their masks as a channel of their own.
+
+    Those that end at an edge of their image end at the left or the bottom of the window. If a category is elongated,
+    windows are four times as wide as high, with as many pixels. Each draw bends, stretches and mirrors a patch.
+    """
+
+    def _study(self) -> None:
+        spots: dict[tuple[Path, Box], tuple[Spot, BoolArray]] = {}
+        for path, pieces in self._pieces.items():
+            image = self._cache.read(path)
+            ground = Ground(colors := image.colors)
+            spots |= {(path, box): (Spot.of(colors, ground, box, piece), piece) for box, piece in pieces}
+        extents = [level.extent(*each) for each in spots.values()]
+        self.elongated = level.elongated(extents)
+        self.shape = level.window_shape(self.image_size, elongated=self.elongated)
+        self._known = {key: level.known(*each, self.shape) for key, each in spots.items()}
+
+    def _patch(self, image: SourceImage, box: Box, piece: BoolArray, scale: float) -> DefectPatch:
+        """At a scale of its own: small defects are learned larger than large ones."""
+        return level.cut_out_at(
+            self._cache.read(image.path), box, piece, self._known[image.path, box].scale, image.path
+        )
+
+    def _scale(self, images: Sequence[SourceImage]) -> float:
+        scales = [self._known[image.path, box].scale for image in images for box, _ in self._pieces[image.path]]
+        return float(np.median(scales))
+
+    @property
+    def spots(self) -> dict[str, list[KnownSpot]]:
+        """The spots of each category: some, spread evenly over all."""
+        found = {}
+        for category in self.domains[1:]:
+            patches = [patch for (_, name), known in self._patches.items() if name == category for patch in known]
+            found[category] = [self._spot(patch) for patch in patches[:: -(-len(patches) // _KEPT_SPOTS)]]
+        return found
+
+    def _spot(self, patch: DefectPatch) -> KnownSpot:
+        assert patch.source is not None
+        assert patch.box is not None
+        return self._known[patch.source, patch.box]
+
+    def _draw(self, rng: np.random.Generator, product: str, category: str) -> TrainingSample:
+        patches = self._patches[product, category]
+        number = int(rng.integers(len(patches)))
+        x = level.window(rng, patches[number], self._spot(patches[number]).spot, self.shape, self.channels)
+        return TrainingSample(x, self.domains.index(category), self.products.index(product))
+
+
 def _differ_in_color(patches: Sequence[DefectPatch]) -> bool:
     """Whether defects differ from their background in color, and not, as most do, in brightness only.
 
     For the latter, a network would make visible false colors; a gray patch takes the colors of the image instead.
     """
-    inside = [patch.pixels[patch.defect_mask] for patch in patches]
+    inside = [relative(patch).pixels[patch.defect_mask] for patch in patches]
     brightness = [np.abs(pixels.mean(axis=1)).mean() for pixels in inside]
     color = [np.abs(pixels - pixels.mean(axis=1, keepdims=True)).max(axis=1).mean() for pixels in inside]
     return bool(np.mean(color) > _COLOR * np.mean(brightness))
@@ -564,9 +638,7 @@ class Feeder:
         return Batch(**{name: move(value) for name, value in vars(batch).items() if value is not None})
 
 
-def training_data(
-    name: str, catalog: Catalog, image_size: int, *, whole: bool = False, exposure: bool = False
-) -> TrainingData:
+def training_data(name: str, catalog: Catalog, config: MethodConfig) -> TrainingData:
     """The training data of a method: windows of images, or whole images, or patches on a pure background.
 
     Raises:
@@ -582,17 +654,21 @@ def training_data(
         catalog = unite(catalog)
     products, domains = catalog.products, (NORMAL, *catalog.categories)
     if method.learns == "patches":
-        for setting, value in (("whole", whole), ("exposure", exposure)):
-            if value:
+        for setting in ("whole", "exposure"):
+            if getattr(config, setting):
                 raise UsageError(f"--set {setting}=true: {name} learns defect patches, not windows of images")
-        return TrainingPatches(catalog, image_size, products, domains)
+        patches = LevelPatches if config.draws_masks else TrainingPatches
+        return patches(catalog, config.image_size, products, domains)
+    common: dict[str, Any] = {"whole": config.whole, "exposure": config.exposure}
+    if method.learns == "masks":
+        by_category = getattr(config, "by_category", False)
+        return TrainingMasks(catalog, config.image_size, products, domains, by_category=by_category, **common)
     kinds: dict[DataKind, type[TrainingWindows]] = {
         "domains": TrainingWindows,
         "pairs": TrainingPairs,
         "labels": TrainingLabels,
-        "masks": TrainingMasks,
     }
-    return kinds[method.learns](catalog, image_size, products, domains, whole=whole, exposure=exposure)
+    return kinds[method.learns](catalog, config.image_size, products, domains, **common)
 
 
 def hold_out(catalog: Catalog) -> tuple[Catalog, list[Path]]:
@@ -611,10 +687,12 @@ def _as_one_category(catalog: Catalog) -> Catalog:
 
 
 def make_task(windows: TrainingData) -> Task:
-    masks = {}
+    masks, spots = {}, {}
+    if isinstance(windows, LevelPatches):
+        spots = {category: tuple(map(spot_text, known)) for category, known in windows.spots.items()}
     if isinstance(windows, TrainingPairs):
         masks = {category: tuple(map(to_text, known)) for category, known in windows.masks.items()}
     return Task(
         domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales,
-        masks=masks,
+        masks=masks, spots=spots, elongated=isinstance(windows, LevelPatches) and windows.elongated,
     )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from defectgen import files
@@ -15,12 +16,14 @@ from defectgen.device import torch_rng
 from defectgen.errors import UsageError, WeightsError
 from defectgen.folders import Catalog, ProductFolders
 from defectgen.imaging.images import encode_jpeg
-from defectgen.methods.base import Batch, GenerateBatch, Method, MethodConfig, Staged, Task
+from defectgen.methods.base import Batch, GenerateBatch, Interpolating, Method, MethodConfig, Staged, Task
 from defectgen.methods.networks import Average, unflatten
 from defectgen.models import checkpoint, model
 from defectgen.version import __version__
 
 BACKBONE = "backbone.safetensors"
+_FEWEST = 2  # domains: the normals and one category, between which and itself there is nothing to show
+_STEPS = 11  # from one category to the next
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,20 @@ class Run:
                     break
                 columns.append(made.x)
         columns.append(batch.x_ref)
-        sheet = torch.cat([torch.cat(list(column.float()), dim=1) for column in columns], dim=2)
-        pixels = ((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-        image = np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        columns = [column[:, : self._method.task.channels] for column in columns]  # without a channel for masks
+        image = _sheet(torch.stack(columns, dim=1))
         files.write(self.folder / "previews" / f"{step:07d}.jpg", encode_jpeg(image))
+        if isinstance(self._method, Interpolating) and len(self._method.task.domains) > _FEWEST:
+            self._preview_classes(step, seed)
+
+    def _preview_classes(self, step: int, seed: int) -> None:
+        """Write a sheet with a row for each category: from it to the next one under one code."""
+        method = self._method
+        assert isinstance(method, Interpolating)
+        last = len(method.task.domains) - 1
+        with self._average.in_place():
+            rows = [method.interpolated(y, y % last + 1, _STEPS, torch_rng(seed, y)).x for y in range(1, last + 1)]
+        files.write(self.folder / "previews" / f"{step:07d}-classes.jpg", encode_jpeg(_sheet(torch.stack(rows))))
 
     def finish_backbone(self) -> None:
         """End the first stage: copy the averaged weights into the networks, and save the backbone."""
@@ -141,6 +154,13 @@ class Run:
         path = self.folder / "model.safetensors"
         model.save(path, self._average, self._identity, step)
         return path
+
+
+def _sheet(x: Tensor) -> NDArray[np.uint8]:
+    """Rows of images, [rows, columns, C, H, W] in [-1, 1], as one image, uint8 [H, W] or [H, W, 3]."""
+    joined = x.float().permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    pixels = ((joined.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    return np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def identity(request: TrainSpec, task: Task, before: Sequence[str]) -> dict[str, Any]:

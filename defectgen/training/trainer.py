@@ -44,7 +44,15 @@ _LOG_EVERY = 10  # steps
 _DIAGNOSED = 20  # rows of losses that are averaged for a diagnosis
 _CHECKPOINT_SECONDS = 120.0
 _PREVIEW_SECONDS = 180.0
-_SHAPES = ("image_size", "width", "max_width", "z_dim", "w_dim", "mapping_layers")  # of networks in both stages
+_SHAPES = (
+    "image_size",
+    "width",
+    "max_width",
+    "z_dim",
+    "w_dim",
+    "mapping_layers",
+    "by_category",
+)  # of networks in both stages
 
 
 @dataclass(frozen=True)
@@ -149,16 +157,13 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
 
 
 def _windows(request: TrainSpec) -> TrainingData:
-    config = request.config
-    return training_data(
-        request.method, request.catalog, config.image_size, whole=config.whole, exposure=config.exposure
-    )
+    return training_data(request.method, request.catalog, request.config)
 
 
 def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str, Tensor] | None, list[str]]:
     """The requested backbone, or that of a resumed run, and the SHA-256 of the images that it was trained on.
 
-    Sets the scales of `windows` to those of the backbone.
+    Sets the scales of `windows` to those of the backbone, unless it takes any.
 
     Raises:
         UsageError: the backbone does not fit the method or the images.
@@ -174,6 +179,8 @@ def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str,
         found = {**before, "method": saved["method"], "channels": task["channels"]}.get(key)
         if found != value:
             raise UsageError(f"{path}: has {key} {found}, but this run needs {value}")
+    if getattr(request.config, "by_category", False):  # it makes normals at any scale
+        return tensors, saved.get("trained_on", [])
     known = {product: next(iter(scales.values())) for product, scales in task["scales"].items()}
     for product, scales in windows.scales.items():
         if product not in known and len(known) > 1:

@@ -11,6 +11,7 @@ from defectgen.imaging.patches import (
     cut_out,
     end_to_end,
     extract,
+    flipped,
     joined,
     of_mask,
     on_pure_background,
@@ -18,6 +19,7 @@ from defectgen.imaging.patches import (
     resize,
     turn,
     varied,
+    with_mask,
 )
 from defectgen.imaging.windows import defect_pieces
 
@@ -79,22 +81,55 @@ def test_relative_to_its_own_background_the_rim_is_zero() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_watershed_finds_a_patch_on_a_pure_background(channels: int) -> None:
     photo, mask = example_image()
-    patch = relative(cut_outs(photo, mask)[1])
+    patch = cut_outs(photo, mask)[1]  # a dark disc, nearly black, inside its rim
     matrix = turn(31, 31, 30.0, 1.0)
     matrix[:, 2] += 16
     image = on_pure_background(patch, matrix, 64, channels)
     assert image.shape == (channels, 64, 64)
     inside = image[0] > -1
     assert set(np.unique(inside)) == {False, True}
-    assert image[0][inside].min() >= -0.6  # nothing of a patch comes near the background, black or not
     blurred = np.stack([cv2.GaussianBlur(plane, (0, 0), 1.0) for plane in image])  # as a network would draw it
     found = extract(blurred)
     assert (found.blend_mask & inside).sum() / (found.blend_mask | inside).sum() > 0.9
     assert found.pixels.shape == (64, 64, channels)
     assert found.defect_mask.sum() < found.blend_mask.sum()
-    middle = found.pixels[30:34, 30:34].mean()
-    assert middle == pytest.approx(to_unit(20) - to_unit(120), abs=0.06)
-    assert np.abs(found.pixels[found.blend_mask & ~inside]).mean() < 0.3  # no dark fringe, as the background is 1 away
+    assert found.pixels[30:34, 30:34].mean() == pytest.approx(to_unit(20), abs=0.06)
+    assert found.pixels[found.blend_mask & ~inside].min() > -0.4  # no dark fringe, though the background is black
+
+
+def test_a_black_middle_belongs_to_its_patch() -> None:
+    image = np.full((1, 48, 48), -1, np.float32)
+    cv2.circle(image[0], (24, 24), 14, 0.1, -1)
+    cv2.circle(image[0], (24, 24), 7, -1.0, -1)
+    assert extract(image).defect_mask[24, 24]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("x", "y"), [(False, False), (True, False), (True, True)])
+def test_flips_have_an_inverse(transposed: bool, x: bool, y: bool) -> None:
+    photo, mask = example_image()
+    patch = cut_outs(photo, mask)[0]
+    there = flipped(patch, transposed=transposed, x=x, y=y)
+    assert (there.pixels.shape == patch.pixels.shape) == (not transposed)
+    back = flipped(there, transposed=transposed, x=x, y=y, back=True)
+    np.testing.assert_array_equal(back.pixels, patch.pixels)
+    np.testing.assert_array_equal(back.defect_mask, patch.defect_mask)
+    if not transposed:
+        np.testing.assert_array_equal(there.pixels, patch.pixels[:: -1 if y else 1, :: -1 if x else 1])
+
+
+def test_a_level_window_has_the_mask_as_its_last_channel() -> None:
+    photo, mask = example_image()
+    patch = relative(cut_outs(photo, mask)[1])
+    matrix = turn(31, 31, 0.0, 1.0)
+    matrix[:, 2] += (50, 10)
+    x = with_mask(patch, matrix, (48, 128), 1)
+    assert x.shape == (2, 48, 128)
+    inside = x[1] > 0
+    assert inside.sum() == patch.defect_mask.sum()
+    assert np.median(x[0][inside]) == pytest.approx(20 / 120 - 1, abs=0.02)  # 20 on 120
+    assert not x[0][cv2.dilate(inside.astype(np.uint8), np.ones((7, 7))) == 0].any()
+    assert with_mask(patch, matrix, (48, 128), 3).shape == (4, 48, 128)
 
 
 def test_the_patch_of_a_mask_and_unusable_masks() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectgen.imaging.places import Grain, Ground, Habits, Spot, grain
+from defectgen.imaging.places import Grain, Ground, Habits, KnownSpot, Pose, Spot, from_text, grain, to_text
 from defectgen.imaging.windows import BoolArray, Box
 
 
@@ -98,6 +98,30 @@ def spot(degrees: float = 0.0, *, elongated: bool = True, length: float = 20.0, 
     return Spot(degrees=degrees, elongated=elongated, length=length, **given)
 
 
+@pytest.mark.parametrize(
+    ("touches", "degrees", "expected"),
+    [
+        (INSIDE, 30.0, Pose(degrees=-30.0)),
+        ((False, True, False, False), 0.0, Pose(ends=(False, True))),  # at the bottom already
+        ((True, False, False, False), 10.0, Pose(flip_y=True, ends=(False, True))),
+        ((False, False, False, True), 170.0, Pose(flip_x=True, ends=(True, False))),
+        ((True, False, False, False), 90.0, Pose(transposed=True, ends=(True, False))),  # from the top downwards
+        ((False, True, False, True), 100.0, Pose(transposed=True, flip_x=True, ends=(True, True))),
+        ((False, False, True, True), 0.0, Pose(ends=(True, False))),
+    ],
+)
+def test_a_pose_brings_a_defect_to_the_left_or_the_bottom(
+    touches: tuple[bool, bool, bool, bool], degrees: float, expected: Pose
+) -> None:
+    """With its top and bottom, and its left and right, exchanged by transposition."""
+    assert Pose.of(spot(degrees, touches=touches)) == expected
+
+
+def test_a_known_spot_survives_as_text() -> None:
+    known = KnownSpot(spot(12.5, touches=(True, False, False, True)), 0.25, 88.0)
+    assert from_text(to_text(known)) == known
+
+
 class TestHabits:
     def test_turns_follow_the_grain_and_the_spread_of_the_real_ones(self) -> None:
         alike = Habits([spot(90 + offset) for offset in (-8, -4, 0, 4, 8)])
@@ -108,6 +132,11 @@ class TestHabits:
         assert np.mean(turned) == pytest.approx(-30, abs=2)
         nowhere = [alike.draw_turn(rng(seed), spot(90), Grain(60.0, coherent=False)) for seed in range(300)]
         assert np.mean(nowhere) == pytest.approx(0, abs=2)
+
+    @pytest.mark.parametrize("degrees", [0.0, 33.3, 78.9, 90.0, 123.4])
+    def test_the_same_direction_many_times_is_a_small_spread(self, degrees: float) -> None:
+        for count in (2, 3, 7, 12):
+            assert Habits([spot(degrees)] * count).turn == 6.0
 
     def test_directions_without_a_sign(self) -> None:
         """5 and 175 degrees are 10 apart."""

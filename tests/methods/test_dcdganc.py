@@ -21,6 +21,7 @@ from defectgen.methods.dcdganc import (
     l_loss,
     p_loss,
     reparameterize,
+    shown,
 )
 
 CPU = torch.device("cpu")
@@ -35,6 +36,8 @@ CONFIG = DCDGANcConfig(
     lr=2e-3,
     lambda_p=100.0,
 )
+LEVEL = CONFIG.model_copy(update={"level": True, "lambda_p": 10.0, "lambda_kl": 0.02, "pairs_first": 0.5})
+LONG = Task(domains=("normal", "thin", "thick"), products=("a",), channels=1, scales={"a": {}}, elongated=True)
 TASK = Task(domains=("normal", "disc", "bar"), products=("a",), channels=1, scales={"a": {}})
 
 
@@ -70,11 +73,11 @@ def batch(seed: int = 0, count: int = 4) -> Batch:
 
 
 def test_class_constant_maps_are_equation_1() -> None:
-    maps = class_constant_map(torch.eye(4), channels=3, size=8)
+    maps = class_constant_map(torch.eye(4), channels=3, shape=(8, 8))
     assert maps.shape == (4, 3, 8, 8)
     expected = torch.tensor([-0.5, 0.0, 0.5, 1.0])  # 2n/N - 1 for n of 1, 2, 3, 4
     torch.testing.assert_close(maps, expected[:, None, None, None].expand(4, 3, 8, 8))
-    mixed = class_constant_map(torch.tensor([[0.25, 0.0, 0.0, 0.75]]), channels=1, size=2)
+    mixed = class_constant_map(torch.tensor([[0.25, 0.0, 0.0, 0.75]]), channels=1, shape=(2, 2))
     torch.testing.assert_close(mixed, torch.full((1, 1, 2, 2), 0.25 * -0.5 + 0.75))
 
 
@@ -98,17 +101,17 @@ def test_the_losses_by_hand() -> None:
     assert l_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]])).item() == pytest.approx(1.5)
     half = torch.zeros(3)  # D is undecided: log 2 for each term, the real's twice
     assert d_loss(half, half, half).item() == pytest.approx(4 * math.log(2))
-    assert g_loss(half, half).item() == pytest.approx(2 * math.log(2))
+    assert g_loss(half, half).item() == pytest.approx(-2 * math.log(2))  # log(1 - D), as printed
     sure = torch.full((3,), 20.0)
     assert d_loss(sure, -sure, -sure).item() < 1e-6
-    assert g_loss(-sure, sure).item() == pytest.approx(20, abs=1e-3)
+    assert g_loss(-sure, sure).item() == pytest.approx(-20, abs=1e-3)
 
 
 # Networks
 
 
 def test_od_spade_sets_scale_and_shift_of_each_element() -> None:
-    layer = ODSPADE(3, 6, CONFIG)
+    layer = ODSPADE(3, 6, CONFIG, (8, 8))
     x, code = torch.randn(2, 3, 16, 16, generator=generator()), torch.randn(2, 6, generator=generator(1))
     flat = torch.nn.functional.instance_norm(x)
     with torch.no_grad():
@@ -123,9 +126,9 @@ def test_od_spade_sets_scale_and_shift_of_each_element() -> None:
 
 def test_shapes_and_ranges() -> None:
     z, c = torch.randn(3, 4, generator=generator()), torch.eye(2)[[0, 1, 1]]
-    x = Generator(CONFIG, classes=2, channels=3)(z, c)
+    x = Generator(CONFIG, classes=2, channels=3, shape=(32, 32))(z, c)
     assert x.shape == (3, 3, 32, 32)
-    assert x.abs().max() <= 1.2
+    assert x.abs().max() <= 1
     mu, log_var = Encoder(CONFIG, 3)(x)
     assert mu.shape == log_var.shape == (3, 4)
     assert Discriminator(CONFIG, classes=2, channels=3)(x, c).shape == (3,)
@@ -210,10 +213,106 @@ def test_mixtures_lie_between_their_classes(method: DCDGANc) -> None:
 def test_presets_build(preset: str) -> None:
     config = info("dcdganc").configure(preset, {})
     assert isinstance(config, DCDGANcConfig)
+    method = DCDGANc(config, TASK, CPU)
     if preset == "paper":  # section 3.1
         paper = (config.batch_size, config.lr, config.lambda_p, config.lambda_l, config.lambda_kl, config.lambda_gp)
-        assert paper == (20, 5e-4, 10, 1, 0.01, 10)
-    assert DCDGANc(config, TASK, CPU).networks.averaged.keys() == {"G"}
+        assert list(paper) == [20, 5e-4, 10, 1, 0.01, 10]
+        assert config.model_dump(include={"level", "ema"}) == {"level": False, "ema": 0}
+        assert {name.split(".")[0] for name in method.D.state_dict()} == {"trunk", "head"}  # c enters as maps alone
+        adam = [group["betas"] for each in method.networks.optimizers.values() for group in each.param_groups]
+        assert adam == [(0.5, 0.999)] * 3
+
+
+def test_in_paper_the_modulation_is_computed_at_every_resolution() -> None:
+    """So a code sets the scale and shift of each element (section 2.2); otherwise coarser ones are interpolated."""
+    found = {}
+    for name, config in (("paper", CONFIG), ("level", LEVEL)):
+        layer = ODSPADE(2, 6, config.model_copy(update={"image_size": 128}), (8, 8))
+        seen: list[int] = []
+        layer.first.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out.shape[-1]))
+        layer(torch.zeros(1, 2, 128, 128), torch.zeros(1, 6))
+        found[name] = seen
+    assert found == {"paper": [128], "level": [32]}
+
+
+LOSSES = {"adv", "p", "map", "line", "features", "kl", "l"}
+
+
+class TestLevel:
+    """Level contents, with a channel for masks."""
+
+    @pytest.fixture
+    def level(self) -> DCDGANc:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            return DCDGANc(LEVEL, LONG, CPU)
+
+    def contents(self, count: int, seed: int = 0) -> Batch:
+        """Dark bars: thin ones (domain 1), and thick ones (domain 2) that begin at the left, of several lengths."""
+        rng = generator(seed)
+        x, y = torch.zeros(count, 2, 16, 64), torch.arange(count) % 2 + 1
+        x[:, 1] = -1
+        for image, domain in zip(x, y, strict=True):
+            length = int(torch.randint(10, 28, (1,), generator=rng))
+            rows, first = (slice(7, 9), 32 - length) if domain == 1 else (slice(4, 12), 0)
+            image[0, rows, first : 32 + length] = -0.5
+            image[1, rows, first : 32 + length] = 1
+        p = torch.zeros_like(y)
+        return Batch(x, y, p, x, y, p)
+
+    def test_windows_are_long(self, level: DCDGANc) -> None:
+        assert level.G.middle.norm1.base == (4, 16)
+        made = level.generate(GenerateBatch(torch.empty(2, 0), torch.tensor([1, 2]), [generator(), generator(1)]))
+        assert made.x.shape == (2, 1, 16, 64)
+        assert made.mask is not None
+        assert made.mask.shape == (2, 1, 16, 64)
+        assert made.mask.min() >= 0
+        assert made.mask.max() <= 1
+
+    def test_nothing_is_drawn_away_from_the_mask(self, level: DCDGANc) -> None:
+        x = level.G(torch.randn(4, 4, generator=generator()), torch.eye(2).repeat(2, 1))
+        m = (x[:, 1:] + 1) / 2
+        assert (x[:, :1].abs() <= torch.nn.functional.max_pool2d(m, 5, 1, 2) + 1e-6).all()
+
+    def test_losses_and_what_they_train(self, level: DCDGANc) -> None:
+        before = {name: [p.clone() for p in module.parameters()] for name, module in level.networks.modules.items()}
+        assert set(level.training_step(self.contents(4), 0, 0.4, generator())) == LOSSES
+        losses = level.training_step(self.contents(4), 0, 0.6, generator())
+        assert set(losses) == LOSSES | {"D"}
+        for name in ("E", "G"):
+            moved = [
+                not torch.equal(a, b)
+                for a, b in zip(before[name], level.networks.modules[name].parameters(), strict=True)
+            ]
+            assert sum(moved) > 0.9 * len(moved), name
+        heads = [not torch.equal(a, b) for a, b in zip(before["D"], level.D.parameters(), strict=True)]
+        assert 0 < sum(heads) < len(heads)  # the heads alone
+
+    def test_a_short_training_learns_masks_and_contents(self, level: DCDGANc) -> None:
+        steps = [level.training_step(self.contents(6, step), step, step / 200, generator(step)) for step in range(60)]
+        for name in ("p", "map", "line", "features"):
+            last, first = (sum(float(each[name]) for each in part) for part in (steps[-5:], steps[:5]))
+            assert last < 0.75 * first, name
+        test = self.contents(8, seed=1000)
+        with torch.no_grad():
+            own = level.G(level.E(test.x)[0], level.class_code(test.y))
+        shape, real = own[:, 1] > 0, test.x[:, 1] > 0
+        assert (shape & real).sum() / (shape | real).sum() > 0.5
+
+    def test_it_resumes_exactly(self, level: DCDGANc) -> None:
+        level.training_step(self.contents(4), 0, 0.0, generator())
+        fresh = DCDGANc(LEVEL, LONG, CPU)
+        fresh.networks.load_state({key: value.clone() for key, value in level.networks.state().items()})
+        for each in (level, fresh):
+            each.training_step(self.contents(4, 1), 1, 0.01, generator(1))
+        for key, value in level.networks.state().items():
+            assert torch.equal(value, fresh.networks.state()[key]), key
+
+    def test_color_and_gray_are_shown_to_the_frozen_network(self) -> None:
+        gray, color = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, 4)
+        gray[:, 0], color[:, 0], color[:, 3] = 0.25, 0.3, 1
+        torch.testing.assert_close(shown(gray)[0, :, 0, 0], torch.tensor([0.5, 0.5, 0.0]))
+        torch.testing.assert_close(shown(color)[0, :, 0, 0], torch.tensor([0.2, 0.6, 1.0]))
 
 
 def test_a_window_of_another_size_is_refused() -> None:

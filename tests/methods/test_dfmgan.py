@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from defectgen.device import torch_rng
+from defectgen.errors import UsageError
+from defectgen.methods import info
 from defectgen.methods.base import Batch, GenerateBatch, Task
 from defectgen.methods.dfmgan import (
     DFMGAN,
@@ -20,8 +23,11 @@ from defectgen.methods.dfmgan import (
 CPU = torch.device("cpu")
 CONFIG = DFMGANConfig(
     image_size=64, batch_size=4, steps=8, backbone_steps=4, width=4, max_width=8, match_width=4, z_dim=8, w_dim=8,
-    lambda_area=1.0, mismatched=0.5, r1_every=2, pl_every=2,
+    lambda_area=1.0, mismatched=0.5, r1_every=2, pl_every=2, first_residual=16, anneal=True, hard_masks=True,
 )  # fmt: skip
+SCALED = Task(
+    domains=("normal", "crack", "hole"), products=("a",), channels=1, scales={"a": {"crack": 1.0, "hole": 0.25}}
+)
 TASK = Task(domains=("normal", "crack", "hole"), products=("a",), channels=1, scales={"a": {"crack": 1.0, "hole": 1.0}})
 
 
@@ -39,6 +45,13 @@ def batch(seed: int = 0, count: int = 4) -> Batch:
         a[i, y[i] - 1, 20:36, 16:40] = 1
     zeros = torch.zeros(count).long()
     return Batch(n, zeros, zeros, d, y, zeros, a)
+
+
+def batch_of_one() -> Batch:
+    """The same, of a single category."""
+    given = batch()
+    assert given.a_ref is not None
+    return replace(given, y_ref=torch.ones(4).long(), a_ref=given.a_ref.amax(dim=1, keepdim=True))
 
 
 @pytest.fixture
@@ -90,10 +103,15 @@ def test_a_row_depends_on_its_own_generator(method: DFMGAN) -> None:
     torch.testing.assert_close(both[1:], alone, rtol=0, atol=1e-5)
 
 
-def test_the_first_residual_block_is_at_64_of_256() -> None:
-    network = Generator(CONFIG.model_copy(update={"image_size": 256}), 3, 1)
+def test_the_first_residual_block_is_at_64_of_256_unless_set() -> None:
+    network = Generator(DFMGANConfig(width=4, max_width=8, z_dim=8, w_dim=8), 3, 1)
     assert list(network.residual) == ["64", "128", "256"]
     assert network.backbone.styles == 14
+    later = Generator(CONFIG.model_copy(update={"first_residual": 32}), 1, 1)
+    assert list(later.residual) == ["32", "64"]
+    for wrong in ("48", "128"):
+        with pytest.raises(UsageError, match=f"first_residual={wrong} must be a power of 2, up to 64"):
+            info("dfmgan").configure("tiny", {"first_residual": wrong})
 
 
 # Losses, by hand
@@ -105,17 +123,33 @@ def test_mode_seeking_by_hand() -> None:
     assert mode_seeking_loss(w1, w2, m1, m2).item() == pytest.approx(1.0, rel=1e-4)
 
 
+def test_mode_seeking_has_a_bounded_gradient_where_sure_masks_agree() -> None:
+    """Of M itself: of its tanh, two sure masks differ by next to nothing, and the gradient is a spike (303)."""
+    m1 = torch.full((1, 1, 8, 8), 6.0).requires_grad_(True)
+    mode_seeking_loss(torch.zeros(1, 4), torch.ones(1, 4), m1, torch.full((1, 1, 8, 8), 5.0)).backward()
+    assert m1.grad is not None
+    assert m1.grad.abs().sum() <= 1.01
+
+
 def test_the_area_loss_compares_sorted_areas_and_recovers_empty_masks() -> None:
+    y = torch.tensor([1, 1])
     real = torch.full((2, 1, 10, 10), -1.0)
     real[0, :, :2], real[1, :, :4] = 1, 1  # a fifth, and two fifths
-    assert area_loss(real.flip(0), real).item() == pytest.approx(0, abs=1e-6)  # the order does not matter
+    assert area_loss(real.flip(0), real, y).item() == pytest.approx(0, abs=1e-6)  # the order does not matter
     empty = torch.full((2, 1, 10, 10), -1.0, requires_grad=True)
-    loss = area_loss(empty, real)
+    loss = area_loss(empty, real, y)
     assert loss.item() == pytest.approx(1)
     loss.backward()
     assert empty.grad is not None
     assert (empty.grad < 0).all()
-    assert area_loss(torch.ones_like(real), real).item() == pytest.approx((0.8 + 0.6) / 2 / 0.3)
+    assert area_loss(torch.ones_like(real), real, y).item() == pytest.approx((0.8 + 0.6) / 2 / 0.3)
+
+
+def test_the_area_of_a_crack_does_not_serve_for_a_break() -> None:
+    real = torch.full((2, 1, 10, 10), -1.0)
+    real[0, :, :1], real[1, :, :8] = 1, 1
+    assert area_loss(real, real, torch.tensor([1, 2])).item() == pytest.approx(0, abs=1e-6)
+    assert area_loss(real.flip(0), real, torch.tensor([1, 2])).item() == pytest.approx((7 + 7 / 8) / 2)
 
 
 def test_statistics_of_masks() -> None:
@@ -149,7 +183,7 @@ def test_stage_1_trains_the_backbone_and_stage_2_all_but_the_backbone(method: DF
 
     before = state()
     losses = method.training_step(batch(), 4, 4 / CONFIG.steps, generator())
-    assert set(losses) == {"g", "match_g", "ms", "area", "masked", "empty", "rim", "d", "r1", "p", "match_d"}
+    assert set(losses) == {"g", "match_g", "ms", "area", "masked", "empty", "rim", "d", "r1", "p", "match_d", "pl"}
     parts = moved(before, method)
     assert "G.backbone" not in parts
     assert {"G.residual", "G.to_mask", "G.mapping"} <= parts
@@ -170,6 +204,115 @@ def test_training_resumes_exactly(method: DFMGAN, step: int) -> None:
         each.training_step(batch(1), step + 1, (step + 1) / CONFIG.steps, generator(1))
     for key, value in method.networks.state().items():
         assert torch.equal(value, fresh.networks.state()[key]), key
+
+
+def test_the_learning_rate_is_constant_in_paper() -> None:
+    config = DFMGANConfig(**info("dfmgan").load().presets["paper"])
+    assert not config.anneal
+    assert config.whole
+
+
+def test_d_carries_its_verdict_on_normals_over_to_defects(method: DFMGAN) -> None:
+    """Otherwise stage 2 asks under a random column, whose verdict is a coin's."""
+    x = torch.rand(4, 1, 64, 64, generator=generator()) - 0.5
+    embed = method.D.get_parameter("embed.weight")
+    normal, crack, hole = torch.eye(3)[:, None].expand(-1, 4, -1)
+    with torch.no_grad():
+        for step in range(4):
+            torch.nn.init.normal_(embed[:, :1], generator=generator(step))  # as stage 1 trains it
+        before = method.D(x, normal)
+        assert not torch.allclose(before, method.D(x, crack))
+        method._carry_over()
+        for c in (normal, crack, hole):
+            torch.testing.assert_close(method.D(x, c), before)
+
+
+def test_stage_2_starts_without_augmentation_and_raises_it_slowly(method: DFMGAN) -> None:
+    method.statistics["p"].data.fill_(0.5)
+    p = float(method.training_step(batch(), 4, 0.5, generator())["p"])
+    assert p in (0.0, pytest.approx(4 / CONFIG.ada_defects))
+
+
+def test_a_defect_that_does_not_show_leaves_finite_gradients(method: DFMGAN) -> None:
+    torch.nn.init.constant_(method.G.to_mask.bias, -100.0)
+    for step in (4, 5):
+        assert all(torch.isfinite(v) for v in method.training_step(batch(), step, step / 8, generator(step)).values())
+    assert all(torch.isfinite(value).all() for value in method.networks.state().values())
+
+
+class TestProjected:
+    """A D_match of frozen features, and a scale for each category."""
+
+    @pytest.fixture
+    def learner(self) -> DFMGAN:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            return DFMGAN(CONFIG.model_copy(update={"projected": True, "by_category": True}), SCALED, CPU)
+
+    def test_both_stages_train_their_parts(self, learner: DFMGAN) -> None:
+        before = {key: value.clone() for key, value in learner.networks.state().items()}
+        assert set(learner.training_step(batch(), 0, 0.0, generator())) == {"g", "pl", "d", "p", "r1"}
+        parts = moved({k: v for k, v in before.items() if not k.startswith("adam")}, learner)
+        assert {"G.backbone", "D.embed"} <= parts
+        assert not any(part.startswith(("G.residual", "D_match")) for part in parts)
+        before = {key: value.clone() for key, value in learner.networks.state().items()}
+        losses = learner.training_step(batch(), 4, 0.5, generator())
+        wanted = {"g", "match_g", "ms", "area", "masked", "empty", "rim", "d", "match_d", "pl", "p", "r1"}
+        assert set(losses) == wanted
+        parts = moved({k: v for k, v in before.items() if not k.startswith("adam")}, learner)
+        assert {"G.residual", "G.to_mask", "G.mapping", "D.embed", "D_match.heads"} <= parts
+        assert not parts & {"G.backbone", "D_match.ccm", "D_match.csm"}
+
+    def test_the_backbone_takes_the_scale_of_the_category(self, learner: DFMGAN) -> None:
+        codes = learner._code(torch.zeros(2).long(), torch.tensor([1, 2]))
+        assert codes is not None
+        torch.testing.assert_close(codes, torch.tensor([[1.0, 0.0], [0.7071, -0.7071]]), atol=1e-3, rtol=0)
+        made = [
+            learner.generate(GenerateBatch(torch.zeros(1, 0), torch.tensor([y]), [torch_rng(3)])).normal for y in (1, 2)
+        ]
+        assert made[0] is not None
+        assert made[1] is not None
+        assert not torch.allclose(made[0], made[1])
+
+    def test_it_resumes_exactly_across_the_stages(self, learner: DFMGAN) -> None:
+        learner.training_step(batch(), 3, 3 / 8, generator())
+        fresh = DFMGAN(learner.config, SCALED, CPU)
+        fresh.networks.load_state({key: value.clone() for key, value in learner.networks.state().items()})
+        for each in (learner, fresh):
+            each.training_step(batch(1), 4, 0.5, generator(1))
+        for key, value in learner.networks.state().items():
+            assert torch.equal(value, fresh.networks.state()[key]), key
+
+    def test_a_backbone_serves_other_categories(self, learner: DFMGAN) -> None:
+        task = SCALED.model_copy(update={"domains": ("normal", "hole")})
+        other = DFMGAN(learner.config, task, CPU)
+        other.take_backbone(learner.backbone())
+        torch.testing.assert_close(other.G.backbone.const, learner.G.backbone.const)
+        assert set(other.training_step(batch_of_one(), 4, 0.5, generator())) >= {"g", "match_g"}
+
+
+def test_one_object_with_several_defects(method: DFMGAN) -> None:
+    y, rngs = torch.tensor([1, 1]), [torch_rng(1), torch_rng(2)]
+    made = method.generate(GenerateBatch(torch.zeros(2, 0), y, rngs, object_rngs=[torch_rng(9), torch_rng(9)]))
+    assert made.normal is not None
+    assert made.mask is not None
+    torch.testing.assert_close(made.normal[0], made.normal[1])
+    assert not torch.equal(made.mask[0], made.mask[1])
+
+
+def test_truncation_draws_objects_and_defects_to_their_mean(method: DFMGAN) -> None:
+    def spread(truncation: float) -> float:
+        rngs = [torch_rng(i) for i in range(6)]
+        same = GenerateBatch(torch.zeros(6, 0), torch.ones(6).long(), rngs, truncation=truncation)
+        normal = method.generate(same).normal
+        assert normal is not None
+        return float(normal.std(dim=0).mean())
+
+    for name, parameter in method.G.backbone.named_parameters():
+        if name.endswith("strength"):
+            torch.nn.init.zeros_(parameter)  # noise is not truncated
+    assert spread(0.0) < 1e-5
+    assert 0 < spread(0.5) < 0.9 * spread(1.0)
 
 
 def test_d_match_gets_binary_masks_and_passes_gradients(method: DFMGAN) -> None:
@@ -220,8 +363,8 @@ def test_few_examples_do_not_end_in_copies(examples: int) -> None:
         return both.sum(dim=2) / either.sum(dim=2).clamp(min=1)
 
     assert masks.any(dim=1).all()
-    assert overlap(masks, masks)[~torch.eye(8, dtype=torch.bool)].max() < 0.9
-    assert overlap(masks, of_real).max() < 0.9
+    assert overlap(masks, masks)[~torch.eye(8, dtype=torch.bool)].max() < 0.95
+    assert overlap(masks, of_real).max() < 0.95
 
 
 def test_the_paper_preset_has_the_papers_settings() -> None:

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -537,7 +538,7 @@ class TestGenerate:
             }  # fmt: skip
             lost = x - method.G(bg, *own)[0]  # what G loses of x when it redraws it
             expected = {name: lost + method.G(bg, *code)[0] for name, code in wanted.items()}
-        guides: dict[str, dict[str, torch.Tensor]] = {
+        guides: dict[str, dict[str, Any]] = {
             "sampled": {"x_ref": x_ref}, "own": {"x_ref": x_ref, "x_style": x_ref},
             "other": {"x_ref": x_ref, "x_style": x_style}, "latent": {"x_style": x_style},
         }  # fmt: skip

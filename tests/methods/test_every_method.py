@@ -142,7 +142,8 @@ def test_a_step_changes_the_networks_and_their_state_suffices(name: str, trained
         network.train()
     first.networks.train_only(*first.networks.optimizers)
     side = first.config.image_size
-    x = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    channels = 1 + first.config.draws_masks
+    x = torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
     domains = len(first.task.domains)
     masks = torch.zeros(2, domains - 1, side, side)
     masks[:, :, 8:20, 8:20] = 1
@@ -216,6 +217,8 @@ def controlled(control: Control, result: TrainResult, part: ProductFolders, tmp_
             return synthesize(replace(request, categories=(f"{several[0]}:0.5,{several[1]}:0.5",)))
         case "union":
             return synthesize(replace(request, categories=("+".join(several[:2]),)))
+        case "object":
+            return synthesize(replace(request, normals=(), same_object=True, truncation=0.7))
         case "reference" | "style":
             return transfer(
                 TransferRequest(

@@ -16,6 +16,8 @@ from defectgen.errors import BadInputError, OutOfMemoryError, UsageError
 from defectgen.folders import Catalog, read_defects, read_normals
 from defectgen.imaging.control_maps import KnownMask, to_text
 from defectgen.imaging.images import encode_png, read_image
+from defectgen.imaging.places import Grain, KnownSpot, Spot
+from defectgen.imaging.places import to_text as to_spot
 from defectgen.imaging.windows import Box
 from defectgen.methods import info
 from defectgen.methods.base import GenerateBatch, Generated, MethodConfig, Task
@@ -27,7 +29,14 @@ from defectgen.methods.networks import flatten
 from defectgen.models import checkpoint
 from defectgen.models.registry import Entry
 from defectgen.nn.paired import soft
-from defectgen.synthesis.generated import PaintedSamples, SynthesisRequest, laid, native_mask, synthesize
+from defectgen.synthesis.generated import (
+    PaintedSamples,
+    SynthesisRequest,
+    laid,
+    native_mask,
+    posed_as_real,
+    synthesize,
+)
 from defectgen.synthesis.pasted import Placement, Region
 from defectgen.synthesis.stream import SampleSpec
 
@@ -82,7 +91,10 @@ def entry(tmp_path_factory: pytest.TempPathFactory) -> Entry:
 def request_for(entry: Entry) -> Callable[..., SynthesisRequest]:
     def make(num: int = 6, **changes: Any) -> SynthesisRequest:
         normals = read_normals(entry.trained_on["part"], product="part")
-        own = ("batch_size", "placement", "regions", "restored", "restore", "whole", "references", "style")
+        own = (
+            "batch_size", "placement", "regions", "restored", "restore", "whole", "references", "style", "patches",
+            "same_object", "truncation",
+        )  # fmt: skip
         ours = {name: changes.pop(name) for name in own if name in changes}
         wanted = replace(SampleSpec(("dent", "spot"), num, normals), **changes)
         return SynthesisRequest(entry, wanted, device="cpu", **ours)
@@ -317,7 +329,9 @@ def test_methods_without_references_name_the_one_that_supports_them(
 ) -> None:
     request = request_for(1, references=references)
     config = DefectGANConfig(image_size=32, width=8, max_width=8, blocks=1, control_channels=4)
-    with pytest.raises(UsageError, match=r"cannot take defects from reference images \(--from\); dt-gan can"):
+    with pytest.raises(
+        UsageError, match=r"cannot take defects from reference images \(--from, --like\); dt-gan and dcdganc can"
+    ):
         synthesize(replace(request, entry=other(entry, "unguided", "defect-gan", config)))
     with pytest.raises(UsageError, match=r"cannot apply a style \(--style\); dt-gan can"):
         synthesize(
@@ -471,6 +485,120 @@ def test_patches_stay_in_the_region(patches_for: Callable[..., SynthesisRequest]
         synthesize(patches_for(regions=(("dent", box),)))
 
 
+def level_spot(category: str, **changes: Any) -> KnownSpot:
+    """A chip of 20 pixels at the right edge, or a bar of 40 pixels, upright, inside; learned at half their scale."""
+    chip = category == "dent"
+    given: dict[str, Any] = {
+        "touches": (False, False, False, chip), "features": (0.95, 0.5, 0.1, 0.5, 0.5),
+        "degrees": 0.0 if chip else 90.0, "grain": Grain(90.0, coherent=False), "elongated": True,
+        "length": 20.0 if chip else 40.0,
+        "box": (0.8, 0.4, 0.2, 0.1) if chip else (0.4, 0.3, 0.1, 0.4), "contrast": -0.4, **changes,
+    }  # fmt: skip
+    return KnownSpot(Spot(**given), 0.5, 10.0 if chip else 20.0)
+
+
+class TestLevelPatches:
+    """A model that generates level patches with their masks."""
+
+    @pytest.fixture
+    def level_for(
+        self, entry: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., SynthesisRequest]:
+        """Replaces the network: dark bars of 20 x 4 pixels in windows of 16 x 64; of dents, 10 from the left on."""
+        spots = {category: (to_spot(level_spot(category)),) for category in ("dent", "spot")}
+        config = DCDGANcConfig(image_size=32, width=4, max_width=8, latent_dim=4, hidden_channels=4, level=True)
+        task = TASK.model_copy(update={"spots": spots, "elongated": True})
+        made = other(entry, "l", "dcdganc", config, task)
+
+        def generate(_self: DCDGANc, request: GenerateBatch) -> Generated:
+            m = torch.zeros(len(request.rngs), 1, 16, 64)
+            for row, y in enumerate(request.y.tolist()):
+                if request.x_ref is not None:
+                    m[row] = (request.x_ref[row, 1:] > 0).float()
+                elif y == 1:
+                    m[row, 0, 6:10, :10] = 1
+                else:
+                    m[row, 0, 6:10, 20:40] = 1
+            return Generated(-0.5 * m, m)
+
+        monkeypatch.setattr(DCDGANc, "generate", generate)
+
+        def make(num: int = 6, **changes: Any) -> SynthesisRequest:
+            return replace(request_for(num, **changes), entry=made)
+
+        return make
+
+    def test_patches_have_the_pose_and_the_size_of_a_real_defect(
+        self, level_for: Callable[..., SynthesisRequest]
+    ) -> None:
+        samples = synthesize(level_for(12))
+        for sample in samples:
+            rows, columns = np.nonzero(sample.mask)
+            scale = record(sample)["parameters"]["defects"][0]["scale"]
+            source = read_image(Path(record(sample)["source"])).pixels.astype(float)
+            if sample.category == "dent":
+                assert columns.max() == sample.mask.shape[1] - 1
+                assert np.ptp(columns) == pytest.approx(20 * scale, abs=4)
+                assert np.ptp(rows) == pytest.approx(8 * scale, abs=4)
+            else:
+                assert np.ptp(rows) > 2 * np.ptp(columns)  # upright
+            change = (sample.image.astype(float) / source)[sample.mask]
+            if sample.image.dtype == np.uint8:
+                assert change.mean() == pytest.approx(0.5, abs=0.12)  # -0.5 of the brightness, whatever it is
+        assert samples.metadata["places"]["dent"]["at_edges"] == {"right": 1.0}
+
+    def test_what_ends_where_no_real_one_does_is_regenerated(self) -> None:
+        m = np.zeros((16, 64), np.float32)
+        m[6:10, :20] = 1
+        x, rng, inside = -0.5 * m[None], np.random.default_rng(0), [level_spot("spot")]
+        assert posed_as_real(rng, x, m, inside, cut=False) is None
+        assert posed_as_real(rng, x, m, [level_spot("dent")], cut=False) is not None
+        assert posed_as_real(rng, x[:, :, ::-1], m[:, ::-1], inside, cut=False) is None  # cut off at the right
+        assert posed_as_real(rng, x[:, :, ::-1], m[:, ::-1], inside, cut=True) is not None
+        assert posed_as_real(rng, x * 0, m * 0, inside, cut=True) is None
+
+    def test_the_real_one_of_a_similar_size_is_chosen(self) -> None:
+        m = np.zeros((16, 64), np.float32)
+        m[6:10, 20:40] = 1
+        known = [level_spot("spot")._replace(scale=scale, length=length) for scale, length in ((0.5, 21), (0.1, 60))]
+        found = [posed_as_real(np.random.default_rng(seed), -0.5 * m[None], m, known, cut=False) for seed in range(40)]
+        lengths = [cv2.boundingRect(each[0].defect_mask.view(np.uint8))[2] for each in found if each is not None]
+        assert len(lengths) == 40
+        assert np.mean(np.array(lengths) < 50) > 0.9
+
+    def test_variations_of_a_real_defect_lie_like_it_and_name_it(
+        self, level_for: Callable[..., SynthesisRequest], tmp_path: Path
+    ) -> None:
+        for name in ("defects", "masks"):
+            (tmp_path / name / "spot").mkdir(parents=True)
+        mask = np.zeros((90, 90), np.uint8)
+        cv2.line(mask, (45, 20), (45, 70), 255, 7)
+        file = tmp_path / "defects/spot/0.png"
+        file.write_bytes(encode_png(np.where(mask > 0, 40, 100).astype(np.uint8)))
+        (tmp_path / "masks/spot/0.png").write_bytes(encode_png(mask))
+        real = read_defects(tmp_path / "defects", product="part")
+        for sample in synthesize(level_for(4, categories=("spot",), references=real)):
+            assert record(sample)["reference"]["file"] == str(file)
+            assert record(sample)["reference"]["sha256"] == files.sha256(file)
+            rows, columns = np.nonzero(sample.mask)
+            assert np.ptp(rows) > 2 * np.ptp(columns) or len(sample.image) < 60  # higher than the image
+
+    def test_without_codes_of_defects_there_are_no_variations(
+        self, patches_for: Callable[..., SynthesisRequest], references: Catalog
+    ) -> None:
+        with pytest.raises(UsageError, match="c learned without level=true"):
+            synthesize(patches_for(references=references))
+
+    def test_patches_alone_need_no_normals(self, level_for: Callable[..., SynthesisRequest]) -> None:
+        for sample in synthesize(level_for(4, patches=True, normals=Catalog(images=(), skipped=()))):
+            assert sample.image.shape == sample.mask.shape
+            assert max(sample.image.shape) < 40  # cut to the defect and its rim
+            assert np.median(sample.image[sample.mask]) == pytest.approx(64, abs=2)
+            assert np.median(sample.image[~sample.mask]) == pytest.approx(128, abs=2)
+        with pytest.raises(UsageError, match="--format patches: for models of dcdganc, without"):
+            synthesize(level_for(4, patches=True, regions=((None, Region(name="object")),)))
+
+
 # Models that generate whole images
 
 
@@ -517,6 +645,26 @@ def test_triplets_differ_only_in_the_mask_and_masks_at_the_border_are_regenerate
     assert samples.redrawn > 0
     with pytest.raises(UsageError, match="w: dfmgan generates whole images; --region needs normal images"):
         synthesize(whole_for(whole=True, regions=((None, Region(name="object")),)))
+
+
+def test_one_object_and_truncation_reach_the_network(
+    whole_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch, patches_for: Callable[..., Any]
+) -> None:
+    seen: list[tuple[list[int], float]] = []
+
+    def generate(_self: DFMGAN, request: GenerateBatch) -> Generated:
+        assert request.object_rngs is not None
+        seen.append(([rng.initial_seed() for rng in request.object_rngs], request.truncation))
+        mask = torch.zeros(len(request.rngs), 1, 64, 64)
+        mask[..., 20:40, 20:40] = 1
+        return Generated(-0.8 * mask, mask, 0 * mask)
+
+    monkeypatch.setattr(DFMGAN, "generate", generate)
+    assert len(list(synthesize(whole_for(5, whole=True, same_object=True, truncation=0.5)))) == 5
+    assert len({seed for seeds, _ in seen for seed in seeds}) == 1
+    assert {truncation for _, truncation in seen} == {0.5}
+    with pytest.raises(UsageError, match=r"makes no whole images \(--same-object, --truncation\); dfmgan does"):
+        synthesize(patches_for(same_object=True))
 
 
 def test_generated_defects_are_blended_at_native_scale(whole_for: Callable[..., SynthesisRequest]) -> None:
@@ -669,7 +817,7 @@ def test_a_defect_at_the_edge_of_its_image_comes_to_an_edge(
     edge = np.zeros((64, 64), np.bool_)
     edge[20:40, :12] = True
     known = KnownMask(edge, (0.0, 0.5), 2.0)
-    monkeypatch.setattr("defectgen.synthesis.generated.from_text", lambda _text, _side: known)
+    monkeypatch.setattr("defectgen.imaging.control_maps.from_text", lambda _text, _side: known)
     monkeypatch.setattr("defectgen.synthesis.generated.draw_map", lambda _rng, first, _known, border: first)
     wide = [each for each in read_normals(entry.trained_on["part"], product="part").images if each.width > 64]
     normals = Catalog(images=tuple(wide), skipped=())

@@ -1,5 +1,6 @@
 """Training data."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import pytest
 from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import NORMAL, Catalog, ProductFolders, SourceImage, read_catalog, read_defects
 from defectgen.imaging.images import DecodedImage, encode_png, read_mask
+from defectgen.imaging.places import from_text, to_text
 from defectgen.imaging.windows import (
     Box,
     FloatArray,
     Window,
 )
+from defectgen.methods import info
 from defectgen.training.data import (
+    LevelPatches,
     TrainingLabels,
     TrainingMasks,
     TrainingPairs,
@@ -24,6 +28,7 @@ from defectgen.training.data import (
     _View,
     find_scale,
     hold_out,
+    make_task,
     training_data,
 )
 
@@ -192,9 +197,9 @@ class TestTrainingWindows:
         cracks = [image for image in catalog.images if image.category in (NORMAL, "crack")]
         given = catalog.model_copy(update={"images": tuple(cracks)})
         with pytest.raises(UsageError, match=r"--set whole=true: dcdganc learns defect patches"):
-            training_data("dcdganc", given, 64, whole=True)
+            training_data("dcdganc", given, info("dcdganc").configure("tiny", {"whole": "true"}))
         with pytest.raises(UsageError, match=r"--set exposure=true: dcdganc learns defect patches"):
-            training_data("dcdganc", given, 64, exposure=True)
+            training_data("dcdganc", given, info("dcdganc").configure("paper", {"exposure": "true"}))
 
     def test_small_defects_of_a_category_are_shown_larger(self, tmp_path: Path) -> None:
         """One dent spans its image of 300 pixels, one 40: each fills its window, and normals have the same scale."""
@@ -329,7 +334,6 @@ class TestTrainingContents:
                 assert 20 < inside.sum() < 64 * 64 / 2
                 assert not inside[:2].any()
                 assert not inside[:, -2:].any()
-                assert x[0][inside].min() >= -0.6
 
     def test_draws_differ(self, tmp_path: Path) -> None:
         data = TrainingPatches(catalog(tmp_path, (9,)), 64, ("part",), ("normal", "bar", "disc"))
@@ -352,6 +356,76 @@ class TestTrainingContents:
         data = TrainingPatches(catalog(tmp_path), 32, ("part",), ("normal", "bar", "disc"))
         rows = data.examples(np.random.default_rng(0), count=2)
         assert [row.reference.y for row in rows] == [1, 1, 2, 2]
+
+
+class TestLevelPatches:
+    """Bars of 180 x 4 pixels, turned by 60 degrees, and at the right edge; and discs at the bottom edge."""
+
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> LevelPatches:
+        generator = np.random.default_rng(3)
+        for name in ("normals", "defects/bar", "defects/disc", "masks/bar", "masks/disc"):
+            (tmp_path / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = generator.integers(118, 123, (240, 240), np.uint8)
+            (tmp_path / f"normals/{i}.png").write_bytes(encode_png(pixels))
+            for name in ("bar", "disc"):
+                mask = np.zeros((240, 240), np.uint8)
+                if name == "disc":
+                    cv2.circle(mask, (60 + 30 * i, 239), 10 + i, 255, -1)
+                elif i % 2:
+                    mask[100 + i : 106 + i, 140:] = 255
+                else:
+                    cv2.line(mask, (75, 198), (165, 42), 255, 6)
+                (tmp_path / f"masks/{name}/{i}.png").write_bytes(encode_png(mask))
+                (tmp_path / f"defects/{name}/{i}.png").write_bytes(encode_png(np.where(mask > 0, 60, pixels)))
+        found = read_catalog([ProductFolders(product="p", normals=tmp_path / "normals", defects=tmp_path / "defects")])
+        return LevelPatches(found, 64, ("p",), ("normal", "bar", "disc"))
+
+    def test_windows_are_long_and_defects_level(self, data: LevelPatches) -> None:
+        assert data.elongated
+        assert data.shape == (32, 128)
+        cut_off = 0
+        rng, ends = np.random.default_rng(0), {1: Counter[tuple[bool, bool]](), 2: Counter[tuple[bool, bool]]()}
+        for _ in range(120):
+            sample = data.row(rng).source
+            x, inside = sample.x, sample.x[-1] > 0
+            assert x.shape == (2, 32, 128)
+            rows, columns = np.nonzero(inside)
+            assert inside.any()
+            left, right, top, bottom = columns.min() == 0, columns.max() == 127, rows.min() == 0, rows.max() == 31
+            cut_off += bool(right or top)  # or whole, and flipped to the left and the bottom
+            ends[sample.y][bool(left), bool(bottom)] += 1
+            if sample.y == 1:
+                assert np.ptp(columns) > 3 * np.ptp(rows)
+            assert np.median(x[0][inside]) == pytest.approx(-0.5, abs=0.2)  # 60 on 120
+            assert abs(x[0][~cv2.dilate(inside.astype(np.uint8), np.ones((7, 7))).astype(bool)]).max() < 1e-3
+        assert cut_off < 12  # some are stretched beyond the window
+        assert set(ends[1]) == {(False, False), (True, False)}  # inside, and at an edge
+        assert set(ends[2]) == {(False, True)}
+
+    def test_spots_come_with_the_scale_of_each(self, data: LevelPatches) -> None:
+        spots = data.spots
+        assert {category: len(known) for category, known in spots.items()} == {"bar": 4, "disc": 4}
+        for known in spots["disc"]:
+            assert known.scale == 1
+            assert known.spot.touches == (False, True, False, False)
+        inner = [known for known in spots["bar"] if not any(known.spot.touches)]
+        assert len(inner) == 2
+        for known in inner:
+            assert known.scale == pytest.approx(128 / (1.15 * 186), abs=0.05)
+            assert known.length == pytest.approx(186 * known.scale, abs=3)
+            assert from_text(to_text(known)).spot == known.spot
+
+    def test_the_same_generator_draws_the_same_and_others_others(self, data: LevelPatches) -> None:
+        drawn = [data.row(np.random.default_rng(seed)).source.x.tobytes() for seed in (1, 1, 2, 3)]
+        assert drawn[0] == drawn[1]
+        assert len(set(drawn)) == 3
+
+    def test_the_task_says_how_windows_are(self, data: LevelPatches) -> None:
+        task = make_task(data)
+        assert task.elongated
+        assert set(task.spots) == {"bar", "disc"}
 
 
 def test_defects_without_masks_are_refused_with_what_to_do(tmp_path: Path) -> None:
