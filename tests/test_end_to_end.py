@@ -313,8 +313,10 @@ class TestDefectGAN:
 
 class TestDFMGAN:
     def test_two_stages_in_one_command_and_the_second_alone_with_another_backbone(self, tmp_path: Path) -> None:
-        small = "width=4 max_width=8 match_width=4 z_dim=8 w_dim=8 batch_size=2 backbone_steps=6".split()
-        small.append("lambda_area=0")  # masks do not start empty
+        small = [
+            "width=4", "max_width=8", "match_width=4", "z_dim=8", "w_dim=8", "batch_size=2", "backbone_steps=6",
+            "lambda_area=0",  # masks do not start empty
+        ]  # fmt: skip
         settings = [part for setting in small for part in ("--set", setting)]
         train = ["train", "--method", "dfmgan", "--preset", "tiny", *settings, "--steps", "10", "--device", "cpu"]
         folders = SAMPLES / "steel/normals", SAMPLES / "steel/defects"
