@@ -244,6 +244,37 @@ class TestCompose:
         rows = manifest(tmp_path / "dataset")
         assert {row["category"] for row in rows} <= {"spot", "spot0.5+crack0.5"}
         assert rows
+        like = SAMPLES / "steel/defects/spot/000.jpg"
+        run("synthesize", "--model", "c", "-n", "3", "--like", like, "--out", "variations", cwd=tmp_path)
+        for row in manifest(tmp_path / "variations"):
+            assert row["category"] == "spot"
+            assert row["guides"] == f"from {like}, style own"
+            assert [each["content"] for each in row["parameters"]["defects"]] == [str(like)]  # type: ignore[index]
+        run(
+            "synthesize",
+            "--model",
+            "c",
+            "-n",
+            "3",
+            "-c",
+            "spot",
+            "--format",
+            "patches",
+            "--out",
+            "patches",
+            cwd=tmp_path,
+        )
+        for row in manifest(tmp_path / "patches"):
+            assert "source" not in row
+            assert max(read_mask(tmp_path / "patches" / str(row["mask"])).shape) <= 64
+        for wrong, words, code in (
+            (("--format", "patches", "--normals", SAMPLES / "steel/normals"), "leave out --normals", 2),
+            (("--like", SAMPLES / "steel/normals/000.jpg"), "has no mask; put it beside the image", 4),
+            (("--like", tmp_path / "none.png"), "no such file", 4),
+            (("--like", like, "--from", SAMPLES / "steel/defects"), "give one of them", 2),
+            (("--same-object", "--out", "other"), "makes no whole images", 2),
+        ):
+            assert words in run("synthesize", "--model", "c", "-n", "1", *wrong, cwd=tmp_path, code=code).stderr
         run(
             "compose", "--model", "c", SAMPLES / "steel/normals", "-n", "3", "-c", "spot", "--region", "0,0,90,90",
             "--out", "composed", cwd=tmp_path,

@@ -21,8 +21,9 @@ from defectgen.seeding import numpy_rng
 RIM = 5
 """Width of the defect's own background that is cut out around it, in native pixels. The paper expands masks without
 background likewise (section 3.1). So the transition to another background lies outside the defect, even a thin one."""
+GAINS = 0.5, 2.0
+"""Least and greatest factor on the contrast of a defect that comes to another background."""
 _OVERLAP = 2  # pixels by which two defects that are joined overlap
-_GAINS = 0.5, 2.0  # least and greatest factor on the contrast of a defect that is joined to another
 _SMOOTH = 0.35  # of the longer side: the coarseness of the field that bends a patch
 _PURE = -1.0
 _NEARLY_PURE, _CONTENT = -0.9, -0.7  # what is darker is the background, what is brighter is not
@@ -277,7 +278,7 @@ def joined(a: DefectPatch, b: DefectPatch, at: tuple[int, int]) -> DefectPatch:
     start = corners.min(axis=0)
     width, height = ((corners + sizes).max(axis=0) - start).tolist()
     levels = [each.pixels[each.blend_mask & ~each.defect_mask].mean(axis=0) for each in (a, b)]
-    gain = np.clip((levels[0].mean() + 1) / max(float(levels[1].mean()) + 1, _DARKEST), *_GAINS)
+    gain = np.clip((levels[0].mean() + 1) / max(float(levels[1].mean()) + 1, _DARKEST), *GAINS)
     pixels = np.full((height, width, a.pixels.shape[2]), levels[0], np.float32)
     blend_mask, defect_mask = np.zeros((height, width), np.bool_), np.zeros((height, width), np.bool_)
     for patch, corner, values in (

@@ -62,6 +62,11 @@ class MethodConfig(BaseModel):
         return False
 
     @property
+    def has_own_scales(self) -> bool:
+        """Whether the method, of whole images, takes windows of each category at a scale of its own."""
+        return False
+
+    @property
     def paints_masks(self) -> bool:
         """Whether the method paints inside masks, so that the mask asked for is the label."""
         return False

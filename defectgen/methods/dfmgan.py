@@ -93,6 +93,10 @@ class DFMGANConfig(MethodConfig):
         0.0, ge=0, description="weight of the difference between the areas of generated and real masks"
     )
 
+    @property
+    def has_own_scales(self) -> bool:
+        return self.by_category
+
     @model_validator(mode="after")
     def _has_the_first_residual(self) -> "DFMGANConfig":
         if self.first_residual > self.image_size or self.first_residual & (self.first_residual - 1):
@@ -231,12 +235,11 @@ class DFMGAN:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"whole": True},
         "compact": {
-            "image_size": 128, "batch_size": 16, "width": 32, "max_width": 256, "match_width": 8, "z_dim": 256,
-            "w_dim": 256, "steps": 15_000, "backbone_steps": 10_000, "ada_images": 50_000, "r1_gamma": 0.2,
-            **_LEARNS,
+            "image_size": 128, "batch_size": 16, "width": 32, "max_width": 256, "z_dim": 256, "w_dim": 256,
+            "steps": 15_000, "backbone_steps": 10_000, "ada_images": 50_000, "r1_gamma": 0.2, **_LEARNS,
         },
         "tiny": {
-            "image_size": 64, "first_residual": 16, "batch_size": 8, "width": 16, "max_width": 64, "match_width": 8,
+            "image_size": 64, "first_residual": 16, "batch_size": 8, "width": 16, "max_width": 64,
             "z_dim": 64, "w_dim": 64, "steps": 9_000, "backbone_steps": 6_000, "ada_images": 10_000, "r1_gamma": 0.1,
             "ema": 0.995, **_LEARNS,
         },
@@ -461,10 +464,10 @@ class DFMGAN:
             made, m, _, _ = self._defective(c, code, rng)
         mask, augments = self._binarize(m.float()), (self._augment(count, rng), self._augment(count, rng))
         real, fake = augments[0].image(x), augments[1].image(made.float())
-        marked, of_real = augments[1].geometry(mask), augments[0].geometry(real_mask)
         parts |= self._update_d(real, fake, c, step, config.ada_defects)
         if update_match is not None:
             return parts | {"match_d": update_match()}
+        marked, of_real = augments[1].geometry(mask), augments[0].geometry(real_mask)
         wrong = torch.cat([real, augments[0].geometry(wrong)], dim=1)
         on_pairs = [(torch.cat([fake, marked], dim=1), 1.0), (wrong, config.mismatched)]
         _, match_d, _ = self._update("D_match", torch.cat([real, of_real], dim=1), on_pairs, c, step)
@@ -509,7 +512,7 @@ class DFMGAN:
         """The loss of D_match's scores for pairs that count as real, or as fake.
 
         The paper uses the Wasserstein loss, which is unbounded: on few examples D_match diverged, and the generator
-        with it. The authors' code uses the logistic loss, as do the presets `compact` and `tiny`.
+        with it. The authors' code uses the logistic loss.
         """
         if self.config.match_logistic:
             return adversarial(scores, real=real)

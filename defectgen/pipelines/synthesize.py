@@ -163,6 +163,8 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
     categories = wanted or entry.categories
     whole = info(entry.method).makes == "image" and not request.normals
     num = request.num
+    if request.patches and request.normals:
+        raise UsageError("--format patches: patches alone lie on no normals; leave out --normals")
     if request.like and request.source:
         raise UsageError("--like and --from both name real defects: give one of them")
     if request.restore is not None:

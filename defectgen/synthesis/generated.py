@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any, Literal
 
 import cv2
@@ -29,7 +30,6 @@ from defectgen.imaging.windows import (
     crop,
     crop_zero_padded,
     defect_boxes,
-    defect_pieces,
     normalize,
     open_sides,
     paste_change,
@@ -527,7 +527,6 @@ class PatchSamples(Composition[_PatchDraw, list[_Output]]):
             self.metadata["places"] = {category: habits.summary() for category, habits in self._habits.items()}
         self._references = request.references
         self._guides = {"guides": request.guides} if request.guides else {}
-        self._pieces = lru_cache(maxsize=1024)(lambda mask: defect_pieces(read_mask(mask)))
         if self._references is not None and not self._spots:
             raise UsageError(f"{network.provenance['model']} learned without level=true, and knows no codes of defects")
 
@@ -540,14 +539,15 @@ class PatchSamples(Composition[_PatchDraw, list[_Output]]):
         """A defect of a random reference of the draw's category."""
         assert self._references is not None
         mine = [image for image in self._references.images if image.category == draw.category]
-        image = mine[int(draw.rng.integers(len(mine)))]
-        pieces = self._pieces(image.mask)
-        box, piece = pieces[int(draw.rng.integers(len(pieces)))]
-        photograph, task = self._images.read(image.path), self._network.method.task
-        spot = Spot.of(photograph.colors, self._grounds(image.path), box, piece)
+        image, number = self._pick_piece(draw.rng, mine)
+        task, spot, (box, piece) = (
+            self._network.method.task,
+            self._spot(image, number),
+            self._pieces(image.mask)[number],
+        )
         shape = level.window_shape(self._network.method.config.image_size, elongated=task.elongated)
         known = level.known(spot, piece, shape)
-        patch = level.cut_out_at(photograph, box, piece, known.scale, image.path)
+        patch = level.cut_out_at(self._images.read(image.path), box, piece, known.scale, image.path)
         x = level.window(draw.rng, patch, spot, shape, task.channels)
         return _LevelReference(image, self._sha256(image.path), box, known, x)
 
@@ -570,12 +570,8 @@ class PatchSamples(Composition[_PatchDraw, list[_Output]]):
             provenance["mixture"] = weights
         if self._spots:
             (name,) = draw.rng.choice(list(weights), 1, p=np.array(list(weights.values())) / sum(weights.values()))
-            known = [[each.known] for each in draw.varied] or [self._spots[name]] * len(generated)
-            posed = [
-                each
-                for made, spots in zip(generated, known, strict=True)
-                if (each := posed_as_real(draw.rng, made.x, made.m, spots, cut=cut)) is not None
-            ]
+            made_of = zip_longest(generated, draw.varied)
+            posed = [each for pair in made_of if (each := self._posed(draw.rng, *pair, name, cut=cut)) is not None]
             patches, poses, spots = zip(*posed, strict=True) if posed else ((), (), ())
             if draw.varied:
                 first = draw.varied[0]
@@ -584,9 +580,19 @@ class PatchSamples(Composition[_PatchDraw, list[_Output]]):
                 }  # fmt: skip
             return self._compose(draw, patches, provenance, spots, self._habits[name], poses)
         scale = sum(weight * self._scale(draw.sample.product, name) for name, weight in weights.items())
-        found = [extract(made.x) if made.m is None else of_mask(made.x, made.m > 0, cut=cut) for made in generated]
-        found = [resize(patch, 1 / scale) for patch in found if patch.blend_mask.any()]
-        return self._compose(draw, found, provenance)
+        single = [resize(patch, 1 / scale) for made in generated if (patch := _patch(made, cut=cut)).blend_mask.any()]
+        return self._compose(draw, single, provenance)
+
+    def _posed(
+        self, rng: np.random.Generator, made: _Output, of: _LevelReference | None, category: str, *, cut: bool
+    ) -> tuple[DefectPatch, float, Spot] | None:
+        """`posed_as_real`; a variation of a real defect lies like that one, and names it."""
+        known = self._spots[category] if of is None else [of.known]
+        found = posed_as_real(rng, made.x, made.m, known, cut=cut)
+        if found is None or of is None:
+            return found
+        patch, pose, spot = found
+        return replace(patch, source=of.sample.path, box=of.box), pose, spot
 
     def _scale(self, product: str, category: str) -> float:
         """The scale at which the model learned a category: on this product, or the mean of the others."""
@@ -623,8 +629,13 @@ def posed_as_real(
     return resize(patch, 1 / scale), -pose.degrees, spot
 
 
-class SinglePatches(SampleStream[Attempt, _Output]):
-    """Defect patches alone, with their masks: on a gray background those that are relative to theirs."""
+def _patch(made: _Output, *, cut: bool = True) -> DefectPatch:
+    """The defect patch of an output, by its mask if the method makes one."""
+    return extract(made.x) if made.m is None else of_mask(made.x, made.m > 0.5, cut=cut)
+
+
+class _WithoutNormals(SampleStream[Attempt, _Output]):
+    """Samples of outputs that need no normal image."""
 
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
@@ -638,35 +649,27 @@ class SinglePatches(SampleStream[Attempt, _Output]):
         keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
         return self._network.generate([draw.category for draw in draws], keys)
 
+    def _provenance(self, draw: Attempt) -> Provenance:
+        parameters = Parameters(index=draw.index, attempt=draw.attempt)
+        return Provenance(**self._network.provenance, seed=self._wanted.seed, parameters=parameters)
+
+
+class SinglePatches(_WithoutNormals):
+    """Defect patches alone, with their masks: on a gray background those that are relative to theirs."""
+
     def _finish(self, draw: Attempt, generated: _Output) -> Sample | None:
-        patch = extract(generated.x) if generated.m is None else of_mask(generated.x, generated.m > 0.5)
+        patch = _patch(generated)
         x, y, width, height = cv2.boundingRect(patch.blend_mask.view(np.uint8))
         if not patch.defect_mask.any():
             return None
         here = slice(y, y + height), slice(x, x + width)
-        provenance = Provenance(
-            **self._network.provenance, seed=self._wanted.seed,
-            parameters=Parameters(index=draw.index, attempt=draw.attempt),
-        )  # fmt: skip
         pixels = _pixels(generated.x[:, here[0], here[1]])
         product = self._network.method.task.products[0]
-        return Sample(draw.index, draw.category, product, pixels, patch.defect_mask[here], provenance)
+        return Sample(draw.index, draw.category, product, pixels, patch.defect_mask[here], self._provenance(draw))
 
 
-class WholeImageSamples(SampleStream[Attempt, _Output]):
+class WholeImageSamples(_WithoutNormals):
     """Samples that a network generates as a whole: the image, its mask, and the same image without the defect."""
-
-    def __init__(self, request: SynthesisRequest, network: _Network) -> None:
-        super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
-        self._network = network
-        self.metadata |= network.metadata
-
-    def _draw(self, index: int, attempt: int) -> Attempt:
-        return Attempt(index, attempt, self._category(index))
-
-    def _generate(self, draws: Sequence[Attempt]) -> list[_Output]:
-        keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
-        return self._network.generate([draw.category for draw in draws], keys)
 
     def _finish(self, draw: Attempt, generated: _Output) -> Sample | None:
         assert generated.m is not None
@@ -675,13 +678,8 @@ class WholeImageSamples(SampleStream[Attempt, _Output]):
         normal, image = _pixels(generated.normal), _pixels(generated.x)
         if not visible(DecodedImage(normal), image, defect_mask):
             return None
-        provenance = {
-            **self._network.provenance,
-            "seed": self._wanted.seed,
-            "parameters": {"index": draw.index, "attempt": draw.attempt},
-        }
         product = self._network.method.task.products[0]
-        return Sample(draw.index, draw.category, product, image, defect_mask, Provenance(**provenance), normal=normal)
+        return Sample(draw.index, draw.category, product, image, defect_mask, self._provenance(draw), normal=normal)
 
 
 def _pixels(x: FloatArray) -> Pixels:

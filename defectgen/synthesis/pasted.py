@@ -20,7 +20,7 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import Catalog, SourceImage
 from defectgen.imaging import masks
 from defectgen.imaging.images import DecodedImage, Pixels, read_mask
-from defectgen.imaging.patches import RIM, DefectPatch, cut_out, end_to_end, joined, resize, turn, varied
+from defectgen.imaging.patches import GAINS, RIM, DefectPatch, cut_out, end_to_end, joined, resize, turn, varied
 from defectgen.imaging.places import Ground, Habits, Spot, grain
 from defectgen.imaging.poisson import Mode, blend
 from defectgen.imaging.windows import (
@@ -37,7 +37,6 @@ from defectgen.synthesis.stream import D, Draw, G, SampleSpec, SampleStream, vis
 
 _PLACES = 24  # positions to try for a patch
 _BATCH_SIZE = 8
-_CONTRAST = 0.5, 2.0  # least and greatest factor on a patch's contrast
 Colour = Literal["keep", "match", "gray"]
 """How a patch's colors are adapted: `keep` scales its contrast as the brightness of its background, `match` scales
 that of each channel as the contrast of its background, `gray` blends in a gray patch."""
@@ -134,6 +133,8 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         self._placement = placement
         self._region = lru_cache(maxsize=64)(self._find_region)
         self._grounds = lru_cache(maxsize=512)(self._ground)
+        self._pieces = lru_cache(maxsize=1024)(lambda mask: defect_pieces(read_mask(mask)))
+        self._spot = lru_cache(maxsize=4096)(self._find_spot)
 
     def _find_region(self, path: Path) -> BoolArray:
         assert self._placement.region is not None
@@ -146,8 +147,16 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         return ComposeDraw(**vars(drawn), rng=rng, count=int(rng.integers(low, high + 1)))
 
     def _ground(self, path: Path) -> Ground:
-        photograph = self._images.read(path)
-        return Ground(photograph.colors)
+        return Ground(self._images.read(path).colors)
+
+    def _find_spot(self, sample: SourceImage, number: int) -> Spot:
+        colors = self._images.read(sample.path).colors
+        return Spot.of(colors, self._grounds(sample.path), *self._pieces(sample.mask)[number])
+
+    def _pick_piece(self, rng: np.random.Generator, samples: Sequence[SourceImage]) -> tuple[SourceImage, int]:
+        """A random image, and the number of one of its defects."""
+        sample = samples[int(rng.integers(len(samples)))]
+        return sample, int(rng.integers(len(self._pieces(sample.mask))))
 
     def _compose(
         self,
@@ -266,8 +275,6 @@ class CutoutSamples(Composition[ComposeDraw, None]):
         unknown = set(request.wanted.categories) - set(self._by_category)
         if unknown:
             raise UsageError(f"--category {sorted(unknown)[0]}: choose from {', '.join(sorted(self._by_category))}")
-        self._pieces = lru_cache(maxsize=1024)(lambda mask: defect_pieces(read_mask(mask)))
-        self._spot = lru_cache(maxsize=4096)(self._find_spot)
         self._habits = {category: self._study(self._by_category[category]) for category in request.wanted.categories}
         self.metadata["places"] = {category: habits.summary() for category, habits in self._habits.items()}
 
@@ -277,16 +284,9 @@ class CutoutSamples(Composition[ComposeDraw, None]):
         known = [(sample, number) for sample in few for number in range(len(self._pieces(sample.mask)))]
         return Habits([self._spot(*each) for each in known[:: -(-len(known) // _STUDIED)]])
 
-    def _find_spot(self, sample: SourceImage, number: int) -> Spot:
-        photograph = self._images.read(sample.path)
-        return Spot.of(photograph.colors, self._grounds(sample.path), *self._pieces(sample.mask)[number])
-
     def _cut_out(self, rng: np.random.Generator, category: str) -> tuple[DefectPatch, Spot]:
-        samples = self._by_category[category]
-        sample = samples[int(rng.integers(len(samples)))]
-        pieces = self._pieces(sample.mask)
-        number = int(rng.integers(len(pieces)))
-        patch = cut_out(self._images.read(sample.path), *pieces[number], RIM, sample.path)
+        sample, number = self._pick_piece(rng, self._by_category[category])
+        patch = cut_out(self._images.read(sample.path), *self._pieces(sample.mask)[number], RIM, sample.path)
         return patch, self._spot(sample, number)
 
     def _cut_out_or_join(self, rng: np.random.Generator, category: str) -> tuple[DefectPatch, Spot]:
@@ -464,7 +464,7 @@ def lay(
         gain = (around.mean() - low) / max(float(own.mean()) - low, 1e-3)
         if colour == "match":
             gain = around.std(axis=0) / np.maximum(own.std(axis=0), 1e-3)
-        pixels = (pixels - own.mean(axis=0)) * np.clip(gain, *_CONTRAST)
+        pixels = (pixels - own.mean(axis=0)) * np.clip(gain, *GAINS)
         if colour == "gray":
             pixels = np.repeat(pixels.mean(axis=2, keepdims=True), photograph.channels, axis=2)
         pixels = (pixels + around.mean(axis=0)).astype(np.float32)

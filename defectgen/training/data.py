@@ -661,8 +661,7 @@ def training_data(name: str, catalog: Catalog, config: MethodConfig) -> Training
         return patches(catalog, config.image_size, products, domains)
     common: dict[str, Any] = {"whole": config.whole, "exposure": config.exposure}
     if method.learns == "masks":
-        by_category = getattr(config, "by_category", False)
-        return TrainingMasks(catalog, config.image_size, products, domains, by_category=by_category, **common)
+        return TrainingMasks(catalog, config.image_size, products, domains, by_category=config.has_own_scales, **common)
     kinds: dict[DataKind, type[TrainingWindows]] = {
         "domains": TrainingWindows,
         "pairs": TrainingPairs,

@@ -44,15 +44,8 @@ _LOG_EVERY = 10  # steps
 _DIAGNOSED = 20  # rows of losses that are averaged for a diagnosis
 _CHECKPOINT_SECONDS = 120.0
 _PREVIEW_SECONDS = 180.0
-_SHAPES = (
-    "image_size",
-    "width",
-    "max_width",
-    "z_dim",
-    "w_dim",
-    "mapping_layers",
-    "by_category",
-)  # of networks in both stages
+# What decides the shapes of networks in both stages.
+_SHAPES = ("image_size", "width", "max_width", "z_dim", "w_dim", "mapping_layers", "by_category")
 
 
 @dataclass(frozen=True)
@@ -179,7 +172,7 @@ def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str,
         found = {**before, "method": saved["method"], "channels": task["channels"]}.get(key)
         if found != value:
             raise UsageError(f"{path}: has {key} {found}, but this run needs {value}")
-    if getattr(request.config, "by_category", False):  # it makes normals at any scale
+    if request.config.has_own_scales:  # it makes normals at any scale
         return tensors, saved.get("trained_on", [])
     known = {product: next(iter(scales.values())) for product, scales in task["scales"].items()}
     for product, scales in windows.scales.items():

@@ -19,6 +19,7 @@ from defectgen.__main__ import main
 from defectgen.cli import options
 from defectgen.cli.console import Console, duration
 from defectgen.cli.output import Format
+from defectgen.cli.synthesize import PatchFormat
 from defectgen.errors import ExitCode, UsageError
 from defectgen.models.registry import Entry
 
@@ -76,6 +77,7 @@ def test_without_a_command_the_help_is_shown_as_an_error(capsys: pytest.CaptureF
 
 def test_the_formats_are_those_of_the_datasets() -> None:
     assert [each.value for each in Format] == [each.value for each in dataset.Layout]
+    assert [each.value for each in PatchFormat] == [*(each.value for each in Format), "patches"]
 
 
 def test_the_module_is_the_program(tmp_path: Path) -> None:

@@ -577,6 +577,11 @@ class TestLevelPatches:
         file.write_bytes(encode_png(np.where(mask > 0, 40, 100).astype(np.uint8)))
         (tmp_path / "masks/spot/0.png").write_bytes(encode_png(mask))
         real = read_defects(tmp_path / "defects", product="part")
+        several = Placement(per_image=(2, 2))
+        for sample in synthesize(level_for(4, categories=("spot",), references=real, placement=several)):
+            for defect in record(sample)["parameters"]["defects"]:  # each that was laid, for the test-set leakage
+                assert (defect["content"], defect["content_sha256"]) == (str(file), files.sha256(file))
+                assert tuple(defect["box"].values()) == cv2.boundingRect(mask)
         for sample in synthesize(level_for(4, categories=("spot",), references=real)):
             assert record(sample)["reference"]["file"] == str(file)
             assert record(sample)["reference"]["sha256"] == files.sha256(file)
