@@ -20,22 +20,18 @@ from defectgen.evaluation import copies, fidelity, report
 from defectgen.evaluation.data import (
     Example,
     LabeledImage,
-    Real,
     Synthetic,
-    check_sides,
     load_examples,
     load_mask,
-    near_duplicates,
     read_real,
     read_synthetic,
-    remove_test_leakage,
-    split,
     to_common_channels,
     to_model_range,
 )
 from defectgen.evaluation.downstream import AUGMENTATIONS, Plan
 from defectgen.evaluation.learning import NAMES, Learning, OnStage, ScoreCache
 from defectgen.evaluation.networks import Kind
+from defectgen.evaluation.splitting import Real, check_sides, remove_test_leakage, separate, split
 from defectgen.folders import DEFECT, NORMAL, collapsed
 from defectgen.imaging.images import read_image
 from defectgen.imaging.windows import BoolArray, FloatArray, value_range
@@ -191,6 +187,7 @@ def evaluate(
         "seed": request.seed,
         "counts": {
             "real_train": counts(train), "real_test": counts(test), "left_out_as_near_duplicates": found.left_out,
+            "left_out_of_test": found.left_out_of_test,
         },
         "skipped": list(found.skipped),
         "datasets": datasets,
@@ -211,6 +208,9 @@ class Found:
     real: Real
     datasets: dict[str, Synthetic]
     left_out: int
+    """Images to train on that are near-duplicates of a test image, or show its defect."""
+    left_out_of_test: int
+    """Test images that show a defect that a dataset was made from."""
     skipped: tuple[str, ...]
 
 
@@ -223,6 +223,7 @@ def read(request: EvaluateRequest) -> Found:
     source = read_real(request.real, request.normals)
     read_all = [read_synthetic(folder) for folder in request.synthetic]
     images, skipped = source.images, [*source.skipped, *(text for each in read_all for text in each.skipped)]
+    left_out_of_test = 0
     if request.test is None:
         together = Synthetic(
             tuple(image for each in read_all for image in each.images),
@@ -232,11 +233,9 @@ def read(request: EvaluateRequest) -> Found:
     else:
         held_out = read_real(request.test, apart=True)
         skipped += held_out.skipped
-        duplicates = near_duplicates(images, held_out.images)
-        real = Real(
-            tuple(each for each, duplicate in zip(images, duplicates, strict=True) if not duplicate), held_out.images
-        )
+        real = separate(images, held_out.images, frozenset().union(*(each.used for each in read_all)))
         check_sides(real)
+        left_out_of_test = len(held_out.images) - len(real.test)
     kept = [remove_test_leakage(each, real.test) for each in read_all]
     left_out = sum(len(a.images) - len(b.images) for a, b in zip(read_all, kept, strict=True))
     left_out += len(images) - len(real.train) if request.test else 0
@@ -244,7 +243,7 @@ def read(request: EvaluateRequest) -> Found:
     datasets = {
         name: replace(each, path=folder) for name, each, folder in zip(names, kept, request.synthetic, strict=True)
     }
-    return Found(real, datasets, left_out, tuple(skipped))
+    return Found(real, datasets, left_out, left_out_of_test, tuple(skipped))
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -187,7 +187,14 @@ def _inputs(found: Mapping[str, Any]) -> list[str]:
     ]
     notes = []
     if counts["left_out_as_near_duplicates"]:
-        notes.append(f"{counts['left_out_as_near_duplicates']} near-duplicates of test images were left out.")
+        notes.append(
+            f"{counts['left_out_as_near_duplicates']} images that are near-duplicates of a test image, or show its "
+            "defect, were left out of the training."
+        )
+    if counts["left_out_of_test"]:
+        notes.append(
+            f"{counts['left_out_of_test']} test images that show a defect that a dataset was made from were left out."
+        )
     for name, of in found["datasets"].items():
         if not of["traceable"]:
             notes.append(f"{name} does not record its source images, so it was not fully checked for test-set leakage.")

@@ -14,14 +14,12 @@ from defectgen.evaluation.data import (
     Synthetic,
     load_image,
     load_mask,
-    near_duplicates,
     read_real,
     read_synthetic,
-    remove_test_leakage,
     resize_mask,
-    split,
     to_model_range,
 )
+from defectgen.evaluation.splitting import near_duplicates, remove_test_leakage, split
 from defectgen.imaging.images import DecodedImage, encode_png, read_image
 from defectgen.imaging.windows import value_range
 
