@@ -365,6 +365,7 @@ class TestDFMGAN:
             image = read_image(tmp_path / "dataset" / str(row["image"])).pixels
             assert image.shape == read_image(Path(str(row["source"]))).pixels.shape
         run("synthesize", "-n", "4", "--model", "spots", "--out", "triplets", cwd=tmp_path)
+        assert {row["prior"] for row in manifest(tmp_path / "triplets")} == {"bank"}
         for row in manifest(tmp_path / "triplets"):
             image, normal = (read_image(tmp_path / "triplets" / str(row[key])).pixels for key in ("image", "normal"))
             assert image.shape[:2] == normal.shape[:2] == (64, 64)

@@ -72,7 +72,7 @@ class Provenance(_Record):
     model_sha256: str | None = None
     method: str = ""
     prior: str | None = None
-    """Where DT-GAN's codes come from: "bank", real windows that the model keeps, or "latent", its mapping network."""
+    """Where DT-GAN's codes or DFMGAN's masks come from: "bank", real ones in the model, or "latent", a network."""
     mixture: dict[str, float] | None = None
     contents: str | None = None
     """Where the defects were cut out from."""

@@ -19,6 +19,8 @@ Additions, which the preset `paper` does not use:
       takes the scale, and D judges them by the category whose scale they have.
     - `projected`: D_match looks at frozen features (`nn.projected`) of a picture of the pair, without R1. D does not:
       from scratch, with small batches, a projected D wins against the backbone at once.
+    - `prior` "bank": half of stage 2's images, and all that are synthesized, have the mask of a real defect, warped, in
+      place of ToMask's. From five masks, ToMask learns no thin ones.
     - `match_logistic`, `mismatched`, `lambda_area`, `hard_masks` and `anneal`.
 """
 
@@ -82,6 +84,9 @@ class DFMGANConfig(MethodConfig):
     turns: bool = Field(True, description="augmentation by any angle, which blurs fine texture")
     projected: bool = Field(False, description="D_match looks at frozen features; see the top of the file")
     by_category: bool = Field(False, description="each category has a scale of its own; see the top of the file")
+    prior: Literal["latent", "bank"] = Field(
+        "latent", description='where masks come from: "latent", ToMask, or "bank", real masks, warped; see the top'
+    )
     hard_masks: bool = Field(
         False, description="D_match sees masks of -1 and 1, as real ones, with the gradient of tanh"
     )
@@ -97,6 +102,10 @@ class DFMGANConfig(MethodConfig):
     def has_own_scales(self) -> bool:
         return self.by_category
 
+    @property
+    def paints_masks(self) -> bool:
+        return self.prior == "bank"
+
     @model_validator(mode="after")
     def _has_the_first_residual(self) -> "DFMGANConfig":
         if self.first_residual > self.image_size or self.first_residual & (self.first_residual - 1):
@@ -105,6 +114,7 @@ class DFMGANConfig(MethodConfig):
 
 
 _SCALE_CODE = 2  # values that tell the backbone the scale
+_ASKED = 0.5  # of the images of stage 2, with the prior "bank"
 _MEAN_OF = 256  # codes of which truncation takes the mean
 _LR_MATCH = 2e-4  # learning rate of a projected D_match
 
@@ -141,6 +151,7 @@ class Generator(nn.Module):
         w_defect: Tensor | None = None,
         noise_defect: Noise | None = None,
         *,
+        asked: Tensor | None = None,
         mask_alone: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Make the image, [B, channels, S, S], and, with w_defect, M at the first residual block's resolution.
@@ -148,6 +159,7 @@ class Generator(nn.Module):
         Args:
             ws: [B, styles, w_dim], w_object for each convolution.
             w_defect: [B, w_dim].
+            asked: [B, 1, S, S], masks to use in place of M where they are not empty.
             mask_alone: stop as soon as M is computed; the image is then incomplete.
         """
         g = self.backbone
@@ -163,16 +175,28 @@ class Generator(nn.Module):
                     m = self.to_mask(f_defect, w_defect)
                     if mask_alone:
                         break
-                f_object = manipulated(f_object, f_defect, m)
+                f_object = manipulated(f_object, f_defect, m, asked)
             x = f_object
             image = upsample(image) + g.to_rgb[str(side)](x, ws[:, 2 * i + 1])
         return image, m
 
 
-def manipulated(f_object: Tensor, f_defect: Tensor, m: Tensor) -> Tensor:
-    """Equation 1: add the defect's features where the mask, resized to their resolution, is 0 or more."""
-    here = F.interpolate(m, size=f_object.shape[2:], mode="bilinear", align_corners=False)
-    return torch.where(here >= 0, f_object + f_defect, f_object)
+def manipulated(f_object: Tensor, f_defect: Tensor, m: Tensor, asked: Tensor | None = None) -> Tensor:
+    """Equation 1: add the defect's features where the mask, resized to their resolution, is 0 or more.
+
+    Inside a mask that is asked for they are added with a soft rim, as real defects have one: by a hard one, D_match
+    would recognize generated pairs.
+    """
+    here = (F.interpolate(m, size=f_object.shape[2:], mode="bilinear", align_corners=False) >= 0).to(f_object.dtype)
+    if asked is not None:
+        soft = F.avg_pool2d(F.adaptive_avg_pool2d(asked, f_object.shape[2]), 3, stride=1, padding=1)
+        here = torch.where(is_asked(asked), soft.to(here.dtype), here)
+    return f_object + here * f_defect
+
+
+def is_asked(asked: Tensor) -> Tensor:
+    """Which of the masks [B, 1, S, S] are not empty, [B, 1, 1, 1]."""
+    return asked.flatten(1).any(dim=1).view(-1, 1, 1, 1)
 
 
 # --- Losses ----------------------------------------------------------------------------------------------------
@@ -223,7 +247,7 @@ def scale_code(scales: Tensor) -> Tensor:
 
 _LEARNS: Mapping[str, Any] = {
     "projected": True, "by_category": True, "hard_masks": True, "anneal": True, "turns": False, "pl_every": 8,
-    "mismatched": 0.5, "lambda_area": 2.0, "exposure": True,
+    "mismatched": 0.5, "lambda_area": 2.0, "exposure": True, "prior": "bank",
 }  # fmt: skip
 """What makes the smaller presets learn in minutes."""
 
@@ -428,10 +452,13 @@ class DFMGAN:
         wrong = real_mask.roll(1, dims=0)
         self.networks.train_only("defects")
         augment = self._augment(count, rng)
+        asked = None if batch.a is None else batch.a.amax(dim=1, keepdim=True)
+        if asked is not None:
+            asked[round(_ASKED * count) :] = 0
         with mixed_precision(self.device):
-            made, m, w_defect, remake = self._defective(c, code, rng)
+            made, m, w_defect, remake = self._defective(c, code, rng, asked)
             w_other, m_other = remake()
-        mask = self._binarize(m.float())
+        mask = self._binarize(m.float(), asked)
         update_match: Callable[[], Tensor] | None = None
         with mixed_precision(self.device):
             image = augment.image(made.float())
@@ -447,7 +474,7 @@ class DFMGAN:
             "g": g,
             "match_g": match_g,
             "ms": mode_seeking_loss(w_defect.float(), w_other.float(), m.float(), m_other.float()),
-            "area": area_loss(mask, real_mask, batch.y_ref),
+            "area": area_loss(self._binarize(m.float()), real_mask, batch.y_ref),
         }
         total = parts["g"] + config.lambda_match * parts["match_g"]
         total = total + config.lambda_ms * parts["ms"] + config.lambda_area * parts["area"]
@@ -461,8 +488,8 @@ class DFMGAN:
 
         self.networks.train_only("D", "D_match")
         with torch.no_grad(), mixed_precision(self.device):
-            made, m, _, _ = self._defective(c, code, rng)
-        mask, augments = self._binarize(m.float()), (self._augment(count, rng), self._augment(count, rng))
+            made, m, _, _ = self._defective(c, code, rng, asked)
+        mask, augments = self._binarize(m.float(), asked), (self._augment(count, rng), self._augment(count, rng))
         real, fake = augments[0].image(x), augments[1].image(made.float())
         parts |= self._update_d(real, fake, c, step, config.ada_defects)
         if update_match is not None:
@@ -519,7 +546,7 @@ class DFMGAN:
         return -scores.mean() if real else scores.mean()
 
     def _defective(
-        self, c: Tensor, code: Tensor | None, rng: torch.Generator
+        self, c: Tensor, code: Tensor | None, rng: torch.Generator, asked: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Callable[[], tuple[Tensor, Tensor]]]:
         """Images with defects of domains c, their M and w_defect, and a function that makes another w_defect and M."""
         with torch.no_grad():
@@ -529,7 +556,7 @@ class DFMGAN:
         def make(*, mask_alone: bool) -> tuple[Tensor, Tensor, Tensor]:
             w = self.G.mapping(self._z(len(c), rng), c[:, 1:])
             noise, noise_defect = (Noise.seeded(seed, self.device) for seed in seeds)
-            image, m = self.G(ws, noise, w, noise_defect, mask_alone=mask_alone)
+            image, m = self.G(ws, noise, w, noise_defect, asked=asked, mask_alone=mask_alone)
             assert m is not None
             return image, m, w
 
@@ -539,17 +566,17 @@ class DFMGAN:
 
         return *make(mask_alone=False), remake
 
-    def _binarize(self, m: Tensor) -> Tensor:
-        """M as D_match's input, at the image's resolution. With `hard_masks`, -1 or 1, with the gradient of tanh.
+    def _binarize(self, m: Tensor, asked: Tensor | None = None) -> Tensor:
+        """M, or the mask asked for, as D_match's input. With `hard_masks`, -1 or 1, with the gradient of tanh.
 
         D_match would recognize generated pairs by soft masks alone, and learn nothing else.
         """
         size = (self.config.image_size,) * 2
         m = F.interpolate(m, size=size, mode="bilinear", align_corners=False)
         soft = m.tanh()
-        if not self.config.hard_masks:
-            return soft
-        return soft + (torch.where(m >= 0, 1.0, -1.0) - soft).detach()
+        if self.config.hard_masks:
+            soft = soft + (torch.where(m >= 0, 1.0, -1.0) - soft).detach()
+        return soft if asked is None else torch.where(is_asked(asked), asked * 2 - 1, soft)
 
     def diagnose(self, losses: Mapping[str, float]) -> str | None:
         """Detect two failures that users of the public code report: masks that stay empty, or lie along the border."""
@@ -586,7 +613,11 @@ class DFMGAN:
                 of_c = c[row, 1:].expand(_MEAN_OF, -1)
                 w_defect[row].lerp_(self.G.mapping(z, of_c).mean(dim=0), 1 - request.truncation)
         normal, _ = self.G(g.broadcast(w_object), noise(of_object))
-        defective, m = self.G(g.broadcast(w_object), noise(of_object), w_defect, noise(of_defect))
+        asked = None if request.a is None else request.a.amax(dim=1, keepdim=True)
+        defective, m = self.G(g.broadcast(w_object), noise(of_object), w_defect, noise(of_defect), asked=asked)
         assert m is not None
         m = F.interpolate(m, size=defective.shape[2:], mode="bilinear", align_corners=False)
-        return Generated(defective.clamp(-1, 1), (m >= 0).float(), normal.clamp(-1, 1))
+        mask = (m >= 0).float()
+        if asked is not None:
+            mask = torch.where(is_asked(asked), asked, mask)
+        return Generated(defective.clamp(-1, 1), mask, normal.clamp(-1, 1))

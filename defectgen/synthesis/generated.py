@@ -129,7 +129,12 @@ class _Network:
         }
         prior = getattr(self.method.config, "prior", None)
         if prior is not None and request.references is None:
-            self.provenance["prior"] = prior  # where DT-GAN's codes come from
+            self.provenance["prior"] = prior
+        side, known = self.method.config.image_size, self.method.task.masks
+        self.masks: dict[str, list[KnownMask]] = {}
+        """Real masks of each category, of which control maps are made, if the method paints inside masks."""
+        if self.method.config.paints_masks:
+            self.masks = {name: [control_maps.from_text(text, side) for text in texts] for name, texts in known.items()}
         self._restored = request.restored
         self._truncation = request.truncation
         self._object = (request.wanted.seed, _OBJECT) if request.same_object else None
@@ -176,6 +181,8 @@ class _Network:
         # the outlines of masks.
         size = self.batch_size if self.device.type == "cuda" else 1
         made: list[_Output] = []
+        if x is None and self.masks:
+            guides["a"] = self._asked(categories, keys)
         try:
             for start in range(0, len(keys), size):
                 part = slice(start, start + size)
@@ -205,6 +212,16 @@ class _Network:
                 f"{self.device} ran out of memory with --batch-size {self.batch_size}; try --batch-size {smaller}"
             ) from error
         return made
+
+    def _asked(self, categories: Sequence[str], keys: Sequence[tuple[int, ...]]) -> FloatArray:
+        """A real mask of the category, warped, for each image that is made as a whole, as `GenerateBatch.a`."""
+        task, size = self.method.task, self.method.config.image_size
+        a = np.zeros((len(keys), len(task.domains) - 1, size, size), np.float32)
+        for row, (category, key) in enumerate(zip(categories, keys, strict=True)):
+            if known := self.masks.get(category):
+                rng = numpy_rng(*key)
+                a[row, task.domains.index(category) - 1] = draw_map(rng, pick(rng, known).mask, known)
+        return a
 
     def _restore(self, x: Tensor, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor | None:
         if not self._restored:
@@ -251,11 +268,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         self._network = network
         self.metadata |= network.metadata
         self._method = network.method
-        side = network.method.config.image_size
-        known = network.method.task.masks if network.method.config.paints_masks else {}
-        self._masks = {
-            category: [control_maps.from_text(text, side) for text in texts] for category, texts in known.items()
-        }
+        self._masks = network.masks
         self._regions = request.regions
         self._strength = request.strength
         self._move = request.move if any(map(any, request.move)) else None

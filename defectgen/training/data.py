@@ -1,11 +1,12 @@
 """Training data: the samplers of all kinds of rows, and the feeder that prepares batches ahead of the training."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import cv2
@@ -351,43 +352,19 @@ def _mirrored(place: tuple[float, float], flip_y: bool, flip_x: bool) -> tuple[f
 class _NormalsWithDefects(TrainingWindows):
     """Draws a normal and a defective window at the same scale for each row. All categories are equally frequent."""
 
+    _KNOWN = 48  # real masks for each category
+    masks: Mapping[str, list[KnownMask]] = MappingProxyType({})
+    """Real masks of each category, of which control maps are made."""
+
     def row(self, rng: np.random.Generator) -> Row:
         product = str(rng.choice(self.products))
         return self._pair(rng, product, str(rng.choice(list(self.scales[product]))))
 
+    def _known_masks(self) -> dict[str, list[KnownMask]]:
+        found = {category: self._known_masks_of(category) for category in self.domains[1:]}
+        return {category: masks for category, masks in found.items() if masks}
 
-class TrainingPairs(_NormalsWithDefects):
-    """A normal and a defective window, the defect's repaired twin, and a control map.
-
-    Only half of the defects fit into their windows, since a network can repair a defect that it sees in part. The
-    control map asks for the categories of the defective window on the normal, by real masks that are warped, or
-    everywhere if a category has no masks.
-    """
-
-    fit = 0.5
-    edges = 0.25  # if only few windows showed the edges, the network would find them unusual
-    flips: ClassVar[tuple[tuple[bool, bool], ...]] = _FLIPS[:3]  # as ISU-GAN's paper has it
-    _KNOWN = 48  # real masks for each category
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.masks = {category: masks for category in self.domains[1:] if (masks := self._known_masks(category))}
-
-    def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
-        """The row has a control map for the normal, whose window lies where that of the map's real mask did."""
-        scale = self.scales[product][category]
-        reference = self._draw(rng, product, category, scale)
-        assert reference.a is not None
-        a, at, zoom = np.zeros_like(reference.a), None, reference.zoom
-        for index in np.flatnonzero(reference.a.any(axis=(1, 2))):
-            a[index] = 1.0
-            if known := self.masks.get(self.domains[index + 1]):
-                first = pick(rng, known)
-                a[index] = draw_map(rng, first.mask, known)
-                at, zoom = first.place, first.zoom
-        return self._row(self._draw(rng, product, NORMAL, min(1.0, zoom * scale), at), reference, a)
-
-    def _known_masks(self, category: str) -> list[KnownMask]:
+    def _known_masks_of(self, category: str) -> list[KnownMask]:
         """Real masks as windows show them; those that the window's border cuts only if the image has no others."""
         rng = numpy_rng(self.domains.index(category))
         sources = [
@@ -409,6 +386,37 @@ class TrainingPairs(_NormalsWithDefects):
         return [mask for each in zip_longest(*found) for mask in each if mask is not None][: self._KNOWN]
 
 
+class TrainingPairs(_NormalsWithDefects):
+    """A normal and a defective window, the defect's repaired twin, and a control map.
+
+    Only half of the defects fit into their windows, since a network can repair a defect that it sees in part. The
+    control map asks for the categories of the defective window on the normal, by real masks that are warped, or
+    everywhere if a category has no masks.
+    """
+
+    fit = 0.5
+    edges = 0.25  # if only few windows showed the edges, the network would find them unusual
+    flips: ClassVar[tuple[tuple[bool, bool], ...]] = _FLIPS[:3]  # as ISU-GAN's paper has it
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.masks = self._known_masks()
+
+    def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
+        """The row has a control map for the normal, whose window lies where that of the map's real mask did."""
+        scale = self.scales[product][category]
+        reference = self._draw(rng, product, category, scale)
+        assert reference.a is not None
+        a, at, zoom = np.zeros_like(reference.a), None, reference.zoom
+        for index in np.flatnonzero(reference.a.any(axis=(1, 2))):
+            a[index] = 1.0
+            if known := self.masks.get(self.domains[index + 1]):
+                first = pick(rng, known)
+                a[index] = draw_map(rng, first.mask, known)
+                at, zoom = first.place, first.zoom
+        return self._row(self._draw(rng, product, NORMAL, min(1.0, zoom * scale), at), reference, a)
+
+
 class TrainingLabels(TrainingPairs):
     """Pairs whose defects fit into their windows."""
 
@@ -420,17 +428,29 @@ class TrainingLabels(TrainingPairs):
 class TrainingMasks(_NormalsWithDefects):
     """A normal and a defective window. Unless `by_category`, all categories of a product have the same scale.
 
-    A method that makes whole images learns the normals once for all categories.
+    A method that makes whole images learns the normals once for all categories. If it `asks`, rows have a control map
+    for a generated image.
     """
 
     zooms = False
     covered = 0.0
     twins = False
 
-    def __init__(self, *args: Any, by_category: bool = False, **options: Any) -> None:
+    def __init__(self, *args: Any, by_category: bool = False, asks: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
         for scales in self.scales.values() if not by_category else ():
             scales.update(dict.fromkeys(scales, float(np.median(list(scales.values())))))
+        if asks:
+            self.masks = self._known_masks()
+
+    def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
+        row = super()._pair(rng, product, category)
+        if known := self.masks.get(category):
+            assert row.reference.a is not None
+            a = np.zeros_like(row.reference.a)
+            a[self.domains.index(category) - 1] = draw_map(rng, pick(rng, known).mask, known)
+            return replace(row, asked=a)
+        return row
 
 
 def stack(windows: Iterable[TrainingSample]) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64]]:
@@ -661,7 +681,8 @@ def training_data(name: str, catalog: Catalog, config: MethodConfig) -> Training
         return patches(catalog, config.image_size, products, domains)
     common: dict[str, Any] = {"whole": config.whole, "exposure": config.exposure}
     if method.learns == "masks":
-        return TrainingMasks(catalog, config.image_size, products, domains, by_category=config.has_own_scales, **common)
+        own = {"by_category": config.has_own_scales, "asks": config.paints_masks}
+        return TrainingMasks(catalog, config.image_size, products, domains, **own, **common)
     kinds: dict[DataKind, type[TrainingWindows]] = {
         "domains": TrainingWindows,
         "pairs": TrainingPairs,
@@ -689,7 +710,7 @@ def make_task(windows: TrainingData) -> Task:
     masks, spots = {}, {}
     if isinstance(windows, LevelPatches):
         spots = {category: tuple(map(spot_text, known)) for category, known in windows.spots.items()}
-    if isinstance(windows, TrainingPairs):
+    if isinstance(windows, _NormalsWithDefects):
         masks = {category: tuple(map(to_text, known)) for category, known in windows.masks.items()}
     return Task(
         domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales,

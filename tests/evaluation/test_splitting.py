@@ -32,7 +32,7 @@ def photograph(tmp_path: Path) -> Photograph:
         pixels = np.where(mask > 0, 0.4 * grain, grain)
         noise = np.random.default_rng([*name.encode()]).normal(0, 1.5, pixels.shape)
         pixels = pixels * gain + light * np.arange(200) + noise
-        pixels, mask = (np.roll(each, moved, axis=(0, 1)) for each in (pixels, mask))
+        pixels, mask = np.roll(pixels, moved, axis=(0, 1)), np.roll(mask, moved, axis=(0, 1))
         return write(tmp_path, name, pixels, mask, category)
 
     return take

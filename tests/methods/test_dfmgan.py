@@ -74,6 +74,17 @@ def test_features_are_manipulated_where_the_mask_is_not_negative() -> None:
     assert torch.equal(manipulated(f_object, f_defect, coarse)[..., 2:], f_object[..., 2:])
 
 
+def test_a_mask_that_is_asked_for_takes_the_place_of_m_with_a_soft_rim() -> None:
+    f_object, f_defect = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    m, asked = torch.full((2, 1, 8, 8), -1.0), torch.zeros(2, 1, 16, 16)
+    m[1, :, 2:4] = 1.0
+    asked[0, :, 4:12, 4:12] = 1.0
+    change = (manipulated(f_object, f_defect, m, asked) - f_object) / f_defect
+    row = change[0].mean(dim=0)
+    assert torch.allclose(row[4, :5], torch.tensor([0.0, 1 / 3, 2 / 3, 1.0, 1.0]), atol=1e-4)
+    assert torch.allclose(change[1], (m[1] > 0).expand(3, 8, 8).float(), atol=1e-4)  # its row is empty: M decides
+
+
 # The generator and the discriminators
 
 
@@ -94,6 +105,39 @@ def test_a_triplet_differs_only_where_features_were_manipulated(method: DFMGAN) 
     far = F.max_pool2d(made.mask, 41, stride=1, padding=20) == 0
     assert (made.x - made.normal).abs()[made.mask > 0].mean() > 1e-3
     assert torch.equal(made.x[far], made.normal[far])
+
+
+def test_defects_are_made_inside_the_masks_that_are_asked_for(method: DFMGAN) -> None:
+    asked = torch.zeros(2, 2, 64, 64)
+    asked[0, 0, 20:30, 20:30], asked[1, 1, 40:44, 8:50] = 1.0, 1.0
+    made = method.generate(
+        GenerateBatch(torch.zeros(2, 0), torch.tensor([1, 2]), [torch_rng(0), torch_rng(1)], a=asked)
+    )
+    assert made.normal is not None
+    assert made.mask is not None
+    assert torch.equal(made.mask, asked.amax(dim=1, keepdim=True))
+    change = (made.x - made.normal).abs().mean(dim=1, keepdim=True)
+    assert (change * made.mask).sum() / made.mask.sum() > 2 * (change * (1 - made.mask)).mean()
+
+
+def test_half_of_stage_2_has_real_masks(method: DFMGAN, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ToMask's are in the other half, and alone in the losses of masks."""
+    seen: list[Tensor] = []
+    original = method._binarize
+
+    def binarize(m: Tensor, asked: Tensor | None = None) -> Tensor:
+        if asked is not None:
+            seen.append(asked.flatten(1).any(dim=1))
+        return original(m, asked)
+
+    monkeypatch.setattr(method, "_binarize", binarize)
+    drawn = batch(count=4)
+    assert drawn.a_ref is not None
+    with_masks = replace(drawn, a=torch.ones_like(drawn.a_ref))
+    method.training_step(with_masks, method.backbone_steps, 1.0, generator())
+    assert [each.tolist() for each in seen] == [[True, True, False, False]] * 2
+    method.training_step(drawn, method.backbone_steps, 1.0, generator())
+    assert len(seen) == 2
 
 
 def test_a_row_depends_on_its_own_generator(method: DFMGAN) -> None:
