@@ -1,19 +1,28 @@
-"""Atomic file writing (temporary file, fsync, rename), and file checksums."""
+"""Atomic file writing (temporary file, fsync, rename), locks, checks of paths, and file checksums."""
 
 import errno
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from defectgen.errors import DiskFullError
+from defectgen.errors import BadInputError, DiskFullError, UsageError
+
+fcntl: Any = None
+with suppress(ImportError):  # Windows has none
+    import fcntl
 
 # The umask can only be read by setting it, which affects other threads. So it is read once, at import.
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+_UNWRITABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EINVAL,
+}  # fmt: skip
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_held: dict[Path, int] = {}  # folders that this process has locked, and how often
 
 
 @contextmanager
@@ -76,3 +85,74 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of a folder, which is created if missing, until the block ends.
+
+    The lock is on the folder itself, so no file is left behind, even by a process that is killed. A process can lock a
+    folder several times. Windows and some network drives cannot lock folders; there it does nothing.
+
+    Args:
+        wait: wait for another process, instead of raising.
+
+    Raises:
+        UsageError: another process has locked it, or it cannot be created or written.
+    """
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    key = folder.resolve()
+    handle = None
+    if fcntl is not None and key not in _held:
+        handle = os.open(key, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise UsageError(
+                f"{folder}: another defectgen is writing here; wait for it (--wait), or choose another --out"
+            ) from error
+        except OSError:  # a drive without locks
+            pass
+    _held[key] = _held.get(key, 0) + 1
+    try:
+        yield
+    finally:
+        _held[key] -= 1
+        if not _held[key]:
+            del _held[key]
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Within the block, an output that cannot be created or written is the user's error, named as such.
+
+    Raises:
+        UsageError: permissions, a read-only drive, a name that is too long, or a file where a folder is needed.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _UNWRITABLE:
+            raise UsageError(f"cannot write to {path}: {error.strerror}; choose another place") from error
+        raise
+
+
+def inside(root: Path, name: str) -> Path:
+    """The path of a file that a record of ours names, below `root`. Every such path is checked here.
+
+    Raises:
+        BadInputError: it is absolute, leads out of `root`, or a link is on the way.
+    """
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or not relative.parts or "\\" in name:
+        raise BadInputError(f"{root}: a record names {name!r}, which is not inside; restore the folder, or use another")
+    path = root
+    for part in relative.parts:
+        path = path / part
+        if path.is_symlink():
+            raise BadInputError(f"{path}: is a link, which could lead elsewhere; replace it with the folder or file")
+    return path

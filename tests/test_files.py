@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from defectgen import files
-from defectgen.errors import DiskFullError
+from defectgen.errors import BadInputError, DiskFullError, UsageError
 
 
 def test_text_and_bytes_are_written_as_they_are(tmp_path: Path) -> None:
@@ -89,3 +89,47 @@ def test_sha256(tmp_path: Path, size: int) -> None:
     data = bytes(range(256)) * (size // 256) + bytes(size % 256)
     (tmp_path / "a").write_bytes(data)
     assert files.sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+class TestLocked:
+    def other(self, folder: Path, wait: bool = False) -> subprocess.Popen[str]:
+        """A process that locks the folder, says so, and holds it until its input ends."""
+        code = (
+            "import sys; from pathlib import Path; from defectgen import errors, files\n"
+            "try:\n"
+            f"  with files.locked(Path(sys.argv[1]), wait={wait}): print('locked', flush=True); sys.stdin.read()\n"
+            "except errors.UsageError as error: print(error, flush=True)"
+        )
+        line = [sys.executable, "-c", code, str(folder)]
+        return subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def test_another_process_is_refused_until_the_first_ends(self, tmp_path: Path) -> None:
+        folder = tmp_path / "new"
+        with files.locked(folder), files.locked(folder):  # a process may lock it twice
+            said, _ = self.other(folder).communicate()
+            assert "another defectgen is writing here" in said
+        assert list(folder.iterdir()) == []
+        assert self.other(folder).communicate()[0] == "locked\n"
+
+    def test_one_that_waits_comes_after(self, tmp_path: Path) -> None:
+        first = self.other(tmp_path)
+        assert first.stdout is not None
+        assert first.stdout.readline() == "locked\n"
+        second = self.other(tmp_path, wait=True)
+        first.kill()  # the lock of a killed process is gone
+        first.communicate()
+        assert second.communicate(timeout=20)[0] == "locked\n"
+
+    @pytest.mark.parametrize("name", ["file/inside", "x" * 300])
+    def test_what_cannot_be_written_is_the_users_error(self, tmp_path: Path, name: str) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UsageError, match="cannot write to"), files.locked(tmp_path / name):
+            pass
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../other", "a/../../other", "link/file", "", "a\\b"])
+def test_paths_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path.parent)
+    with pytest.raises(BadInputError):
+        files.inside(tmp_path, name)
+    assert files.inside(tmp_path, "a/b.png") == tmp_path / "a/b.png"
