@@ -1,7 +1,7 @@
 """Reads folders of images in the common layouts into a catalog: the product, category and mask of each image."""
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -85,6 +85,11 @@ class Catalog(_Record):
     def categories(self) -> tuple[str, ...]:
         """The categories of the defects, sorted."""
         return tuple(sorted({image.category for image in self.images} - {NORMAL}))
+
+
+def limits_of(catalog: Catalog, ranges: Mapping[str, tuple[float, float]]) -> dict[Path, tuple[float, float]]:
+    """The range of each image whose product has one."""
+    return {image.path: ranges[image.product] for image in catalog.images if image.product in ranges}
 
 
 class _Found(_Record):
