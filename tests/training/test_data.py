@@ -458,7 +458,8 @@ def test_defects_without_color_are_learned_in_gray(tmp_path: Path, color: tuple[
 def deep(tmp_path: Path) -> Path:
     """16-bit images of an even part, with a void of 2000 levels in some."""
     noise = np.random.default_rng(0)
-    mask = cv2.circle(np.zeros((128, 128), np.uint8), (60, 64), 12, 255, -1)
+    mask = np.zeros((128, 128), np.uint8)
+    cv2.circle(mask, (60, 64), 12, 255, -1)
     for i in range(4):
         for folder, strength in (("normals", 0), ("defects/void", 2000)):
             pixels = noise.normal(1000, 8, (128, 128)) + strength * (mask > 0)
