@@ -242,13 +242,6 @@ def scale_code(scales: Tensor) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], dim=1)
 
 
-def _smooth(x: Tensor) -> Tensor:
-    """Images [B, 1, H, W] without their finest frequency, by a binomial filter."""
-    weights = torch.tensor([1.0, 2.0, 1.0], device=x.device, dtype=x.dtype) / 4
-    x = F.pad(x, (1, 1, 1, 1), mode="reflect")
-    return F.conv2d(F.conv2d(x, weights.view(1, 1, 1, 3)), weights.view(1, 1, 3, 1))
-
-
 # --- Method ----------------------------------------------------------------------------------------------------
 
 
@@ -426,12 +419,9 @@ class DFMGAN:
         """
 
         def picture(x: Tensor, mask: Tensor) -> Tensor:
-            """Brightness twice, and the mask in place of a color; augmented, since D_match sees few.
-
-            Without the finest detail: else the generator weaves patterns of two pixels, to which the features respond.
-            """
+            """Brightness twice, and the mask in place of a color; augmented, since D_match sees few."""
             augment = Augmentation.draw(len(x), rng, self.device)
-            gray = augment.apply(_smooth(x.mean(dim=1, keepdim=True)))
+            gray = augment.apply(x.mean(dim=1, keepdim=True))
             return torch.cat([gray, gray, augment.moved(mask)], dim=1)
 
         real, fake, wrong = (picture(*pair) for pair in pairs)
