@@ -146,6 +146,10 @@ def tiff_with(data: bytes, tag: int, value: int) -> bytes:
     return data[: at + 2] + struct.pack("<HII", 4, 1, value) + data[at + 12 :]
 
 
+def animated(kind: str) -> bytes:
+    return encoded(smooth(), kind, save_all=True, append_images=[Image.fromarray(smooth()[::-1])])
+
+
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.png": (lambda: b"", "empty"),
     "text.png": (lambda: b"this is not an image", "not an image"),
@@ -156,7 +160,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut.tif": (lambda: encoded(noise((64, 96)), "TIFF")[:3000], "truncated|not an image"),
     "cut16.tif": (lambda: encoded(noise((64, 96), "u2"), "TIFF")[:-500], "truncated"),
     "long16.tif": (lambda: tiff_with(encoded(noise((8, 1), "u2"), "TIFF"), 257, 2**20 + 1), "truncated"),
-    "header.tif": (lambda: encoded(noise((8, 8)), "TIFF", compression="tiff_lzw")[:50], "header is damaged"),
+    "header.tif": (lambda: encoded(noise((8, 8)), "TIFF", compression="tiff_lzw")[:50], "truncated or damaged"),
     "gif.png": (lambda: encoded(smooth(), "GIF"), "not an image in a supported format"),
     "eps.png": (lambda: encoded(smooth(), "EPS"), "not an image in a supported format"),
     "cut.webp": (lambda: encoded(noise((64, 96, 3)), "WEBP")[:200], "truncated|not an image"),
@@ -164,10 +168,8 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "flipped.png": (lambda: flipped(encoded(noise((64, 96)), "PNG")), "truncated or damaged"),
     "bomb.png": (lambda: png_header(60_000, 60_000), "60000x60000 pixels.*decompression bomb"),
     "cmyk.jpg": (lambda: encoded(Image.new("CMYK", (16, 16)), "JPEG"), "unsupported mode CMYK; save it as"),
-    "float.tif": (
-        lambda: encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF"),
-        "unsupported mode F; save it as",
-    ),
+    "frames.png": (lambda: animated("PNG"), "has 2 frames; save the one to use as a file of its own"),
+    "frames.webp": (lambda: animated("WEBP"), "has 2 frames; save the one to use as a file of its own"),
 }
 
 
@@ -232,10 +234,11 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_without_read_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bytes:  # root, who runs tests in containers, may read everything
+    def refuse(path: Path, _mode: str) -> Any:  # root, who runs tests in containers, may read everything
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(ImageError, match=r"a\.png: Permission denied$"):
         read_image(tmp_path / "a.png")
 
@@ -296,10 +299,11 @@ class TestReadMask:
         [
             (np.array([[0, 1, 2]], np.uint8), "values 0, 1, 2.*255 on the defect"),
             (np.array([[0, 128]], np.uint8), "values 0, 128"),
-            (np.array([[255, 255]], np.uint8), "values 255"),
+            (np.array([[254, 254]], np.uint8), "values 254"),
+            (np.array([[0, 65535]], np.uint16), "values 0, 65535"),
             (
                 np.array([[[255, 0, 0], [0, 0, 0]]], np.uint8),
-                "has colors; .*one black and white mask for each category",
+                r"has colors, such as the RGB values \(255, 0, 0\); .*one black and white mask for each category",
             ),
         ],
     )
