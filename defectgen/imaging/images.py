@@ -34,7 +34,7 @@ MAX_PIXELS = 2**28
 """The largest accepted image, such as 16384 x 16384 or 8192 x 32768 (line scan): larger may be a decompression bomb."""
 
 _MAX_BYTES = 8 * MAX_PIXELS + 2**26  # 16-bit RGBA, uncompressed, and metadata: larger files are not read
-_MEMORY = 2**30  # bytes that the decoding of images may take at a time, unless a single one takes more
+_MEMORY = 2**31  # bytes that the decoding of images may take at a time, unless a single one takes more
 
 _BAND = 2**22  # pixels
 
@@ -312,9 +312,7 @@ def _swap_rgb_bgr(pixels: Any) -> Any:
 
 def _decode_tiff(data: bytes) -> tuple[Pixels, int]:
     with tiff.opened(io.BytesIO(data)) as page:
-        if page.depth > 8:
-            return tiff.decode_deep(data, page)
-        return _decode(tiff.page_first(data, page), ("TIFF",))
+        return _decode(tiff.page_first(data, page), ("TIFF",)) if page.by_pillow else tiff.decode(data, page)
 
 
 def _decode(data: bytes, formats: tuple[str, ...]) -> tuple[Pixels, int]:
@@ -366,12 +364,16 @@ def _decode_8(data: bytes, image: Image.Image) -> NDArray[np.uint8]:
 def _to_array(image: Image.Image, mode: str) -> NDArray[Any]:
     """The pixels in a mode. Band by band: Pillow copies what it hands over, and would hold all of it three times."""
     image.load()
-    height = max(1, _BAND // image.width)
-    bands = []
-    for top in range(0, image.height, height):
-        band = image.crop((0, top, image.width, min(top + height, image.height)))
-        bands.append(np.asarray(band if band.mode == mode else band.convert(mode)))
-    return bands[0].copy() if len(bands) == 1 else np.concatenate(bands)
+    rows = max(1, _BAND // image.width)
+    out: NDArray[Any] | None = None
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        values = np.asarray(band if band.mode == mode else band.convert(mode))
+        if out is None:
+            out = np.empty((image.height, *values.shape[1:]), values.dtype)
+        out[top : top + rows] = values
+    assert out is not None  # Pillow opens no image without rows
+    return out
 
 
 def _jpeg_ends(data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""TIFF files: which of them have one right reading, and the decoding of those with more than 8 bits.
+"""TIFF files: which of them have one right reading, and the decoding of those that Pillow does not read.
 
 Nothing is guessed. Of a file with several full pages none is taken, and neither floats nor signed integers are scaled.
 Values of 9 to 15 bits are taken as they are, into 16 bits: so do cameras that write two bytes for each.
@@ -21,8 +21,9 @@ MAGIC: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ADVICE: Final = "save it as 8-bit or 16-bit, gray or RGB"
 _NOT_FULL = 1 | 4  # NewSubfileType: a reduced version of another page, or its transparency mask
 _FORMATS = {2: "signed {}-bit integers", 3: "{}-bit float", 5: "complex integers", 6: "complex numbers"}
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
-_COLORS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # of a palette, CMYK, YCbCr and Lab
+_WHITE_IS_ZERO = 0
+_DIRECT = {_WHITE_IS_ZERO: 1, 1: 1, 2: 3}  # PhotometricInterpretation of gray and RGB: channels without alpha
+_COLORS = {**_DIRECT, 3: 1, 5: 4, 6: 3, 8: 3}  # and of a palette, CMYK, YCbCr and Lab
 _APART = 2  # PlanarConfiguration: a plane for each channel
 
 
@@ -39,6 +40,8 @@ class Page:
     """Bits per channel: 1, 2, 4, or 8 to 16."""
     first: bool
     """Whether it is the first page."""
+    by_pillow: bool
+    """Whether Pillow reads it right."""
 
     @property
     def width(self) -> int:
@@ -66,13 +69,15 @@ def opened(file: BinaryIO) -> Iterator[Page]:
         pages = [page for page in tiff.pages if not getattr(page, "subfiletype", 0) & _NOT_FULL]
         if not tiff.pages:
             raise ValueError("it has no page")
-        count = max(len(pages), _images_of_one_page(tiff))
+        count = max(len(pages), _images_of_one_page(tiff)) if pages else 0
         if count != 1:
             what = f"has {count} pages" if count else "has reduced pages alone, as raw files of cameras do"
             raise UnsupportedError(f"{what}; save the page to use as a file of its own")
         page = pages[0]
         assert isinstance(page, TiffPage)  # tifffile makes others for files of many pages only
-        yield Page(page, _depth(page), first=page.offset == tiff.pages.first.offset)
+        depth = _depth(page)
+        by_pillow = depth <= 8 and not (tiff.is_bigtiff and tiff.byteorder == ">")
+        yield Page(page, depth, page.offset == tiff.pages.first.offset, by_pillow)
 
 
 def _images_of_one_page(tiff: TiffFile) -> int:
@@ -95,7 +100,7 @@ def _depth(page: TiffPage) -> int:
     if depth not in (1, 2, 4, 8, *range(9, 17)):
         raise UnsupportedError(f"{depth} bits per channel; {ADVICE}")
     kind = _value(page, "PhotometricInterpretation", -1)
-    if kind not in (_COLORS if depth <= 8 else (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)):
+    if kind not in (_COLORS if depth <= 8 else _DIRECT):
         name = getattr(kind, "name", "unknown")
         raise UnsupportedError(f"{depth}-bit, with the color model {name}; {ADVICE}")
     if page.samplesperpixel - _COLORS[kind] not in (0, 1):
@@ -120,8 +125,8 @@ def page_first(data: bytes, page: Page) -> bytes:
     return data[:at] + offset + data[at + len(offset) :]
 
 
-def decode_deep(data: bytes, page: Page) -> tuple[NDArray[np.uint16], int]:
-    """The pixels of a page of more than 8 bits, [H, W] or [H, W, 2 to 4], and the orientation to apply, 1 to 8.
+def decode(data: bytes, page: Page) -> tuple[NDArray[Any], int]:
+    """The pixels of a page, [H, W] or [H, W, 2 to 4], 8 or 16 bits, and the orientation to apply, 1 to 8.
 
     Raises:
         UnsupportedError: no library here can decode it.
@@ -129,22 +134,24 @@ def decode_deep(data: bytes, page: Page) -> tuple[NDArray[np.uint16], int]:
     """
     orientation = int(_value(page.page, "Orientation", 1))
     name = getattr(page.page.compression, "name", str(page.page.compression))
+    if page.depth < 8 or page.page.photometric not in _DIRECT:
+        raise UnsupportedError(f"a big-endian BigTIFF that is neither gray nor RGB; {ADVICE}")
     _require_whole(page.page, len(data))
-    if page.depth < 16:
+    if 8 < page.depth < 16:
         if page.page.compression != 1 or page.page.is_tiled or page.page.fillorder != 1:
             raise UnsupportedError(f"{page.depth} bit, and not in plain rows; {ADVICE}")
         pixels = _unpacked(data, page)
     elif page.page.compression in TIFF.DECOMPRESSORS and page.page.predictor in TIFF.UNPREDICTORS:
         pixels = _interleaved(page.page.asarray(squeeze=False, maxworkers=1)[:, 0])
     elif page.page.planarconfig == _APART and page.channels > 1:
-        raise UnsupportedError(f"16-bit planes of colors, stored apart and with {name} compression; {ADVICE}")
+        raise UnsupportedError(f"{page.depth}-bit planes of colors, stored apart and with {name} compression; {ADVICE}")
     else:
         pixels, orientation = _by_opencv(page_first(data, page), page), 1  # which it has applied
         if pixels.shape[2] != page.channels:
-            raise UnsupportedError(f"16-bit with {page.channels} channels and {name} compression; {ADVICE}")
-    if pixels.dtype.kind != "u" or pixels.dtype.itemsize != 2:
+            raise UnsupportedError(f"{page.depth}-bit with {page.channels} channels and {name} compression; {ADVICE}")
+    if pixels.dtype.kind != "u" or pixels.dtype.itemsize != (page.depth + 7) // 8:
         raise ValueError(f"its pixels are {pixels.dtype}")
-    pixels = pixels.astype(np.uint16, copy=False)  # in the machine's byte order
+    pixels = pixels.astype(np.uint8 if page.depth == 8 else np.uint16, copy=False)  # in the machine's byte order
     if page.page.photometric == _WHITE_IS_ZERO:  # as X-ray scanners write
         pixels[..., 0] = (1 << page.depth) - 1 - pixels[..., 0]
     return pixels[..., 0] if page.channels == 1 else pixels, orientation
