@@ -166,16 +166,22 @@ def read_image(path: Path) -> DecodedImage:
         _require_file(path)
         with path.open("rb") as file:
             return DecodedImage(_read(file))
-    except UnsupportedError as error:
-        reason = str(error)
-    except UnidentifiedImageError:
-        reason = "not an image in a supported format (PNG, JPEG, BMP, TIFF, WebP), or its header is damaged"
     except MemoryError:
         raise
     except Exception as error:  # on damaged files the decoders raise errors of all kinds
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        reason = getattr(error, "strerror", None) or f"truncated or damaged ({detail})"
-    raise ImageError(path, reason)
+        raise ImageError(path, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read, on one line."""
+    if isinstance(error, UnsupportedError):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a supported format (PNG, JPEG, BMP, TIFF, WebP), or its header is damaged"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror
+    detail = " ".join(str(error).split())[:200]
+    return f"truncated or damaged ({detail or type(error).__name__})"
 
 
 def _require_file(path: Path) -> None:
@@ -334,7 +340,7 @@ def _decode_png_16(data: bytes, image: Image.Image) -> NDArray[np.uint16]:
     """Pillow keeps one byte of each value of a 16-bit color, so the two are decoded one after the other."""
     if image.mode.startswith("I"):
         return _to_array(image, image.mode).astype(np.uint16)
-    if image.mode == "LA":  # the same bytes as those of 8-bit RGBA
+    if data[25] == 4:  # IHDR's color type of gray and alpha: the same bytes as those of 8-bit RGBA
         header = data[12:24] + b"\x08\x06" + data[26:29]
         data = data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]
         with Image.open(io.BytesIO(data), formats=("PNG",)) as as_bytes:

@@ -160,7 +160,7 @@ def decode(data: bytes, page: Page) -> tuple[NDArray[Any], int]:
 def _require_whole(page: TiffPage, size: int) -> None:
     """Refuse a page of which strips or tiles are missing: tifffile fills them with zeros, others with anything."""
     parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
-    if len(parts) < math.prod(page.chunked) or any(not at or not count or at + count > size for at, count in parts):
+    if len(parts) < math.prod(page.chunked) or any(not count or not 0 < at < size for at, count in parts):
         raise ValueError("a part of its pixels is missing")
 
 

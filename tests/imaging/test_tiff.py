@@ -192,7 +192,13 @@ OTHERS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a strip that is missing": (lambda: with_tag(written(GRAY), 273, 0), "a part of its pixels is missing"),
     "a strip beyond the end": (lambda: with_tag(written(GRAY), 273, 2**20), "a part of its pixels is missing"),
     "LZW, cut": (lambda: lzw(RGB)[:-2000], "truncated or damaged"),
-    "12 bits, cut": (lambda: packed(GRAY % 4096, 12)[:-400], "a part of its pixels is missing"),
+    "12 bits, cut": (lambda: packed(GRAY % 4096, 12)[:-400], "truncated or damaged"),
+    "cut": (lambda: written(GRAY)[:-1], "truncated or damaged"),
+    "strips, cut": (lambda: written(GRAY, rowsperstrip=7)[:-1], "truncated or damaged"),
+    "tiles, cut": (lambda: written(GRAY, tile=(16, 16))[:-1], "truncated or damaged"),
+    "zipped, cut": (lambda: written(GRAY, compression="zlib")[:-9], "truncated or damaged"),
+    "planes, cut": (lambda: written(np.moveaxis(RGB, 2, 0), **APART)[:-1], "truncated or damaged"),
+    "packbits, cut": (lambda: by_pillow(GRAY, compression="packbits")[:2000], "truncated or damaged"),
     "12 bits in 16": (lambda: with_tag(written(GRAY), 258, 12), "bytes of pixels, not"),
 }
 
@@ -228,8 +234,10 @@ def test_a_thumbnail_before_an_image_for_another_decoder(read: Read, dtype: str)
 
 def with_kinds(file: io.BytesIO, kinds: tuple[int, ...]) -> bytes:
     """A file of reduced pages with other kinds of them (NewSubfileType)."""
-    file.name = "a.tif"  # which tifffile requires to write
-    with tifffile.TiffFile(file, mode="r+b") as tiff:
-        for page, kind in zip(tiff.pages, kinds, strict=True):
-            page.tags[254].overwrite(kind)
-        return file.getvalue()
+    with tifffile.TiffFile(file) as tiff:
+        places = [page.tags[254].valueoffset for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
+        order, form = tiff.byteorder, "H" if tiff.pages.first.tags[254].dtype == 3 else "I"
+    data = bytearray(file.getvalue())
+    for place, kind in zip(places, kinds, strict=True):
+        struct.pack_into(order + form, data, place, kind)
+    return bytes(data)
