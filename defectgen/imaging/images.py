@@ -120,7 +120,8 @@ def _silence() -> None:
     for name in ("PIL", "tifffile"):
         logging.getLogger(name).addHandler(logging.NullHandler())
         logging.getLogger(name).propagate = False
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    with suppress(AttributeError):  # the place of this function differs between versions
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
