@@ -58,7 +58,7 @@ class TestDefectBoxes:
                 np.testing.assert_array_equal(paste_on_zeros(piece, (box.x, box.y), mask.shape), whole)
                 rows, columns = np.nonzero(whole)
                 assert (box.x, box.y) == (int(columns.min()), int(rows.min()))
-                assert (box.height, box.width) == (np.ptp(rows) + 1, np.ptp(columns) + 1)
+                assert (box.height, box.width) == (int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1)
 
     def test_many_pores_take_time_by_pixels(self) -> None:
         rows, columns = np.mgrid[:1024, :1024]
