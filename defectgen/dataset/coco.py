@@ -17,6 +17,7 @@ from defectgen import files
 from defectgen.dataset.manifest import Row
 from defectgen.dataset.polygons import pieces
 from defectgen.imaging.images import read_mask
+from defectgen.imaging.windows import paste_on_zeros
 from defectgen.version import __version__
 
 ANNOTATIONS: Final = "annotations.json"
@@ -59,27 +60,36 @@ def _images(out: Path, rows: Rows) -> Iterator[dict[str, Any]]:
 def _annotations(out: Path, rows: Rows, names: list[str]) -> Iterator[dict[str, Any]]:
     number = 0
     for row in rows():
-        for piece in pieces(read_mask(out / row.mask)):
+        mask = read_mask(out / row.mask)
+        for piece in pieces(mask):
             number += 1
-            yrange, xrange = np.nonzero(piece.mask)
-            x, y = int(xrange.min()), int(yrange.min())
+            box = piece.box
             polygon = [piece.outline.ravel().tolist()]
             yield {
                 "id": number,
                 "image_id": row.index + 1,
                 "category_id": names.index(row.category) + 1,
                 "iscrowd": 0,
-                "bbox": [x, y, int(xrange.max()) - x + 1, int(yrange.max()) - y + 1],
+                "bbox": [box.x, box.y, box.width, box.height],
                 "area": int(piece.mask.sum()),
-                "segmentation": run_lengths(piece.mask) if piece.holes else polygon,
+                "segmentation": run_lengths(piece.mask, (box.x, box.y), mask.shape) if piece.holes else polygon,
             }
 
 
-def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO's compressed RLE of a mask, [H, W]: column-major run lengths, zeros first, as differences in base 32."""
-    flat = np.concatenate([[0], mask.ravel(order="F"), [2]])
-    edges = np.flatnonzero(np.diff(flat.astype(np.int8)) != 0)
-    counts = np.diff(np.concatenate([[0], edges])).tolist()
+def run_lengths(
+    mask: NDArray[np.bool_], at: tuple[int, int] = (0, 0), size: tuple[int, ...] | None = None
+) -> dict[str, Any]:
+    """COCO's compressed RLE of a mask, [h, w]: column-major run lengths, zeros first, as differences in base 32.
+
+    Args:
+        mask: a part of the whole mask, outside of which there are zeros.
+        at: its place (x, y) in the whole one.
+        size: that of the whole one, (H, W). None: the part is the whole.
+    """
+    height, width = size or mask.shape
+    columns = paste_on_zeros(mask, (0, at[1]), (height, mask.shape[1]))
+    edges = np.flatnonzero(np.diff(columns.ravel(order="F"), prepend=False, append=False)) + at[0] * height
+    counts = np.diff(edges[edges < height * width], prepend=0, append=height * width).tolist()
     text = ""
     for i, count in enumerate(counts):
         value = count - counts[i - 2] if i > 2 else count
@@ -89,4 +99,4 @@ def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
             text += chr((low | (0x20 if more else 0)) + 48)
             if not more:
                 break
-    return {"size": [int(side) for side in mask.shape], "counts": text}
+    return {"size": [int(height), int(width)], "counts": text}

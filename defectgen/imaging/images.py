@@ -1,23 +1,31 @@
 """Decoding and encoding of image files. All images are read here.
 
-Python opens the files and the decoders get bytes, so that any file name works. Pillow decodes 8-bit images. Its
-conversions clip 16-bit images, so those are taken unconverted or decoded by OpenCV. Input files are never modified.
+Python opens the files and the decoders get bytes, so that any file name works. Pillow decodes 8-bit images, and PNGs of
+16 bits; `tiff` decodes TIFFs of more than 8 bits. Input files are never modified.
 """
 
+import ctypes
 import io
+import logging
 import re
+import stat
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Condition
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import ExifTags, Image, UnidentifiedImageError, _imaging
 
 from defectgen.errors import BadInputError
+from defectgen.imaging import tiff
+from defectgen.imaging.tiff import UnsupportedError
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -25,13 +33,15 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 MAX_PIXELS = 2**28
 """The largest accepted image, such as 16384 x 16384 or 8192 x 32768 (line scan): larger may be a decompression bomb."""
 
-Image.MAX_IMAGE_PIXELS = None  # replaced by MAX_PIXELS, checked before decoding
-# ImageError gives the reason why a file is bad. Pillow's own warnings would break the progress bar.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+_MAX_BYTES = 8 * MAX_PIXELS + 2**26  # 16-bit RGBA, uncompressed, and metadata: larger files are not read
+_MEMORY = 2**31  # bytes that the decoding of images may take at a time, unless a single one takes more
 
-_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP")  # no others of Pillow's: its EPS reader starts a program
+_BAND = 2**22  # pixels
+
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP")  # no others of Pillow's: its EPS reader starts a program
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # a marker with a segment, or the end (FFD9)
 _PILLOW_MODES = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}
+_KINDS = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
 _ORIENTATIONS: dict[int, Any] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -101,63 +111,182 @@ def is_image_file(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
+def _silence() -> None:
+    """Keep the lines of libraries off stderr, where they would break the progress bar: `ImageError` gives the reason.
+
+    libtiff in Pillow writes to stderr by itself. Where Pillow links it statically, as on Windows, it still does.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # replaced by MAX_PIXELS, checked before decoding
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    warnings.filterwarnings("ignore", module=r"tifffile")
+    for name in ("PIL", "tifffile"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
+    with suppress(AttributeError):  # the place of this function differs between versions
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+
+_silence()
+
+
+class _Budget:
+    """Bytes of memory that threads share. One that needs more than there are waits until it is alone."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._free = size, size
+        self._changed = Condition()
+
+    @contextmanager
+    def reserved(self, size: int) -> Iterator[None]:
+        """Wait for `size` bytes, and hold them. A thread that holds some must not ask for more."""
+        size = min(size, self._size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
+
+
+_budget = _Budget(_MEMORY)
+
+
 def read_image(path: Path) -> DecodedImage:
     """Decode an image file completely.
 
+    Threads that decode at the same time take `_MEMORY` bytes together, unless a single image takes more.
+
     Raises:
-        ImageError: the file is unreadable, truncated, damaged, too large or of an unsupported format or mode.
+        ImageError: the file is unreadable, truncated, damaged, too large, of an unsupported format or mode, or has
+            several frames or pages.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(path, error.strerror or str(error)) from error
-    if not data:
-        raise ImageError(path, "the file is empty")
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(
-                    path,
-                    f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}: possibly a decompression bomb",
-                )
-            pixels = _decode_16(path, data, image) if _is_16_bit(data, image) else _decode_8(path, data, image)
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            if image.format == "TIFF" and pixels.dtype == np.uint16:
-                orientation = 1  # OpenCV has applied it already, which it does for TIFF only
-    except UnidentifiedImageError as error:
-        reason = "not an image in a supported format (PNG, JPEG, BMP, TIFF, WebP), or its header is damaged"
-        raise ImageError(path, reason) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(path, f"truncated or damaged ({error})") from error
-    transform = _ORIENTATIONS.get(orientation)
-    return DecodedImage(np.ascontiguousarray(transform(pixels) if transform else pixels))
+        _require_file(path)
+        with path.open("rb") as file:
+            return DecodedImage(_read(file))
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged files the decoders raise errors of all kinds
+        raise ImageError(path, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read, on one line."""
+    if isinstance(error, UnsupportedError):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a supported format (PNG, JPEG, BMP, TIFF, WebP), or its header is damaged"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror
+    detail = " ".join(str(error).split())[:200]
+    return f"truncated or damaged ({detail or type(error).__name__})"
+
+
+def _require_file(path: Path) -> None:
+    """Refuse what is no regular file, before it is opened: reading a named pipe waits, and a device never ends."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((name for test, name in _KINDS.items() if test(found.st_mode)), "a device")
+        raise UnsupportedError(f"is {kind}, not a file")
+    if found.st_size == 0:
+        raise UnsupportedError("the file is empty")
+    if found.st_size > _MAX_BYTES:
+        raise UnsupportedError(f"{found.st_size} bytes are more than an image of {MAX_PIXELS} pixels takes")
+
+
+def _read(file: BinaryIO) -> Pixels:
+    """The pixels of an image file, with its orientation applied."""
+    is_tiff = file.read(4) in tiff.MAGIC
+    file.seek(0)
+    needed = _needed_for_tiff(file) if is_tiff else _needed(file)
+    file.seek(0)
+    with _budget.reserved(needed):
+        pixels, orientation = _decode_tiff(file.read()) if is_tiff else _decode(file.read(), _FORMATS)
+        transform = _ORIENTATIONS.get(orientation)
+        return np.ascontiguousarray(transform(pixels) if transform else pixels)
+
+
+def _needed(file: BinaryIO) -> int:
+    """The bytes that decoding takes, by the header: those of the file, in the decoder, and of the pixels."""
+    with Image.open(file, formats=_FORMATS) as image:
+        channels = 1 if image.mode in ("1", "L") or image.mode.startswith("I") else 4  # as Pillow stores them
+        area = _area(image.width, image.height)
+        file.seek(0)
+        depth = 2 if _is_png_16(image, file.read(25)) else 1
+        return file.seek(0, io.SEEK_END) + area * channels * depth * 2
+
+
+def _needed_for_tiff(file: BinaryIO) -> int:
+    with tiff.opened(file) as page:
+        area, depth = _area(page.width, page.height), 2 if page.depth > 8 else 1
+        return file.seek(0, io.SEEK_END) + area * (1 if page.channels == 1 else 4) * depth * 2
+
+
+def _area(width: int, height: int) -> int:
+    if width * height > MAX_PIXELS:
+        raise UnsupportedError(f"{width}x{height} pixels are more than {MAX_PIXELS}: possibly a decompression bomb")
+    return width * height
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
     """Decode a mask, [H, W]. Its gray values must be 0 and 255, or 0 and 1; others are an error, not thresholded.
 
+    A stencil, of one color on a transparent one, is read from its alpha channel, which must be 0 and 255.
+
     Raises:
         ImageError: as `read_image`, or the mask has colors or other values. The message lists the values found.
     """
     pixels = read_image(path).pixels
-    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
-        pixels = pixels[..., :-1]
-    if pixels.ndim == 3:
-        if (pixels != pixels[..., :1]).any():
-            raise ImageError(
-                path, "the mask has colors; write one black and white mask for each category, 255 on the defect"
-            )
-        pixels = pixels[..., 0]
-    values = np.unique(pixels)
-    if len(values) > 2 or values[0] != 0 or values[-1] not in (0, 1, 255):
-        shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
-        advice = (
-            "JPEG compression changes values; save masks as PNG"
-            if path.suffix.lower() in (".jpg", ".jpeg")
-            else "write 255 on the defect and 0 elsewhere"
-        )
-        raise ImageError(path, f"the mask has the values {shown}, not 0 and 255 (or 0 and 1); {advice}")
-    return pixels != 0
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape[2] in (1, 3):
+        return _marked(path, pixels, "the mask")
+    colors, alpha = pixels[..., :-1], pixels[..., -1:]
+    if _is_stencil(colors, alpha[..., 0]):
+        return _marked(path, alpha, "the mask, whose colors show nothing, has an alpha channel that")
+    marked = _marked(path, colors, "the mask")
+    if alpha.any() and marked[alpha[..., 0] == 0].any():
+        raise ImageError(path, "the mask marks places that its alpha channel hides; save it without alpha")
+    return marked
+
+
+def _is_stencil(colors: Pixels, alpha: Pixels) -> bool:
+    """Whether only the alpha channel tells where a mask is: the colors where it is 0 and elsewhere are no mask."""
+    if alpha.min() == alpha.max():
+        return False
+    shown, hidden = colors[alpha != 0], colors[alpha == 0]
+    hidden = hidden if len(hidden) else shown
+    if (shown != shown[0]).any() or (hidden != hidden[0]).any():
+        return False
+    two = {tuple(shown[0].tolist()), tuple(hidden[0].tolist())}
+    black, *whites = ((value,) * colors.shape[2] for value in (0, 1, 255))
+    return two not in [{black, white} for white in whites]
+
+
+def _marked(path: Path, pixels: Pixels, what: str) -> NDArray[np.bool_]:
+    """Where pixels, [H, W, C], are not black: [H, W]. `what` they are begins the reason why they are no mask."""
+    colored = (pixels != pixels[..., :1]).any(axis=2)
+    if colored.any():
+        color = tuple(pixels[colored][0].tolist())
+        advice = "write one black and white mask for each category, 255 on the defect"
+        raise ImageError(path, f"{what} has colors, such as the RGB values {color}; {advice}")
+    gray = pixels[..., 0]
+    marked = gray != 0
+    high = int(gray.max())
+    if high in (0, 1, 255) and (gray[marked] == high).all():
+        return marked
+    values = np.unique(gray)
+    shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
+    advice = (
+        "JPEG compression changes values; save masks as PNG"
+        if path.suffix.lower() in (".jpg", ".jpeg")
+        else "write 255 on the defect and 0 elsewhere"
+    )
+    raise ImageError(path, f"{what} has the values {shown}, not 0 and 255 (or 0 and 1); {advice}")
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -190,41 +319,70 @@ def _swap_rgb_bgr(pixels: Any) -> Any:
     return np.ascontiguousarray(pixels[..., [2, 1, 0, 3][: pixels.shape[2]]])
 
 
-def _is_16_bit(data: bytes, image: Image.Image) -> bool:
-    """Whether the file's header says 16 bits. Pillow's mode does not tell: it opens 16-bit color as 8-bit."""
-    if isinstance(image, TiffImageFile):
-        return 16 in image.tag_v2.get(ExifTags.Base.BitsPerSample, ())
-    return image.mode.startswith("I;16") or (image.format == "PNG" and data[24] == 16)  # IHDR's bit depth
+def _decode_tiff(data: bytes) -> tuple[Pixels, int]:
+    with tiff.opened(io.BytesIO(data)) as page:
+        return _decode(tiff.page_first(data, page), ("TIFF",)) if page.by_pillow else tiff.decode(data, page)
 
 
-def _decode_16(path: Path, data: bytes, image: Image.Image) -> Pixels:
-    if image.format == "PNG":
-        image.load()  # raises if truncated; OpenCV would fill in the missing rows
-        if image.mode.startswith("I"):
-            return np.array(image).astype(np.uint16)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # a side exceeds its limit
-        pixels = None
-    if pixels is None or pixels.dtype != np.uint16:
-        raise ImageError(path, f"truncated, damaged, or a 16-bit {image.format} that OpenCV cannot read")
-    if isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0:
-        pixels = 65535 - pixels  # WhiteIsZero, as X-ray scanners write
-    return np.asarray(_swap_rgb_bgr(pixels))
+def _decode(data: bytes, formats: tuple[str, ...]) -> tuple[Pixels, int]:
+    """The pixels of a file, and its EXIF orientation, by Pillow."""
+    with Image.open(io.BytesIO(data), formats=formats) as image:
+        frames = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1
+        if frames > 1:
+            raise UnsupportedError(f"has {frames} frames; save the one to use as a file of its own")
+        pixels = _decode_png_16(data, image) if _is_png_16(image, data) else _decode_8(data, image)
+        return pixels, image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
-def _decode_8(path: Path, data: bytes, image: Image.Image) -> Pixels:
+def _is_png_16(image: Image.Image, head: bytes) -> bool:
+    """Whether IHDR gives a depth of 16 bits. Pillow's mode does not tell: it opens 16-bit color as 8-bit."""
+    return image.format == "PNG" and head[24] == 16
+
+
+def _decode_png_16(data: bytes, image: Image.Image) -> NDArray[np.uint16]:
+    """Pillow keeps one byte of each value of a 16-bit color, so the two are decoded one after the other."""
+    if image.mode.startswith("I"):
+        return _to_array(image, image.mode).astype(np.uint16)
+    if data[25] == 4:  # IHDR's color type of gray and alpha: the same bytes as those of 8-bit RGBA
+        header = data[12:24] + b"\x08\x06" + data[26:29]
+        data = data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as as_bytes:
+            return _to_array(as_bytes, "RGBA").view(">u2").astype(np.uint16)
+    pixels = np.left_shift(_to_array(image, image.mode), 8, dtype=np.uint16)
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
+        low: Any = again
+        low.tile = [(*low.tile[0][:3], f"{image.mode};16L")]
+        pixels |= _to_array(again, image.mode)
+    return pixels
+
+
+def _decode_8(data: bytes, image: Image.Image) -> NDArray[np.uint8]:
     mode = _PILLOW_MODES.get(image.mode)
     if image.mode == "P":
         mode = "RGBA" if "transparency" in image.info else "RGB"
     if mode is None:
-        raise ImageError(path, f"unsupported mode {image.mode}; save it as 8-bit gray or RGB, or 16-bit gray")
+        raise UnsupportedError(f"unsupported mode {image.mode}; {tiff.ADVICE}")
     image.load()
     if image.format in ("JPEG", "MPO") and not _jpeg_ends(data):
-        raise ImageError(path, "truncated: the JPEG has no end marker")
-    pixels = np.array(image if image.mode == mode else image.convert(mode))
+        raise UnsupportedError("truncated: the JPEG has no end marker")
+    pixels = _to_array(image, mode)
     gray_palette = image.mode == "P" and mode == "RGB" and (pixels == pixels[..., :1]).all()
     return pixels[..., 0] if gray_palette else pixels
+
+
+def _to_array(image: Image.Image, mode: str) -> NDArray[Any]:
+    """The pixels in a mode. Band by band: Pillow copies what it hands over, and would hold all of it three times."""
+    image.load()
+    rows = max(1, _BAND // image.width)
+    out: NDArray[Any] | None = None
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        values = np.asarray(band if band.mode == mode else band.convert(mode))
+        if out is None:
+            out = np.empty((image.height, *values.shape[1:]), values.dtype)
+        out[top : top + rows] = values
+    assert out is not None  # Pillow opens no image without rows
+    return out
 
 
 def _jpeg_ends(data: bytes) -> bool:

@@ -11,6 +11,7 @@ from defectgen.imaging.windows import BoolArray, FloatArray
 _DISSIMILAR = 0.08  # 1 - SSIM below this does not count as a defect
 VISIBLE = 10 / 255
 """The smallest visible change, as a fraction of the range from black to white."""
+_SHORT = 32  # pixels; the shorter side of a small image on which an object is found
 SMALLEST = 6  # pixels; smaller pieces are noise
 
 
@@ -105,7 +106,8 @@ def foreground(pixels: NDArray[np.generic]) -> BoolArray:
     """
     height, width = pixels.shape[:2]
     shrink = max(1, max(height, width) // 512)
-    small = cv2.resize(pixels.astype(np.float32), (width // shrink, height // shrink), interpolation=cv2.INTER_AREA)
+    size = [min(side, max(side // shrink, _SHORT)) for side in (width, height)]  # a line scan keeps its short side
+    small = cv2.resize(pixels.astype(np.float32), size, interpolation=cv2.INTER_AREA)
     small = np.asarray(cv2.GaussianBlur(small, (0, 0), 1.5)).reshape(*small.shape[:2], -1)
     edge = np.ones(small.shape[:2], np.bool_)
     edge[3:-3, 3:-3] = False

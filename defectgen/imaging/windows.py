@@ -56,13 +56,15 @@ def defect_boxes(mask: NDArray[np.bool_]) -> list[Box]:
 def defect_pieces(mask: NDArray[np.bool_]) -> list[tuple[Box, NDArray[np.bool_]]]:
     """The defects in a mask, [H, W]: the bounding box of each, and its part of the mask cropped to that box."""
     joined = cv2.dilate(mask.astype(np.uint8), np.ones((_GAP, _GAP), np.uint8))
-    count, labels = cv2.connectedComponents(joined)
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(joined)
     pieces = []
     for label in range(1, count):
-        own = mask & (labels == label)
+        left, top, width, height, _ = statistics[label].tolist()
+        there = slice(top, top + height), slice(left, left + width)
+        own = mask[there] & (labels[there] == label)
         rows, columns = np.nonzero(own)
         x, y = int(columns.min()), int(rows.min())
-        box = Box(x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1)
+        box = Box(left + x, top + y, int(columns.max()) - x + 1, int(rows.max()) - y + 1)
         pieces.append((box, own[y : y + box.height, x : x + box.width]))
     return pieces
 

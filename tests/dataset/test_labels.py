@@ -1,6 +1,7 @@
 """COCO and YOLO labels, decoded by independent readers and compared with the masks."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from defectgen.dataset.coco import run_lengths
 from defectgen.dataset.manifest import Provenance
 from defectgen.dataset.polygons import bridged, pieces
 from defectgen.imaging.images import read_mask
+from defectgen.imaging.windows import paste_on_zeros
 
 Mask = NDArray[np.bool_]
 
@@ -77,7 +79,7 @@ def test_polygons_fill_to_exactly_the_mask(name: str) -> None:
     whole = np.zeros_like(mask)
     for piece in pieces(mask):
         shape = filled(bridged(piece), mask.shape)
-        np.testing.assert_array_equal(shape, piece.mask)
+        np.testing.assert_array_equal(shape, paste_on_zeros(piece.mask, (piece.box.x, piece.box.y), mask.shape))
         whole |= shape
     np.testing.assert_array_equal(whole, mask)
 
@@ -93,6 +95,39 @@ def test_run_lengths_decode_to_the_mask(name: str) -> None:
     mask = masks()[name]
     np.testing.assert_array_equal(decoded(run_lengths(mask)), mask)
     np.testing.assert_array_equal(decoded(run_lengths(~mask)), ~mask)
+
+
+@pytest.mark.parametrize("at", [(0, 0), (3, 2), (0, 9), (20, 0), (20, 9)])  # within, and at each edge
+def test_run_lengths_of_a_part_are_those_of_the_whole(at: tuple[int, int]) -> None:
+    rings = masks()["rings"][1:32, 1:31]
+    for part in (rings, ~rings):
+        whole = paste_on_zeros(part, at, (40, 50))
+        assert run_lengths(part, at, whole.shape) == run_lengths(whole)
+
+
+def test_pieces_are_those_of_each_label_on_the_whole_mask() -> None:
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        height, width = (int(side) for side in rng.integers(1, 60, 2))
+        mask = cv2.GaussianBlur(rng.normal(size=(height, width)), (0, 0), 1.5) > rng.uniform(-0.2, 0.2)
+        count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+        found = list(pieces(mask))
+        assert len(found) == count - 1
+        for label, piece in enumerate(found, start=1):
+            whole = labels == label
+            np.testing.assert_array_equal(paste_on_zeros(piece.mask, (piece.box.x, piece.box.y), mask.shape), whole)
+            doubled = whole.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+            contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+            lines = {((contour[:, 0] + 0.5) / 2).tobytes() for contour in contours}
+            assert {line.tobytes() for line in (piece.outline, *piece.holes)} == lines
+
+
+def test_the_labels_of_many_small_defects_take_time_by_pixels() -> None:
+    rows, columns = np.mgrid[:1024, :1024]
+    mask = (rows % 20 < 4) & (columns % 20 < 4)
+    start = time.process_time()
+    assert sum(1 for _ in pieces(mask)) == 2704
+    assert time.process_time() - start < 1  # 0.15 s; by pixels times defects it takes ten
 
 
 def test_run_lengths_agree_with_pycocotools() -> None:

@@ -163,6 +163,23 @@ def test_foreground_is_the_object_on_a_plain_background(channels: int, dtype: ty
     assert (found & part).sum() / (found | part).sum() > 0.97
 
 
+@pytest.mark.parametrize("shape", [(60, 32768), (32768, 60), (8000, 20)])
+def test_foreground_of_a_line_scan(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(88, 93, (*shape, 1), np.uint8)
+    part = np.zeros(shape, np.bool_)
+    part[shape[0] // 3 : 2 * shape[0] // 3, shape[1] // 3 : 2 * shape[1] // 3] = True
+    pixels[part] += 100
+    found = foreground(pixels)
+    assert (found & part).sum() / (found | part).sum() > 0.7  # of the short side, a pixel is much
+
+
+@pytest.mark.parametrize("shape", [(1, 70000, 1), (70000, 3, 3), (2, 1025, 1), (1, 1, 1), (40000, 1, 1)])
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_foreground_of_any_shape(shape: tuple[int, ...], dtype: str) -> None:
+    for pixels in (np.full(shape, 90, dtype), np.random.default_rng(0).integers(60, 120, shape, dtype)):
+        assert foreground(pixels).shape == shape[:2]
+
+
 def test_without_a_plain_background_all_is_foreground() -> None:
     rng = np.random.default_rng(0)
     assert foreground(rng.integers(80, 140, (100, 120, 1), np.uint8)).all()

@@ -1,6 +1,8 @@
+import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from defectgen.imaging.windows import (
     Window,
     crop,
     defect_boxes,
+    defect_pieces,
     exposed,
     exposure,
     open_sides,
@@ -42,6 +45,26 @@ class TestDefectBoxes:
         mask[5:8, 22:25] = True  # two pixels from the one before: the same defect
         mask[30, 50] = True
         assert sorted(defect_boxes(mask), key=lambda box: box.x) == [Box(10, 5, 15, 3), Box(50, 30, 1, 1)]
+
+    def test_pieces_are_those_of_each_label_on_the_whole_mask(self) -> None:
+        for seed in range(12):
+            height, width = (int(side) for side in rng(seed).integers(1, 120, 2))
+            mask = cv2.GaussianBlur(rng(seed).normal(size=(height, width)), (0, 0), 1.5) > 0.4
+            count, labels = cv2.connectedComponents(cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)))
+            found = defect_pieces(mask)
+            assert len(found) == count - 1
+            for label, (box, piece) in enumerate(found, start=1):
+                whole = mask & (labels == label)
+                np.testing.assert_array_equal(paste_on_zeros(piece, (box.x, box.y), mask.shape), whole)
+                rows, columns = np.nonzero(whole)
+                assert (box.x, box.y) == (int(columns.min()), int(rows.min()))
+                assert (box.height, box.width) == (int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1)
+
+    def test_many_pores_take_time_by_pixels(self) -> None:
+        rows, columns = np.mgrid[:1024, :1024]
+        start = time.process_time()
+        assert len(defect_pieces((rows % 20 < 4) & (columns % 20 < 4))) == 2704
+        assert time.process_time() - start < 1  # 0.1 s; by pixels times pores it takes five
 
     def test_no_defect_no_box(self) -> None:
         assert defect_boxes(np.zeros((5, 5), np.bool_)) == []
