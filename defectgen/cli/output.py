@@ -124,6 +124,7 @@ def run(
     from defectgen.pipelines.synthesize import DatasetRequest, write
 
     console.skipped(job.skipped)
+    console.warnings(job.warnings)
     if dry_run or verbose:
         plan = {**job.plan, "format": layout.value, "out": str(out)}
         if dry_run:
