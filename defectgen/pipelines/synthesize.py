@@ -3,7 +3,7 @@
 A stream generates samples lazily, one at a time. `write` writes it to a dataset folder.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -162,6 +162,12 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
     named = [category for category, _ in request.regions]
     wanted = _categories_of_regions(request.categories, named)
     entry = find_model(request.model, wanted, request.weights)
+    asked = {name for name in named if name is not None}
+    if asked and (stands_for := mixture(wanted[0], entry.categories).keys()) != asked:
+        raise UsageError(
+            f"--region: {wanted[0]} is {' and '.join(stands_for)} in {entry.name}, not {' and '.join(sorted(asked))}; "
+            "give regions of single categories"
+        )
     categories = wanted or entry.categories
     whole = info(entry.method).makes == "image" and not request.normals
     num = request.num
@@ -478,15 +484,28 @@ def find_model(model: str | None, categories: Sequence[str], weights: Path | Non
 
     Raises:
         WeightsError: there is no such model, its file is missing or altered, or its method is not installed.
+        UsageError: a category that no model knows has the form of a mixture, but a wrong weight.
     """
-    known = {name for text in categories for name in mixture(text)}
-    entry = registry.find(name=model, categories=known, files=registry.find_registry(weights))
+    try:
+        entry = registry.find(name=model, categories=categories, names=_named, files=registry.find_registry(weights))
+    except WeightsError:
+        for text in categories:
+            mixture(text)
+        raise
     registry.verify(entry)
     try:
         info(entry.method)
     except UsageError as error:
         raise WeightsError(f"{entry.file}: {str(error).removeprefix('--method ')}") from error
     return entry
+
+
+def _named(text: str, known: Collection[str]) -> Collection[str]:
+    """The categories in a text, as far as a model that knows some can tell."""
+    try:
+        return mixture(text, known)
+    except UsageError:  # of another model, it may be a name
+        return (text,)
 
 
 def _merged(*catalogs: Catalog | None) -> Catalog:

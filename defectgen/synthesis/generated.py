@@ -153,12 +153,14 @@ class _Network:
             UsageError: the model does not know one, or does not support several at once.
         """
         known = self.method.task.domains[1:]
-        weights = {text: 1.0} if text in known else mixture(text)
+        weights = mixture(text, known)
         for name in weights:
             if name not in known:
                 raise UsageError(f"--category {name}: {self.provenance['model']} knows {', '.join(known)}")
         if len(weights) > 1:
-            require("mixture" if ":" in text else "union", self.info, f"--category {text}: {self.info.name}")
+            require(
+                "mixture" if min(weights.values()) < 1 else "union", self.info, f"--category {text}: {self.info.name}"
+            )
         return weights
 
     def generate(

@@ -19,6 +19,7 @@ BETTER = {name: {"mean": 0.8, "spread": 0.01} for name in ("balanced_accuracy", 
 VERDICT = {"verdict": "helps", "gain": 0.1, "low": 0.05, "high": 0.15, "seeds": 5}
 FOUND: dict[str, Any] = {
     "skipped": [],
+    "warnings": [],
     "datasets": {
         "dataset": {
             "path": "dataset", "traceable": True, "made_by_model": True, "trained_on_known": False,
