@@ -13,6 +13,7 @@ from defectgen.mask_matching import (
     MASK_FOLDERS,
     image_files,
     listed,
+    mask_places,
     masks_in,
     match,
     match_beside,
@@ -106,6 +107,8 @@ def find_defects(source: ProductFolders, defects: Path, wanted: Sequence[str]) -
             raise BadInputError(f"{folder}: the name '{NORMAL}' is reserved for images without defects; rename it")
         _images_of(folder)
         lines += unread_formats(folder) + unread_folders(folder)
+    for place in dict.fromkeys(place for group in chosen for place in mask_places(group.roots, group.names)):
+        lines += unread_formats(place)
     masks, unused = _match_masks(groups, chosen)
     if labels is None:
         for group in chosen:
@@ -203,7 +206,8 @@ def _match_masks(groups: Sequence[_Group], chosen: Sequence[_Group]) -> tuple[di
     unused: list[Path] = []
     for group in groups:
         masks = masks_in(group.roots, group.names, group.paths, categories)
-        matched = found[group.category] = match(group.paths, masks)
+        matched = match(group.paths, masks)
+        found.setdefault(group.category, {}).update(matched)  # two folders may differ in Unicode form alone
         for path, mask in matched.items():
             claims.setdefault(mask, {})[path] = None
         if group in chosen:

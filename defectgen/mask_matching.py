@@ -102,24 +102,22 @@ def masks_in(
     A folder that is named after an image holds the masks of that image.
     """
     stems = {stem(path) for path in images} - {normalized(category) for category in categories}
-    for root in roots:
-        for place in [*(inner for name in names if (inner := _inside(root, name))), root]:
-            if place.is_dir():
-                masks = image_files(place)
-                masks += listed(place, lambda path: stem(path) in stems and path.is_dir() and bool(image_files(path)))
-                if masks:
-                    return masks
+    for place in mask_places(roots, names):
+        masks = image_files(place)
+        masks += listed(place, lambda path: stem(path) in stems and path.is_dir() and bool(image_files(path)))
+        if masks:
+            return masks
     return []
 
 
-def _inside(root: Path, name: str) -> Path | None:
-    """The folder in `root` of that name, in any Unicode form; None if there is none."""
-    if (root / name).is_dir():
-        return root / name
-    same = (
-        listed(root, lambda path: normalized(path.name) == normalized(name) and path.is_dir()) if root.is_dir() else []
-    )
-    return same[0] if same else None
+def mask_places(roots: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """The folders that exist of `ROOT/NAME`, in any Unicode form, and `ROOT`, in this order."""
+    places: list[Path] = []
+    for root in filter(Path.is_dir, roots):
+        inner = {normalized(path.name): path for path in listed(root, Path.is_dir)}
+        places += [inner[normalized(name)] for name in names if normalized(name) in inner]
+        places.append(root)
+    return places
 
 
 def match(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:

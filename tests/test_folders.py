@@ -447,6 +447,13 @@ class TestMasks:
             assert found.categories == (composed,)
             assert found.images[1].mask == tmp_path / f"masks/{composed}/1.png"
 
+    def test_two_folders_of_one_name_in_two_unicode_forms(self, put: Put, tmp_path: Path) -> None:
+        composed, decomposed = (unicodedata.normalize(form, "Löcher") for form in ("NFC", "NFD"))
+        for number, name in enumerate((composed, decomposed)):
+            put(f"defects/{name}/{number}.png")
+            put(f"masks/{composed}/{number}.png")
+        assert all(s.mask is not None for s in catalog(tmp_path).images if s.category != NORMAL)
+
     def test_masks_that_are_named_otherwise_are_not_trained_on_as_images(self, put: Put, tmp_path: Path) -> None:
         put("defects/hole/p.png")
         put("defects/hole/mask of p.png")
@@ -481,6 +488,13 @@ class TestWarnings:
         (line,) = catalog(tmp_path).warnings
         assert line.startswith(f"{tmp_path}/masks/crack: 1 mask marks 94% of its image")
         assert "(2.png); inverted?" in line
+
+    def test_masks_in_formats_that_are_not_read(self, tmp_path: Path) -> None:
+        for path in (tmp_path / "masks/crack").iterdir():
+            path.rename(path.with_suffix(".gif"))
+        assert catalog(tmp_path).warnings == (
+            f"{tmp_path}/masks/crack: 2 images have formats that are not read (1.gif, 2.gif); convert to PNG",
+        )
 
     @pytest.mark.parametrize("folder", ["normals", "defects/crack"])
     def test_formats_that_are_not_read(self, tmp_path: Path, folder: str) -> None:
