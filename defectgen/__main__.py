@@ -1,23 +1,29 @@
 """The entry point of `defectgen` and `python -m defectgen`. Reports each error as one line and an exit code."""
 
+from defectgen import signals  # isort: skip  # first: the other imports take a while
+
 import errno
 import io
 import json
+import os
 import re
 import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
 import typer
 
 from defectgen.cli import app
+from defectgen.cli.console import printable
 from defectgen.cli.options import Switches
 from defectgen.errors import ExitCode, UserError
+
+signals.restore()
 
 # Older versions of Typer take this class from click, newer ones from a bundled copy. This finds either.
 _CommandLineError: Any = typer.BadParameter.__base__
@@ -32,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         json="--json" in arguments,
         debug="--debug" in arguments,
     )
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller; else the next file would be opened in its place
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot encode
     try:
@@ -69,13 +78,14 @@ def _unexpected(error: Exception) -> str:
 
 def _fail(switches: Switches, code: ExitCode, message: str) -> int:
     """Print the error as one line. Called from within an exception handler."""
-    message = re.sub(r"\s*\n\s*", " ", message.strip())
-    if switches.debug:
-        traceback.print_exc()
-    typer.echo(f"defectgen: error: {message}", err=True)
-    if switches.json:
-        record = {"message_type": "exit_error", "code": int(code), "message": message}
-        typer.echo(json.dumps(record), err=True)
+    message = printable(re.sub(r"\s*\n\s*", " ", message.strip()))
+    with suppress(OSError):  # standard error is full or gone; the code says it all the same
+        if switches.debug:
+            traceback.print_exc()
+        typer.echo(f"defectgen: error: {message}", err=True)
+        if switches.json:
+            record = {"message_type": "exit_error", "code": int(code), "message": message}
+            typer.echo(json.dumps(record), err=True)
     return int(code)
 
 
@@ -86,7 +96,7 @@ def _stop_signals() -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
         sys.exit(ExitCode.SIGINT if number == signal.SIGINT else ExitCode.SIGTERM)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in signals.NUMBERS}
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """Reads folders of images in the common layouts into a catalog: the product, category and mask of each image."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from defectgen.mask_matching import READERS, about, some, stem
 
 __all__ = [
     "DEFECT", "NORMAL", "Catalog", "OnBad", "OnFile", "ProductFolders", "Skipped", "SourceImage", "collapsed",
-    "parse_product", "read_catalog", "read_defects", "read_normals", "require_masks", "unite",
+    "limits_of", "parse_product", "read_catalog", "read_defects", "read_normals", "require_masks", "unite",
 ]  # fmt: skip
 
 DEFECT: Final = "defect"
@@ -83,6 +83,11 @@ class Catalog(_Record):
     def categories(self) -> tuple[str, ...]:
         """The categories of the defects, sorted."""
         return tuple(sorted({image.category for image in self.images} - {NORMAL}))
+
+
+def limits_of(catalog: Catalog, ranges: Mapping[str, tuple[float, float]]) -> dict[Path, tuple[float, float]]:
+    """The range of each image whose product has one."""
+    return {image.path: ranges[image.product] for image in catalog.images if image.product in ranges}
 
 
 @dataclass(frozen=True)

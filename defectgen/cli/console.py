@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from defectgen.folders import Skipped
 
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # and marks that reorder text
 _PERIOD = 10.0  # seconds between progress lines, where there is no progress bar
 
 
@@ -36,11 +38,11 @@ class Console:
     def note(self, text: str) -> None:
         """Print information for people, unless --quiet is set."""
         if not self._quiet:
-            typer.echo(f"defectgen: {text}", err=True)
+            _print(f"defectgen: {printable(text)}", err=True)
 
     def warn(self, text: str) -> None:
         """Print a warning, even with --quiet."""
-        typer.echo(f"defectgen: {text}", err=True)
+        _print(f"defectgen: {printable(text)}", err=True)
 
     def skipped(self, skipped: "Sequence[Skipped]") -> None:
         """Print a warning for each skipped input, and their number."""
@@ -78,6 +80,11 @@ class Console:
             )
 
 
+def printable(text: str) -> str:
+    """A text for one line of a terminal: line breaks and control codes, which file names may have, are escaped."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def duration(total: float) -> str:
     """Format a number of seconds: `45 s`, `3 min 20 s`, `2 h 05 min`."""
     hours, rest = divmod(round(total), 3600)
@@ -101,12 +108,12 @@ def _format(value: Any) -> str:
     return str(value)
 
 
-def _print(text: str) -> None:
+def _print(text: str, *, err: bool = False) -> None:
     try:
-        typer.echo(text)
+        typer.echo(text, err=err)
     except BrokenPipeError:
-        # The reader of the results is gone. Continue without it, and discard further output.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader is gone. Continue without it, and discard further output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (sys.stderr if err else sys.stdout).fileno())
 
 
 def _periodically(show: Callable[[int, int, str, Mapping[str, Any]], None]) -> Report:

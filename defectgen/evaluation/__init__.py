@@ -35,7 +35,7 @@ from defectgen.evaluation.splitting import Real, check_sides, remove_test_leakag
 from defectgen.folders import DEFECT, NORMAL, collapsed
 from defectgen.imaging.images import read_image
 from defectgen.imaging.mask_files import mask_files
-from defectgen.imaging.windows import BoolArray, FloatArray, value_range
+from defectgen.imaging.windows import BoolArray, FloatArray, common_range, value_range
 from defectgen.nn.features import Lite0, extractor
 from defectgen.version import __version__
 
@@ -121,8 +121,9 @@ def evaluate(
             {k: as_one_category(v) for k, v in made.items()},
         )
 
+    limits = common_range([each.path for each in train])
     sets = [
-        load_examples(images, categories, synthetic=number > 1)
+        load_examples(images, categories, synthetic=number > 1, limits=limits)
         for number, images in enumerate((train, test, *made.values()))
     ]
     train_examples, test_examples, *made_examples = to_common_channels(*sets)

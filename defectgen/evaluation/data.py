@@ -16,7 +16,7 @@ from defectgen.errors import BadInputError
 from defectgen.folders import NORMAL, Catalog, read_defects, read_normals
 from defectgen.imaging.images import DecodedImage, read_image
 from defectgen.imaging.mask_files import read_masks
-from defectgen.imaging.windows import BoolArray, BoundedCache, FloatArray, normalize, value_range
+from defectgen.imaging.windows import BoolArray, BoundedCache, FloatArray, Limits, normalize, value_range
 
 _MAX_SIDE = 512  # pixels; images with a longer side are reduced to it
 _CACHE_BYTES = 1 << 28  # of images in memory, for each set
@@ -129,12 +129,13 @@ def read_synthetic(folder: Path) -> Synthetic:
     return Synthetic(tuple(images), model_images, bool(saved.get("trained_on")), traceable, by_model, skipped)
 
 
-def load_image(path: Path) -> NDArray[np.float32]:
-    """Read an image file and convert it with `to_model_range`."""
-    return to_model_range(read_image(path))
+def load_image(path: Path, limits: Limits | None = None) -> NDArray[np.float32]:
+    """Read an image file and convert it with `to_model_range`; `limits` are those of 16-bit images."""
+    image = read_image(path)
+    return to_model_range(image, limits if image.depth == 16 else None)
 
 
-def to_model_range(image: DecodedImage, limits: tuple[float, float] | None = None) -> NDArray[np.float32]:
+def to_model_range(image: DecodedImage, limits: Limits | None = None) -> NDArray[np.float32]:
     """Convert an image to [C, H, W] in [-1, 1], reduced to at most 512 pixels on the longer side.
 
     Args:
@@ -205,18 +206,22 @@ class Example:
         return Example(load, self.label, synthetic=self.synthetic)
 
 
-def _load(files_of: tuple[Path, Path | None]) -> tuple[FloatArray, BoolArray]:
+def _load(limits: Limits | None, files_of: tuple[Path, Path | None]) -> tuple[FloatArray, BoolArray]:
     """An image and its mask."""
     path, mask = files_of
-    x = load_image(path)
+    x = load_image(path, limits)
     return x, load_mask(mask, (x.shape[1], x.shape[2]))
 
 
 def load_examples(
-    images: Sequence[LabeledImage], categories: Sequence[str], *, synthetic: bool = False
-) -> list[Example]:
-    """Images as examples: label 0 for normals, then the categories in order. They share a cache of 256 MiB."""
-    cache = BoundedCache(_load, lambda loaded: loaded[0].nbytes + loaded[1].nbytes, _CACHE_BYTES)
+    images: Sequence[LabeledImage], categories: Sequence[str], *, synthetic: bool = False,
+    limits: Limits | None = None,
+) -> list[Example]:  # fmt: skip
+    """Images as examples: label 0 for normals, then the categories in order. They share a cache of 256 MiB.
+
+    `limits` is the range of 16-bit images: by its own, an image with a bright defect is darker than one without.
+    """
+    cache = BoundedCache(partial(_load, limits), lambda loaded: loaded[0].nbytes + loaded[1].nbytes, _CACHE_BYTES)
     return [
         Example(
             partial(cache.read, (image.path, image.mask)),

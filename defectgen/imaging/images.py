@@ -60,6 +60,8 @@ class DecodedImage:
     """
 
     pixels: Pixels
+    limits: tuple[float, float] | None = None
+    """The pixel values that count as black and white, if they are not the image's own: see `windows.value_range`."""
 
     @property
     def height(self) -> int:

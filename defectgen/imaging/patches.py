@@ -60,6 +60,9 @@ class DefectPatch:
     coarseness: float = 1.0
     """The factor by which the patch was enlarged since it was made, at least 1."""
     joined: Joined | None = None
+    limits: tuple[float, float] | None = None
+    """The native values of -1 and 1, if it was cut out of a 16-bit image. Others of that depth get these values back:
+    their own ranges say nothing about the strength of a defect."""
 
 
 def cut_out(image: DecodedImage, box: Box, piece: BoolArray, rim: int, source: Path | None = None) -> DefectPatch:
@@ -72,9 +75,11 @@ def cut_out(image: DecodedImage, box: Box, piece: BoolArray, rim: int, source: P
     low, high = value_range(image)
     pixels = image.pixels[top:bottom, left:right].astype(np.float32)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels[..., : image.channels]
-    return DefectPatch(
-        np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1), blend_mask, defect_mask, True, source, box
-    )
+    limits = None
+    if image.depth == 16:  # the range of the image may leave out a small, bright defect
+        low, high = limits = min(low, float(pixels.min())), max(high, float(pixels.max()))
+    values = np.clip((pixels - low) * (2 / (high - low)) - 1, -1, 1)
+    return DefectPatch(values, blend_mask, defect_mask, True, source, box, limits=limits)
 
 
 def relative(patch: DefectPatch) -> DefectPatch:
@@ -273,6 +278,10 @@ def end_to_end(a: DefectPatch, b: DefectPatch, degrees: tuple[float, float]) -> 
 
 def joined(a: DefectPatch, b: DefectPatch, at: tuple[int, int]) -> DefectPatch:
     """One patch with two defects, b's corner at (x, y) on a. The brightness, and b's contrast with it, become a's."""
+    if a.limits is not None and b.limits is not None:
+        (low, high), (own_low, own_high) = a.limits, b.limits
+        native = (b.pixels + 1) * ((own_high - own_low) / 2) + own_low
+        b = replace(b, pixels=np.asarray((native - low) * (2 / (high - low)) - 1, np.float32))
     corners = np.array([[0, 0], at])
     sizes = np.array([each.blend_mask.shape[::-1] for each in (a, b)])
     start = corners.min(axis=0)

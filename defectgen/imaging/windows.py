@@ -5,7 +5,7 @@ are equal unless defects are larger than the window: then side = image_size / sc
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -19,10 +19,13 @@ from defectgen.imaging.images import DecodedImage, Pixels, read_image
 
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
+Limits = tuple[float, float]
+"""The pixel values that are mapped to -1 and 1."""
 K = TypeVar("K")
 V = TypeVar("V")
 
 _GAP = 7  # pixels; pieces of a mask that are closer together are one defect
+_RANGES_OF = 40  # images
 _EXPOSURE = 3.0  # greatest factor on the brightness of a window; its inverse is the least
 
 
@@ -118,17 +121,29 @@ def inside(start: int, side: int, length: int) -> int:
     return min(max(start, min(0, length - side)), max(0, length - side))
 
 
-def value_range(image: DecodedImage) -> tuple[float, float]:
+def value_range(image: DecodedImage) -> Limits:
     """The native pixel values that are mapped to -1 and 1.
 
-    0 and 255 for 8 bits. A 16-bit image rarely uses its full range: there they are the 0.1 and 99.9 percentiles,
-    estimated from some 65 000 pixels.
+    0 and 255 for 8 bits. A 16-bit image rarely uses its full range: there they are `image.limits`, or the 0.1 and 99.9
+    percentiles, estimated from some 65 000 pixels.
     """
     if image.depth == 8:
         return 0.0, 255.0
+    if image.limits is not None:
+        return image.limits
     thin = image.pixels[:: 1 + image.height // 256, :: 1 + image.width // 256]
     low, high = np.percentile(thin[..., : image.channels] if thin.ndim == 3 else thin, [0.1, 99.9])
     return float(low), float(max(high, low + 1))
+
+
+def common_range(paths: Sequence[Path]) -> Limits | None:
+    """One range for 16-bit images that are compared: from the lowest to the highest of theirs. None for 8-bit images.
+
+    By its own, an image with a bright defect would be darker than one without. Of many images, 40 are read.
+    """
+    images = [read_image(path) for path in paths[:: 1 + len(paths) // _RANGES_OF]]
+    ranges = [value_range(image) for image in images if image.depth == 16]
+    return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
 
 
 def crop(image: DecodedImage, window: Window, image_size: int, channels: int) -> FloatArray:
@@ -254,7 +269,22 @@ class BoundedCache(Generic[K, V]):
 
 
 class ImageCache(BoundedCache[Path, DecodedImage]):
-    """A cache of decoded images by their files, limited in bytes of pixels."""
+    """A cache of decoded images by their files, limited in bytes of pixels.
 
-    def __init__(self, limit: int = 2 << 30, read: Callable[[Path], DecodedImage] = read_image) -> None:
-        super().__init__(read, lambda image: image.pixels.nbytes, limit)
+    `limits` are the ranges of 16-bit images; what is outside widens them.
+    """
+
+    def __init__(
+        self, limit: int = 2 << 30, read: Callable[[Path], DecodedImage] = read_image,
+        limits: Mapping[Path, Limits] | None = None,
+    ) -> None:  # fmt: skip
+        self.limits = dict(limits or {})
+
+        def with_limits(path: Path) -> DecodedImage:
+            image = read(path)
+            if image.depth == 8 or path not in self.limits:
+                return image
+            (low, high), (own_low, own_high) = self.limits[path], value_range(image)
+            return DecodedImage(image.pixels, (min(low, own_low), max(high, own_high)))
+
+        super().__init__(with_limits, lambda image: image.pixels.nbytes, limit)

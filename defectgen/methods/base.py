@@ -21,7 +21,8 @@ class Task(BaseModel):
     """What the training images determine about a model.
 
     `domains` are the normals, first, and the defect categories. `scales` holds, per product and category, the factor
-    by which images are scaled before windows are cropped (at most 1). `masks` holds, per category, real masks of the
+    by which images are scaled before windows are cropped (at most 1). `ranges` holds, per product, the values that are
+    black and white in its 16-bit images. `masks` holds, per category, real masks of the
     window's size (`control_maps.to_text`), from which methods that learn labels or pairs draw their control maps.
     `spots` holds, per category, where real defects lay (`places.to_text`), for methods that learn patches with masks;
     their windows are four times as wide as high if `elongated`.
@@ -33,6 +34,7 @@ class Task(BaseModel):
     products: tuple[str, ...]
     channels: int
     scales: dict[str, dict[str, float]]
+    ranges: dict[str, tuple[float, float]] = {}
     masks: dict[str, tuple[str, ...]] = {}
     spots: dict[str, tuple[str, ...]] = {}
     elongated: bool = False

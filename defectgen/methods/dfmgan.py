@@ -247,7 +247,7 @@ def scale_code(scales: Tensor) -> Tensor:
 
 _LEARNS: Mapping[str, Any] = {
     "projected": True, "by_category": True, "hard_masks": True, "anneal": True, "turns": False, "pl_every": 8,
-    "mismatched": 0.5, "lambda_area": 2.0, "exposure": True, "prior": "bank",
+    "mismatched": 0.5, "lambda_area": 2.0, "lambda_match": 0.3, "exposure": True, "prior": "bank",
 }  # fmt: skip
 """What makes the smaller presets learn in minutes."""
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -17,7 +18,7 @@ from defectgen.dataset import Sample
 from defectgen.dataset.manifest import Parameters, Provenance
 from defectgen.device import resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
-from defectgen.folders import Catalog, SourceImage
+from defectgen.folders import Catalog, SourceImage, limits_of
 from defectgen.imaging import control_maps, level, masks
 from defectgen.imaging.control_maps import KnownMask, Sides, draw_map, fitted, pick
 from defectgen.imaging.images import DecodedImage, Pixels
@@ -27,6 +28,7 @@ from defectgen.imaging.places import Habits, KnownSpot, Pose, Spot, from_text
 from defectgen.imaging.windows import (
     Box,
     FloatArray,
+    Limits,
     Window,
     crop,
     crop_zero_padded,
@@ -128,6 +130,12 @@ class _Network:
             "model_sha256": request.entry.sha256,
             "method": request.entry.method,
         }
+        self.limits: dict[Path, Limits] = {}
+        """The ranges of 16-bit images, as the model learned their products."""
+        style = request.style if isinstance(request.style, Catalog) else None
+        for catalog in (request.wanted.normals, request.references, style):
+            if catalog is not None:
+                self.limits |= limits_of(catalog, self.method.task.ranges)
         prior = getattr(self.method.config, "prior", None)
         if prior is not None and request.references is None:
             self.provenance["prior"] = prior
@@ -269,6 +277,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
         self._network = network
+        self._images.limits |= network.limits
         self.metadata |= network.metadata
         self._method = network.method
         self._masks = network.masks
@@ -470,6 +479,7 @@ class RestoredSamples(SampleStream[Draw, Pixels]):
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         super().__init__(replace(request.wanted, categories=network.categories), 1)
         self._network = network
+        self._images.limits |= network.limits
         self.metadata |= network.metadata
 
     def _draw(self, index: int, attempt: int) -> Draw:
@@ -534,6 +544,7 @@ class PatchSamples(Composition[_PatchDraw, list[_Output]]):
         wanted = replace(request.wanted, categories=network.categories)
         super().__init__(wanted, request.placement or Placement(), network.batch_size)
         self._network = network
+        self._images.limits |= network.limits
         self.metadata |= network.metadata
         self._mixtures = {mixture_name(w): w for w in map(network.weights, request.wanted.categories)}
         known = network.method.task.spots if network.method.config.draws_masks else {}
@@ -656,6 +667,7 @@ class _WithoutNormals(SampleStream[Attempt, _Output]):
     def __init__(self, request: SynthesisRequest, network: _Network) -> None:
         super().__init__(replace(request.wanted, categories=network.categories), network.batch_size)
         self._network = network
+        self._images.limits |= network.limits
         self.metadata |= network.metadata
 
     def _draw(self, index: int, attempt: int) -> Attempt:

@@ -447,6 +447,9 @@ def lay(
         The new pixels, and the mask of the visible defect, [H, W].
     """
     (x, y), (height, width), (low, high) = at, patch.blend_mask.shape, value_range(photograph)
+    unit, black = (high - low) / 255, low
+    if patch.limits is not None and photograph.depth == 16:
+        (low, high), black = patch.limits, 0.0
     top, left = max(y, 0), max(x, 0)
     here = (
         slice(top, max(min(y + height, photograph.height), top)),
@@ -462,7 +465,7 @@ def lay(
     if rim.sum() >= masks.SMALLEST:
         own, around = pixels[there][rim], before[rim]
         # Light multiplies: where the background is twice as bright, so is the defect's contrast.
-        gain = (around.mean() - low) / max(float(own.mean()) - low, 1e-3)
+        gain = (around.mean() - black) / max(float(own.mean()) - black, 1e-3)
         if colour == "match":
             gain = around.std(axis=0) / np.maximum(own.std(axis=0), 1e-3)
         pixels = (pixels - own.mean(axis=0)) * np.clip(gain, *GAINS)
@@ -476,9 +479,8 @@ def lay(
     result = blend(pixels, patch.blend_mask, image, at=at, mode=mode)
     # An annotated mask may be generous: only pixels without any visible change are removed from it.
     shown = masks.visible_part(
-        before, _colors(result[here], photograph.channels), patch.defect_mask[there], (high - low) / 255,
-        annotated=patch.annotated,
-    )  # fmt: skip
+        before, _colors(result[here], photograph.channels), patch.defect_mask[there], unit, annotated=patch.annotated
+    )
     return result, paste_on_zeros(shown, (left, top), (photograph.height, photograph.width))
 
 

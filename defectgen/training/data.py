@@ -17,7 +17,7 @@ from torch import Tensor
 
 from defectgen.device import RANK
 from defectgen.errors import UsageError
-from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, require_masks, unite
+from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, limits_of, require_masks, unite
 from defectgen.imaging import level
 from defectgen.imaging.control_maps import KnownMask, draw_map, pick, to_text
 from defectgen.imaging.images import DecodedImage
@@ -39,7 +39,9 @@ from defectgen.imaging.windows import (
     Box,
     FloatArray,
     ImageCache,
+    Limits,
     Window,
+    common_range,
     crop,
     defect_boxes,
     defect_pieces,
@@ -62,6 +64,16 @@ _FIT = 0.9  # fraction of a category's defects that fit into a window
 _THINNEST = 4  # pixels of the window: the median thickness of a category's defects is kept from falling below it
 _TWINS_LIMIT = 1 << 30  # bytes of repaired images that are kept
 _FLIPS = ((False, False), (False, True), (True, False), (True, True))  # vertically, horizontally
+
+
+def find_ranges(catalog: Catalog) -> dict[str, Limits]:
+    """The common range of each product's 16-bit images."""
+    deep = [image for image in catalog.images if image.depth == 16]
+    found = {
+        product: common_range([image.path for image in deep if image.product == product])
+        for product in sorted({image.product for image in deep})
+    }
+    return {product: limits for product, limits in found.items() if limits is not None}
 
 
 def find_scale(
@@ -176,7 +188,8 @@ class TrainingWindows:
         self.products = tuple(products)
         self.domains = tuple(domains)
         self.channels = max(image.channels for image in catalog.images)
-        self._cache = ImageCache()
+        self.ranges = find_ranges(catalog)
+        self._cache = ImageCache(limits=limits_of(catalog, self.ranges))
         self._masks = ImageCache(read=lambda path: DecodedImage(read_masks(path).astype(np.uint8) * 255))
         self._twins = BoundedCache[SourceImage, DecodedImage](
             self._repair, lambda image: image.pixels.nbytes, _TWINS_LIMIT
@@ -285,7 +298,8 @@ class TrainingWindows:
     def _repair(self, image: SourceImage) -> DecodedImage:
         masks = [mask for mask in (image.mask, *(mask for _, mask in image.also)) if mask is not None]
         whole = np.any([self._masks.read(mask).pixels > 0 for mask in masks], axis=0)
-        return DecodedImage(repaired(self._cache.read(image.path), whole))
+        found = self._cache.read(image.path)
+        return replace(found, pixels=repaired(found, whole))
 
     def sheet(self) -> NDArray[np.uint8] | None:
         """Defect images beside their repaired twins, so that a bad repair is seen; None if there are no twins."""
@@ -484,7 +498,8 @@ class TrainingPatches:
         self.image_size = image_size
         self.products = tuple(products)
         self.domains = tuple(domains)
-        self._cache = ImageCache()
+        self.ranges = find_ranges(catalog)
+        self._cache = ImageCache(limits=limits_of(catalog, self.ranges))
         images: dict[str, dict[str, list[SourceImage]]] = {product: {} for product in products}
         for image in catalog.images:
             if image.category != NORMAL:
@@ -719,5 +734,6 @@ def make_task(windows: TrainingData) -> Task:
         masks = {category: tuple(map(to_text, known)) for category, known in windows.masks.items()}
     return Task(
         domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales,
-        masks=masks, spots=spots, elongated=isinstance(windows, LevelPatches) and windows.elongated,
+        ranges=windows.ranges, masks=masks, spots=spots,
+        elongated=isinstance(windows, LevelPatches) and windows.elongated,
     )  # fmt: skip

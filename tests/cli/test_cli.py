@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -343,3 +344,57 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert captured.out == ""
     assert "3/9" in captured.err
     assert "[3.5] images/s" in captured.err
+
+
+# Starting and standard error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_starts_has_its_code_and_no_traceback(number: signal.Signals) -> None:
+    """While the command line is imported, which the program below makes slow."""
+    program = (
+        "import sys, time\n"
+        "class Slow:\n"
+        "  def find_spec(self, name, *_):\n"
+        "    if name == 'typer': print('ready', flush=True); time.sleep(60)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "from defectgen.__main__ import main; sys.exit(main(['--version']))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, message = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert message == "defectgen: error: stopped before it began\n"
+
+
+def command(arguments: Sequence[str], shell: str) -> subprocess.CompletedProcess[str]:
+    """Run the program with redirections of the shell."""
+    line = shlex.join([sys.executable, "-m", "defectgen", *arguments])
+    return subprocess.run(["bash", "-c", f"{line} {shell}"], capture_output=True, text=True, check=False)
+
+
+SAMPLES = Path(__file__).parents[2] / "examples/samples/steel"
+COMPOSE = ["compose", str(SAMPLES / "defects"), str(SAMPLES / "normals"), "-n", "1", "--out"]
+
+
+class TestStandardError:
+    def test_without_one_the_work_is_done(self, tmp_path: Path) -> None:
+        for i, shell in enumerate(("2>&-", ">&- 2>&-", "2> >(exec 0<&-; sleep 0)")):
+            assert command([*COMPOSE, str(tmp_path / f"{i}")], shell).returncode == 0, shell
+            assert (tmp_path / f"{i}/dataset.json").is_file()
+        assert command(["compose", "nothing"], "2>&-").returncode == 2
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    def test_a_full_one_is_a_full_device(self, tmp_path: Path) -> None:
+        done = command([*COMPOSE, str(tmp_path / "full")], "2>/dev/full")
+        assert done.returncode == 6
+        assert command([*COMPOSE, str(tmp_path / "full"), "--resume", "--quiet"], "").returncode == 0
+
+    def test_names_of_files_cannot_forge_lines(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["compose", f"{tmp_path}/a\n\x1b[2Kdefectgen: all is well\u202e", "b", "-n", "1"]) != 0
+        shown = capsys.readouterr().err
+        assert len(shown.splitlines()) == 1
+        assert "\x1b" not in shown
+        assert "\u202e" not in shown

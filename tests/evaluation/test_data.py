@@ -12,6 +12,7 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.evaluation.data import (
     LabeledImage,
     Synthetic,
+    load_examples,
     load_image,
     load_mask,
     read_real,
@@ -21,7 +22,7 @@ from defectgen.evaluation.data import (
 )
 from defectgen.evaluation.splitting import near_duplicates, remove_test_leakage, split
 from defectgen.imaging.images import DecodedImage, encode_png, read_image
-from defectgen.imaging.windows import value_range
+from defectgen.imaging.windows import common_range, value_range
 
 
 def copy_of(path: Path, to: Path, brighter: int = 0) -> LabeledImage:
@@ -191,3 +192,18 @@ def test_two_of_16_bit_are_seen_by_one_tone() -> None:
     a, b = to_model_range(DecodedImage(after), tones), to_model_range(DecodedImage(ground))
     assert np.array_equal(a[:, 40:], b[:, 40:])
     assert (a[:, 12:28, 12:28] == 1).all()
+
+
+def test_networks_see_16_bit_images_by_one_range(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = []
+    for i, category in enumerate(("normal", "hole")):
+        pixels = rng.normal(1000, 8, (64, 64))
+        pixels[20:30, 20:30] += 2000 * i
+        (tmp_path / f"{i}.png").write_bytes(encode_png(pixels.astype(np.uint16)))
+        images.append(LabeledImage(tmp_path / f"{i}.png", category))
+    limits = common_range([each.path for each in images])
+    assert limits is not None
+    normal, hole = (each.x[0, 40:] for each in load_examples(images, ["hole"], limits=limits))
+    assert normal.mean() == pytest.approx(hole.mean(), abs=0.01)
+    assert common_range([tmp_path / "0.png"]) != limits

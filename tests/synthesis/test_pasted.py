@@ -512,3 +512,24 @@ def test_colors_are_kept_matched_or_made_gray() -> None:
     assert changes["keep"] == pytest.approx([-75, -50, -25], abs=4)
     assert changes["match"] == pytest.approx([-30, -20, -10], abs=4)
     assert changes["gray"] == pytest.approx([-50, -50, -50], abs=4)
+
+
+@pytest.mark.parametrize(("level", "strength"), [(1000, 2000), (1000, 300), (30_000, 9000)])
+def test_a_16_bit_defect_keeps_its_levels(tmp_path: Path, level: int, strength: int) -> None:
+    """The images' own ranges are their noise, or their noise and the defect."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((160, 160), np.uint8)
+    cv2.ellipse(mask, (80, 80), (14, 10), 30, 0, 360, 255, -1)
+    for i in range(3):
+        for folder, extra in (("normals", 0), ("defects/void", strength)):
+            pixels = rng.normal(level, 8, (160, 160)) + extra * (mask > 0)
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"{folder}/{i}.png").write_bytes(encode_png(pixels.astype(np.uint16)))
+        (tmp_path / "masks/void").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"masks/void/{i}.png").write_bytes(encode_png(mask))
+    wanted = SampleSpec(categories=("void",), num=4, normals=read_normals(tmp_path / "normals"))
+    request = ComposeRequest(wanted, read_defects(tmp_path / "defects"), "defects", Placement(vary=0.0, scale=(1, 1)))
+    for sample in compose(request):
+        change = sample.image.astype(float) - source(sample).pixels
+        inner = cv2.erode(sample.mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        assert np.median(change[inner]) == pytest.approx(strength, rel=0.15)  # turning mixes some of it into the rim

@@ -456,3 +456,36 @@ def test_defects_without_color_are_learned_in_gray(tmp_path: Path, color: tuple[
     data = TrainingPatches(read, 32, ("a",), ("normal", "rust"))
     assert data.channels == channels
     assert data.row(np.random.default_rng(0)).source.x.shape == (channels, 32, 32)
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Path:
+    """16-bit images of an even part, with a void of 2000 levels in some."""
+    noise = np.random.default_rng(0)
+    mask = np.zeros((128, 128), np.uint8)
+    cv2.circle(mask, (60, 64), 12, 255, -1)
+    for i in range(4):
+        for folder, strength in (("normals", 0), ("defects/void", 2000)):
+            pixels = noise.normal(1000, 8, (128, 128)) + strength * (mask > 0)
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"{folder}/{i}.png").write_bytes(encode_png(np.asarray(pixels, np.uint16)))
+        (tmp_path / "masks/void").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"masks/void/{i}.png").write_bytes(encode_png(mask))
+    return tmp_path
+
+
+def test_16_bit_images_of_a_product_have_one_range(deep: Path) -> None:
+    """By the ranges of their own, a normal would be all noise, and a defect stand on black."""
+    source = ProductFolders(product="p", normals=deep / "normals", defects=deep / "defects")
+    data = TrainingPairs(read_catalog([source]), 64, ("p",), (NORMAL, "void"))
+    for seed in range(6):
+        row = data.row(rng(seed))
+        assert row.reference.a is not None
+        assert row.reference.twin is not None
+        ground = row.reference.x[0][row.reference.a[0] == 0]
+        assert np.median(ground) == pytest.approx(np.median(row.source.x), abs=0.02)
+        assert row.source.x.std() < 0.05
+        assert np.median(row.reference.x[0][row.reference.a[0] > 0] - np.median(ground)) == pytest.approx(1.9, abs=0.15)
+        assert np.median(row.reference.twin) == pytest.approx(np.median(ground), abs=0.05)
+    low, high = make_task(data).ranges["p"]
+    assert 950 < low < 1000 < 2900 < high < 3100
