@@ -1,7 +1,7 @@
 """`defectgen synthesize`, with the generating and the writing stood in for."""
 
 import json
-from datetime import datetime, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -114,9 +114,7 @@ def test_names_with_the_signs_of_the_syntax(
     model: Entry, synthesized: SimpleNamespace, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     known = ("a+b", "x:1", "c,d", "e=f", "crack", "blowhole")
-    odd = model.model_copy(
-        update={"name": "odd", "categories": known, "created": datetime.max.replace(tzinfo=timezone.utc)}
-    )
+    odd = model.model_copy(update={"name": "odd", "categories": known, "created": model.created + timedelta(days=1)})
     registry.add(odd, Path("weights.toml"))
     Path("k=m.png").write_bytes(encode_png(np.full((60, 80), 255, np.uint8) * (np.arange(80) < 40).astype(np.uint8)))
     for name in known:
