@@ -1,9 +1,8 @@
 """Reads folders of images in the common layouts into a catalog: the product, category and mask of each image."""
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -11,17 +10,22 @@ from pydantic import BaseModel, ConfigDict
 
 from defectgen import files
 from defectgen.errors import BadInputError, UsageError
-from defectgen.imaging.images import ImageError, is_image_file, read_image, read_mask
+from defectgen.finding import NORMAL, Found, Part, ProductFolders, find_defects, find_normals
+from defectgen.imaging.images import DecodedImage, ImageError, read_image
+from defectgen.imaging.mask_files import read_masks
+from defectgen.imaging.oddities import covered, is_bilevel, is_transparent, is_turned_alone, orientation
+from defectgen.imaging.windows import BoolArray
+from defectgen.mask_matching import READERS, about, some, stem
 
-NORMAL: Final = "normal"
+__all__ = [
+    "DEFECT", "NORMAL", "Catalog", "OnBad", "OnFile", "ProductFolders", "Skipped", "SourceImage", "collapsed",
+    "limits_of", "parse_product", "read_catalog", "read_defects", "read_normals", "require_masks", "unite",
+]  # fmt: skip
+
 DEFECT: Final = "defect"
 """The single category of a method that does not distinguish categories of defects."""
 OnBad = Literal["skip", "fail"]
 OnFile = Callable[[int, int], None]
-
-_LAYOUTS = "expected images, or a folder of images for each category (README.md, train)"
-_LABELS = "labels.csv"
-_MASK_FOLDERS = ("masks", "ground_truth")
 
 
 class _Record(BaseModel):
@@ -31,6 +35,7 @@ class _Record(BaseModel):
 class SourceImage(_Record):
     """A readable image and its category. Sizes are in pixels, `channels` is 1 or 3, `depth` is 8 or 16 bits.
 
+    `mask` is a file, or a folder of several masks of the image (`imaging.mask_files`).
     An image that shows several categories has one record for each. `also` lists the other categories and their masks.
     """
 
@@ -52,20 +57,12 @@ class Skipped(_Record):
     reason: str
 
 
-class ProductFolders(_Record):
-    """The folders of one product, as given by the user."""
-
-    product: str
-    normals: Path
-    defects: Path | None
-    masks: Path | None = None
-
-
 class Catalog(_Record):
-    """All images of a run, and the files that were skipped."""
+    """All images of a run, the files that were skipped, and what is odd about the others, each in one line."""
 
     images: tuple[SourceImage, ...]
     skipped: tuple[Skipped, ...]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, parts: "Iterable[Catalog]") -> "Catalog":
@@ -74,6 +71,7 @@ class Catalog(_Record):
         return cls(
             images=tuple(image for part in parts for image in part.images),
             skipped=tuple(each for part in parts for each in part.skipped),
+            warnings=tuple(dict.fromkeys(line for part in parts for line in part.warnings)),
         )
 
     @property
@@ -92,34 +90,39 @@ def limits_of(catalog: Catalog, ranges: Mapping[str, tuple[float, float]]) -> di
     return {image.path: ranges[image.product] for image in catalog.images if image.product in ranges}
 
 
-class _Found(_Record):
-    """A file that has been found but not read yet."""
+@dataclass(frozen=True)
+class _Reading:
+    """The result of reading a file, and what is odd about it."""
 
-    path: Path
-    mask: Path | None
-    category: str
-    product: str
+    image: SourceImage | Skipped
+    covered: float = 0.0
+    """The fraction of the image that its mask marks, if it may be inverted; else 0."""
+    turned: bool = False
+    """Whether EXIF turns the image, but not its mask, and their sizes do not tell if that is right."""
+    transparent: bool = False
+    bilevel: bool = False
+    """Whether it has no mask and looks like one itself."""
 
 
 def parse_product(text: str) -> ProductFolders:
-    """Parse `NAME=NORMALS:DEFECTS`. Paths may contain colons: the split is the one where both folders exist.
+    """Parse `NAME=NORMALS:DEFECTS`. All may contain `=` and `:`: the split is the one where both folders exist.
 
     Raises:
         UsageError: the text has another form.
         BadInputError: no split gives two existing folders.
     """
-    name, equals, folders = text.partition("=")
-    pairs = [
-        (Path(folders[:i]), Path(folders[i + 1 :]))
-        for i, letter in enumerate(folders)
-        if letter == ":" and folders[:i] and folders[i + 1 :]
+    splits = [
+        (text[:i], Path(text[i + 1 : j]), Path(text[j + 1 :]))
+        for i, equals in enumerate(text)
+        for j, colon in enumerate(text)
+        if equals == "=" and colon == ":" and text[:i].strip() and i + 1 < j < len(text) - 1
     ]
-    existing = [pair for pair in pairs if pair[0].is_dir() and pair[1].is_dir()]
-    if not equals or not name.strip() or not pairs:
+    if not splits:
         raise UsageError(f"--product {text}: give NAME=NORMALS:DEFECTS")
-    if not existing:
-        raise BadInputError(f"--product {text}: no such folders; give two, separated by a colon: NORMALS:DEFECTS")
-    return ProductFolders(product=name.strip(), normals=existing[0][0], defects=existing[0][1])
+    for name, normals, defects in splits:
+        if normals.is_dir() and defects.is_dir():
+            return ProductFolders(product=name.strip(), normals=normals, defects=defects)
+    raise BadInputError(f"--product {text}: no such folders; give two, separated by a colon: NORMALS:DEFECTS")
 
 
 def read_catalog(
@@ -148,16 +151,14 @@ def read_catalog(
         BadInputError: a folder is missing or has no known layout; a mask and its image differ in size;
             no usable image is left; a file is unreadable and `on_bad` is "fail".
     """
-    found: list[_Found] = []
+    parts: list[Part] = []
     for source in sources:
         normals, defects = _mvtec(source)
-        found += [
-            _Found(path=path, mask=None, category=NORMAL, product=source.product) for path in _image_files(normals)
-        ]
+        parts.append(find_normals(normals, source.product))
         if defects is None:
             raise BadInputError(f"{source.normals}: no folder of defects is given; give it after this one")
-        found += _find_defects(source, defects, category)
-    catalog = _read(found, on_bad, progress)
+        parts.append(find_defects(source, defects, () if category is None else (category,)))
+    catalog = _read(parts, on_bad, progress)
     for product in {source.product for source in sources}:
         for what in ("normals", "defects"):
             if not any(s.product == product and (s.category == NORMAL) == (what == "normals") for s in catalog.images):
@@ -168,8 +169,7 @@ def read_catalog(
 def read_normals(folder: Path, *, product: str = "product", on_bad: OnBad = "skip") -> Catalog:
     """Read normal images only, from a flat folder or an MVTec AD category folder. Raises as `read_catalog`."""
     normals, _ = _mvtec(ProductFolders(product=product, normals=folder, defects=None))
-    found = [_Found(path=path, mask=None, category=NORMAL, product=product) for path in _image_files(normals)]
-    catalog = _read(found, on_bad, None)
+    catalog = _read([find_normals(normals, product)], on_bad, None)
     if not catalog.images:
         raise BadInputError(f"{folder}: no usable normals: {_reasons(catalog.skipped)}")
     return catalog
@@ -198,11 +198,7 @@ def read_defects(
     if (folder / "train" / "good").is_dir() and (folder / "test").is_dir():
         folder = folder / "test"
     source = ProductFolders(product=product, normals=folder, defects=folder, masks=masks)
-    found = _find_defects(source, folder, categories[0] if len(categories) == 1 else None)
-    existing = {each.category for each in found}
-    if unknown := set(categories) - existing:
-        raise UsageError(f"--category {min(unknown)}: {folder} has {', '.join(sorted(existing))}")
-    catalog = _read([each for each in found if each.category in (categories or existing)], on_bad, None)
+    catalog = _read([find_defects(source, folder, categories)], on_bad, None)
     if not catalog.images:
         raise BadInputError(f"{folder}: no usable defects: {_reasons(catalog.skipped)}")
     if masked:
@@ -263,153 +259,121 @@ def _mvtec(source: ProductFolders) -> tuple[Path, Path | None]:
     return source.normals, source.defects
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """The images directly in a folder, sorted by name. Raises BadInputError if existing are none."""
-    paths = _listed(folder, lambda path: not path.is_dir() and is_image_file(path))
-    if not paths:
-        found = ", ".join(path.name for path in islice(sorted(folder.iterdir()), 5)) or "nothing"
-        raise BadInputError(f"{folder}: no images; found {found}; {_LAYOUTS}")
-    return paths
+# --- Reading ----------------------------------------------------------------------------------------------------
 
 
-def _listed(folder: Path, wanted: Callable[[Path], bool]) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and wanted(path))
-    except OSError as error:
-        raise BadInputError(f"{folder}: {error.strerror}") from error
-
-
-def _find_defects(source: ProductFolders, defects: Path, category: str | None) -> list[_Found]:
-    if not defects.is_dir():
-        raise BadInputError(f"{defects}: no such folder")
-    # Anything but a folder counts as a file, so that a broken link is reported as a bad file.
-    flat = _listed(defects, lambda path: not path.is_dir() and is_image_file(path))
-    if flat:
-        folders = {category or defects.resolve().name: defects}
-    else:
-        folders = {folder.name: folder for folder in _listed(defects, Path.is_dir)}
-        if (defects.parent / "train" / "good").is_dir():
-            folders.pop("good", None)
-        if not folders:
-            _image_files(defects)
-        if category is not None:
-            if category not in folders:
-                raise UsageError(f"--category {category}: {defects} has {', '.join(folders)}")
-            folders = {category: folders[category]}
-    if flat and (defects / _LABELS).is_file():
-        return _read_labels(source, defects, flat, category)
-    if NORMAL in folders:
-        raise BadInputError(f"{folders[NORMAL]}: the name '{NORMAL}' is reserved for images without defects; rename it")
-    found = []
-    for name, folder in folders.items():
-        paths, masks = _image_files(folder), _mask_index(source, defects, folder)
-        has_masks = any(mask.parent.name == folder.name for mask in masks.values())
-        if has_masks and not any(path.stem in masks for path in paths):
-            raise _unmatched_masks(next(iter(masks.values())), paths[0])
-        found += [_Found(path=path, mask=masks.get(path.stem), category=name, product=source.product) for path in paths]
-    if source.masks is not None and not any(each.mask for each in found):
-        raise _unmatched_masks(source.masks, found[0].path)
-    return found
-
-
-def _read_labels(source: ProductFolders, defects: Path, paths: Sequence[Path], wanted: str | None) -> list[_Found]:
-    """The images of a flat folder, one record for each category that `labels.csv` lists."""
-    table = defects / _LABELS
-    try:
-        rows = list(csv.reader(table.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInputError(f"{table}: not a CSV file in UTF-8: {error}") from error
-    labels: dict[str, list[str]] = {}
-    for number, row in enumerate(rows, start=1):
-        if not row or (number == 1 and row[0].strip().lower() == "file"):
-            continue
-        categories = [name.strip() for name in row[1].split(";")] if len(row) == 2 else []
-        if not categories or "" in categories or NORMAL in categories:
-            raise BadInputError(f"{table}: line {number}: expected FILE,CATEGORY;CATEGORY, without '{NORMAL}'")
-        labels[row[0].strip()] = list(dict.fromkeys(categories))
-    by_name = {path.name: path for path in paths}
-    for problem, names in (
-        ("is not listed", by_name.keys() - labels),
-        ("is not in the folder", labels.keys() - by_name),
-    ):
-        if names:
-            raise BadInputError(f"{table}: {sorted(names)[0]} {problem}{' (and others)' if len(names) > 1 else ''}")
-    known = sorted({category for categories in labels.values() for category in categories})
-    if wanted is not None and wanted not in known:
-        raise UsageError(f"--category {wanted}: {table} has {', '.join(known)}")
-    masks = {category: _mask_index(source, defects, defects / category) for category in known}
-    return [
-        _Found(path=path, mask=masks[category].get(path.stem), category=category, product=source.product)
-        for path in paths
-        for category in labels[path.name]
-        if wanted in (None, category)
-    ]
-
-
-def _unmatched_masks(masks: Path, image: Path) -> BadInputError:
-    """The error for masks that match no image: without it, misnamed masks would be ignored silently."""
-    return BadInputError(
-        f"{masks}: no mask is named after its image; the mask of {image.name} must be called {image.stem}.png or "
-        f"{image.stem}_mask.png, in a folder {image.parent.name} if there are several categories"
-    )
-
-
-def _mask_index(source: ProductFolders, defects: Path, folder: Path) -> dict[str, Path]:
-    """The masks of a category folder, keyed by the stem of the image that each belongs to."""
-    if source.masks is not None and not source.masks.is_dir():
-        raise BadInputError(f"--masks {source.masks}: no such folder")
-    beside = [defects.parent / name for name in _MASK_FOLDERS]
-    if folder == defects:  # a flat folder may be one of several category folders
-        beside += [defects.parent.parent / name for name in _MASK_FOLDERS]
-    index: dict[str, Path] = {}
-    for root in [source.masks] if source.masks else beside:
-        for place in (root / folder.name, root):
-            if not place.is_dir():
-                continue
-            for path in _listed(place, lambda path: not path.is_dir() and is_image_file(path)):
-                index.setdefault(path.stem.removesuffix("_mask"), path)
-            if index:
-                return index
-    return index
-
-
-def _read(found: Sequence[_Found], on_bad: OnBad, progress: OnFile | None) -> Catalog:
-    """Decode every file. The catalog lists readable images and skipped files, both in the order of `found`."""
-    images: list[SourceImage] = []
-    skipped: list[Skipped] = []
-    with ThreadPoolExecutor(4, thread_name_prefix="reading") as pool:
-        for done, result in enumerate(pool.map(_read_one, found), start=1):
-            if isinstance(result, SourceImage):
-                images.append(result)
-            else:
-                skipped.append(result)
-            if progress is not None:
-                progress(done, len(found))
-    catalog = Catalog(images=tuple(images), skipped=tuple(skipped))
+def _read(parts: Sequence[Part], on_bad: OnBad, progress: OnFile | None) -> Catalog:
+    """Decode every file. The catalog lists readable images and skipped files, both in the order of `parts`."""
+    readings: list[_Reading] = []
+    lines: list[str] = []
+    total = sum(len(part.found) for part in parts)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="reading") as pool:
+        results = pool.map(_read_one, [each for part in parts for each in part.found])
+        for part in parts:
+            mine = []
+            for _ in part.found:
+                mine.append(next(results))
+                if progress is not None:
+                    progress(len(readings) + len(mine), total)
+            mine = _without_strays(mine)
+            readings += mine
+            lines += [*part.warnings, *_oddities(part, mine)]
+    skipped = tuple(each.image for each in readings if isinstance(each.image, Skipped))
     if skipped and on_bad == "fail":
-        raise BadInputError(f"{len(skipped)} of {len(found)} files cannot be used: {_reasons(catalog.skipped)}")
-    return catalog
+        raise BadInputError(f"{len(skipped)} of {total} files cannot be used: {_reasons(skipped)}")
+    images = tuple(each.image for each in readings if isinstance(each.image, SourceImage))
+    return Catalog(images=images, skipped=skipped, warnings=tuple(dict.fromkeys(lines)))
 
 
-def _read_one(found: _Found) -> SourceImage | Skipped:
+def _read_one(found: Found) -> _Reading:
+    marked, turned = 0.0, False
     try:
         image = read_image(found.path)
         if found.mask is not None:
-            mask = read_mask(found.mask)
+            mask = read_masks(found.mask)
             if mask.shape != (image.height, image.width):
-                raise BadInputError(
-                    f"{found.mask}: the mask is {mask.shape[1]}x{mask.shape[0]}, but {found.path} is "
-                    f"{image.width}x{image.height}; the sizes must be equal"
-                )
+                raise _unequal(found.path, found.mask, image, mask)
             if not mask.any():
-                return Skipped(path=found.path, reason=f"its mask {found.mask} is empty")
+                return _Reading(Skipped(path=found.path, reason=f"its mask {found.mask} is empty"))
+            marked, turned = covered(mask), is_turned_alone(found.path, found.mask, image)
     except ImageError as error:
-        which = f"its mask {error.path}: " if error.path == found.mask else ""
-        return Skipped(path=found.path, reason=f"{which}{error.reason}")
-    return SourceImage(
+        which = f"its mask {error.path}: " if error.path != found.path else ""
+        return _Reading(Skipped(path=found.path, reason=f"{which}{error.reason}"))
+    read = SourceImage(
         path=found.path, mask=found.mask, category=found.category, product=found.product,
         height=image.height, width=image.width, channels=image.channels, depth=image.depth,
     )  # fmt: skip
+    return _Reading(read, marked, turned, is_transparent(image), found.mask is None and is_bilevel(image))
+
+
+def _unequal(path: Path, mask_path: Path, image: DecodedImage, mask: BoolArray) -> BadInputError:
+    turned = mask.shape == (image.width, image.height) and orientation(path) >= 5
+    advice = (
+        "the image is turned by its EXIF orientation, the mask is not: turn the mask, too"
+        if turned
+        else "the sizes must be equal"
+    )
+    sizes = f"the mask is {mask.shape[1]}x{mask.shape[0]}, but {path} is {image.width}x{image.height}"
+    return BadInputError(f"{mask_path}: {sizes}; {advice}")
+
+
+def _without_strays(readings: Sequence[_Reading]) -> list[_Reading]:
+    """Skip the images of a folder that look like masks, unless all of them do."""
+    if all(each.bilevel for each in readings if isinstance(each.image, SourceImage)):
+        return list(readings)
+    reason = "black and white alone, as a mask is, but named as no image's mask; rename or remove it"
+    return [_Reading(Skipped(path=each.image.path, reason=reason)) if each.bilevel else each for each in readings]
+
+
+def _oddities(part: Part, readings: Sequence[_Reading]) -> list[str]:
+    """Warnings about images and masks that are used as they are."""
+    used = [(each, each.image) for each in readings if isinstance(each.image, SourceImage)]
+    lines = _missing_masks(part, [image for _, image in used])
+    inverted = {image.mask: each.covered for each, image in used if each.covered and image.mask}
+    if inverted:
+        share = f"{min(inverted.values()):.0%}"
+        lines.append(
+            about(
+                list(inverted),
+                f"mask marks {share} of its image, the border included",
+                f"masks mark {share} or more of their images, the borders included",
+                "inverted? Write 255 on the defect and 0 elsewhere",
+            )
+        )
+    turned = list(dict.fromkeys(image.path for each, image in used if each.turned))
+    if turned:
+        lines.append(
+            about(turned, "image is turned by its EXIF orientation, its mask is not",
+                  "images are turned by their EXIF orientation, their masks are not", "check that the masks fit")
+        )  # fmt: skip
+    transparent = list(dict.fromkeys(image.path for each, image in used if each.transparent))
+    if transparent:
+        lines.append(
+            about(transparent, "image is transparent in parts", "images are transparent in parts",
+                  "transparency is ignored, and what lies under it counts as surface")
+        )  # fmt: skip
+    return lines
+
+
+def _missing_masks(part: Part, images: Sequence[SourceImage]) -> list[str]:
+    """A line about images without a mask where others have one, and about masks without an image."""
+    missing = list(dict.fromkeys(image.path for image in images if image.mask is None))
+    if not part.unused and (not missing or all(image.mask is None for image in images)):
+        return []
+    total, names = len({image.path for image in images}), some(str(path.relative_to(part.folder)) for path in missing)
+    clauses = []
+    if missing:
+        clauses.append(
+            f"{len(missing)} of {total} defect images {'has' if len(missing) == 1 else 'have'} no mask ({names})"
+        )
+    if part.unused:
+        one = len(part.unused) == 1
+        paths = some(f"{path}/" if path.is_dir() else str(path) for path in part.unused)
+        clauses.append(f"{len(part.unused)} {'mask belongs' if one else 'masks belong'} to no image ({paths})")
+    stems = {stem(path).casefold() for path in missing}
+    if any(stem(path).casefold() in stems for path in part.unused):
+        clauses.append("upper and lower case count in names")
+    return [f"{part.folder}: {'; '.join(clauses)}"]
 
 
 def _reasons(skipped: Iterable[Skipped]) -> str:

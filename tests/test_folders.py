@@ -1,4 +1,5 @@
 import errno
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -356,3 +357,195 @@ class TestSeveralCategoriesInOneImage:
             ("dent", "1.png"): (),
             ("crack", "2.png"): (),
         }
+
+
+class TestMasks:
+    """Masks belong to one image each, or an error or a warning says so."""
+
+    @pytest.fixture(autouse=True)
+    def _normal(self, put: Put) -> None:
+        put("normals/a.png")
+
+    def test_masks_beside_their_images_are_no_images(self, put: Put, tmp_path: Path) -> None:
+        for name in ("defects/crack/1.jpg", "defects/crack/2.jpg", "defects/dent/3.png"):
+            put(name)
+        for name in ("crack/1.png", "crack/2_mask.png", "dent/3_GT.png"):
+            put(f"masks/{name}").rename(tmp_path / "defects" / name)
+        for folder in ("crack", "dent"):
+            (tmp_path / "masks" / folder).rmdir()
+        found = catalog(tmp_path)
+        assert described(found, tmp_path) == {
+            ("crack", "defects/crack/1.jpg", "defects/crack/1.png"),
+            ("crack", "defects/crack/2.jpg", "defects/crack/2_mask.png"),
+            ("dent", "defects/dent/3.png", "defects/dent/3_GT.png"),
+        }
+        assert len(found.warnings) == 2
+        assert "1.png, 2_mask.png" in found.warnings[0]
+
+    def test_masks_inside_the_folder_of_defects(self, put: Put, tmp_path: Path) -> None:
+        for name in ("crack/1.png", "masks/crack/1.png", "dent/2.png", "dent/masks/2.png"):
+            put(f"defects/{name}")
+        assert described(catalog(tmp_path), tmp_path) == {
+            ("crack", "defects/crack/1.png", "defects/masks/crack/1.png"),
+            ("dent", "defects/dent/2.png", "defects/dent/masks/2.png"),
+        }
+
+    def test_several_masks_of_an_image_in_a_folder_of_its_own(self, put: Put, tmp_path: Path) -> None:
+        for name in ("train/good/000", "test/good/000", "test/logical/000", "test/logical/001", "test/logical/002"):
+            put(f"loco/{name}.png")
+        for name in ("000/000", "000/001", "001/000"):
+            put(f"loco/ground_truth/logical/{name}.png")
+        found = catalog(tmp_path, "loco", None)
+        assert described(found, tmp_path) == {
+            ("logical", "loco/test/logical/000.png", "loco/ground_truth/logical/000"),
+            ("logical", "loco/test/logical/001.png", "loco/ground_truth/logical/001"),
+            ("logical", "loco/test/logical/002.png", None),
+        }
+        assert found.warnings == (f"{tmp_path}/loco/test: 1 of 3 defect images has no mask (logical/002.png)",)
+
+    def test_one_flat_folder_of_masks_for_categories_that_number_alike_is_an_error(
+        self, put: Put, tmp_path: Path
+    ) -> None:
+        for name, value in (("crack/1", 50), ("dent/1", 60), ("dent/2", 60)):
+            put(f"defects/{name}.png", value=value)
+        put("masks/1.png")
+        for category in (None, "dent"):
+            with pytest.raises(
+                BadInputError, match=r"masks/1\.png: .*defects/crack/1\.png or of .*defects/dent/1\.png"
+            ):
+                catalog(tmp_path, category=category)
+        put("defects/dent/1.png", value=50)  # the same image in both: it shows both
+        assert len({s.mask for s in catalog(tmp_path).images if s.path.name == "1.png"}) == 1
+
+    def test_a_mask_of_two_images_is_an_error(self, put: Put, tmp_path: Path) -> None:
+        for name in ("defects/hole/p.png", "defects/hole/p.bmp", "masks/hole/p.png"):
+            put(name)
+        with pytest.raises(BadInputError, match=r"masks/hole/p\.png: .*hole/p\.bmp or of .*hole/p\.png"):
+            catalog(tmp_path)
+
+    def test_missing_and_unused_masks_are_named_once(self, put: Put, tmp_path: Path) -> None:
+        for name in ("defects/hole/d0", "defects/hole/d1", "defects/Rust/r", "masks/hole/D0", "masks/hole/d1"):
+            put(f"{name}.png")
+        put("masks/rust/r.png")
+        (line,) = catalog(tmp_path).warnings
+        assert line == (
+            f"{tmp_path}/defects: 2 of 3 defect images have no mask (Rust/r.png, hole/d0.png); 2 masks belong to no "
+            f"image ({tmp_path}/masks/hole/D0.png, {tmp_path}/masks/rust/); upper and lower case count in names"
+        )
+        assert catalog(tmp_path, category="hole").warnings[0].startswith(f"{tmp_path}/defects: 1 of 2 defect images")
+
+    def test_images_of_which_none_has_a_mask_need_no_word(self, put: Put, tmp_path: Path) -> None:
+        put("defects/hole/d0.png")
+        assert catalog(tmp_path).warnings == ()
+
+    def test_category_names_of_a_mac(self, put: Put, tmp_path: Path) -> None:
+        composed, decomposed = (unicodedata.normalize(form, "Löcher") for form in ("NFC", "NFD"))
+        put(f"defects/{decomposed}/1.png")
+        put(f"masks/{composed}/1.png")
+        for category in (None, composed, decomposed):
+            found = catalog(tmp_path, category=category)
+            assert found.categories == (composed,)
+            assert found.images[1].mask == tmp_path / f"masks/{composed}/1.png"
+
+    def test_two_folders_of_one_name_in_two_unicode_forms(self, put: Put, tmp_path: Path) -> None:
+        composed, decomposed = (unicodedata.normalize(form, "Löcher") for form in ("NFC", "NFD"))
+        for number, name in enumerate((composed, decomposed)):
+            put(f"defects/{name}/{number}.png")
+            put(f"masks/{composed}/{number}.png")
+        assert all(s.mask is not None for s in catalog(tmp_path).images if s.category != NORMAL)
+
+    def test_masks_that_are_named_otherwise_are_not_trained_on_as_images(self, put: Put, tmp_path: Path) -> None:
+        put("defects/hole/p.png")
+        put("defects/hole/mask of p.png")
+        found = catalog(tmp_path)
+        assert [each.path.name for each in found.skipped] == ["mask of p.png"]
+        assert "black and white alone, as a mask is" in found.skipped[0].reason
+        (tmp_path / "defects/hole/p.png").unlink()  # images that are all black and white are that
+        assert [s.path.name for s in catalog(tmp_path).images] == ["a.png", "mask of p.png"]
+
+
+class TestWarnings:
+    @pytest.fixture(autouse=True)
+    def _part(self, put: Put) -> None:
+        for name in ("normals/a.png", "defects/crack/1.png", "defects/crack/2.png", "masks/crack/1.png"):
+            put(name)
+        put("masks/crack/2.png")
+
+    def test_good_folders_need_none(self, tmp_path: Path) -> None:
+        assert catalog(tmp_path).warnings == ()
+
+    def test_folders_and_files_of_systems_are_passed_over(self, tmp_path: Path) -> None:
+        for name in ("defects/__MACOSX/._1.png", "defects/@eaDir/1.png", "masks/crack/._1.png", "normals/desktop.ini"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(b"x")
+        found = catalog(tmp_path)
+        assert (len(found.images), found.skipped, found.warnings) == (3, (), ())
+
+    def test_inverted_masks(self, tmp_path: Path) -> None:
+        mask = np.full((16, 24), 255, np.uint8)
+        mask[4:8, 4:10] = 0
+        Image.fromarray(mask).save(tmp_path / "masks/crack/2.png")
+        (line,) = catalog(tmp_path).warnings
+        assert line.startswith(f"{tmp_path}/masks/crack: 1 mask marks 94% of its image")
+        assert "(2.png); inverted?" in line
+
+    def test_masks_in_formats_that_are_not_read(self, tmp_path: Path) -> None:
+        for path in (tmp_path / "masks/crack").iterdir():
+            path.rename(path.with_suffix(".gif"))
+        assert catalog(tmp_path).warnings == (
+            f"{tmp_path}/masks/crack: 2 images have formats that are not read (1.gif, 2.gif); convert to PNG",
+        )
+
+    @pytest.mark.parametrize("folder", ["normals", "defects/crack"])
+    def test_formats_that_are_not_read(self, tmp_path: Path, folder: str) -> None:
+        for name in ("x.gif", "y.tga"):
+            (tmp_path / folder / name).write_bytes(b"x")
+        (line,) = catalog(tmp_path).warnings
+        assert line == f"{tmp_path / folder}: 2 images have formats that are not read (x.gif, y.tga); convert to PNG"
+        for path in (tmp_path / folder).glob("*.png"):
+            path.unlink()
+        with pytest.raises(BadInputError, match=r"no images; found x\.gif, y\.tga; .*; convert to PNG"):
+            catalog(tmp_path)
+
+    def test_transparent_ground(self, tmp_path: Path) -> None:
+        pixels = np.full((16, 24, 4), 90, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "normals/b.png")
+        (line,) = catalog(tmp_path).warnings
+        assert line.startswith(f"{tmp_path}/normals: 1 image is transparent in parts (b.png)")
+
+    @pytest.mark.parametrize(("size", "turn"), [((24, 16), 6), ((16, 16), 8), ((24, 16), 3)])
+    def test_an_image_that_exif_turns_and_a_mask_that_it_does_not(
+        self, put: Put, tmp_path: Path, size: tuple[int, int], turn: int
+    ) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        Image.new("L", size, 90).save(tmp_path / "defects/crack/3.jpg", exif=exif)
+        put("masks/crack/3.png", size)
+        if turn == 6:
+            with pytest.raises(BadInputError, match=r"24x16, but .*3\.jpg is 16x24; the image is turned by its EXIF"):
+                catalog(tmp_path)
+        else:
+            (line,) = catalog(tmp_path).warnings
+            assert "1 image is turned by its EXIF orientation, its mask is not (3.jpg)" in line
+
+    def test_catalogs_that_are_merged_say_each_once(self, tmp_path: Path) -> None:
+        (tmp_path / "normals/x.gif").write_bytes(b"x")
+        one = catalog(tmp_path)
+        assert Catalog.of([one, one]).warnings == one.warnings
+
+    def test_names_with_the_signs_of_the_option(self, tmp_path: Path) -> None:
+        source = parse_product(f"a=b:c={tmp_path}/normals:{tmp_path}/defects")
+        assert (source.product, source.normals) == ("a=b:c", tmp_path / "normals")
+
+
+def test_a_table_of_labels_with_masks_beside_the_images(put: Put, tmp_path: Path) -> None:
+    for name in ("normals/a.png", "defects/1.png", "defects/2_mask.png"):
+        put(name)
+    Image.new("L", (24, 16), 90).save(tmp_path / "defects/2_mask.png")  # an image, since the table lists it
+    put("masks/1_mask.png").rename(tmp_path / "defects/1_mask.png")
+    (tmp_path / "defects/labels.csv").write_text("1.png;crack\n1.png;rust\n2_mask.png;rust\n")
+    assert described(catalog(tmp_path), tmp_path) == {
+        ("crack", "defects/1.png", "defects/1_mask.png"),
+        ("rust", "defects/1.png", "defects/1_mask.png"),
+        ("rust", "defects/2_mask.png", None),
+    }

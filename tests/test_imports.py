@@ -14,7 +14,10 @@ LAYERS: tuple[set[str], ...] = (
     {"errors", "seeding", "version"},
     {"files"},
     {"imaging"},  # images, masks, windows, patches as arrays; no catalog, no network
-    {"folders", "poisson", "device"},
+    {"mask_matching", "poisson", "device"},
+    {"label_table"},
+    {"finding"},
+    {"folders"},
     {"nn"},  # what networks share: tensors alone
     {"methods"},
     {"models"},

@@ -51,6 +51,13 @@ class Console:
         if skipped:
             self.warn(f"inputs skipped: {len(skipped)}")
 
+    def warnings(self, lines: Sequence[str]) -> None:
+        """Print what is odd about the inputs, even with --quiet, and with --json as records, too."""
+        for line in lines:
+            self.warn(f"warning: {line}")
+            if self._json:
+                typer.echo(json.dumps({"message_type": "warning", "message": line}), err=True)
+
     @contextmanager
     def progress(self, stage: str) -> Iterator[Report]:
         """Show progress: a bar on a terminal, else a line every few seconds. With --json these lines are results."""

@@ -122,8 +122,7 @@ def evaluate(
         result = pipeline.evaluate(request, lambda stage, done, total: report(done, total, stage, {"part": stage}))
     for each in result.skipped:
         console.warn(f"skipped {each}")
-    for warning in result.warnings:
-        console.warn(warning)
+    console.warnings(result.warnings)
     lines = [*result.verdicts, f"see {result.report}"]
     console.result({**result.found, "report": str(result.report)}, "\n".join(lines))
     return ExitCode.SKIPPED if result.skipped else ExitCode.OK

@@ -32,6 +32,7 @@ Layout = Annotated[Format, option("--format", help="Layout of the dataset.")]
 Model = Annotated[
     str | None, option("--model", metavar="NAME", help="Model to use  [default: the newest with the categories]")
 ]
+_BOX = re.compile(r"\d+(,\d+){3}")
 _ALL_LEARNED = 5  # of `places`: position in two directions, depth, brightness, texture
 PerImage = Annotated[str, option("--per-image", metavar="RANGE", help="Defects per image: 2, or 1:3 for one to three.")]
 Scale = Annotated[
@@ -124,6 +125,7 @@ def run(
     from defectgen.pipelines.synthesize import DatasetRequest, write
 
     console.skipped(job.skipped)
+    console.warnings(job.warnings)
     if dry_run or verbose:
         plan = {**job.plan, "format": layout.value, "out": str(out)}
         if dry_run:
@@ -174,16 +176,21 @@ def run(
 
 
 def folder(text: str) -> "Folder":
-    """Parse `PRODUCT=DIR` or `DIR`. The product is None if not given."""
-    product, equals, path = text.partition("=")
-    if not equals or Path(text).is_dir():
+    """Parse `PRODUCT=DIR` or `DIR`, both of which may contain `=`. The product is None if not given."""
+    splits = [(text[:i], Path(text[i + 1 :])) for i, letter in enumerate(text) if letter == "="]
+    if not splits or Path(text).is_dir():
         return None, Path(text)
-    return product, Path(path)
+    return next((split for split in splits if split[1].is_dir()), splits[0])
 
 
 def style(text: str) -> Literal["own", "sampled"] | Path:
     """Parse a style: `own`, `sampled`, or a folder."""
     return "own" if text == "own" else "sampled" if text == "sampled" else Path(text)
+
+
+def is_region(text: str) -> bool:
+    """Whether a text has one of the forms of `region`."""
+    return text == "object" or bool(_BOX.fullmatch(text)) or Path(text).is_file()
 
 
 def region(text: str) -> "Region":
@@ -199,7 +206,7 @@ def region(text: str) -> "Region":
 
     if text == "object":
         return Region(name=text)
-    if re.fullmatch(r"\d+(,\d+){3}", text):
+    if _BOX.fullmatch(text):
         box = Box(*map(int, text.split(",")))
         if box.width == 0 or box.height == 0:
             raise UsageError(f"--region {text}: the box is empty; give x,y,width,height in pixels")

@@ -180,9 +180,13 @@ def synthesize(
 
 
 def _region(text: str) -> "tuple[str | None, Region]":
-    """Parse `WHERE` or `CATEGORY=WHERE`. The category is None if not given."""
-    category, equals, where = text.rpartition("=")
-    return (category if equals else None, output.region(where))
+    """Parse `WHERE` or `CATEGORY=WHERE`, both of which may contain `=`. The category is None if not given."""
+    splits = [(text[:i], text[i + 1 :]) for i, letter in enumerate(text) if letter == "="][::-1]
+    named = next((split for split in splits if output.is_region(split[1])), None)
+    if named is None and (not splits or output.is_region(text)):
+        return None, output.region(text)
+    category, where = named or splits[0]
+    return category, output.region(where)
 
 
 def _move(text: str) -> tuple[tuple[float, float], tuple[float, float]]:

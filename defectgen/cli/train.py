@@ -127,6 +127,7 @@ def train(
     with console.progress("reading") as report:
         job = TrainJob(request, report)
     console.skipped(job.skipped)
+    console.warnings(job.warnings)
     if dry_run:
         plan = job.plan()
         console.result(plan, table(plan), kind="plan")

@@ -34,6 +34,7 @@ from defectgen.evaluation.networks import Kind
 from defectgen.evaluation.splitting import Real, check_sides, remove_test_leakage, separate, split
 from defectgen.folders import DEFECT, NORMAL, collapsed
 from defectgen.imaging.images import read_image
+from defectgen.imaging.mask_files import mask_files
 from defectgen.imaging.windows import BoolArray, FloatArray, common_range, value_range
 from defectgen.nn.features import Lite0, extractor
 from defectgen.version import __version__
@@ -191,6 +192,7 @@ def evaluate(
             "left_out_of_test": found.left_out_of_test,
         },
         "skipped": list(found.skipped),
+        "warnings": list(found.warnings),
         "datasets": datasets,
         "downstream": [learning.of(shots) for shots in request.shots],
     }  # fmt: skip
@@ -213,6 +215,8 @@ class Found:
     left_out_of_test: int
     """Test images that show a defect that a dataset was made from."""
     skipped: tuple[str, ...]
+    warnings: tuple[str, ...]
+    """What is odd about the images."""
 
 
 def read(request: EvaluateRequest) -> Found:
@@ -224,6 +228,7 @@ def read(request: EvaluateRequest) -> Found:
     source = read_real(request.real, request.normals)
     read_all = [read_synthetic(folder) for folder in request.synthetic]
     images, skipped = source.images, [*source.skipped, *(text for each in read_all for text in each.skipped)]
+    warnings = [*source.warnings, *(text for each in read_all for text in each.warnings)]
     left_out_of_test = 0
     if request.test is None:
         together = Synthetic(
@@ -234,6 +239,7 @@ def read(request: EvaluateRequest) -> Found:
     else:
         held_out = read_real(request.test, apart=True)
         skipped += held_out.skipped
+        warnings += held_out.warnings
         real = separate(images, held_out.images, frozenset().union(*(each.used for each in read_all)))
         check_sides(real)
         left_out_of_test = len(held_out.images) - len(real.test)
@@ -244,7 +250,7 @@ def read(request: EvaluateRequest) -> Found:
     datasets = {
         name: replace(each, path=folder) for name, each, folder in zip(names, kept, request.synthetic, strict=True)
     }
-    return Found(real, datasets, left_out, left_out_of_test, tuple(skipped))
+    return Found(real, datasets, left_out, left_out_of_test, tuple(skipped), tuple(dict.fromkeys(warnings)))
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -294,7 +300,7 @@ def _identity(
 ) -> str:
     """A hash of everything that the scores depend on; `--resume` accepts only scores with the same hash."""
     images = (*real, *(image for each in made.values() for image in each))
-    masks = [None if each.mask is None else files.sha256(each.mask) for each in images]
+    masks = [None if each.mask is None else "+".join(map(files.sha256, mask_files(each.mask))) for each in images]
     parts = [(each.sha256, mask, each.category) for each, mask in zip(images, masks, strict=True)]
     how = [asdict(request.extent), request.seed, request.kind, request.reversal, request.share, list(made)]
     return hashlib.sha256(json.dumps([how, parts]).encode()).hexdigest()

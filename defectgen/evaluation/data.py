@@ -14,7 +14,8 @@ from defectgen import files
 from defectgen.dataset import manifest
 from defectgen.errors import BadInputError
 from defectgen.folders import NORMAL, Catalog, read_defects, read_normals
-from defectgen.imaging.images import DecodedImage, read_image, read_mask
+from defectgen.imaging.images import DecodedImage, read_image
+from defectgen.imaging.mask_files import read_masks
 from defectgen.imaging.windows import BoolArray, BoundedCache, FloatArray, Limits, normalize, value_range
 
 _MAX_SIDE = 512  # pixels; images with a longer side are reduced to it
@@ -43,10 +44,11 @@ class LabeledImage:
 
 @dataclass(frozen=True)
 class Found:
-    """The images of a folder, and the files that cannot be used, with the reason."""
+    """The images of a folder, the files that cannot be used, with the reason, and what is odd about the others."""
 
     images: tuple[LabeledImage, ...]
     skipped: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Synthetic:
     """Whether the manifest records the images that each sample was made from."""
     made_by_model: bool = False
     skipped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     path: Path = Path()
 
     @property
@@ -94,7 +97,7 @@ def read_real(folder: Path, normals: Path | None = None, *, apart: bool = False)
 
 def _from_catalog(catalog: Catalog) -> Found:
     images = tuple(LabeledImage(each.path, each.category, each.mask) for each in catalog.images)
-    return Found(images, tuple(f"{each.path}: {each.reason}" for each in catalog.skipped))
+    return Found(images, tuple(f"{each.path}: {each.reason}" for each in catalog.skipped), catalog.warnings)
 
 
 def read_synthetic(folder: Path) -> Synthetic:
@@ -106,7 +109,7 @@ def read_synthetic(folder: Path) -> Synthetic:
     file = folder / manifest.NAME
     if not file.is_file():
         found = _from_catalog(read_defects(folder))
-        return Synthetic(found.images, skipped=found.skipped)
+        return Synthetic(found.images, skipped=found.skipped, warnings=found.warnings)
     images, by_model, traceable, missing = [], False, True, 0
     for row in manifest.parse(file, file.read_bytes()):
         by_model = by_model or row.model is not None
@@ -150,7 +153,7 @@ def to_model_range(image: DecodedImage, limits: Limits | None = None) -> NDArray
 
 def load_mask(path: Path | None, size: tuple[int, int]) -> BoolArray:
     """Read a mask and resize it to `size` (height, width); without a path the mask is empty."""
-    return np.zeros(size, np.bool_) if path is None else resize_mask(read_mask(path), size)
+    return np.zeros(size, np.bool_) if path is None else resize_mask(read_masks(path), size)
 
 
 def resize_mask(mask: BoolArray, size: tuple[int, int]) -> BoolArray:

@@ -5,7 +5,7 @@ comments, are kept.
 """
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -57,11 +57,14 @@ def find(
     name: str | None = None,
     categories: Collection[str] = (),
     methods: Collection[str] = (),
+    names: Callable[[str, Collection[str]], Collection[str]] = lambda text, _: (text,),
     files: Sequence[Path],
 ) -> Entry:
     """The model `name`, or the newest that knows all `categories`, from the first of `files` that has one.
 
-    `methods` restricts the search to models of these methods.
+    Args:
+        methods: restricts the search to models of these methods.
+        names: the categories that a text in `categories` stands for, given those that a model knows.
 
     Raises:
         WeightsError: no model fits (the message lists the available ones), or a file cannot be read.
@@ -74,7 +77,7 @@ def find(
             entry
             for entry in entries
             if name in (None, entry.name)
-            and set(categories) <= set(entry.categories)
+            and all(set(names(text, entry.categories)) <= set(entry.categories) for text in categories)
             and (not methods or entry.method in methods)
         ]
         if fitting:

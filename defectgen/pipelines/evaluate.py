@@ -31,7 +31,7 @@ class EvaluateResult:
     verdicts: tuple[str, ...]
     """Lines for people: for each dataset whether it helps, why, and how many of its defects are near-copies."""
     warnings: tuple[str, ...]
-    """The checks that were not possible."""
+    """What is odd about the images, and the checks that were not possible."""
     skipped: tuple[str, ...]
 
 
@@ -58,7 +58,7 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> E
         WeightsError: the feature network cannot be used.
     """
     found = evaluation.evaluate(request, on_stage, _cut_outs)
-    lines, warnings = list(evaluation.verdicts(found)), []
+    lines, warnings = list(evaluation.verdicts(found)), list(found["warnings"])
     for name, of in found["datasets"].items():
         if not of["traceable"]:
             warnings.append(f"{of['path']}: does not record its source images; test-set leakage cannot be checked")
@@ -87,6 +87,7 @@ def plan(request: EvaluateRequest) -> dict[str, Any]:
         "synthetic": {name: evaluation.counts(each.images) for name, each in found.datasets.items()},
         "left_out_as_near_duplicates": found.left_out,
         "skipped": len(found.skipped),
+        **({"warnings": list(found.warnings)} if found.warnings else {}),
         "shots": ["all" if shots is None else shots for shots in request.shots],
         "networks": sets * request.extent.seeds * len(request.shots),
         "steps_of_each": request.extent.steps,

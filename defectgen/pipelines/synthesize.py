@@ -3,7 +3,7 @@
 A stream generates samples lazily, one at a time. `write` writes it to a dataset folder.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from defectgen import dataset
 from defectgen.dataset import Layout, Sample
 from defectgen.errors import BadInputError, UsageError, UserError, WeightsError
-from defectgen.folders import Catalog, OnBad, Skipped, read_defects, read_normals
+from defectgen.folders import Catalog, OnBad, Skipped, SourceImage, read_defects, read_normals
 from defectgen.methods import having, info
 from defectgen.models import registry
 from defectgen.models.registry import Entry
@@ -105,6 +105,8 @@ class SynthesisJob:
     """The model, or where the defects come from."""
     categories: tuple[str, ...]
     skipped: tuple[Skipped, ...]
+    warnings: tuple[str, ...]
+    """What is odd about the images that are used."""
     plan: dict[str, Any]
     """The resolved configuration, for people: counts, the model, the placement."""
     workers: int
@@ -160,6 +162,12 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
     named = [category for category, _ in request.regions]
     wanted = _categories_of_regions(request.categories, named)
     entry = find_model(request.model, wanted, request.weights)
+    asked = {name for name in named if name is not None}
+    if asked and (stands_for := mixture(wanted[0], entry.categories).keys()) != asked:
+        raise UsageError(
+            f"--region: {wanted[0]} is {' and '.join(stands_for)} in {entry.name}, not {' and '.join(sorted(asked))}; "
+            "give regions of single categories"
+        )
     categories = wanted or entry.categories
     whole = info(entry.method).makes == "image" and not request.normals
     num = request.num
@@ -231,8 +239,10 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
             f"{entry.name} longer"
         )
 
-    skipped = _skipped(catalog, references, style if isinstance(style, Catalog) else None, real)
-    return SynthesisJob(entry.name, categories, skipped, plan, request.workers, none_made, open_stream)
+    everything = _merged(catalog, references, style if isinstance(style, Catalog) else None, real)
+    return SynthesisJob(
+        entry.name, categories, everything.skipped, everything.warnings, plan, request.workers, none_made, open_stream,
+    )  # fmt: skip
 
 
 def synthesize(request: SynthesizeRequest) -> AnyStream:
@@ -305,8 +315,10 @@ def prepare_composition(request: ComposeRequest) -> SynthesisJob:
             f"{maker} larger than the region, or as faint as the grain of the normals?"
         )
 
-    skipped = _skipped(catalog, cut_outs, real)
-    return SynthesisJob(maker, categories, skipped, plan, request.workers, none_made, open_stream)
+    everything = _merged(catalog, cut_outs, real)
+    return SynthesisJob(
+        maker, categories, everything.skipped, everything.warnings, plan, request.workers, none_made, open_stream,
+    )  # fmt: skip
 
 
 def compose(request: ComposeRequest) -> AnyStream:
@@ -398,8 +410,10 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
             + (", or train the model longer" if entry else ", or --colour keep")
         )
 
-    skipped = _skipped(normals, references, style if isinstance(style, Catalog) else None, real)
-    return SynthesisJob(maker, categories, skipped, plan, request.workers, none_made, open_stream)
+    everything = _merged(normals, references, style if isinstance(style, Catalog) else None, real)
+    return SynthesisJob(
+        maker, categories, everything.skipped, everything.warnings, plan, request.workers, none_made, open_stream,
+    )  # fmt: skip
 
 
 def transfer(request: TransferRequest) -> AnyStream:
@@ -470,9 +484,14 @@ def find_model(model: str | None, categories: Sequence[str], weights: Path | Non
 
     Raises:
         WeightsError: there is no such model, its file is missing or altered, or its method is not installed.
+        UsageError: a category that no model knows has the form of a mixture, but a wrong weight.
     """
-    known = {name for text in categories for name in mixture(text)}
-    entry = registry.find(name=model, categories=known, files=registry.find_registry(weights))
+    try:
+        entry = registry.find(name=model, categories=categories, names=_named, files=registry.find_registry(weights))
+    except WeightsError:
+        for text in categories:
+            mixture(text)
+        raise
     registry.verify(entry)
     try:
         info(entry.method)
@@ -481,9 +500,17 @@ def find_model(model: str | None, categories: Sequence[str], weights: Path | Non
     return entry
 
 
-def _skipped(*catalogs: Catalog | None) -> tuple[Skipped, ...]:
-    """What could not be used of all that was read."""
-    return Catalog.of(catalog for catalog in catalogs if catalog is not None).skipped
+def _named(text: str, known: Collection[str]) -> Collection[str]:
+    """The categories in a text, as far as a model that knows some can tell."""
+    try:
+        return mixture(text, known)
+    except UsageError:  # of another model, it may be a name
+        return (text,)
+
+
+def _merged(*catalogs: Catalog | None) -> Catalog:
+    """All that was read."""
+    return Catalog.of(catalog for catalog in catalogs if catalog is not None)
 
 
 def _passes(request: _Request) -> str:
@@ -596,7 +623,7 @@ def _read_like(request: SynthesizeRequest, entry: Entry) -> Catalog:
         BadInputError: one is missing, or has no mask and the method needs one.
         UsageError: the model does not know its category.
     """
-    found = []
+    found, warnings = list[SourceImage](), list[str]()
     for file in request.like:
         if not file.is_file():
             raise BadInputError(f"--like {file}: no such file")
@@ -615,7 +642,8 @@ def _read_like(request: SynthesizeRequest, entry: Entry) -> Catalog:
                 f"--like {file}: {entry.name} knows {', '.join(entry.categories)}; say which with --category"
             )
         found += mine
-    return Catalog(images=tuple(found), skipped=())
+        warnings += catalog.warnings
+    return Catalog(images=tuple(found), skipped=(), warnings=tuple(dict.fromkeys(warnings)))
 
 
 def _said(request: SynthesizeRequest) -> list[str]:
@@ -654,7 +682,7 @@ def _known_to(entry: Entry, catalog: Catalog, folder: Path) -> Catalog:
     if not known:
         raise UsageError(f"--restore {folder}: {knows}, none of these images")
     unknown = (Skipped(path=each.path, reason=f"{knows}, not {each.category}") for each in images if each not in known)
-    return Catalog(images=known, skipped=(*catalog.skipped, *unknown))
+    return Catalog(images=known, skipped=(*catalog.skipped, *unknown), warnings=catalog.warnings)
 
 
 def _guides(given: Sequence[str], style: str | Path) -> str:

@@ -112,6 +112,7 @@ class TrainJob:
             catalog, self._held = hold_out(catalog)
         self.images = len(catalog.images)
         self.skipped = catalog.skipped
+        self.warnings = catalog.warnings
         self._spec = TrainSpec(
             method=request.method, name=self.name, run=self.run_folder, catalog=catalog, sources=request.sources,
             config=self._config, seconds=request.seconds, seed=request.seed, device=request.device,

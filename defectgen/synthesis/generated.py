@@ -21,7 +21,8 @@ from defectgen.errors import OutOfMemoryError, UsageError
 from defectgen.folders import Catalog, SourceImage, limits_of
 from defectgen.imaging import control_maps, level, masks
 from defectgen.imaging.control_maps import KnownMask, Sides, draw_map, fitted, pick
-from defectgen.imaging.images import DecodedImage, Pixels, read_mask
+from defectgen.imaging.images import DecodedImage, Pixels
+from defectgen.imaging.mask_files import read_masks
 from defectgen.imaging.patches import DefectPatch, extract, flipped, of_mask, resize
 from defectgen.imaging.places import Habits, KnownSpot, Pose, Spot, from_text
 from defectgen.imaging.windows import (
@@ -160,12 +161,14 @@ class _Network:
             UsageError: the model does not know one, or does not support several at once.
         """
         known = self.method.task.domains[1:]
-        weights = {text: 1.0} if text in known else mixture(text)
+        weights = mixture(text, known)
         for name in weights:
             if name not in known:
                 raise UsageError(f"--category {name}: {self.provenance['model']} knows {', '.join(known)}")
         if len(weights) > 1:
-            require("mixture" if ":" in text else "union", self.info, f"--category {text}: {self.info.name}")
+            require(
+                "mixture" if min(weights.values()) < 1 else "union", self.info, f"--category {text}: {self.info.name}"
+            )
         return weights
 
     def generate(
@@ -284,7 +287,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         self._references = request.references
         self._style = request.style
         self._guides = {"guides": request.guides} if request.guides else {}
-        self._boxes = lru_cache(maxsize=1024)(lambda mask: defect_boxes(read_mask(mask)))
+        self._boxes = lru_cache(maxsize=1024)(lambda mask: defect_boxes(read_masks(mask)))
         self._area = lru_cache(maxsize=64)(lambda i, path: request.regions[i][1].within(self._images.read(path)))
 
     def _draw(self, index: int, attempt: int) -> _WindowDraw:

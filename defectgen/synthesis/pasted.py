@@ -19,7 +19,8 @@ from defectgen.dataset.manifest import Provenance
 from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import Catalog, SourceImage
 from defectgen.imaging import masks
-from defectgen.imaging.images import DecodedImage, Pixels, read_mask
+from defectgen.imaging.images import DecodedImage, Pixels
+from defectgen.imaging.mask_files import read_masks
 from defectgen.imaging.patches import GAINS, RIM, DefectPatch, cut_out, end_to_end, joined, resize, turn, varied
 from defectgen.imaging.places import Ground, Habits, Spot, grain
 from defectgen.imaging.poisson import Mode, blend
@@ -133,7 +134,7 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         self._placement = placement
         self._region = lru_cache(maxsize=64)(self._find_region)
         self._grounds = lru_cache(maxsize=512)(self._ground)
-        self._pieces = lru_cache(maxsize=1024)(lambda mask: defect_pieces(read_mask(mask)))
+        self._pieces = lru_cache(maxsize=1024)(lambda mask: defect_pieces(read_masks(mask)))
         self._spot = lru_cache(maxsize=4096)(self._find_spot)
 
     def _find_region(self, path: Path) -> BoolArray:

@@ -6,7 +6,7 @@ number of samples, workers or interruptions, and on the CPU for any batch size.
 
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -213,20 +213,22 @@ def visible(photograph: DecodedImage, after: Pixels, mask: NDArray[np.bool_]) ->
     return bool(np.median(strongest) > masks.VISIBLE * (high - low))
 
 
-def mixture(text: str) -> dict[str, float]:
+def mixture(text: str, known: Collection[str] = ()) -> dict[str, float]:
     """The categories in a text with their weights.
 
     The text is a category, `crack`; a union, `crack+hole`, with weight 1 for each; or a mixture,
-    `crack:0.3,hole:0.7`, whose weights are normalized to a sum of 1.
+    `crack:0.3,hole:0.7`, whose weights are normalized to a sum of 1. The names of `known` categories may have these
+    signs themselves.
 
     Raises:
         UsageError: a weight that is not a number above 0.
     """
-    if ":" not in text:
-        return dict.fromkeys(text.split("+"), 1.0)
+    names = _split(text, "+", lambda part: part in known)
+    if ":" not in text or set(names) <= set(known):
+        return dict.fromkeys(names, 1.0)
     weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, weight = part.partition(":")
+    for part in _split(text, ",", lambda part: part.rpartition(":")[0].strip() in known):
+        name, _, weight = part.rpartition(":")
         try:
             weights[name.strip()] = float(weight)
         except ValueError:
@@ -235,6 +237,16 @@ def mixture(text: str) -> dict[str, float]:
         raise UsageError(f"--category {text}: give a name, or names with weights above 0, such as crack:0.3,hole:0.7")
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
+
+
+def _split(text: str, separator: str, is_known: Callable[[str], bool]) -> list[str]:
+    """Split a text, but not within the longest parts that are known."""
+    pieces, parts = text.split(separator), list[str]()
+    while pieces:
+        joined = (separator.join(pieces[:count]) for count in range(len(pieces), 1, -1))
+        parts.append(next(filter(is_known, joined), pieces[0]))
+        del pieces[: parts[-1].count(separator) + 1]
+    return parts
 
 
 def mixture_name(weights: Mapping[str, float]) -> str:

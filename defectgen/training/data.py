@@ -20,7 +20,8 @@ from defectgen.errors import UsageError
 from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, limits_of, require_masks, unite
 from defectgen.imaging import level
 from defectgen.imaging.control_maps import KnownMask, draw_map, pick, to_text
-from defectgen.imaging.images import DecodedImage, read_mask
+from defectgen.imaging.images import DecodedImage
+from defectgen.imaging.mask_files import read_masks
 from defectgen.imaging.patches import (
     RIM,
     DefectPatch,
@@ -80,11 +81,15 @@ def find_scale(
 ) -> float:
     """The scale, at most 1, at which a category's defects fit into a window.
 
-    `fit` is the fraction of the defects that fit; windows show larger ones in part. Without a mask the defect may be
-    anywhere, and the window spans the image. No window needs to be larger than its image.
+    `fit` is the fraction of the defects that fit; windows show larger ones in part. Images without a mask have no say,
+    unless none has one: then a defect may be anywhere, and the window spans the image. No window needs to be larger
+    than its image.
     """
+    masked = any(image.mask for image in images)
     extents = []
     for image, its_boxes in zip(images, boxes, strict=True):
+        if masked and not image.mask:
+            continue
         longest = max(image.width, image.height)
         sides = [max(box.width, box.height) * _MARGIN for box in its_boxes] if image.mask else [longest]
         extents += [min(side, longest) for side in sides]
@@ -185,7 +190,7 @@ class TrainingWindows:
         self.channels = max(image.channels for image in catalog.images)
         self.ranges = find_ranges(catalog)
         self._cache = ImageCache(limits=limits_of(catalog, self.ranges))
-        self._masks = ImageCache(read=lambda path: DecodedImage(read_mask(path).astype(np.uint8) * 255))
+        self._masks = ImageCache(read=lambda path: DecodedImage(read_masks(path).astype(np.uint8) * 255))
         self._twins = BoundedCache[SourceImage, DecodedImage](
             self._repair, lambda image: image.pixels.nbytes, _TWINS_LIMIT
         )
@@ -193,7 +198,7 @@ class TrainingWindows:
         for image in catalog.images:
             self._images[image.product].setdefault(image.category, []).append(image)
         self._boxes = {
-            image.mask: defect_boxes(read_mask(image.mask)) for image in catalog.images if image.mask is not None
+            image.mask: defect_boxes(read_masks(image.mask)) for image in catalog.images if image.mask is not None
         }
         self.scales = {
             product: {
@@ -207,7 +212,7 @@ class TrainingWindows:
         if self._whole:
             return min(1.0, self.image_size / max(max(image.width, image.height) for image in images))
         scale = find_scale(images, [self._boxes_of(s) for s in images], self.image_size, self.fit)
-        pieces = [piece for s in images if s.mask is not None for _, piece in defect_pieces(read_mask(s.mask))]
+        pieces = [piece for s in images if s.mask is not None for _, piece in defect_pieces(read_masks(s.mask))]
         return keep_thick(scale, pieces) if pieces else scale
 
     def row(self, rng: np.random.Generator) -> Row:
@@ -500,7 +505,7 @@ class TrainingPatches:
             if image.category != NORMAL:
                 images[image.product].setdefault(image.category, []).append(image)
         self._pieces = {
-            image.path: defect_pieces(read_mask(image.mask))
+            image.path: defect_pieces(read_masks(image.mask))
             for image in catalog.images
             if image.category != NORMAL and image.mask
         }

@@ -41,6 +41,14 @@ def test_compose_cuts_out_and_lays_on(defects: Path, capsys: pytest.CaptureFixtu
     assert {row["contents"] for row in rows()} == {"tiles/defects"}
 
 
+def test_what_is_odd_about_images_is_a_warning(defects: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = read_mask(Path("tiles/masks/crack/0.png"))
+    Path("tiles/masks/crack/0.png").write_bytes(encode_png((~mask).astype(np.uint8) * 255))
+    assert main(["compose", "tiles/defects", "tiles/good", "-n", "1", "--quiet"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("defectgen: warning: tiles/masks/crack: 1 mask marks 96% of its image")
+
+
 def test_the_same_again_is_the_same_and_a_dataset_grows(defects: Path) -> None:
     compose = ["compose", "tiles/defects", "tiles/good", "--quiet"]
     assert main([*compose, "-n", "3", "--out", "a"]) == 0

@@ -19,6 +19,7 @@ BETTER = {name: {"mean": 0.8, "spread": 0.01} for name in ("balanced_accuracy", 
 VERDICT = {"verdict": "helps", "gain": 0.1, "low": 0.05, "high": 0.15, "seeds": 5}
 FOUND: dict[str, Any] = {
     "skipped": [],
+    "warnings": ["tiles: 1 image is odd (a.png)"],
     "datasets": {
         "dataset": {
             "path": "dataset", "traceable": True, "made_by_model": True, "trained_on_known": False,
@@ -74,6 +75,7 @@ def test_a_verdict_is_printed(requests: list[EvaluateRequest], capsys: pytest.Ca
         "see report/report.html",
     ]
     assert "does not say what its model was trained on" in lines.err
+    assert lines.err.count("defectgen: warning: tiles: 1 image is odd (a.png)") == 1
 
 
 def test_options_reach_the_evaluation(requests: list[EvaluateRequest], capsys: pytest.CaptureFixture[str]) -> None:

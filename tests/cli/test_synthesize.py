@@ -1,14 +1,16 @@
 """`defectgen synthesize`, with the generating and the writing stood in for."""
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from defectgen import dataset
 from defectgen.__main__ import main
+from defectgen.imaging.images import encode_png
 from defectgen.imaging.windows import Box
 from defectgen.models import registry
 from defectgen.models.registry import Entry
@@ -108,6 +110,31 @@ def test_regions_and_unions_are_passed_on(model: Entry, synthesized: SimpleNames
     assert second.restored
 
 
+def test_names_with_the_signs_of_the_syntax(
+    model: Entry, synthesized: SimpleNamespace, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = ("a+b", "x:1", "c,d", "e=f", "crack", "blowhole")
+    odd = model.model_copy(update={"name": "odd", "categories": known, "created": model.created + timedelta(days=1)})
+    registry.add(odd, Path("weights.toml"))
+    Path("k=m.png").write_bytes(encode_png(np.full((60, 80), 255, np.uint8) * (np.arange(80) < 40).astype(np.uint8)))
+    for name in known:
+        assert main(["synthesize", "-n", "5", "-c", name]) == 0
+        assert main(["synthesize", "-n", "5", "--region", f"{name}=1,2,3,4"]) == 0
+        assert main(["synthesize", "-n", "5", "--region", f"{name}=k=m.png"]) == 0
+        plain, boxed, masked = synthesized.requests[-3:]
+        assert [each.wanted.categories for each in (plain, boxed, masked)] == [(name,)] * 3
+        assert (boxed.regions[0][0], masked.regions[0][0], masked.regions[0][1].name) == (name, name, "k=m.png")
+    assert main(["synthesize", "-n", "5", "--region", "k=m.png"]) == 0
+    assert synthesized.requests[-1].regions[0][0] is None
+    assert main(["synthesize", "-n", "5", "-c", "x:1+crack"]) == 0
+    assert synthesized.requests[-1].entry.name == "odd"
+    capsys.readouterr()
+    assert main(["synthesize", "-n", "5", "--region", "crack+blowhole=1,2,3,4"]) == 2
+    assert "is crack and blowhole in odd, not crack+blowhole" in capsys.readouterr().err
+    assert main(["synthesize", "-n", "5", "-c", "crack:x"]) == 2
+    assert "--category crack:x: give a name, or names with weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -154,6 +181,23 @@ def test_skipped_normals_are_told_by_the_code(
     (photographs / "good" / "x.png").write_bytes(b"no picture")
     assert main(["synthesize", "-n", "5"]) == 3
     assert capsys.readouterr().err.count("x.png") == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--quiet"], ["--json"], ["--dry-run"]])
+def test_warnings_about_images_are_printed_once_and_keep_the_code(
+    model: Entry, synthesized: SimpleNamespace, photographs: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    (photographs / "good" / "x.heic").write_bytes(b"no picture")
+    assert main(["synthesize", "-n", "5", "--gate", "tiles/defects", *more]) == 0
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if "x.heic" in line]
+    assert lines[0].startswith("defectgen: warning: ")
+    assert len(lines) == (2 if "--json" in more else 1)
+    if "--json" in more:
+        record = json.loads(lines[1])
+        assert record["message_type"] == "warning"
+        assert lines[0] == f"defectgen: warning: {record['message']}"
+    assert "x.heic" not in captured.out
 
 
 def test_a_gate_compares_with_real_defects(

@@ -77,6 +77,17 @@ def test_broken_photographs_are_named_once_and_told_by_the_code(
     assert len(captured.out.splitlines()) == 1
 
 
+def test_what_is_odd_about_folders_is_told_once_and_keeps_the_code(
+    photographs: Path, trained: Requests, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photographs / "masks" / "crack" / "1.png").rename(photographs / "masks" / "crack" / "one.png")
+    assert main([*TRAIN, "--quiet"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("defectgen: warning: ")
+    assert "1 of 2 defect images has no mask (crack/1.png); 1 mask belongs to no image" in line
+    assert "crack/one.png" in line
+
+
 def test_json_lines_are_all_that_json_prints(
     photographs: Path, trained: Requests, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

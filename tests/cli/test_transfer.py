@@ -57,6 +57,19 @@ def test_real_defects_of_one_product_onto_another(road: Path, capsys: pytest.Cap
         assert read_mask(Path("dataset", str(row["mask"]))).any()
 
 
+def test_products_and_folders_with_equals_signs(road: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("road").rename("k=v")
+    Path("k=v/defects/crack/x.gif").write_bytes(b"x")
+    transfer = ["transfer", "-n", "1", "--to", "tile=a=tiles/good", "--dry-run", "--json"]
+    assert main([*transfer, "--from", "road=1=k=v/defects"]) == 0
+    assert main([*transfer, "--from", "k=v/defects"]) == 0
+    captured = capsys.readouterr()
+    assert [json.loads(line)["from"] for line in captured.out.splitlines()] == [["road=1=k=v/defects"], ["k=v/defects"]]
+    assert (
+        captured.err.count("defectgen: warning: k=v/defects/crack: 1 image has a format that is not read (x.gif)") == 2
+    )
+
+
 def test_the_same_again_is_the_same_and_a_dataset_grows(road: Path) -> None:
     transfer = ["transfer", "--from", "road/defects", "--to", "tiles/good", "--quiet"]
     assert main([*transfer, "-n", "3", "--out", "a"]) == 0

@@ -47,7 +47,9 @@ def test_real_photographs_are_found_in_the_usual_folders(real: Path, tmp_path: P
     with pytest.raises(BadInputError, match="no normals in it; a test folder needs defects, masks and normals"):
         read_real(real / "defects", apart=True)  # those beside it are another's
     (tmp_path / "only/disc/0.png").write_bytes(b"damaged")
+    (tmp_path / "only/disc/a.gif").write_bytes(b"x")
     (skipped,) = read_real(tmp_path / "only", real / "normals").skipped
+    assert "a.gif" in read_real(tmp_path / "only", real / "normals").warnings[0]
     assert skipped.startswith(str(tmp_path / "only/disc/0.png"))
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import os
+from collections.abc import Collection
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,24 @@ def test_the_newest_model_that_knows_the_categories_is_found(tmp_path: Path) -> 
         found(name="z")
     with pytest.raises(WeightsError, match="no model a that knows dent"):
         found("dent", name="a")
+
+
+def test_a_text_may_stand_for_several_categories_or_for_one_of_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "weights.toml"
+    for name, categories, age in (("parts", ("a", "b"), 1), ("whole", ("a+b",), 2)):
+        registry.add(entry(tmp_path, name, categories=categories, created=NOON - timedelta(hours=age)), file)
+
+    def found(text: str) -> str:
+        def names(text: str, known: Collection[str]) -> Collection[str]:
+            return (text,) if text in known else text.split("+")
+
+        return registry.find(categories=[text], names=names, files=[file]).name
+
+    assert (found("a+b"), found("b+a"), found("b")) == ("parts", "parts", "parts")
+    registry.add(entry(tmp_path, "newer", categories=("a+b",), created=NOON), file)
+    assert found("a+b") == "newer"
+    with pytest.raises(WeightsError, match=r"knows a\+c; available"):
+        found("a+c")
 
 
 def test_own_models_come_before_newer_shipped_ones(tmp_path: Path) -> None:

@@ -452,6 +452,24 @@ def test_mixtures() -> None:
             mixture(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("a+b", {"a+b": 1.0}),
+        ("a+b+c", {"a+b": 1.0, "c": 1.0}),
+        ("c+a+b", {"c": 1.0, "a+b": 1.0}),
+        ("b+a", {"b": 1.0, "a": 1.0}),
+        ("x:1", {"x:1": 1.0}),
+        ("x:1+c", {"x:1": 1.0, "c": 1.0}),
+        ("x:1:1,c:3", {"x:1": 0.25, "c": 0.75}),
+        ("p,q:1, a+b:3", {"p,q": 0.25, "a+b": 0.75}),
+        ("d+e", {"d": 1.0, "e": 1.0}),
+    ],
+)
+def test_names_with_the_signs_of_mixtures_win(text: str, weights: dict[str, float]) -> None:
+    assert mixture(text, ("a", "b", "c", "a+b", "x:1", "p,q")) == weights
+
+
 def test_cut_outs_need_no_pytorch() -> None:
     program = "import sys, defectgen.synthesis.pasted, defectgen.dataset; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0

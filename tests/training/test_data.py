@@ -77,6 +77,10 @@ class TestFindScale:
     def test_without_masks_the_window_spans_the_image(self) -> None:
         assert find_scale([sample(640, 480, masked=False)], [[]], 64) == pytest.approx(0.1)
 
+    def test_an_image_without_a_mask_has_no_say_where_others_have_one(self) -> None:
+        images = [sample(640, 480, masked=False), sample(640, 480, masked=True), sample(640, 480, masked=False)]
+        assert find_scale(images, [[], [Box(0, 0, 100, 12)], []], 64) == pytest.approx(64 / 115)
+
 
 class TestTrainingWindows:
     @pytest.fixture
