@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from defectgen.errors import BadInputError
 from defectgen.imaging import masks
 from defectgen.imaging.images import DecodedImage, ImageError, Pixels, read_image
 from defectgen.imaging.ssim import WINDOW, histogram, otsu, ssim_map
@@ -25,6 +26,17 @@ Repair = Callable[[Path, DecodedImage], Pixels]
 
 UNCALIBRATED = 0.5
 """The threshold for golden images if none is calibrated."""
+ALIASES = frozenset({".jpe", ".jfif", ".jif", ".jfi", ".dib"})
+"""Suffixes that belong to supported formats, too."""
+OTHER_FORMATS = frozenset({
+    ".3fr", ".apng", ".arw", ".avif", ".cr2", ".cr3", ".cur", ".czi", ".dcm", ".dicom", ".dng", ".emf", ".eps",
+    ".exr", ".fit", ".fits", ".fts", ".gif", ".hdp", ".hdr", ".heic", ".heif", ".hif", ".icns", ".ico", ".iiq",
+    ".ima", ".img", ".j2c", ".j2k", ".jls", ".jng", ".jp2", ".jpc", ".jpf", ".jpm", ".jpx", ".jxl", ".jxr", ".lsm",
+    ".mng", ".mpo", ".mrw", ".nd2", ".ndpi", ".nef", ".nrw", ".orf", ".pam", ".pbm", ".pcd", ".pcx", ".pef", ".pfm",
+    ".pgm", ".pict", ".pnm", ".ppm", ".ps", ".psb", ".psd", ".qoi", ".raf", ".ras", ".raw", ".rgb", ".rgba", ".rw2",
+    ".sgi", ".sr2", ".srf", ".srw", ".svg", ".svs", ".tga", ".wbmp", ".wdp", ".wmf", ".x3f", ".xbm", ".xcf", ".xpm",
+})  # fmt: skip
+"""Suffixes of formats that cannot be read. Some of them are a TIFF or PNG inside, of which only a preview would be."""
 _TRIM = 0.25  # fraction of a defect's largest change; pixels that change less are trimmed
 _PIXELS = WINDOW**2  # number of pixels that reach the score: as many as one differing pixel affects
 
@@ -138,16 +150,40 @@ def inspect(
 
 
 def _inspect(path: Path, repair: Repair, threshold: float, border: int) -> Finding | Unreadable:
+    if path.suffix.lower() in OTHER_FORMATS:
+        return Unreadable(path, f"{path.suffix} is not supported; convert it to PNG, JPEG, BMP, TIFF or WebP")
     try:
         photograph = read_image(path)
         return find(path, photograph, repair(path, photograph), threshold, border=border)
     except ImageError as error:
         return Unreadable(path, error.reason if error.path == path else str(error))
+    except Exception as error:  # whatever is wrong with one image must not end the inspection of the others
+        return Unreadable(path, reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """An unexpected error as the reason why an image could not be inspected."""
+    if isinstance(error, MemoryError):
+        return "out of memory; inspect fewer images at a time with --workers 1"
+    return f"{type(error).__name__}: {error}"
 
 
 def calibrate(findings: Iterable[Finding | Unreadable], share: float) -> float:
-    """The `share` quantile of the flawless images' scores: the next score at or above it."""
-    scores = [finding.score for finding in findings if isinstance(finding, Finding)]
+    """The `share` quantile of the flawless images' scores: the next score at or above it.
+
+    Raises:
+        BadInputError: none of the images can be read.
+    """
+    scores, unreadable = list[float](), list[Unreadable]()
+    for finding in findings:
+        if isinstance(finding, Finding):
+            scores.append(finding.score)
+        else:
+            unreadable.append(finding)
+    if not scores:
+        named = "; ".join(f"{each.path}: {each.reason}" for each in unreadable[:3])
+        more = f"; and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
+        raise BadInputError(f"no readable image to calibrate on ({named or 'there are none'}{more})")
     return float(np.quantile(scores, share, method="higher"))
 
 
