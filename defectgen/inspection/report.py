@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from defectgen import files
 from defectgen.errors import BadInputError, UsageError
+from defectgen.imaging.components import Components
 from defectgen.imaging.images import DecodedImage, encode_jpeg, encode_png
 from defectgen.inspection.inspector import Finding, Unreadable, reason_of
 from defectgen.text import printable, recorded
@@ -114,6 +115,8 @@ class InspectionReport:
             )
         if not entries or set(entries) <= set(self._leftovers()):
             return
+        for name in (_RECORDS, _TABLE, "masks", "overlays"):
+            self._path(name)  # none may be a link, through which a run would write elsewhere
         if not self._path(_RECORDS).is_file():
             raise BadInputError(f"{out}: not an inspection report (it has no {_RECORDS}); choose another --out")
         for record in self._read(strict=not overwrite):
@@ -288,12 +291,11 @@ class InspectionReport:
 
     def _draw(self, finding: Finding, row: dict[str, Any]) -> None:
         """Write the mask and the overlay; completes the record."""
-        mask = finding.mask.astype(np.uint8)
-        _, _, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        row["boxes"] = statistics[1:, :4].tolist()
-        row["areas"] = statistics[1:, cv2.CC_STAT_AREA].tolist()
+        components = Components(finding.mask)
+        row["boxes"] = components.boxes[1:].tolist()
+        row["areas"] = components.areas[1:].tolist()
         stem = self._stem(row["image"], finding.path)
-        self._write(f"masks/{stem}.png", encode_png(mask * 255))
+        self._write(f"masks/{stem}.png", encode_png(finding.mask.view(np.uint8) * 255))
         row["mask"] = f"masks/{stem}.png"
         self._write(f"overlays/{stem}.jpg", encode_jpeg(overlay(finding.photograph, finding.mask)))
         row["overlay"] = f"overlays/{stem}.jpg"

@@ -150,6 +150,19 @@ def test_a_record_that_names_other_files_deletes_nothing(tmp_path: Path, name: s
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", ["report.jsonl", "report.csv", "masks", "overlays"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_link_in_the_place_of_the_reports_own_is_not_followed(tmp_path: Path, name: str, resume: bool) -> None:
+    opened(tmp_path / "r").add(finding())
+    (tmp_path / "r/report.csv").touch()
+    (tmp_path / "r" / name).rename(tmp_path / "moved")
+    (tmp_path / "r" / name).symlink_to(tmp_path / "moved")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BadInputError, match="is a link"):
+        opened(tmp_path / "r", resume=resume, overwrite=not resume)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     "line",
     [
