@@ -151,6 +151,7 @@ class InspectionReport:
         with files.writable(self.out):
             for path in (*self._replaced, *self._leftovers()):
                 path.unlink(missing_ok=True)
+            self._replaced = []
             self.out.mkdir(parents=True, exist_ok=True)
             records = self._path(_RECORDS)
             records.touch()

@@ -103,6 +103,8 @@ def verify(entry: Entry) -> None:
         WeightsError: the file is missing, unreadable or altered.
     """
     try:
+        if entry.file.exists() and not entry.file.is_file():
+            raise OSError("not a regular file")
         sha256 = files.sha256(entry.file)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({_reason(error)})"

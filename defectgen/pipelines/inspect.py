@@ -1,5 +1,6 @@
 """Find defects in images from a production line: a folder of images in, a verdict for each and a report out."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -165,7 +166,7 @@ class InspectionJob:
     @property
     def passed_over(self) -> Sequence[Path]:
         """What else is in the folder and may be an image, in the order found: unknown files, and folders."""
-        return list(self._arrivals.others)
+        return self._arrivals.others
 
     def noted(self) -> list[dict[str, Any]]:
         """The records of the whole report that tell of a defect or an error."""
@@ -292,11 +293,12 @@ class _Arrivals:
         self._request, self._report = request, report
         self._taken: dict[Path, _Stamp] = {}
         self._seen: dict[Path, tuple[_Stamp, float]] = {}  # each new image's stamp, and when it was first so
-        self.others: dict[Path, None] = {}
+        self.others: list[Path] = []
+        self._others: dict[Path, float] = {}  # when each file that is no image was first there
         listed = [] if request.watch else list_images(request.images)
         self._paths = [path for path in listed if self._due(path)]
         if not request.watch and request.images.is_dir():
-            self._note(_contents(request.images)[1])
+            self._note(_contents(request.images)[1], math.inf)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -318,7 +320,7 @@ class _Arrivals:
     def _steady(self, now: float) -> list[Path]:
         """The images to take: those that did not change since the last poll, nor since a while if they are empty."""
         images, others = _contents(self._request.images)
-        self._note(others)
+        self._note(others, now - _PATIENCE)
         found = []
         for path in images:
             if not self._due(path):
@@ -342,9 +344,12 @@ class _Arrivals:
         reference = self._request.reference
         return _stamp(path) + (_stamp(reference / path.name) if reference else ())
 
-    def _note(self, others: list[Path]) -> None:
-        out = self._request.out.absolute()
-        self.others |= dict.fromkeys(path for path in others if path.absolute() != out)
+    def _note(self, others: list[Path], before: float) -> None:
+        """Add to `others` the files that have been there since `before`: an image may first have a temporary name."""
+        now, out = time.monotonic(), self._request.out.absolute()
+        self._others = {path: self._others.get(path, now) for path in others if path.absolute() != out}
+        known = set(self.others)
+        self.others += [path for path, since in self._others.items() if since < before and path not in known]
 
     def stamp_of(self, path: Path) -> str:
         """The stamp of an image when it was taken, as the report keeps it."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -362,19 +363,23 @@ def test_watching_takes_what_is_empty_changed_or_of_another_format(line: Path, m
     job = defectgen.inspect(request)
     rows = [inspected.row for inspected in itertools.islice(job, 3)]
     assert sorted(row["image"] for row in rows) == ["line/0.png", "line/1.png", "line/2.pgm"]
-    assert (job.errors, [path.name for path in job.passed_over][:2]) == (2, ["1.later", "2.later"])
+    assert job.errors == 2
     del job
     job = defectgen.inspect(replace(request, resume=True))
-    images = iter(job)
-    (line / "2.pgm").unlink()
-    assert next(images).row["error"] == "the file is empty"
-    (line / "1.later").replace(line / "1.png")
-    assert next(images).row["defective"]
-    (line / "0.png").write_bytes((line / "4.later").read_bytes())
-    assert next(images).row["image"] == "line/0.png"
-    assert job.totals == {"inspected": 3, "defective": 2, "errors": 1}
-    del images
-    assert [row["image"] for row in records()] == ["line/0.png", "line/1.png", "line/2.pgm"]
+    images: Any = iter(job)
+    with closing(images):
+        (line / "2.pgm").unlink()
+        assert next(images).row["error"] == "the file is empty"
+        (line / "1.later").replace(line / "1.png")
+        assert next(images).row["defective"]
+        (line / "0.png").write_bytes((line / "4.later").read_bytes())
+        assert next(images).row["image"] == "line/0.png"
+        assert job.totals == {"inspected": 3, "defective": 2, "errors": 1}
+        time.sleep(0.15)
+        (line / "5.later").rename(line / "5.png")
+        assert next(images).row["image"] == "line/5.png"
+        assert {"2.later", "3.later", "4.later"} <= {path.name for path in job.passed_over}
+    assert [row["image"] for row in records()] == ["line/0.png", "line/1.png", "line/2.pgm", "line/5.png"]
 
 
 def test_a_damaged_report_is_replaced_and_not_continued(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
