@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 import typer
 
 from defectgen.cli import app
-from defectgen.cli.console import printable
 from defectgen.cli.options import Switches
 from defectgen.errors import ExitCode, UserError
+from defectgen.text import printable
 
 signals.restore()
 

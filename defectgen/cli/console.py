@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
+from defectgen.text import printable
+
 if TYPE_CHECKING:
     from defectgen.folders import Skipped
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")  # and marks that reorder text
 _PERIOD = 10.0  # seconds between progress lines, where there is no progress bar
 
 
@@ -78,11 +78,6 @@ class Console:
                     f"{stage} {done}/{total}{', ' if detail else ''}{detail}"
                 )
             )
-
-
-def printable(text: str) -> str:
-    """A text for one line of a terminal: line breaks and control codes, which file names may have, are escaped."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def duration(total: float) -> str:

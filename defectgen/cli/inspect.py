@@ -1,6 +1,7 @@
 """`defectgen inspect`: finds defects in images, and writes masks, overlays and a report."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from defectgen.cli import options
 from defectgen.cli.console import Console
 from defectgen.cli.options import option
 from defectgen.errors import ExitCode
+from defectgen.text import printable
 
 EXAMPLES = """\b
 Examples:
@@ -17,6 +19,7 @@ Examples:
   defectgen inspect line/images --reference golden --calibrate good --watch"""
 
 _SHOWN = 40  # maximum number of images listed on the terminal
+_FEW = 10  # maximum number of other files named in a note
 
 
 def inspect(
@@ -57,6 +60,7 @@ def inspect(
     workers: options.Workers = options.WORKERS,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    wait: options.Wait = False,
     config: options.Config = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -87,49 +91,66 @@ def inspect(
             workers=workers,
             resume=resume,
             overwrite=overwrite,
+            wait=wait,
         )
     )
+    for each in job.unusable:
+        console.warn(printable(f"--calibrate: skipped {each.path}: {each.reason}"))
     if calibrate is not None:
-        console.note(f"threshold {job.threshold:.4f}, calibrated: {share:.1%} of the images in {calibrate} pass")
+        console.note(
+            printable(f"threshold {job.threshold:.4f}, calibrated: {share:.1%} of the images in {calibrate} pass")
+            + (f"; inputs skipped: {len(job.unusable)}" if job.unusable else "")
+        )
     elif not job.calibrated:
         console.note(
             f"threshold {job.threshold}, not calibrated; calibrate it on defect-free images with --calibrate DIR"
         )
-    noted: list[dict[str, Any]] = []
     start = time.monotonic()
+    told = 0
     with console.progress("inspecting") as progress:
         for inspected in job:
+            told += _tell(console, job.passed_over[told:])
             if as_json:
                 console.result(inspected.row, "", kind="image")
-                continue
-            if inspected.row.get("defective") or "error" in inspected.row:
-                noted.append(inspected.row)
-            progress(job.inspected, len(job), f"{job.defective} defective", job.totals)
-    seconds = time.monotonic() - start
-    lines = _table(noted)
-    lines += [f"... and {len(noted) - _SHOWN} more, in {out}/report.csv"] if len(noted) > _SHOWN else []
-    lines += [
-        f"{out}: {job.inspected} images inspected, {job.defective} defective, {job.errors} unreadable, "
-        f"{job.inspected / max(seconds, 1e-9):.1f} images/s"
-    ]
+            else:
+                progress(job.inspected, len(job), f"{job.defective} defective", job.totals)
+    _tell(console, job.passed_over[told:])
+    speed = job.inspected / max(time.monotonic() - start, 1e-9)
     values = {
         "out": str(out), "model": job.maker, "threshold": job.threshold, "border": job.border, "kept": job.kept,
     }  # fmt: skip
-    console.result({**values, **job.totals}, "\n".join(lines))
+    totals = job.totals
+    kept = f" ({job.kept} earlier)" if job.kept else ""
+    summary = (
+        f"{printable(str(out))}: {totals['inspected']} images inspected{kept}, {job.defective} defective, "
+        f"{job.errors} unreadable, {speed:.1f} images/s"
+    )
+    console.result({**values, **totals}, "" if as_json else "\n".join([*_table(job.noted(), out), summary]))
     if fail_on_defect and job.defective:
         return ExitCode.DEFECTS_FOUND
-    return ExitCode.SKIPPED if job.errors else ExitCode.OK
+    return ExitCode.SKIPPED if job.errors or job.unusable else ExitCode.OK
 
 
-def _table(rows: list[dict[str, Any]]) -> list[str]:
+def _tell(console: Console, paths: Sequence[Path]) -> int:
+    """Name what is not inspected; returns how many."""
+    if paths:
+        names = ", ".join(printable(path.name) for path in paths[:_FEW])
+        more = f" and {len(paths) - _FEW} more" if len(paths) > _FEW else ""
+        console.note(f"not inspected, since only images directly in the folder are: {names}{more}")
+    return len(paths)
+
+
+def _table(rows: list[dict[str, Any]], out: Path) -> list[str]:
     """One line for each image that is defective or unreadable, below a header."""
     if not rows:
         return []
-    width = max(len("image"), *(len(row["image"]) for row in rows[:_SHOWN]))
+    shown = [(printable(row["image"]), row) for row in rows[:_SHOWN]]
+    width = max(len("image"), *(len(name) for name, _ in shown))
     lines = [f"{'image':{width}}   score   defects   pixels"]
-    for row in rows[:_SHOWN]:
-        if "error" in row:
-            lines.append(f"{row['image']:{width}}   unreadable: {row['error']}")
-        else:
-            lines.append(f"{row['image']:{width}}   {row['score']:.3f}   {len(row['boxes']):7}   {sum(row['areas']):6}")
-    return lines
+    for name, row in shown:
+        verdict = (
+            f"{row['score']:.3f}   {len(row['boxes']):7}   {sum(row['areas']):6}" if "score" in row else "unreadable"
+        )
+        lines.append(f"{name:{width}}   {verdict}" + (f": {row['error']}" if "error" in row else ""))
+    more = f"... and {len(rows) - _SHOWN} more, in {printable(str(out))}/report.csv"
+    return [*lines, more] if len(rows) > _SHOWN else lines

@@ -7,10 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-import tomlkit
 import typer
-from tomlkit.exceptions import TOMLKitError
 
+from defectgen import toml
 from defectgen.errors import UsageError
 
 WORKERS = min(8, os.cpu_count() or 1)
@@ -48,10 +47,10 @@ def _read_config(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        document: dict[str, Any] = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
+        document: dict[str, Any] = toml.parse(path).unwrap()
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror or error}") from error
-    except (TOMLKitError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UsageError(f"--config {path}: not valid TOML: {error}") from error
     commands = getattr(ctx.parent and ctx.parent.command, "commands", {})
     values = {key: value for key, value in document.items() if key not in commands}
@@ -145,5 +144,6 @@ BatchSize = Annotated[
 Workers = Annotated[int, option("--workers", min=1, help="Number of threads that read, crop and encode images.")]
 Resume = Annotated[bool, option("--resume", help="Continue an earlier run where it stopped.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the output of an earlier run.")]
+Wait = Annotated[bool, option("--wait", help="Wait for another run that writes to the same folder, instead of ending.")]
 DryRun = Annotated[bool, option("--dry-run", help="Print the resolved configuration and exit.")]
 Skip = Annotated[OnBad, option("--on-bad", help="Images that cannot be used: skip them with a warning, or fail.")]

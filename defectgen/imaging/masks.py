@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 from skimage.metrics import structural_similarity
 
+from defectgen.imaging.components import Components
 from defectgen.imaging.windows import BoolArray, FloatArray
 
 _DISSIMILAR = 0.08  # 1 - SSIM below this does not count as a defect
@@ -125,16 +126,20 @@ def foreground(pixels: NDArray[np.generic]) -> BoolArray:
 
 def clean(mask: BoolArray) -> BoolArray:
     """A mask without gaps of one pixel, small holes and small pieces (below `SMALLEST` pixels). [S, S]."""
-    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
-    solid = _without_small(np.asarray(closed, np.uint8), connectivity=8)
-    return _without_small(1 - solid, connectivity=4) == 0
+    binary = np.ascontiguousarray(mask, np.bool_).view(np.uint8)
+    solid = np.asarray(cv2.morphologyEx(binary, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)), np.uint8)
+    _drop_small(solid, connectivity=8)
+    np.subtract(1, solid, out=solid)
+    _drop_small(solid, connectivity=4)
+    return solid == 0
 
 
-def _without_small(mask: NDArray[np.uint8], *, connectivity: int) -> NDArray[np.uint8]:
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
-    keep = statistics[:, cv2.CC_STAT_AREA] >= SMALLEST
-    keep[0] = False
-    return keep[labels].astype(np.uint8) if count > 1 else mask
+def _drop_small(mask: NDArray[np.uint8], *, connectivity: int) -> None:
+    """Set the pieces with less than `SMALLEST` pixels to 0."""
+    components = Components(mask, connectivity)
+    keep = components.areas >= SMALLEST
+    for rows, labels in components:
+        mask[rows] = keep[labels]
 
 
 def feather(mask: BoolArray, width: float) -> FloatArray:

@@ -1,5 +1,6 @@
 """Structural similarity and Otsu's threshold: faster equivalents of scikit-image's functions."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,13 +17,21 @@ WINDOW = 9
 _K1, _K2 = 0.01, 0.03
 
 
-_STRIP = 64  # rows at a time, so that the intermediate results fit a core's cache
+STRIP = 64
+"""Rows at a time, so that the intermediate results fit a core's cache."""
 
 
 _BINS = 256
 
 
-def ssim_map(x: NDArray[Any], y: NDArray[Any], data_range: float = 255.0, *, threads: int = 1) -> FloatArray:
+def ssim_map(
+    x: NDArray[Any],
+    y: NDArray[Any],
+    data_range: float = 255.0,
+    *,
+    rows: tuple[int, int] | None = None,
+    threads: int = 1,
+) -> FloatArray:
     """The structural similarity of two images at each pixel, [H, W] in [-1, 1]; the mean of the channels.
 
     Equation 7 of ISU-GAN. Equals scikit-image's `structural_similarity(x, y, win_size=9, data_range=..., full=True)`
@@ -31,17 +40,20 @@ def ssim_map(x: NDArray[Any], y: NDArray[Any], data_range: float = 255.0, *, thr
     Args:
         x, y: [H, W] or [H, W, C], of equal shape, 8 or 16 bits.
         data_range: the difference between white and black.
+        rows: only these, from the first to before the last, [rows, W]; None means all.
         threads: the number of threads, which share strips of the image.
     """
     x, y = (np.atleast_3d(image) for image in (x, y))
-    result = np.zeros(x.shape[:2], np.float32)
-    strips = [(top, min(top + _STRIP, len(x))) for top in range(0, len(x), _STRIP)]
+    first, last = rows or (0, len(x))
+    result = np.zeros((last - first, x.shape[1]), np.float32)
+    strips = [(top, min(top + STRIP, last)) for top in range(first, last, STRIP)]
 
     def work(strip: tuple[int, int]) -> None:
+        into = result[strip[0] - first : strip[1] - first]
         for channel in range(x.shape[2]):
-            result[slice(*strip)] += _ssim_rows(x[..., channel], y[..., channel], *strip, data_range)
+            into += _ssim_rows(x[..., channel], y[..., channel], *strip, data_range)
         if x.shape[2] > 1:
-            result[slice(*strip)] /= x.shape[2]
+            into /= x.shape[2]
 
     if threads == 1:
         for strip in strips:
@@ -79,9 +91,9 @@ def _ssim_rows(x: NDArray[Any], y: NDArray[Any], top: int, bottom: int, data_ran
     return np.asarray(cv2.divide(cv2.multiply(means, covariance), cv2.multiply(mean_squares, variances)), np.float32)
 
 
-def otsu(scores: FloatArray) -> float:
-    """Otsu's threshold of a score map, from 256 bins between its minimum and maximum, as in scikit-image."""
-    counts, centers = histogram(scores)
+def otsu(strips: Iterable[FloatArray], limits: tuple[float, float]) -> float:
+    """Otsu's threshold of a score map that comes in strips, from 256 bins between its limits, as in scikit-image."""
+    counts, centers = histogram(strips, limits)
     if len(centers) == 1:
         return float(centers[0])
     below, above = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
@@ -91,12 +103,22 @@ def otsu(scores: FloatArray) -> float:
     return float(centers[between.argmax()])
 
 
-def histogram(scores: FloatArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The counts and centers of 256 bins, or of a single bin if all scores are equal."""
+def limits_of(scores: FloatArray) -> tuple[float, float]:
+    """The least and the greatest value of a score map."""
     low, high, _, _ = cv2.minMaxLoc(scores)
+    return low, high
+
+
+def histogram(
+    strips: Iterable[FloatArray], limits: tuple[float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The counts and centers of 256 bins between two limits, or of a single bin if these are equal."""
+    low, high = limits
     if low == high:
-        return np.array([float(scores.size)]), np.array([low])
+        return np.array([float(sum(strip.size for strip in strips))]), np.array([low])
     # OpenCV excludes the upper end of the range.
     end = float(np.nextafter(np.float32(high), np.float32(np.inf)))
-    counts = cv2.calcHist([scores], [0], None, [_BINS], [low, end]).ravel()
-    return counts.astype(np.float64), low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS
+    counts = np.zeros(_BINS)
+    for strip in strips:
+        counts += cv2.calcHist([strip], [0], None, [_BINS], [low, end]).ravel()
+    return counts, low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS

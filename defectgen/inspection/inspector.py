@@ -15,9 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from defectgen.errors import BadInputError
 from defectgen.imaging import masks
+from defectgen.imaging.components import Components
 from defectgen.imaging.images import DecodedImage, ImageError, Pixels, read_image
-from defectgen.imaging.ssim import WINDOW, histogram, otsu, ssim_map
+from defectgen.imaging.ssim import STRIP, WINDOW, histogram, limits_of, otsu, ssim_map
 from defectgen.imaging.windows import BoolArray, FloatArray, value_range
 
 Repair = Callable[[Path, DecodedImage], Pixels]
@@ -25,7 +27,19 @@ Repair = Callable[[Path, DecodedImage], Pixels]
 
 UNCALIBRATED = 0.5
 """The threshold for golden images if none is calibrated."""
+ALIASES = frozenset({".jpe", ".jfif", ".jif", ".jfi", ".dib"})
+"""Suffixes that belong to supported formats, too."""
+OTHER_FORMATS = frozenset({
+    ".3fr", ".apng", ".arw", ".avif", ".cr2", ".cr3", ".cur", ".czi", ".dcm", ".dicom", ".dng", ".emf", ".eps",
+    ".exr", ".fit", ".fits", ".fts", ".gif", ".hdp", ".hdr", ".heic", ".heif", ".hif", ".icns", ".ico", ".iiq",
+    ".ima", ".img", ".j2c", ".j2k", ".jls", ".jng", ".jp2", ".jpc", ".jpf", ".jpm", ".jpx", ".jxl", ".jxr", ".lsm",
+    ".mng", ".mpo", ".mrw", ".nd2", ".ndpi", ".nef", ".nrw", ".orf", ".pam", ".pbm", ".pcd", ".pcx", ".pef", ".pfm",
+    ".pgm", ".pict", ".pnm", ".ppm", ".ps", ".psb", ".psd", ".qoi", ".raf", ".ras", ".raw", ".rgb", ".rgba", ".rw2",
+    ".sgi", ".sr2", ".srf", ".srw", ".svg", ".svs", ".tga", ".wbmp", ".wdp", ".wmf", ".x3f", ".xbm", ".xcf", ".xpm",
+})  # fmt: skip
+"""Suffixes of formats that cannot be read. Some of them are a TIFF or PNG inside, of which only a preview would be."""
 _TRIM = 0.25  # fraction of a defect's largest change; pixels that change less are trimmed
+_WHOLE = 2**24  # pixels up to which a score map is kept
 _PIXELS = WINDOW**2  # number of pixels that reach the score: as many as one differing pixel affects
 
 
@@ -53,31 +67,83 @@ class Unreadable:
     reason: str
 
 
-def compare(photograph: DecodedImage, repaired: Pixels, *, threads: int = 1) -> FloatArray:
-    """The score map, 1 - SSIM of an image and its repaired version, [H, W] in [0, 2]. Alpha is ignored."""
+def compare(photograph: DecodedImage, repaired: Pixels, rows: tuple[int, int] | None = None) -> FloatArray:
+    """The score map, 1 - SSIM of an image and its repaired version, [H, W] in [0, 2]. Alpha is ignored.
+
+    Args:
+        rows: only these, from the first to before the last, [rows, W]. Exactly equal to those of the whole map if the
+            first is a multiple of `ssim.STRIP`.
+    """
     low, high = value_range(photograph)
-    x, y = (np.atleast_3d(each)[..., : photograph.channels] for each in (photograph.pixels, repaired))
+    top, bottom = rows or (0, photograph.height)
+    first = max(top - WINDOW // 2, 0)
+    near = slice(first, bottom + WINDOW // 2)
+    x, y = (np.atleast_3d(each)[near, :, : photograph.channels] for each in (photograph.pixels, repaired))
     if photograph.depth == 16:  # clip both to the image's own value range
         x, y = (np.clip(each, low, high) - low for each in (x, y))
-    similar = ssim_map(x, y, high - low, threads=threads)
+    similar = ssim_map(x, y, high - low, rows=(top - first, bottom - first))
     return np.subtract(1, similar, out=similar)
 
 
-def score_of(scores: FloatArray) -> float:
-    """The score of a map: the greatest value that at least 81 pixels, the area of SSIM's window, reach."""
+class _ScoreMap:
+    """A score map in strips of rows, with the border set to 0.
+
+    A small map is one strip, which is kept. The strips of a large one, which would need four times the memory of its
+    image, are computed each time that they are read. `limits` are the least and greatest value of each strip, by its
+    first row; known after the first reading.
+    """
+
+    def __init__(self, photograph: DecodedImage, repaired: Pixels, border: int) -> None:
+        self._photograph, self._repaired, self._border = photograph, repaired, border
+        height, width = photograph.height, photograph.width
+        step = height if height * width <= _WHOLE else STRIP * max(1, _WHOLE // (4 * STRIP * width))
+        self._strips = [(top, min(top + step, height)) for top in range(0, height, step)]
+        self._kept: FloatArray | None = None
+        self.limits: dict[int, tuple[float, float]] = {}
+
+    def read(self, above: float = -np.inf) -> Iterator[tuple[slice, FloatArray]]:
+        """The rows and scores of each strip that has a score greater than `above`."""
+        for top, bottom in self._strips:
+            if top in self.limits and self.limits[top][1] <= above:
+                continue
+            scores = self._kept
+            if scores is None:
+                scores = self._compute(top, bottom)
+                self.limits[top] = limits_of(scores)
+            if len(self._strips) == 1:
+                self._kept = scores
+            yield slice(top, bottom), scores
+
+    def _compute(self, top: int, bottom: int) -> FloatArray:
+        scores = compare(self._photograph, self._repaired, (top, bottom))
+        border, height = self._border, self._photograph.height
+        if border:
+            scores[: max(border - top, 0)] = 0
+            scores[max(height - border - top, 0) :] = 0
+            scores[:, :border] = scores[:, -border:] = 0
+        return scores
+
+
+def score_of(strips: Iterable[FloatArray]) -> float:
+    """The score of a map in strips: the greatest value that at least 81 pixels, the area of SSIM's window, reach."""
+    greatest = np.concatenate([_greatest(strip) for strip in strips])
+    worst = min(_PIXELS, greatest.size)
+    return float(np.partition(greatest, -worst)[-worst])
+
+
+def _greatest(scores: FloatArray) -> FloatArray:
+    """The 81 greatest values, in any order, or all if there are fewer."""
     worst = min(_PIXELS, scores.size)
     if scores.size <= 1 << 16:
-        return float(np.partition(scores.ravel(), -worst)[-worst])
-    counts, centers = histogram(scores)
+        return np.partition(scores.ravel(), -worst)[-worst:]
+    counts, centers = histogram([scores], limits_of(scores))
     exceeding = np.cumsum(counts[::-1])[::-1]
     least = centers[np.flatnonzero(exceeding >= worst)[-1]]
     top = scores[scores >= least - (centers[1] - centers[0] if len(centers) > 1 else 0)]
-    return float(np.partition(top, -worst)[-worst])
+    return np.partition(top, -worst)[-worst:]
 
 
-def find(
-    path: Path, photograph: DecodedImage, repaired: Pixels, threshold: float, *, border: int = 0, threads: int = 1
-) -> Finding:
+def find(path: Path, photograph: DecodedImage, repaired: Pixels, threshold: float, *, border: int = 0) -> Finding:
     """Inspect an image: its score and its defects.
 
     Defects are the components that Otsu's method separates and that have a pixel above `threshold`.
@@ -86,32 +152,43 @@ def find(
         repaired: the defect-free version.
         border: pixels along the image's edges that are ignored.
     """
-    scores = compare(photograph, repaired, threads=threads)
-    if border:
-        scores[:border] = scores[-border:] = 0
-        scores[:, :border] = scores[:, -border:] = 0
-    score = score_of(scores)
-    mask = np.zeros(scores.shape, np.bool_)
+    scores = _ScoreMap(photograph, repaired, border)
+    score = score_of(strip for _, strip in scores.read())
     if score > threshold:
         mask = _defects(scores, photograph.pixels, repaired, threshold)
+    else:
+        mask = np.zeros((photograph.height, photograph.width), np.bool_)
     return Finding(path, photograph, score, threshold, mask)
 
 
-def _defects(scores: FloatArray, before: Pixels, after: Pixels, threshold: float) -> BoolArray:
+def _defects(scores: _ScoreMap, before: Pixels, after: Pixels, threshold: float) -> BoolArray:
     """The components that Otsu's method separates in a score map and that have a pixel above `threshold`, [H, W]."""
-    count, labels = cv2.connectedComponents((scores > otsu(scores)).astype(np.uint8), connectivity=8)
-    strong = np.zeros(count, np.bool_)
-    strong[labels[scores > threshold]] = True
+    limits = min(low for low, _ in scores.limits.values()), max(high for _, high in scores.limits.values())
+    separating = otsu((strip for _, strip in scores.read()), limits)
+    separated, exceeding = np.zeros((2, *before.shape[:2]), np.bool_)
+    for rows, strip in scores.read(above=min(separating, threshold)):
+        separated[rows] = strip > separating
+        exceeding[rows] = strip > threshold
+    components = Components(separated)
+    strong = np.zeros(len(components), np.bool_)
+    for rows, labels in components:
+        strong[labels[exceeding[rows]]] = True
     strong[0] = False
-    mask: BoolArray = strong[labels]
     # SSIM compares windows, so its components are too large: trim them to the pixels whose gray values change.
-    level = np.atleast_3d(cv2.absdiff(before, after)).max(axis=2)
-    pieces, levels = labels[mask].astype(np.int64), level[mask].astype(np.float32)
-    most = np.zeros(count, np.float32)
-    np.maximum.at(most, pieces, levels)
-    mask[mask] = levels > _TRIM * most[pieces]
+    most = np.zeros(len(components), np.float32)
+    for rows, labels in components:
+        inside = strong[labels]
+        np.maximum.at(most, labels[inside], _change(before[rows], after[rows])[inside])
+    mask = np.zeros_like(separated)
+    for rows, labels in components:
+        mask[rows] = strong[labels] & (_change(before[rows], after[rows]) > _TRIM * most[labels])
     mask = masks.clean(mask)
-    return mask if mask.any() else scores > threshold
+    return mask if mask.any() else exceeding
+
+
+def _change(before: Pixels, after: Pixels) -> FloatArray:
+    """The largest change of any channel, [H, W]."""
+    return np.atleast_3d(cv2.absdiff(before, after)).max(axis=2).astype(np.float32)
 
 
 def inspect(
@@ -138,16 +215,40 @@ def inspect(
 
 
 def _inspect(path: Path, repair: Repair, threshold: float, border: int) -> Finding | Unreadable:
+    if path.suffix.lower() in OTHER_FORMATS:
+        return Unreadable(path, f"{path.suffix} is not supported; convert it to PNG, JPEG, BMP, TIFF or WebP")
     try:
         photograph = read_image(path)
         return find(path, photograph, repair(path, photograph), threshold, border=border)
     except ImageError as error:
         return Unreadable(path, error.reason if error.path == path else str(error))
+    except Exception as error:  # whatever is wrong with one image must not end the inspection of the others
+        return Unreadable(path, reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """An unexpected error as the reason why an image could not be inspected."""
+    if isinstance(error, MemoryError):
+        return "out of memory; inspect fewer images at a time with --workers 1"
+    return f"{type(error).__name__}: {error}"
 
 
 def calibrate(findings: Iterable[Finding | Unreadable], share: float) -> float:
-    """The `share` quantile of the flawless images' scores: the next score at or above it."""
-    scores = [finding.score for finding in findings if isinstance(finding, Finding)]
+    """The `share` quantile of the flawless images' scores: the next score at or above it.
+
+    Raises:
+        BadInputError: none of the images can be read.
+    """
+    scores, unreadable = list[float](), list[Unreadable]()
+    for finding in findings:
+        if isinstance(finding, Finding):
+            scores.append(finding.score)
+        else:
+            unreadable.append(finding)
+    if not scores:
+        named = "; ".join(f"{each.path}: {each.reason}" for each in unreadable[:3])
+        more = f"; and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
+        raise BadInputError(f"no readable image to calibrate on ({named or 'there are none'}{more})")
     return float(np.quantile(scores, share, method="higher"))
 
 

@@ -1,115 +1,353 @@
 """The inspection report on disk: a record per image, written at once, masks, overlays, and finally a table."""
 
 import csv
+import hashlib
 import io
 import json
-from pathlib import Path
-from typing import Any
+import os
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from defectgen import files
 from defectgen.errors import BadInputError, UsageError
+from defectgen.imaging.components import Components
 from defectgen.imaging.images import DecodedImage, encode_jpeg, encode_png
-from defectgen.inspection.inspector import Finding, Unreadable
+from defectgen.inspection.inspector import Finding, Unreadable, reason_of
+from defectgen.text import printable, recorded
 
 _RECORDS = "report.jsonl"
 _TABLE = "report.csv"
 _COLUMNS = ("image", "defective", "score", "threshold", "defects", "area", "error")
 _RED = (230, 40, 40)
+_LONGEST = 120  # bytes of an image's name in that of its mask; some encrypted drives take 143, with the suffixes
+_JPEG_SIDE = 65_500  # pixels, the limit of the format
+_OVERLAY_PIXELS = 2**26  # an overlay is only to be looked at
+_RANDOM = r"\.[a-z0-9_]{8}\.tmp"  # as `files.replacing` names its temporary files
+_LEFTOVERS = {
+    ".": re.compile(rf"\.({re.escape(_RECORDS)}|{re.escape(_TABLE)}){_RANDOM}"),
+    "masks": re.compile(rf"\..+\.png{_RANDOM}", re.DOTALL),
+    "overlays": re.compile(rf"\..+\.jpg{_RANDOM}", re.DOTALL),
+}
+
+
+class Record(BaseModel):
+    """A line of `report.jsonl`: the verdict on an image, or the reason why there is none (or no mask)."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    image: str = Field(min_length=1)
+    """The path as given. Bytes that are not UTF-8 are escaped as `text.recorded` says."""
+    error: str | None = None
+    defective: bool | None = None
+    score: float | None = Field(default=None, allow_inf_nan=False)
+    threshold: float | None = Field(default=None, allow_inf_nan=False)
+    border: int | None = None
+    reference: str | None = None
+    """What the image was compared with: the golden images' folder, or the model."""
+    boxes: list[tuple[int, int, int, int]] = []
+    areas: list[int] = []
+    mask: str | None = None
+    overlay: str | None = None
+    stamp: str | None = None
+    """Size and time of the image's file, and of its golden image: if they differ now, the verdict is out of date."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Record":
+        if self.defective is None and self.error is None:
+            raise ValueError("has neither a verdict nor an error")
+        return self
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are judged, which is the same for all images of a report."""
+
+    reference: str
+    threshold: float
+    border: int
+
+
+class _Known(NamedTuple):
+    """What is kept in memory of a record."""
+
+    defective: bool
+    error: bool
+    stamp: str | None
+    files: tuple[str, ...]
+    kept: bool
 
 
 class InspectionReport:
-    """A report folder. `done` holds the paths, as given, of the images that have a record.
+    """A report folder. Opening it only reads; `begin` makes it ready for `add`.
 
-    An image is done once `report.jsonl` has its record, which is written after the files that it names.
+    An image is done once `report.jsonl` has its record, which is written after the files that it names. The last record
+    of an image counts. `defective` and `errors` count the images whose record says so, of earlier runs, too; `kept`
+    counts those whose record is of an earlier run.
 
     Raises:
         UsageError: the folder is not empty and neither `resume` nor `overwrite` is given.
-        BadInputError: the folder holds no inspection report.
+        BadInputError: the folder holds no inspection report, or (with `resume`) a damaged one, or one that names files
+            outside it.
     """
 
     def __init__(self, out: Path, *, resume: bool, overwrite: bool) -> None:
         self.out = out
-        self._records = out / _RECORDS
-        self.done: set[str] = set()
-        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-            return
-        if not resume and not overwrite:
+        self.defective = self.errors = self.kept = 0
+        self._settings: Settings | None = None
+        self._earlier = set[tuple[str | None, float | None, int | None]]()
+        self._replaced: list[Path] = []
+        self._known: dict[str, _Known] = {}
+        self._owners: dict[str, str] = {}  # the image of each mask
+        with files.writable(out):
+            entries = list(out.iterdir()) if out.exists() else []
+        if entries and not resume and not overwrite:
             raise UsageError(
                 f"{out}: not empty; continue with --resume, replace it with --overwrite, or choose another --out"
             )
-        if not self._records.is_file():
+        if not entries or set(entries) <= set(self._leftovers()):
+            return
+        for name in (_RECORDS, _TABLE, "masks", "overlays"):
+            self._path(name)  # none may be a link, through which a run would write elsewhere
+        if not self._path(_RECORDS).is_file():
             raise BadInputError(f"{out}: not an inspection report (it has no {_RECORDS}); choose another --out")
+        for record in self._read(strict=not overwrite):
+            if overwrite:
+                self._replaced += [self._path(name) for name in (record.mask, record.overlay) if name]
+            else:
+                self._keep(record, earlier=True)
         if overwrite:
-            for row in self.rows():
-                for key in ("mask", "overlay"):
-                    if row.get(key):
-                        (out / row[key]).unlink(missing_ok=True)
-            for name in (_RECORDS, _TABLE):
-                (out / name).unlink(missing_ok=True)
-        self.done = {row["image"] for row in self.rows()}
+            self._replaced += [self._path(_TABLE), self._path(_RECORDS)]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The records. An incomplete last line is removed from the file."""
-        if not self._records.is_file():
-            return []
-        text = self._records.read_bytes()
-        complete = text[: text.rfind(b"\n") + 1]
-        if complete != text:
-            files.write(self._records, complete)
-        return [json.loads(line) for line in complete.splitlines()]
+    def __len__(self) -> int:
+        """The number of images with a record."""
+        return len(self._known)
 
-    def add(self, finding: Finding | Unreadable) -> dict[str, Any]:
-        """Write the record, mask and overlay of an image; returns the record."""
-        row: dict[str, Any]
+    def check(self, settings: Settings) -> None:
+        """Use these settings for all images.
+
+        Raises:
+            UsageError: an image of an earlier run was judged by others.
+        """
+        self._settings = Settings(recorded(settings.reference), round(settings.threshold, 5), settings.border)
+        for earlier in self._earlier:
+            for (name, now), before in zip(asdict(self._settings).items(), earlier, strict=True):
+                if before is not None and before != now:
+                    raise UsageError(
+                        f"{self.out}: its images were judged with {name} {before}, not {now}; continue with the same "
+                        "settings, replace the report with --overwrite, or choose another --out"
+                    )
+
+    def begin(self) -> None:
+        """Delete what is replaced, and what a killed run left behind, and create `report.jsonl`."""
+        with files.writable(self.out):
+            for path in (*self._replaced, *self._leftovers()):
+                path.unlink(missing_ok=True)
+            self._replaced = []
+            self.out.mkdir(parents=True, exist_ok=True)
+            records = self._path(_RECORDS)
+            records.touch()
+            data = records.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]
+            if whole != data:  # a record that a killed run did not finish
+                files.write(records, whole)
+
+    def stamp_of(self, path: Path) -> str | None:
+        """The stamp of the file that was judged; None if the image has no record, or one with an error."""
+        known = self._known.get(_image(path))
+        return None if known is None or known.error else known.stamp
+
+    def rows(self) -> list[Record]:
+        """The record of each image, in the order in which they first came."""
+        return list({record.image: record for record in self._read(strict=True)}.values())
+
+    def add(self, finding: Finding | Unreadable, stamp: str = "") -> dict[str, Any]:
+        """Write the record, mask and overlay of an image, in place of earlier ones; returns the record."""
+        row: dict[str, Any] = {"image": _image(finding.path)}
         if isinstance(finding, Unreadable):
-            row = {"image": str(finding.path), "error": finding.reason}
+            row["error"] = printable(finding.reason)
         else:
-            row = {
-                "image": str(finding.path),
+            settings = self._settings
+            row |= {
                 "defective": finding.defective,
                 "score": round(finding.score, 5),
                 "threshold": round(finding.threshold, 5),
-                **self._defects(finding),
-            }
-        self.out.mkdir(parents=True, exist_ok=True)
-        with files.disk_errors(self._records), self._records.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.done.add(row["image"])
+                **({"border": settings.border, "reference": settings.reference} if settings else {}),
+                "boxes": [], "areas": [], "mask": None, "overlay": None, "stamp": stamp,
+            }  # fmt: skip
+            if finding.defective:
+                try:
+                    self._draw(finding, row)
+                except (MemoryError, ValueError, cv2.error) as error:
+                    row["error"] = printable(f"judged, but its defects cannot be drawn: {reason_of(error)}")
+        before = self._known.get(row["image"])
+        records = self._path(_RECORDS)
+        with files.writable(records), files.disk_errors(records):
+            with records.open("a", encoding="utf-8") as file:
+                file.write(_line(row))
+            for name in before.files if before else ():
+                if name not in (row.get("mask"), row.get("overlay")):
+                    self._path(name).unlink(missing_ok=True)
+        self._keep(Record.model_construct(**row))
         return row
 
-    def _defects(self, finding: Finding) -> dict[str, Any]:
-        if not finding.defective:
-            return {"boxes": [], "areas": [], "mask": None, "overlay": None}
-        mask = finding.mask.astype(np.uint8)
-        _, _, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        name = finding.path.name
-        files.write(self.out / f"masks/{name}.png", encode_png(mask * 255))
-        files.write(self.out / f"overlays/{name}.jpg", encode_jpeg(overlay(finding.photograph, finding.mask)))
-        return {
-            "boxes": statistics[1:, :4].tolist(),
-            "areas": statistics[1:, cv2.CC_STAT_AREA].tolist(),
-            "mask": f"masks/{name}.png",
-            "overlay": f"overlays/{name}.jpg",
-        }
-
     def write_table(self) -> Path:
-        """Write `report.csv` with all records; returns its path."""
+        """Write `report.csv` with the record of each image, and drop replaced records; returns its path."""
+        records = list(self._read(strict=True))
+        last = {record.image: record for record in records}
+        if len(records) != len(last):
+            rows = (record.model_dump(exclude_unset=True) for record in last.values())
+            files.write(self._path(_RECORDS), "".join(_line(row) for row in rows))
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
         table.writeheader()
-        for row in self.rows():
-            table.writerow({**row, "defects": len(row.get("boxes", [])), "area": sum(row.get("areas", []))})
-        files.write(self.out / _TABLE, text.getvalue())
-        return self.out / _TABLE
+        for record in last.values():
+            values = {"image": _cell(record.image), "error": _cell(record.error or "")}
+            table.writerow(
+                {**record.model_dump(), **values, "defects": len(record.boxes), "area": sum(record.areas)},
+            )
+        with files.writable(self._path(_TABLE)):
+            files.write(self._path(_TABLE), text.getvalue())
+        return self._path(_TABLE)
+
+    def _read(self, *, strict: bool) -> Iterator[Record]:
+        """The records in the order of the file. An incomplete last line is left out, damaged ones unless `strict`.
+
+        Raises:
+            BadInputError: a damaged line, or one that names a file that is none of this report's.
+        """
+        path = self._path(_RECORDS)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BadInputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        lines = data[: data.rfind(b"\n") + 1].removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = Record.model_validate_json(line)
+            except ValidationError as error:
+                if not strict:
+                    continue
+                first = error.errors(include_url=False, include_input=False)[0]
+                reason = " ".join([*map(str, first["loc"]), first["msg"]])
+                raise BadInputError(
+                    f"{path}, line {number}: damaged ({reason}); delete the line, so that its image is inspected "
+                    "again with --resume, or replace the report with --overwrite"
+                ) from error
+            for name, folder in ((record.mask, "masks"), (record.overlay, "overlays")):
+                if name is not None:
+                    self._check_owned(name, folder)
+            yield record
+
+    def _check_owned(self, name: str, folder: str) -> None:
+        """Raise BadInputError unless `name` is that of a file in this folder of the report."""
+        path = self._path(name)
+        if PurePosixPath(name).parts[:-1] != (folder,) or path.is_dir():
+            raise BadInputError(f"{self.out}: a record names {name!r}, which is no file of the report; correct it")
+
+    def _path(self, name: str) -> Path:
+        """The path of a file of the report, which is checked by `files.inside`."""
+        try:
+            path = files.inside(self.out, name)
+            os.lstat(path)
+        except FileNotFoundError:
+            return self.out / name
+        except (OSError, ValueError) as error:  # too long, or with a zero byte
+            raise BadInputError(f"{self.out}: a record names {name!r}, which is no file name; correct it") from error
+        return path
+
+    def _keep(self, record: Record, *, earlier: bool = False) -> None:
+        before = self._known.get(record.image)
+        names = tuple(name for name in (record.mask, record.overlay) if name)
+        now = _Known(bool(record.defective), record.error is not None, record.stamp, names, earlier)
+        for each, sign in ((before, -1), (now, 1)):
+            if each is not None:
+                self.defective += sign * each.defective
+                self.errors += sign * each.error
+                self.kept += sign * each.kept
+        self._known[record.image] = now
+        if record.defective is not None:
+            self._earlier.add((record.reference, record.threshold, record.border))
+        for name in names:
+            self._owners[_key(PurePosixPath(name).stem)] = record.image
+
+    def _leftovers(self) -> list[Path]:
+        """The temporary files of a run that was killed."""
+        found = []
+        for folder, pattern in _LEFTOVERS.items():
+            path = self.out / folder
+            if path.is_dir() and not path.is_symlink():
+                found += [file for file in path.iterdir() if pattern.fullmatch(file.name) and not file.is_dir()]
+        return found
+
+    def _draw(self, finding: Finding, row: dict[str, Any]) -> None:
+        """Write the mask and the overlay; completes the record."""
+        components = Components(finding.mask)
+        row["boxes"] = components.boxes[1:].tolist()
+        row["areas"] = components.areas[1:].tolist()
+        stem = self._stem(row["image"], finding.path)
+        self._write(f"masks/{stem}.png", encode_png(finding.mask.view(np.uint8) * 255))
+        row["mask"] = f"masks/{stem}.png"
+        self._write(f"overlays/{stem}.jpg", encode_jpeg(overlay(finding.photograph, finding.mask)))
+        row["overlay"] = f"overlays/{stem}.jpg"
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        with files.writable(path):
+            files.write(path, data)
+
+    def _stem(self, image: str, path: Path) -> str:
+        """The name of an image's mask, without suffix: the image's own, if it is short and not yet another image's."""
+        name = printable(recorded(path.name)).replace("\\", "%")
+        digest = hashlib.sha256(image.encode()).hexdigest()
+        start = name.encode()[: _LONGEST - 11].decode(errors="ignore")
+        candidates = [name] if len(name.encode()) <= _LONGEST else []
+        candidates += [f"{start}-{digest[:length]}" for length in range(10, len(digest))]
+        stem = next(each for each in candidates if self._owners.get(_key(each), image) == image)
+        self._owners[_key(stem)] = image
+        return stem
 
 
 def overlay(photograph: DecodedImage, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The image with the outlines of its defects, [H, W, 3], thick enough to stay visible when it is scaled down."""
+    """The image with the outlines of its defects, [H, W, 3], thick enough to stay visible when it is scaled down.
+
+    Scaled down if it has more than 2^26 pixels, or a side that JPEG cannot hold.
+    """
+    height, width = mask.shape
+    scale = min(1.0, _JPEG_SIDE / max(height, width), (_OVERLAY_PIXELS / mask.size) ** 0.5)
+    if scale < 1:
+        size = max(1, int(width * scale)), max(1, int(height * scale))
+        pixels: Any = cv2.resize(photograph.pixels, size, interpolation=cv2.INTER_AREA)
+        photograph = DecodedImage(pixels)
+        mask = cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) > 0
     shown = photograph.as_rgb()
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    width = max(1, round(max(mask.shape) / 600))
-    return np.asarray(cv2.drawContours(shown, outlines, -1, _RED, width), np.uint8)
+    return np.asarray(cv2.drawContours(shown, outlines, -1, _RED, max(1, round(max(mask.shape) / 600))), np.uint8)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _image(path: Path) -> str:
+    return recorded(path.as_posix())
+
+
+def _key(stem: str) -> str:
+    """Equal for names that some drives take for the same."""
+    return unicodedata.normalize("NFC", stem).casefold()
+
+
+def _cell(text: str) -> str:
+    """Text for the table, of one line; a path that spreadsheets would take for a formula gets `./` in front."""
+    return printable("./" + text if text.startswith(("=", "+", "-", "@")) else text)

@@ -33,11 +33,14 @@ def save(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
     files.write(path, to_safetensors(on_cpu, metadata={_KEY: record}))
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(path: Path, *keys: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors, onto the CPU, and the configuration that `save` wrote to `path`.
 
+    Args:
+        keys: what the configuration must have.
+
     Raises:
-        WeightsError: the file is missing, truncated, damaged, or not written by defectgen.
+        WeightsError: the file is missing, truncated, damaged, not written by defectgen, or lacks one of `keys`.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -47,19 +50,26 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WeightsError(f"{path}: no such file") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except SafetensorError as error:
+    except (SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path}: truncated, damaged or not a safetensors file ({error}); copy it again, or train again"
         ) from error
     try:
         record = json.loads(metadata[_KEY])
         config, sha256 = record["config"], record["sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+        digest = _digest(tensors, config)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # RuntimeError: nested too deeply
         raise WeightsError(
             f"{path}: not written by defectgen, or damaged: it has no valid configuration and sha256"
         ) from error
-    if _digest(tensors, config) != sha256:
+    if digest != sha256:
         raise WeightsError(f"{path}: damaged: its contents do not match its sha256; copy it again, or train again")
+    missing = [key for key in keys if key not in config] if isinstance(config, dict) else ["configuration"]
+    if missing:
+        raise WeightsError(
+            f"{path}: another kind of file of defectgen, such as a checkpoint in place of a model: it has no "
+            f"{missing[0]}; name the right file"
+        )
     # Cloned, since they may be views of the file, which may change later. Not before the check: cloning a boolean
     # turns any nonzero byte into 1.
     return {name: tensor.clone() for name, tensor in tensors.items()}, config

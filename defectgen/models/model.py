@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, Field
 
 from defectgen.device import resolve
 from defectgen.errors import UsageError, WeightsError
@@ -35,6 +36,18 @@ class Model:
         return self.method.task
 
 
+class _Saved(BaseModel):
+    """The metadata of a model's file."""
+
+    method: str
+    config: dict[str, Any]
+    task: dict[str, Any]
+    steps: int = 0
+    trained_on: tuple[str, ...] = ()
+    threshold: float | None = Field(default=None, ge=0, le=2)
+    border: int = Field(default=0, ge=0)
+
+
 def build(name: str, config: MethodConfig, task: Task, device: torch.device, seed: int) -> Method:
     """Build a method with initial weights, which depend only on the seed.
 
@@ -61,22 +74,22 @@ def load(path: Path, device: torch.device) -> Model:
     Raises:
         WeightsError: the file is missing, damaged, or not a model, or its method is not installed.
     """
-    tensors, saved = checkpoint.load(path)
+    tensors, record = checkpoint.load(path, "method", "config", "task")
     try:
-        row = info(saved["method"])
+        saved = _Saved.model_validate(record)
+        row = info(saved.method)
         cls = row.load()
-        method = cls(cls.Config.model_validate(saved["config"]), Task.model_validate(saved["task"]), device)
+        method = cls(cls.Config.model_validate(saved.config), Task.model_validate(saved.task), device)
         for name, network in method.networks.averaged.items():
             network.load_state_dict(unflatten(name, tensors))
             network.eval().requires_grad_(False)
     except UsageError as error:
         raise WeightsError(f"{path}: {str(error).removeprefix('--method ')}") from error
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path}: not a model of this version of defectgen ({__version__}), train it again: {error}"
         ) from error
-    trained_on = tuple(saved.get("trained_on", ()))
-    return Model(path, row, method, saved.get("steps", 0), trained_on, saved.get("threshold"), saved.get("border", 0))
+    return Model(path, row, method, saved.steps, saved.trained_on, saved.threshold, saved.border)
 
 
 def load_model(name: str | Path, *, weights: Path | None = None, device: str = "auto") -> Model:

@@ -6,19 +6,25 @@ comments, are kept.
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from tomlkit.exceptions import TOMLKitError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from defectgen import files
+from defectgen import files, toml
 from defectgen.errors import UsageError, WeightsError
 
 NAME: Final = "weights.toml"
 _PACKAGE = Path(__file__).parents[1]
+
+
+def _sortable(created: datetime) -> datetime:
+    if not 1970 < created.year < 9999:  # years whose timestamps do not exist in every time zone
+        raise ValueError(f"the year {created.year} cannot be right")
+    return created
 
 
 class Entry(BaseModel):
@@ -34,7 +40,7 @@ class Entry(BaseModel):
     channels: int
     file: Path
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    created: datetime
+    created: Annotated[datetime, AfterValidator(_sortable)]
     trained_on: dict[str, Path]
 
 
@@ -43,7 +49,7 @@ def find_registry(explicit: Path | None) -> list[Path]:
     if explicit is not None:
         return [explicit]
     # The package's file is beside the package in a source checkout, and inside it in a wheel.
-    found = [path for path in (_nearest(), _PACKAGE / NAME, _PACKAGE.parent / NAME) if path and path.is_file()]
+    found = [path for path in (_nearest(), _PACKAGE / NAME, _PACKAGE.parent / NAME) if path and path.exists()]
     return list(dict.fromkeys(found))
 
 
@@ -97,14 +103,19 @@ def verify(entry: Entry) -> None:
     """Check that a model's file is unchanged since the model was added.
 
     Raises:
-        WeightsError: the file is missing or altered.
+        WeightsError: the file is missing, unreadable or altered.
     """
-    if not entry.file.is_file():
+    try:
+        if entry.file.exists() and not entry.file.is_file():
+            raise OSError("not a regular file")
+        sha256 = files.sha256(entry.file)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({_reason(error)})"
         raise WeightsError(
-            f"{entry.file}: the file of the model {entry.name} is missing; restore it, train again, "
+            f"{entry.file}: the file of the model {entry.name} {reason}; restore it, train again, "
             "or choose another with --model"
-        )
-    if files.sha256(entry.file) != entry.sha256:
+        ) from error
+    if sha256 != entry.sha256:
         raise WeightsError(
             f"{entry.file}: the file of the model {entry.name} was altered after it was added to {NAME}; "
             "copy it again, train again, or choose another with --model"
@@ -126,24 +137,31 @@ def add(entry: Entry, file: Path) -> None:
     """Add a model to `file`, which is created if missing. An entry with the same name and model file is replaced.
 
     Raises:
-        UsageError: another model has this name. WeightsError: `file` cannot be read.
+        UsageError: another model has this name, or `file` cannot be written. WeightsError: `file` cannot be read.
     """
-    check_name(entry.name, entry.file, file)
-    document = _parse(file) if file.exists() else tomlkit.document()
-    folder = Path(_absolute(file)).parent
-    trained_on = tomlkit.inline_table()
-    trained_on.update({product: _portable(path, folder) for product, path in entry.trained_on.items()})
-    values: dict[str, Any] = {
-        **entry.model_dump(exclude={"name", "trained_on"}, mode="python"),
-        "categories": list(entry.categories),
-        "products": list(entry.products),
-        "file": _portable(entry.file, folder),
-        "trained_on": trained_on,
-    }
-    table = document.setdefault(entry.name, tomlkit.table())
-    for key, value in values.items():
-        table[key] = value
-    files.write(file, tomlkit.dumps(document))
+    with changing(file):
+        check_name(entry.name, entry.file, file)
+        document = _parse(file) if file.exists() else tomlkit.document()
+        folder = Path(_absolute(file)).parent
+        trained_on = tomlkit.inline_table()
+        trained_on.update({product: _portable(path, folder) for product, path in entry.trained_on.items()})
+        values: dict[str, Any] = {
+            **entry.model_dump(exclude={"name", "trained_on"}, mode="python"),
+            "categories": list(entry.categories),
+            "products": list(entry.products),
+            "file": _portable(entry.file, folder),
+            "trained_on": trained_on,
+        }
+        table = document.setdefault(entry.name, tomlkit.table())
+        for key, value in values.items():
+            table[key] = value
+        with files.writable(file):
+            files.write(file, tomlkit.dumps(document))
+
+
+def changing(file: Path) -> AbstractContextManager[None]:
+    """A context in which no other process changes `file`, nor a model in it: it waits for those that do."""
+    return files.locked(_absolute(file).parent, wait=True)
 
 
 def read(file: Path) -> list[Entry]:
@@ -162,7 +180,9 @@ def read(file: Path) -> list[Entry]:
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
-            raise WeightsError(f"{file}: [{name}] {key}: {first['msg']}") from error
+            raise WeightsError(
+                f"{file}: [{name}] {key}: {first['msg']}{_place(file, name)}; correct it, or delete the table"
+            ) from error
         paths = {product: _absolute(folder / path) for product, path in entry.trained_on.items()}
         entries.append(entry.model_copy(update={"file": _absolute(folder / entry.file), "trained_on": paths}))
     return entries
@@ -170,16 +190,29 @@ def read(file: Path) -> list[Entry]:
 
 def _nearest() -> Path | None:
     here = Path.cwd()
-    return next((path for folder in (here, *here.parents) if (path := folder / NAME).is_file()), None)
+    return next((path for folder in (here, *here.parents) if (path := folder / NAME).exists()), None)
 
 
 def _parse(file: Path) -> tomlkit.TOMLDocument:
     try:
-        return tomlkit.parse(file.read_text(encoding="utf-8"))
+        return toml.parse(file)
     except FileNotFoundError as error:
         raise WeightsError(f"{file}: no such file") from error
-    except (TOMLKitError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise WeightsError(f"{file}: cannot be read ({_reason(error)})") from error
+    except ValueError as error:
         raise WeightsError(f"{file}: not valid TOML: {error}") from error
+
+
+def _place(file: Path, name: str) -> str:
+    """The line where the table of a model begins, for a message."""
+    headers = (f"[{name}]", f'["{name}"]', f"['{name}']")
+    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    return next((f" (line {i})" for i, line in enumerate(lines, 1) if line.strip().startswith(headers)), "")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _absolute(path: Path) -> Path:

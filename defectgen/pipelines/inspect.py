@@ -1,7 +1,9 @@
 """Find defects in images from a production line: a folder of images in, a verdict for each and a report out."""
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,33 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.imaging.images import is_image_file
 from defectgen.inspection import inspector
 from defectgen.inspection.inspector import Finding, Repair, Unreadable
-from defectgen.inspection.report import InspectionReport
+from defectgen.inspection.report import InspectionReport, Settings
 from defectgen.methods import which
 from defectgen.models import registry
 
 _POLL = 0.5  # seconds
-_PATIENCE = 5.0  # seconds after the last change in which an unreadable image may still be incomplete
+_PATIENCE = 5.0  # seconds after the last change in which an unreadable or empty image may still be incomplete
+_OTHER_IMAGES = inspector.ALIASES | inspector.OTHER_FORMATS
+_ACCOMPANYING = frozenset(
+    {
+        ".csv",
+        ".db",
+        ".html",
+        ".ini",
+        ".json",
+        ".jsonl",
+        ".log",
+        ".md",
+        ".md5",
+        ".sha256",
+        ".toml",
+        ".tsv",
+        ".txt",
+        ".xml",
+    }
+    | {".xmp", ".yaml", ".yml"}
+)
+"""Suffixes of files that lie beside images: lists, labels, and what systems leave, such as Thumbs.db."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +67,10 @@ class InspectRequest:
     device: str = "auto"
     workers: int = 2
     resume: bool = False
+    """Inspect what is new, changed, or could not be read; with other settings than before it is a UsageError."""
     overwrite: bool = False
+    wait: bool = False
+    """Wait for another process that writes to `out`, instead of raising."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +84,20 @@ class Inspected:
 class InspectionJob:
     """A request with a known threshold. Iterating inspects the images; each is recorded before it is yielded.
 
-    `threshold`, `border` and `maker` (the model, or the folder of golden images) are the settings. `inspected`,
-    `defective` and `errors` are the counts so far.
+    `threshold`, `border` and `maker` (the model, or the folder of golden images) are the settings. `inspected` is the
+    number of images inspected so far, `defective` and `errors` are those of the whole report, with the `kept` images of
+    earlier runs. `unusable` are the images that could not be calibrated on.
+
+    The report's folder is locked until the iteration ends.
     """
 
     def __init__(self, request: InspectRequest) -> None:
-        """Load the model or find the golden images, and calibrate if requested.
+        """Load the model or find the golden images, read an earlier report, and calibrate if requested.
 
         Raises:
-            UsageError: options that exclude each other, no threshold, or the report already exists.
-            BadInputError: images or folders are missing.
+            UsageError: options that exclude each other, no threshold, or the report already exists, is that of other
+                settings, or is being written by another process.
+            BadInputError: images or folders are missing, or an earlier report is damaged.
             WeightsError: there is no model that can repair images.
         """
         if request.reference is not None and request.model is not None:
@@ -77,55 +107,88 @@ class InspectionJob:
         if not request.images.exists():
             raise BadInputError(f"{request.images}: no such file or folder")
         self._request = request
-        self._repair, known, model_border, self.maker = _repair(request)
+        self._repair, known, model_border, self.maker, compared_with = _repair(request)
         self.border = request.border if request.border is not None else model_border if request.calibrate is None else 0
-        if request.calibrate is not None:
-            flawless = list_images(request.calibrate)
-            findings = inspector.inspect(flawless, self._repair, 0.0, border=self.border, workers=request.workers)
-            known = inspector.calibrate(findings, request.share)
-            if request.reference is None:
-                _store_threshold(self.maker, request.weights, known, self.border)
-        threshold = request.threshold if request.threshold is not None else known
-        self.calibrated = threshold is not None
-        if threshold is None:
-            if request.reference is None:
-                raise UsageError(f"--model {self.maker}: has no threshold yet; give --calibrate DIR or --threshold")
-            threshold = inspector.UNCALIBRATED
-        self.threshold = threshold
-        self._report = InspectionReport(request.out, resume=request.resume, overwrite=request.overwrite)
-        self._arrivals = _Arrivals(request.images, self._report.done, forever=request.watch)
-        self.inspected = self.defective = self.errors = 0
+        self.unusable: list[Unreadable] = []
+        self.inspected = 0
+        with ExitStack() as stack:
+            stack.enter_context(_reserved(request.out, wait=request.wait))
+            self._report = InspectionReport(request.out, resume=request.resume, overwrite=request.overwrite)
+            if request.calibrate is not None:
+                known = self._calibrate(request.calibrate)
+            threshold = request.threshold if request.threshold is not None else known
+            self.calibrated = threshold is not None
+            if threshold is None:
+                if request.reference is None:
+                    raise UsageError(f"--model {self.maker}: has no threshold yet; give --calibrate DIR or --threshold")
+                threshold = inspector.UNCALIBRATED
+            self.threshold = threshold
+            self._report.check(Settings(compared_with, threshold, self.border))
+            if request.calibrate is not None and request.reference is None:
+                _store_threshold(self.maker, request.weights, threshold, self.border)
+            self._arrivals = _Arrivals(request, self._report)
+            self._lock = stack.pop_all()
+
+    def _calibrate(self, folder: Path) -> float:
+        request = self._request
+        findings = inspector.inspect(
+            list_images(folder), self._repair, 0.0, border=self.border, workers=request.workers
+        )
+        return inspector.calibrate(self._noting(findings), request.share)
+
+    def _noting(self, findings: Iterable[Finding | Unreadable]) -> Iterator[Finding | Unreadable]:
+        for finding in findings:
+            if isinstance(finding, Unreadable):
+                self.unusable.append(finding)
+            yield finding
 
     def __len__(self) -> int:
-        """The number of images known so far."""
+        """The number of images to inspect that are known so far."""
         return max(self.inspected, len(self._arrivals))
 
     @property
-    def totals(self) -> dict[str, int]:
-        """The counts so far."""
-        return {"inspected": self.inspected, "defective": self.defective, "errors": self.errors}
+    def defective(self) -> int:
+        return self._report.defective
+
+    @property
+    def errors(self) -> int:
+        return self._report.errors
 
     @property
     def kept(self) -> int:
-        """The number of images with a record from an earlier run."""
-        return len(self._report.done) - self.inspected
+        return self._report.kept
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """The counts so far of the whole report."""
+        return {"inspected": len(self._report), "defective": self.defective, "errors": self.errors}
+
+    @property
+    def passed_over(self) -> Sequence[Path]:
+        """What else is in the folder and may be an image, in the order found: unknown files, and folders."""
+        return self._arrivals.others
+
+    def noted(self) -> list[dict[str, Any]]:
+        """The records of the whole report that tell of a defect or an error."""
+        rows = (row for row in self._report.rows() if row.defective or row.error is not None)
+        return [row.model_dump(exclude_unset=True) for row in rows]
 
     def __iter__(self) -> Iterator[Inspected]:
-        request = self._request
-        try:
-            for finding in inspector.inspect(
-                self._arrivals, self._repair, self.threshold, border=self.border, workers=request.workers
-            ):
-                if isinstance(finding, Unreadable) and self._arrivals.retry_later(finding.path):
-                    continue
-                row = self._report.add(finding)
-                self.inspected += 1
-                self.errors += "error" in row
-                self.defective += bool(row.get("defective"))
-                yield Inspected(finding, row)
-        finally:
-            if self._report.done:
-                self._report.write_table()
+        request, report, arrivals = self._request, self._report, self._arrivals
+        with self._lock:
+            report.begin()
+            try:
+                for finding in inspector.inspect(
+                    arrivals, self._repair, self.threshold, border=self.border, workers=request.workers
+                ):
+                    if isinstance(finding, Unreadable) and arrivals.retry_later(finding.path):
+                        continue
+                    row = report.add(finding, arrivals.stamp_of(finding.path))
+                    self.inspected += 1
+                    yield Inspected(finding, row)
+            finally:
+                if len(report):
+                    report.write_table()
 
 
 def inspect(request: InspectRequest) -> InspectionJob:
@@ -149,31 +212,38 @@ def inspect(request: InspectRequest) -> InspectionJob:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images in a folder, sorted by name, or the one image if `folder` is a file.
+    """The images in a folder, also of formats that cannot be read, by name; or the one image if `folder` is a file.
 
     Raises:
-        BadInputError: there are none.
+        BadInputError: there are none, or the folder cannot be read.
     """
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
         raise BadInputError(f"{folder}: no such folder")
-    paths = _images_in(folder)
+    paths, _ = _contents(folder)
     if not paths:
         raise BadInputError(f"{folder}: no images in it")
     return paths
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if is_image_file(path) and not path.name.startswith("."))
+def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The images in a folder, by their suffixes, and what else may be one; without hidden and accompanying files."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise BadInputError(f"{folder}: cannot be read ({error.strerror or error}); try again") from error
+    images = [path for path in paths if is_image_file(path) or path.suffix.lower() in _OTHER_IMAGES]
+    others = set(paths).difference(images)
+    return images, [path for path in paths if path in others and path.suffix.lower() not in _ACCOMPANYING]
 
 
-def _repair(request: InspectRequest) -> tuple[Repair, float | None, int, str]:
-    """The `Repair`, its calibrated threshold, the border of the calibration, and its name."""
+def _repair(request: InspectRequest) -> tuple[Repair, float | None, int, str, str]:
+    """The `Repair`, its calibrated threshold, the border of the calibration, its name, and that for the records."""
     if request.reference is not None:
         if not request.reference.is_dir():
             raise BadInputError(f"--reference {request.reference}: no such folder")
-        return inspector.golden(request.reference), None, 0, str(request.reference)
+        return inspector.golden(request.reference), None, 0, str(request.reference), str(request.reference)
 
     from defectgen.inspection.reconstruction import NetworkRepair  # golden images need no PyTorch
 
@@ -181,7 +251,7 @@ def _repair(request: InspectRequest) -> tuple[Repair, float | None, int, str]:
     entry = registry.find(name=request.model, files=lists, methods=which(lambda row: row.repairs))
     registry.verify(entry)
     repair = NetworkRepair(entry.file, request.device)
-    return repair, repair.threshold, repair.border, entry.name
+    return repair, repair.threshold, repair.border, entry.name, f"model {entry.name} of {entry.created}"
 
 
 def _store_threshold(model: str, weights: Path | None, threshold: float, border: int) -> None:
@@ -189,55 +259,124 @@ def _store_threshold(model: str, weights: Path | None, threshold: float, border:
     from defectgen.models.model import keep_threshold
 
     for file in registry.find_registry(weights):
-        entry = next((each for each in registry.read(file) if each.name == model), None)
-        if entry is not None:
-            keep_threshold(entry.file, threshold, border)
-            registry.add(entry.model_copy(update={"sha256": files.sha256(entry.file)}), file)
-            return
+        with registry.changing(file):
+            entry = next((each for each in registry.read(file) if each.name == model), None)
+            if entry is not None:
+                with files.writable(entry.file):
+                    keep_threshold(entry.file, threshold, border)
+                registry.add(entry.model_copy(update={"sha256": files.sha256(entry.file)}), file)
+                return
+
+
+@contextmanager
+def _reserved(out: Path, *, wait: bool) -> Iterator[None]:
+    """Lock a report's folder. One that is created by this, and stays empty, is removed again."""
+    new = not out.exists()
+    with files.locked(out, wait=wait):
+        try:
+            yield
+        finally:
+            if new:
+                with suppress(OSError):
+                    out.rmdir()
 
 
 class _Arrivals:
-    """The images of a folder that are not yet done; if `forever`, also new ones, with None while there are none.
+    """The images of a folder that are not yet done; with `watch` also new ones, with None while there are none.
 
-    A new image is yielded once its size and time stay the same between two polls. An image that is unreadable because
-    it is still being written is yielded again after it changes.
+    An image is done if the report has a verdict on it, and neither it nor its golden image has changed since. A new or
+    changed image is yielded once its size and time stay the same between two polls. An image that is unreadable because
+    it is still being written is yielded again, and so is one that changes after its verdict.
     """
 
-    def __init__(self, images: Path, done: set[str], *, forever: bool) -> None:
-        self._images, self._forever, self._done = images, forever, done
-        self._paths = [] if forever else [path for path in list_images(images) if str(path) not in done]
-        self._taken: set[Path] = set()
+    def __init__(self, request: InspectRequest, report: InspectionReport) -> None:
+        self._request, self._report = request, report
+        self._taken: dict[Path, _Stamp] = {}
+        self._seen: dict[Path, tuple[_Stamp, float]] = {}  # each new image's stamp, and when it was first so
+        self.others: list[Path] = []
+        self._others: dict[Path, float] = {}  # when each file that is no image was first there
+        listed = [] if request.watch else list_images(request.images)
+        self._paths = [path for path in listed if self._due(path)]
+        if not request.watch and request.images.is_dir():
+            self._note(_contents(request.images)[1], math.inf)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __iter__(self) -> Iterator[Path | None]:
-        yield from self._paths
-        previous: dict[Path, tuple[int, int]] = {}
-        while self._forever:
-            now = {path: _stamp(path) for path in self._waiting()}
-            for path, stamp in now.items():
-                if stamp[0] and previous.get(path) == stamp:
-                    self._taken.add(path)
-                    yield path
-            previous = now
+        for path in self._paths:
+            self._taken[path] = self._stamps(path)
+            yield path
+        while self._request.watch:
+            start = time.monotonic()
+            steady = self._steady(start)
+            pause = max(_POLL, time.monotonic() - start)  # a slow drive is not asked all the time
+            for path in steady:
+                self._taken[path] = self._stamps(path)
+                yield path
             yield None
-            time.sleep(_POLL)
+            time.sleep(pause)
 
-    def _waiting(self) -> list[Path]:
-        return [path for path in _images_in(self._images) if path not in self._taken and str(path) not in self._done]
+    def _steady(self, now: float) -> list[Path]:
+        """The images to take: those that did not change since the last poll, nor since a while if they are empty."""
+        images, others = _contents(self._request.images)
+        self._note(others, now - _PATIENCE)
+        found = []
+        for path in images:
+            if not self._due(path):
+                continue
+            stamp = _stamp(path)
+            before, since = self._seen.get(path, (None, now))
+            if stamp != before:
+                self._seen[path] = stamp, now
+            elif stamp[0] or now - since > _PATIENCE:
+                found.append(path)
+        return found
+
+    def _due(self, path: Path) -> bool:
+        if path not in self._taken and (judged := self._report.stamp_of(path)):
+            stamps = self._stamps(path)
+            if judged == _text(stamps):
+                self._taken[path] = stamps
+        return self._taken.get(path, ())[:2] != _stamp(path)
+
+    def _stamps(self, path: Path) -> "_Stamp":
+        reference = self._request.reference
+        return _stamp(path) + (_stamp(reference / path.name) if reference else ())
+
+    def _note(self, others: list[Path], before: float) -> None:
+        """Add to `others` the files that have been there since `before`: an image may first have a temporary name."""
+        now, out = time.monotonic(), self._request.out.absolute()
+        self._others = {path: self._others.get(path, now) for path in others if path.absolute() != out}
+        known = set(self.others)
+        self.others += [path for path, since in self._others.items() if since < before and path not in known]
+
+    def stamp_of(self, path: Path) -> str:
+        """The stamp of an image when it was taken, as the report keeps it."""
+        return _text(self._taken[path])
 
     def retry_later(self, path: Path) -> bool:
         """Whether an unreadable image changed recently, so that it may be incomplete and is to be yielded again."""
-        recent = self._forever and time.time() - _stamp(path)[1] / 1e9 < _PATIENCE
+        if not self._request.watch:
+            return False
+        stamp, since = self._seen[path]
+        recent = stamp != _stamp(path) or time.monotonic() - since < _PATIENCE
         if recent:
-            self._taken.discard(path)
+            del self._taken[path]
         return recent
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+_Stamp = tuple[int, ...]
+"""Size and time in nanoseconds of a file, 0 if it is missing; and those of its golden image, if there are any."""
+
+
+def _stamp(path: Path) -> _Stamp:
     try:
         status = path.stat()
     except OSError:  # removed in the meantime
         return 0, 0
     return status.st_size, status.st_mtime_ns
+
+
+def _text(stamp: _Stamp) -> str:
+    return " ".join(map(str, stamp))

@@ -19,7 +19,7 @@ from timing import medians
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from defectgen.imaging.ssim import otsu, ssim_map
+from defectgen.imaging.ssim import limits_of, otsu, ssim_map
 from defectgen.methods.isu_gan import Involution
 
 
@@ -59,7 +59,7 @@ def main() -> None:
 
     def ours() -> tuple[object, float]:
         scores = ssim_map(x, y, threads=threads)
-        return scores, otsu(scores)
+        return scores, otsu([scores], limits_of(scores))
 
     found = medians({"scikit-image": theirs, "defectgen": ours}, arguments.repeat)
     (full, level), (scores, own) = theirs(), ours()

@@ -299,7 +299,8 @@ def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_folders_can_stand_in_the_file(photographs: Path, planned: Requests) -> None:
-    Path("my.toml").write_text("method = 'dt-gan'\nnormals = 'tiles/good'\ndefects = 'tiles/defects'\ndry-run = true\n")
+    text = "method = 'dt-gan'\nnormals = 'tiles/good'\ndefects = 'tiles/defects'\ndry-run = true\n"
+    Path("my.toml").write_text(text, encoding="utf-8-sig")  # as Notepad does
     assert main(["train", "--config", "my.toml"]) == 0
     assert planned[0].sources[0].normals == Path("tiles/good")
     assert planned[0].sources[0].defects == Path("tiles/defects")

@@ -1,10 +1,15 @@
 """`defectgen inspect`, for real against golden images, with the network stood in for with a model."""
 
+import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +17,14 @@ import cv2
 import numpy as np
 import pytest
 
+import defectgen
 from defectgen.__main__ import main
-from defectgen.imaging.images import DecodedImage, encode_png
-from defectgen.inspection import reconstruction
+from defectgen.files import sha256
+from defectgen.imaging.images import DecodedImage, encode_jpeg, encode_png, read_image
+from defectgen.inspection import inspector, reconstruction
 from defectgen.models import checkpoint, registry
 from defectgen.models.registry import Entry
+from defectgen.pipelines import inspect as pipeline
 
 
 @pytest.fixture
@@ -95,7 +103,7 @@ def test_resuming_inspects_what_is_left(line: Path, capsys: pytest.CaptureFixtur
     assert main(["inspect", "line", "--reference", "golden"]) == 2
     capsys.readouterr()
     assert main(["inspect", "line", "--reference", "golden", "--resume"]) == 0
-    assert "2 images inspected" in capsys.readouterr().out
+    assert "6 images inspected (4 earlier), 2 defective" in capsys.readouterr().out
     assert Path("report/report.jsonl").read_text() == "".join(rows)
 
 
@@ -191,3 +199,199 @@ def test_watching_takes_each_image_once_and_none_half_written(line: Path) -> Non
     assert not any("error" in row for row in rows)
     assert {row["image"] for row in rows if row["defective"]} == {"line/1.png", "line/4.png"}
     assert Path("report/report.csv").read_text().count("\n") == 6
+
+
+INSPECT = ["inspect", "line", "--reference", "golden"]
+
+
+def rename(folder: Path, old: str, name: bytes) -> None:
+    os.rename(folder / old, os.path.join(os.fsencode(folder), name))
+
+
+def test_the_exit_code_is_that_of_the_whole_report(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (line / "2.png").read_bytes()
+    (line / "2.png").write_bytes(whole[:300])
+    assert main([*INSPECT, "--fail-on-defect"]) == 9
+    assert main([*INSPECT, "--fail-on-defect", "--resume"]) == 9
+    for name in ("1.png", "4.png"):
+        (line / name).write_bytes(Path("good", name).read_bytes())
+    capsys.readouterr()
+    assert main([*INSPECT, "--fail-on-defect", "--resume", "--json"]) == 3
+    *images, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [row["image"] for row in images] == ["line/1.png", "line/2.png", "line/4.png"]  # changed, or with an error
+    assert {key: summary[key] for key in ("inspected", "defective", "errors", "kept")} == {
+        "inspected": 6, "defective": 0, "errors": 1, "kept": 3,
+    }  # fmt: skip
+    (line / "2.png").write_bytes(whole)
+    assert main([*INSPECT, "--resume"]) == 0
+    assert [row["image"] for row in records()] == [f"line/{i}.png" for i in range(6)]
+    assert not list(Path("report/masks").iterdir())
+    Path("golden/0.png").write_bytes(Path("golden/5.png").read_bytes()[:-30])  # its reference changes
+    assert main([*INSPECT, "--resume"]) == 3
+    assert main([*INSPECT, "--resume", "--threshold", "0.3"]) == 2
+    assert "threshold 0.5, not 0.3" in capsys.readouterr().err
+
+
+def test_images_of_other_formats_do_not_pass(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for suffix in (".pgm", ".HEIC", ".jp2", ".gif", ".dng"):
+        (line / f"9{suffix}").write_bytes((line / "1.png").read_bytes())
+    (line / "8.jfif").write_bytes(encode_jpeg(np.zeros((100, 120), np.uint8)))
+    Path("golden/8.jfif").write_bytes(encode_jpeg(np.zeros((100, 120), np.uint8)))
+    for name in ("Thumbs.db", ".hidden.png", "labels.csv", "a.json", "notes.txt", "image", "b.bin"):
+        (line / name).write_text("x")
+    (line / "deeper").mkdir()
+    assert main(INSPECT) == 3
+    out, err = capsys.readouterr()
+    assert [row["image"] for row in records() if "error" in row] == [
+        f"line/9{suffix}" for suffix in (".HEIC", ".dng", ".gif", ".jp2", ".pgm")
+    ]
+    assert "line/9.pgm    unreadable: .pgm is not supported; convert it" in out
+    assert "12 images inspected, 2 defective, 5 unreadable" in out
+    assert err.count("not inspected, since only images directly in the folder are: b.bin, deeper, image\n") == 1
+
+
+def test_any_file_name_is_judged_and_printed_on_its_line(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [
+        b"M\xfcller.png",
+        b"a\nreport: 0 defective.png",
+        b"\x1b[2J.png",
+        ("焊缝检测相机二工位" * 9).encode() + b".png",
+    ]
+    for folder in (line, Path("golden")):
+        for i, name in enumerate(names):
+            rename(folder, f"{(1, 2, 3, 4)[i]}.png", name)
+    assert main([*INSPECT, "--threshold", "0", "--fail-on-defect"]) == 9
+    out = capsys.readouterr().out
+    assert "line/M\\xfcller.png " in out
+    assert "line/a\\nreport: 0 defective.png " in out
+    assert "\x1b" not in out
+    assert len(out.splitlines()) == 8
+    rows = records()
+    assert len(rows) == 6
+    assert all((Path("report") / row["mask"]).is_file() for row in rows)
+    assert Path("report/report.csv").read_text().count("\n") == 7
+    assert main([*INSPECT, "--threshold", "0", "--resume", "-q"]) == 0
+    assert "(6 earlier)" in capsys.readouterr().out
+
+
+def test_an_unexpected_error_is_that_of_one_image(line: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {"1.png": MemoryError(), "2.png": cv2.error("no"), "3.png": OSError(36, "File name too long")}
+
+    def read(path: Path) -> DecodedImage:
+        if path.parent.name == "line" and path.name in errors:
+            raise errors[path.name]
+        return read_image(path)
+
+    monkeypatch.setattr(inspector, "read_image", read)
+    assert main([*INSPECT, "-q"]) == 3
+    assert [row.get("defective") for row in records()] == [False, None, None, None, True, False]
+    assert "out of memory" in records()[1]["error"]
+
+
+def test_calibrating_on_nothing_readable_is_an_error(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad").mkdir()
+    for i in range(4):
+        Path(f"bad/{i}.png").write_text("x")
+    assert main([*INSPECT, "--calibrate", "bad"]) == 4
+    error = capsys.readouterr().err
+    assert "no readable image to calibrate on (bad/0.png: not an image" in error
+    assert "and 1 more" in error
+    assert not Path("report").exists()
+    Path("good/0.png").write_text("x")
+    assert main([*INSPECT, "--calibrate", "good"]) == 3
+    error = capsys.readouterr().err
+    assert "--calibrate: skipped good/0.png: not an image" in error
+    assert "inputs skipped: 1" in error
+
+
+def test_a_calibration_that_changes_the_threshold_does_not_resume(isu: Entry, line: Path) -> None:
+    assert main(["inspect", "line", "--calibrate", "good"]) == 0
+    threshold = records()[0]["threshold"]
+    assert main(["inspect", "line", "--calibrate", "good", "--resume"]) == 0
+    model, lists = isu.file.read_bytes(), Path("weights.toml").read_bytes()
+    assert main(["inspect", "line", "--calibrate", "line", "--resume"]) == 2
+    assert (isu.file.read_bytes(), Path("weights.toml").read_bytes()) == (model, lists)
+    assert {row["threshold"] for row in records()} == {threshold}
+    trained_again = isu.model_copy(update={"created": isu.created + timedelta(days=1), "sha256": sha256(isu.file)})
+    registry.add(trained_again, Path("weights.toml"))
+    assert main(["inspect", "line", "--resume"]) == 2
+
+
+def test_one_process_at_a_time_writes_a_report(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom defectgen import files\n"
+        "with files.locked(Path('report')):\n    print('locked', flush=True)\n    sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdin is not None
+        assert other.stdout.readline() == "locked\n"
+        assert main([*INSPECT]) == 2
+        assert "report: another defectgen is writing here" in capsys.readouterr().err
+        assert not any(Path("report").iterdir())
+        waiting = subprocess.Popen([sys.executable, "-m", "defectgen", *INSPECT, "--wait", "-q"])
+        time.sleep(1)
+        assert waiting.poll() is None
+        other.stdin.close()
+        assert waiting.wait(30) == 0
+    assert len(records()) == 6
+
+
+def test_a_run_killed_before_its_first_record_resumes(line: Path) -> None:
+    job = defectgen.inspect(defectgen.InspectRequest(images=line, reference=Path("golden"), workers=1))
+    del job  # never started
+    assert not Path("report").exists()
+    Path("report").mkdir()
+    Path("report/.report.csv.abcdefgh.tmp").write_text("x")
+    assert main([*INSPECT, "-q"]) == 2
+    assert main([*INSPECT, "-q", "--resume"]) == 0
+    assert len(records()) == 6
+    assert not list(Path("report").glob(".*"))
+
+
+def test_watching_takes_what_is_empty_changed_or_of_another_format(line: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_POLL", 0.02)
+    monkeypatch.setattr(pipeline, "_PATIENCE", 0.1)
+    for path in line.iterdir():
+        if path.name != "0.png":
+            path.rename(path.with_suffix(".later"))
+    (line / "1.png").touch()
+    (line / "2.pgm").write_text("P5")
+    request = defectgen.InspectRequest(images=Path("line"), reference=Path("golden"), watch=True)
+    job = defectgen.inspect(request)
+    rows = [inspected.row for inspected in itertools.islice(job, 3)]
+    assert sorted(row["image"] for row in rows) == ["line/0.png", "line/1.png", "line/2.pgm"]
+    assert job.errors == 2
+    del job
+    job = defectgen.inspect(replace(request, resume=True))
+    images: Any = iter(job)
+    with closing(images):
+        (line / "2.pgm").unlink()
+        assert next(images).row["error"] == "the file is empty"
+        (line / "1.later").replace(line / "1.png")
+        assert next(images).row["defective"]
+        (line / "0.png").write_bytes((line / "4.later").read_bytes())
+        assert next(images).row["image"] == "line/0.png"
+        assert job.totals == {"inspected": 3, "defective": 2, "errors": 1}
+        time.sleep(0.15)
+        (line / "5.later").rename(line / "5.png")
+        assert next(images).row["image"] == "line/5.png"
+        assert {"2.later", "3.later", "4.later"} <= {path.name for path in job.passed_over}
+    assert [row["image"] for row in records()] == ["line/0.png", "line/1.png", "line/2.pgm", "line/5.png"]
+
+
+def test_a_damaged_report_is_replaced_and_not_continued(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*INSPECT, "-q"]) == 0
+    with Path("report/report.jsonl").open("a") as file:
+        file.write("x\n")
+    assert main([*INSPECT, "-q", "--resume"]) == 4
+    assert "report/report.jsonl, line 7: damaged" in capsys.readouterr().err
+    assert main([*INSPECT, "-q", "--overwrite"]) == 0
+    victim = Path("golden/0.png")
+    with Path("report/report.jsonl").open("a") as file:
+        file.write('{"image": "a", "defective": true, "mask": "../golden/0.png"}\n')
+    assert main([*INSPECT, "-q", "--overwrite"]) == 4
+    assert victim.is_file()
+    assert len(records()) == 7

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 from skimage.metrics import structural_similarity
 
-from defectgen.imaging.ssim import otsu, ssim_map
+from defectgen.imaging.ssim import STRIP, limits_of, otsu, ssim_map
 
 
 def scratched(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -49,8 +49,19 @@ def test_black_and_white_and_16_bit_images_give_the_same_map() -> None:
 def test_the_threshold_equals_that_of_scikit_image(seed: int) -> None:
     x = surface((300, 400), seed)
     scores = ssim_map(x, scratched(x))
-    assert otsu(scores) == pytest.approx(float(threshold_otsu(scores)), abs=1e-4)
+    assert otsu([scores[:100], scores[100:]], limits_of(scores)) == pytest.approx(
+        float(threshold_otsu(scores)), abs=1e-4
+    )
 
 
 def test_a_flat_map_has_a_threshold() -> None:
-    assert otsu(np.full((20, 20), 0.7, np.float32)) == pytest.approx(0.7)
+    assert otsu([np.full((20, 20), 0.7, np.float32)], (0.7, 0.7)) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("shape", [(300, 41), (257, 30, 3)])
+def test_some_rows_equal_those_of_the_whole_map(shape: tuple[int, ...]) -> None:
+    x, y = surface(shape), surface(shape, seed=1)
+    whole = ssim_map(x, y)
+    for top, bottom in ((0, 64), (64, 192), (128, shape[0])):
+        np.testing.assert_array_equal(ssim_map(x, y, rows=(top, bottom)), whole[top:bottom])
+    np.testing.assert_allclose(ssim_map(x, y, rows=(STRIP + 5, STRIP + 90)), whole[STRIP + 5 : STRIP + 90], atol=1e-5)

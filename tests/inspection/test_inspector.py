@@ -1,12 +1,15 @@
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from defectgen.imaging import components
 from defectgen.imaging.images import DecodedImage, encode_png
-from defectgen.imaging.ssim import otsu
+from defectgen.imaging.ssim import limits_of, otsu
+from defectgen.inspection import inspector
 from defectgen.inspection.inspector import Finding, Unreadable, calibrate, compare, find, golden, inspect, score_of
 
 
@@ -27,9 +30,9 @@ def test_a_score_is_exceeded_by_as_many_pixels_as_the_window_has() -> None:
     for shape in ((50, 60), (400, 500)):  # sorted, and with a histogram
         scores = np.random.default_rng(0).uniform(0, 0.2, shape).astype(np.float32)
         scores[3:11, 5:15] = 0.9  # eighty
-        assert score_of(scores) < 0.21
+        assert score_of([scores]) < 0.21
         scores[11, 5] = 0.8
-        assert score_of(scores) == pytest.approx(0.8)
+        assert score_of([scores]) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("depth", [8, 16])
@@ -59,11 +62,31 @@ def test_a_border_is_ignored() -> None:
     assert finding.score == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(700, 90), (330, 50, 3)])
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("border", [0, 3, 70])
+def test_a_large_image_is_judged_in_strips_as_in_one_piece(
+    shape: tuple[int, ...], depth: int, border: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+    whole: Any = surface(shape).astype(np.uint8 if depth == 8 else np.uint16) * (1 if depth == 8 else 90)
+    broken = whole.copy()
+    broken[100:330, 20:30] //= 3  # across several strips
+    broken[rng.integers(0, shape[0], 40), rng.integers(0, shape[1], 40)] //= 2
+    expected = find(Path("a.png"), DecodedImage(broken), whole, 0.4, border=border)
+    monkeypatch.setattr(inspector, "_WHOLE", 1)
+    monkeypatch.setattr(components, "_STRIP", 10 * shape[1])
+    found = find(Path("a.png"), DecodedImage(broken), whole, 0.4, border=border)
+    assert found.score == pytest.approx(expected.score, abs=1e-6)
+    assert found.mask.any() == (border < 25)
+    np.testing.assert_array_equal(found.mask, expected.mask)
+
+
 def test_a_flawless_image_is_not_split() -> None:
     whole = surface((100, 120))
     noisy = np.clip(whole + np.random.default_rng(5).normal(0, 2, whole.shape), 0, 255).astype(np.uint8)
     scores = compare(DecodedImage(noisy), whole)
-    assert (scores > otsu(scores)).any()  # Otsu would
+    assert (scores > otsu([scores], limits_of(scores))).any()  # Otsu would
     finding = find(Path("a.png"), DecodedImage(noisy), whole, 0.4)
     assert not finding.defective
     assert not finding.mask.any()

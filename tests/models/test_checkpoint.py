@@ -1,7 +1,9 @@
+import json
 import random
 import resource
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -130,3 +132,43 @@ def test_a_full_disk_leaves_the_earlier_file(saved: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert checkpoint.load(saved)[1] == CONFIG
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def with_header(data: bytes, header: bytes, length: int | None = None) -> bytes:
+    """The file with another header, and that length or another in front of it."""
+    old = int.from_bytes(data[:8], "little")
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + data[8 + old :]
+
+
+def test_every_damaged_header_is_refused(saved: Path) -> None:
+    whole = saved.read_bytes()
+    header = whole[8 : 8 + int.from_bytes(whole[:8], "little")]
+    record = json.loads(header)
+    rng = random.Random(7)  # noqa: S311
+    values: list[Any] = [None, -1, 2**63, 1e300, "", "F4", "U8", [], [2**62, 4], [-1], {}, [[]], True, "\0"]
+    damaged = [with_header(whole, header, length) for length in (0, 1, 2**40, 2**63, 2**64 - 1)]
+    damaged += [with_header(whole, b"[" * 100_000), with_header(whole, b"null"), with_header(whole, b"\xff\xfe{}")]
+    for _ in range(150):
+        changed = json.loads(json.dumps(record))
+        name = rng.choice(sorted(changed))
+        if name == "__metadata__":
+            inner = rng.choice(["", "null", "[]", "{}", '{"config": null, "sha256": 3}', "[" * 100_000, "1"])
+            changed[name] = rng.choice([{"defectgen": inner}, {}, *values])
+        else:
+            key = rng.choice(sorted(changed[name]))
+            value = rng.choice(values)
+            if changed[name][key] == value:
+                continue
+            changed[name][key] = value
+        damaged.append(with_header(whole, json.dumps(changed).encode()))
+    for data in damaged:
+        saved.write_bytes(data)
+        with pytest.raises(WeightsError, match=r"model\.safetensors: "):
+            checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("config", [None, [], "text", 3, {}, {"method": "x"}])
+def test_a_whole_file_of_another_kind_is_refused(tmp_path: Path, config: Any) -> None:
+    checkpoint.save(tmp_path / "other.safetensors", {}, config)
+    with pytest.raises(WeightsError, match=r"other\.safetensors: another kind of file"):
+        checkpoint.load(tmp_path / "other.safetensors", "identity")

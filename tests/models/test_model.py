@@ -1,7 +1,13 @@
 """Models as files: built by a seed, saved, loaded by name or path, refused where they are not whole."""
 
+import functools
+import json
+import operator
+import random
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,3 +104,47 @@ def test_what_is_no_model_is_refused(saved: Path, tmp_path: Path) -> None:
         checkpoint.save(path, tensors, {**identity, **changes})
         with pytest.raises(WeightsError, match=rf"{name}\.safetensors: "):
             load(path, CPU)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_no_metadata_ends_in_an_internal_error(saved: Path, tmp_path: Path) -> None:
+    """Files with a valid checksum, but other values somewhere in their metadata, and other tensors."""
+    tensors, identity = checkpoint.load(saved)
+    rng = random.Random(3)  # noqa: S311
+    values: list[Any] = [None, -1, 0, 2.5, "", "x", [], [None], {}, {"a": None}, True, [["normal"]], float("nan")]
+    path = tmp_path / "changed.safetensors"
+
+    def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            yield (*at, key)
+            yield from places(inner, (*at, key))
+
+    loaded = refused = 0
+    for _ in range(100):
+        changed, kept = json.loads(json.dumps(identity)), dict(tensors)
+        if rng.random() < 0.2:  # another shape or type, or one less
+            name = rng.choice(sorted(kept))
+            kept[name] = rng.choice([kept[name][None], torch.zeros(0), torch.zeros(3, dtype=torch.int64)])
+            if rng.random() < 0.3:
+                del kept[name]
+        else:
+            *above, last = rng.choice(list(places(changed)))
+            functools.reduce(operator.getitem, above, changed)[last] = rng.choice(values)
+        checkpoint.save(path, kept, changed)
+        try:
+            load(path, CPU)
+            loaded += 1  # such as another learning rate
+        except WeightsError as error:
+            assert str(error).startswith(f"{path}: ")  # noqa: PT017
+            refused += 1
+    assert loaded
+    assert refused > 60
+
+
+def test_a_checkpoint_is_no_model(saved: Path, tmp_path: Path) -> None:
+    tensors, identity = checkpoint.load(saved)
+    checkpoint.save(tmp_path / "checkpoint.safetensors", tensors, {"step": 3, "seconds": 1.0, "identity": identity})
+    with pytest.raises(WeightsError, match=r"checkpoint\.safetensors: another kind of file .* no method"):
+        load(tmp_path / "checkpoint.safetensors", CPU)
+    with pytest.raises(WeightsError, match="no identity"):
+        checkpoint.load(saved, "identity")

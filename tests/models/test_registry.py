@@ -1,5 +1,8 @@
 import hashlib
 import os
+import random
+import subprocess
+import sys
 from collections.abc import Collection
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -213,6 +216,15 @@ def test_a_missing_or_altered_model_is_refused(tmp_path: Path) -> None:
         (("image_size = 64", 'image_size = "large"'), r"\[tiles\] image_size: "),
         (('sha256 = "', 'sha256 = "X'), r"\[tiles\] sha256: "),
         (("[tiles]", "stray = 1\n[tiles]"), r"stray: only tables"),
+        (
+            ("created = 2026", "created = 0001"),
+            r"\[tiles\] created: .*the year 1 cannot be right \(line 1\); correct it",
+        ),
+        (("created = 2026-11-20", "created = 9999-12-31"), r"\[tiles\] created: "),
+        (("created = 2026-11-20", "created = 2026-13-20"), r"not valid TOML: .*line 9"),
+        (("channels", "method"), r"not valid TOML: .*method.*line 6"),
+        (("channels = 1", "<<<<<<< HEAD\nchannels = 1\n======="), r"not valid TOML: a merge conflict at line 6: keep"),
+        (("channels = 1", "channels = " + "[" * 100_000), "not valid TOML: "),
     ],
 )
 def test_errors_name_file_and_key(tmp_path: Path, change: tuple[str, str], message: str) -> None:
@@ -229,8 +241,12 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"none\.toml: no such file"):
         registry.read(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b'name = "\xe4"')
-    with pytest.raises(WeightsError, match=r"latin\.toml: not valid TOML"):
+    with pytest.raises(WeightsError, match=r"latin\.toml: not valid TOML: not UTF-8 at byte 8; save it as UTF-8"):
         registry.read(tmp_path / "latin.toml")
+    (tmp_path / "weights.toml").mkdir()
+    for use in (registry.read, lambda file: registry.add(entry(tmp_path), file)):
+        with pytest.raises(WeightsError, match=r"weights\.toml: cannot be read \(Is a directory\)"):
+            use(tmp_path / "weights.toml")
 
 
 def test_times_with_and_without_zone_can_be_compared(tmp_path: Path) -> None:
@@ -257,3 +273,71 @@ def test_the_file_is_readable_toml(tmp_path: Path) -> None:
         'trained_on = {tiles = "photos/normal"}\n'
     )
     assert os.fspath(tmp_path) not in file.read_text()
+
+
+def test_a_folder_in_the_place_of_the_file_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights.toml").mkdir()
+    monkeypatch.setattr(registry, "_PACKAGE", tmp_path / "none" / "defectgen")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match="Is a directory"):
+        registry.find(files=registry.find_registry(None))
+
+
+def test_a_byte_order_mark_is_ignored(tmp_path: Path) -> None:
+    file = tmp_path / "weights.toml"
+    registry.add(entry(tmp_path), file)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    registry.add(entry(tmp_path, "road"), file)
+    assert [each.name for each in registry.read(file)] == ["tiles", "road"]
+
+
+def test_damage_anywhere_in_the_file_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "weights.toml"
+    registry.add(entry(tmp_path), file)
+    whole = file.read_bytes()
+    rng = random.Random(5)  # noqa: S311
+    inserts = [b"", b"\0", b"\xff", b"[", b"]", b'"', b"=", b"\n", b"'", b"{", b"1e400", b"[[a]]\n", b"a.b=1\n"]
+    refused = 0
+    for _ in range(150):
+        at, removed = rng.randrange(len(whole)), rng.choice([0, 1, 5, 40])
+        file.write_bytes(whole[:at] + rng.choice(inserts) + whole[at + removed :])
+        try:
+            registry.verify(registry.find(files=[file]))
+        except WeightsError as error:
+            assert str(error).startswith(str(tmp_path))  # noqa: PT017
+            refused += 1
+    assert refused > 75
+
+
+@pytest.mark.parametrize("file", ["folder", "a\0b", "x" * 300, "gone"])
+def test_an_entry_without_a_usable_file_bothers_no_other(tmp_path: Path, file: str) -> None:
+    weights = tmp_path / "weights.toml"
+    registry.add(entry(tmp_path), weights)
+    odd = entry(tmp_path, "odd").model_copy(update={"file": tmp_path / file, "created": NOON - timedelta(days=1)})
+    registry.add(odd, weights)
+    (tmp_path / "folder").mkdir()
+    registry.verify(registry.find(files=[weights]))
+    with pytest.raises(WeightsError, match="the file of the model odd (is missing|cannot be read)"):
+        registry.verify(registry.find(name="odd", files=[weights]))
+
+
+def test_models_added_at_the_same_time_are_all_there(tmp_path: Path) -> None:
+    program = """
+import sys
+from datetime import datetime
+from pathlib import Path
+from defectgen.models import registry
+for i in range(5):
+    registry.add(registry.Entry(
+        name=f"{sys.argv[1]}-{i}", method="dt-gan", categories=("a",), products=("b",), image_size=64, channels=1,
+        file=Path(f"{sys.argv[1]}-{i}"), sha256="0" * 64, created=datetime(2026, 11, 20), trained_on={},
+    ), Path("weights.toml"))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(registry.__file__).parents[2])}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, str(i)], cwd=tmp_path, env=environment) for i in range(6)
+    ]
+    assert [process.wait(60) for process in processes] == [0] * 6
+    names = {each.name for each in registry.read(tmp_path / "weights.toml")}
+    assert names == {f"{i}-{j}" for i in range(6) for j in range(5)}
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.toml"]
