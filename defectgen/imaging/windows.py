@@ -145,7 +145,12 @@ def common_range(paths: Sequence[Path]) -> Limits | None:
     """
     images = [read_image(path) for path in paths[:: 1 + len(paths) // _RANGES_OF]]
     ranges = [value_range(image) for image in images if image.depth == 16]
-    return (min(low for low, _ in ranges), max(high for _, high in ranges)) if ranges else None
+    return widened(*ranges) if ranges else None
+
+
+def widened(*ranges: Limits) -> Limits:
+    """The range that holds all of these."""
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def crop(image: DecodedImage, window: Window, image_size: int, channels: int) -> FloatArray:
@@ -286,7 +291,6 @@ class ImageCache(BoundedCache[Path, DecodedImage]):
             image = read(path)
             if image.depth == 8 or path not in self.limits:
                 return image
-            (low, high), (own_low, own_high) = self.limits[path], value_range(image)
-            return DecodedImage(image.pixels, (min(low, own_low), max(high, own_high)))
+            return DecodedImage(image.pixels, widened(self.limits[path], value_range(image)))
 
         super().__init__(with_limits, lambda image: image.pixels.nbytes, limit)

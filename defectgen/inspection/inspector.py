@@ -20,7 +20,7 @@ from defectgen.imaging import masks
 from defectgen.imaging.components import Components
 from defectgen.imaging.images import DecodedImage, ImageError, Pixels, read_image
 from defectgen.imaging.ssim import STRIP, WINDOW, histogram, limits_of, otsu, ssim_map
-from defectgen.imaging.windows import BoolArray, FloatArray, value_range
+from defectgen.imaging.windows import BoolArray, FloatArray, value_range, widened
 
 Repair = Callable[[Path, DecodedImage], Pixels]
 """Returns the defect-free version of an image, as pixels of the same shape; raises ImageError if there is none."""
@@ -74,13 +74,13 @@ def compare(photograph: DecodedImage, repaired: Pixels, rows: tuple[int, int] | 
         rows: only these, from the first to before the last, [rows, W]. Exactly equal to those of the whole map if the
             first is a multiple of `ssim.STRIP`.
     """
-    low, high = value_range(photograph)
+    low, high = widened(value_range(photograph), value_range(DecodedImage(repaired)))
     top, bottom = rows or (0, photograph.height)
     first = max(top - WINDOW // 2, 0)
     near = slice(first, bottom + WINDOW // 2)
     x, y = (np.atleast_3d(each)[near, :, : photograph.channels] for each in (photograph.pixels, repaired))
-    if photograph.depth == 16:  # clip both to the image's own value range
-        x, y = (np.clip(each, low, high) - low for each in (x, y))
+    if photograph.depth == 16:  # what is above the range, such as a hot spot, stays above it
+        x, y = (each.astype(np.float32) - np.float32(low) for each in (x, y))
     similar = ssim_map(x, y, high - low, rows=(top - first, bottom - first))
     return np.subtract(1, similar, out=similar)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from defectgen.device import resolve
 from defectgen.errors import WeightsError
 from defectgen.imaging.images import DecodedImage, Pixels
-from defectgen.imaging.windows import FloatArray, mirrored, normalize, value_range
+from defectgen.imaging.windows import FloatArray, mirrored, normalize, value_range, widened
 from defectgen.methods import which
 from defectgen.methods.base import Method, Repairer
 from defectgen.models.model import load
@@ -53,10 +53,13 @@ class Tiled:
     def __init__(self, function: Callable[[Tensor], Tensor], method: Method, device: torch.device) -> None:
         self._function, self._device = function, device
         self._channels, self._size = method.task.channels, method.config.image_size
+        self._ranges = tuple(method.task.ranges.values())
 
     def __call__(self, photograph: DecodedImage, scale: float) -> Pixels:
         """The changed image, with the same size, colors and depth; `scale` is that of the windows."""
         low, high = value_range(photograph)
+        if photograph.depth == 16 and self._ranges:
+            low, high = widened((low, high), *self._ranges)
         colors: NDArray[Any] = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
         height, width, _ = colors.shape
         change = self._change(_scaled(colors, scale), low, high)

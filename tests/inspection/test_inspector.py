@@ -124,3 +124,18 @@ def test_calibration_is_the_quantile_of_the_flawless_scores() -> None:
     findings = [Finding(Path("a"), blank, score / 100, 0.0, mask) for score in range(1, 101)]
     assert calibrate([*findings, Unreadable(Path("b"), "broken")], 0.99) == pytest.approx(1.0)
     assert calibrate(findings, 0.5) == pytest.approx(0.51)
+
+
+def test_a_hot_spot_of_16_bits_scores_high() -> None:
+    """It lies on the brightest part, and is smaller than the thousandth that a value range leaves out."""
+    rng = np.random.default_rng(0)
+    golden = (np.linspace(1000, 3000, 512)[None] + rng.normal(0, 5, (512, 512))).astype(np.uint16)
+    noisy = (golden + rng.normal(0, 2, golden.shape)).astype(np.uint16)
+    hot = noisy.copy()
+    hot[100:110, 500:510] += 3000
+    path = Path("a.png")
+    assert find(path, DecodedImage(noisy), golden, 0.3).score < 0.1
+    finding = find(path, DecodedImage(hot), golden, 0.3)
+    assert finding.score > 0.5
+    assert finding.mask[105, 505]
+    assert find(path, DecodedImage(noisy), hot, 0.3).score > 0.5  # the golden image has it
