@@ -145,5 +145,6 @@ BatchSize = Annotated[
 Workers = Annotated[int, option("--workers", min=1, help="Number of threads that read, crop and encode images.")]
 Resume = Annotated[bool, option("--resume", help="Continue an earlier run where it stopped.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the output of an earlier run.")]
+Wait = Annotated[bool, option("--wait", help="Wait for another run that writes to the same folder, instead of ending.")]
 DryRun = Annotated[bool, option("--dry-run", help="Print the resolved configuration and exit.")]
 Skip = Annotated[OnBad, option("--on-bad", help="Images that cannot be used: skip them with a warning, or fail.")]

@@ -1,15 +1,17 @@
 """`manifest.jsonl`: one line per sample, with its files and its provenance. Only this module knows the keys."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from defectgen.errors import BadInputError
 
 NAME: Final = "manifest.jsonl"
+_OUTSIDE: Final = "outside"
 
 
 class _Record(BaseModel):
@@ -101,6 +103,14 @@ class Provenance(_Record):
         return all((*named, *(each.content_sha256 for each in self._cut_outs if each.content is not None)))
 
     @property
+    def named(self) -> dict[str, str]:
+        """The files that it was made from, as they were named, with their SHA-256. Those without are left out."""
+        references = ((each.file, each.sha256) for each in (self.reference, self.style) if each is not None)
+        cut_outs = ((each.content, each.content_sha256) for each in self._cut_outs)
+        pairs = ((self.source, self.source_sha256), *references, *cut_outs)
+        return {file: sha256 for file, sha256 in pairs if file and sha256}
+
+    @property
     def _cut_outs(self) -> list[CutOut]:
         seconds = (each.joined for each in self.parameters.defects)
         return [*self.parameters.defects, *(each for each in seconds if each is not None)]
@@ -113,7 +123,7 @@ class Provenance(_Record):
 
 
 class _Files(_Record):
-    index: int
+    index: int = Field(ge=0)
     image: str
     """This path and the following ones are relative to the dataset, with forward slashes."""
     mask: str
@@ -130,7 +140,7 @@ class _Files(_Record):
     def _inside(cls, value: str | None) -> str | None:
         path = PurePosixPath(value or "")
         if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{path} is outside the dataset")
+            raise PydanticCustomError(_OUTSIDE, "{path} is outside the dataset", {"path": str(path)})
         return value
 
     @property
@@ -149,8 +159,12 @@ class Row(Provenance, _Files):
         return json.dumps(self.model_dump(mode="json", exclude_unset=True), ensure_ascii=False) + "\n"
 
 
-def parse(manifest: Path, text: bytes) -> Iterator[Row]:
+def parse(manifest: Path, text: bytes, on_damaged: Callable[[BadInputError], None] | None = None) -> Iterator[Row]:
     """The rows of a manifest's text.
+
+    Args:
+        on_damaged: called with the error of each damaged row, which is then left out, instead of raising it. A row
+            that names a path outside the dataset is always an error.
 
     Raises:
         BadInputError: a row is damaged; the message has its line number.
@@ -162,4 +176,9 @@ def parse(manifest: Path, text: bytes) -> Iterator[Row]:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             what = f"{key}: {first['msg']}" if key else first["msg"]
-            raise BadInputError(f"{manifest}: line {number} cannot be read: {what}") from error
+            damaged = BadInputError(
+                f"{manifest}: line {number} cannot be read: {what}; restore the file, or make the dataset again"
+            )
+            if on_damaged is None or first["type"] == _OUTSIDE:
+                raise damaged from error
+            on_damaged(damaged)

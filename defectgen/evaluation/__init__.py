@@ -89,6 +89,8 @@ class EvaluateRequest:
     device: str = "auto"
     resume: bool = False
     overwrite: bool = False
+    wait: bool = False
+    """Wait for another process that writes to the same folder, instead of raising."""
 
 
 def evaluate(

@@ -61,6 +61,8 @@ class TrainRequest:
     """The list of models; None means the nearest `weights.toml`."""
     resume: bool = False
     overwrite: bool = False
+    wait: bool = False
+    """Wait for another run that writes to the same folder, instead of raising."""
 
 
 @dataclass(frozen=True)

@@ -161,12 +161,12 @@ class TestResume:
         fresh(tmp_path / "d").write(several(3))
         rows = (tmp_path / "d/manifest.jsonl").read_bytes()
         (tmp_path / "d/manifest.jsonl").write_bytes(rows[:-20])
-        (tmp_path / "d/images/crack/.000002.png.x.tmp").write_bytes(b"half")
+        (tmp_path / "d/images/crack/.000002.png.x.defectgen-tmp").write_bytes(b"half")
         again = fresh(tmp_path / "d", resume=True)
         assert again.done == {0, 1}
         again.write(several(3, start=2))
         assert (tmp_path / "d/manifest.jsonl").read_bytes() == rows
-        assert not list((tmp_path / "d").rglob("*.tmp"))
+        assert not list((tmp_path / "d").rglob(".*"))
 
     def test_another_seed_or_layout_is_refused(self, tmp_path: Path) -> None:
         fresh(tmp_path / "d").write(several(2))

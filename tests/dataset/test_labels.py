@@ -142,7 +142,7 @@ def test_coco_annotations_add_up_to_the_masks(tmp_path: Path) -> None:
 def test_yolo_rows_add_up_to_the_masks(tmp_path: Path) -> None:
     made = write(tmp_path, Layout.YOLO)
     assert (tmp_path / "data.yaml").read_text() == (
-        'path: .\ntrain: images/train\nval: images/val\nnames:\n  0: "crack"\n  1: "hole"\n'
+        'train: images/train\nval: images/val\nnames:\n  0: "crack"\n  1: "hole"\n'
     )
     for sample in made:
         split = "val" if sample.index % 5 == 4 else "train"
