@@ -213,9 +213,18 @@ class TestTrain:
         train(request_for(overwrite=True))
         assert [row["step"] for row in metrics(request_for().run)] == [10]
 
-    def test_nothing_to_resume(self, request_for: Callable[..., TrainSpec]) -> None:
-        with pytest.raises(WeightsError, match="no checkpoint"):
-            train(request_for(resume=True))
+    def test_a_run_can_be_resumed_from_the_first_moment(self, request_for: Callable[..., TrainSpec]) -> None:
+        """A signal before the first step says --resume, also before there is a folder."""
+        whole = train(request_for("whole"))
+        assert train(request_for("none", resume=True)).model.read_bytes() == whole.model.read_bytes()
+        begun = request_for("begun", resume=True)
+        files.write(begun.run / "config.json", (request_for("whole").run / "config.json").read_bytes())
+        assert train(begun).model.read_bytes() == whole.model.read_bytes()
+        (begun.run / "checkpoint.safetensors").unlink()  # only the model is left, which is not started over
+        with pytest.raises(WeightsError, match="no checkpoint to resume; start again with --overwrite"):
+            train(begun)
+        with pytest.raises(UsageError, match="a run exists"):
+            train(replace(begun, resume=False))
 
     def test_resuming_with_another_configuration_names_the_difference(
         self, request_for: Callable[..., TrainSpec]
