@@ -84,7 +84,7 @@ class Run:
             raise UsageError(f"{self.folder}: not empty, and not a run of defectgen; choose another --name or --out")
         self._tidy()
         previews = (path for path in self._previews.glob("*.jpg") if _PREVIEW.fullmatch(path.name))
-        # The backbone first, which a run without a checkpoint would take for its own. The model stays until the new one.
+        # The backbone first: a run without a checkpoint would take it for its own. The model stays till replaced.
         for stale in (self.folder / BACKBONE, self._checkpoint, self._metrics, *previews):
             stale.unlink(missing_ok=True)
         self._write_config()
