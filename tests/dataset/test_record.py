@@ -18,7 +18,8 @@ def test_what_is_known_is_read_and_the_rest_is_left_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b"", "JSON"), (b"[]", "object"), (b"\xff", "JSON"), (b"null", "object"), (b'{"trained_on": null}', "trained_on"),
+        (b"", "JSON"), (b"[]", "object"), (b"\xff", "JSON"), (b"null", "object"),
+        (b'{"trained_on": null}', "trained_on"),
         (b'{"gated_by": [[]]}', "gated_by.0"), (b'{"normals": "a.png"}', "normals"), (b"[" * 100_000, "JSON"),
     ],
 )  # fmt: skip

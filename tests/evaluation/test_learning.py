@@ -1,6 +1,8 @@
 """The cache of scores: what is kept for `--resume`, and damaged files."""
 
 import json
+from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ SCORES: dict[str, Any] = {"all/a/0": {"ap": 0.1 + 0.2, "curve": [1.0, float("inf
 def filled(path: Path) -> None:
     cache = ScoreCache(path, "one", resume=False)
     for key, value in SCORES.items():
-        assert cache.get(key, lambda value=value: value) == value
+        assert cache.get(key, partial(copy, value)) == value
 
 
 def test_scores_are_measured_once(tmp_path: Path) -> None:
