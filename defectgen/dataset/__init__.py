@@ -230,7 +230,7 @@ class Dataset:
         for key, value in sample.provenance.run.items():
             if self._run is not None and self._run[key] != value:
                 raise UsageError(
-                    f"{self.out}: cannot resume: {key} was {self._run[key]} and is now {value}; "
+                    f"{self.out}: cannot resume: {key} was {self._run[key]!s:.200} and is now {value!s:.200}; "
                     "repeat the original command, or choose another --out"
                 )
 
@@ -427,8 +427,8 @@ def _check_unchanged(named: Mapping[str, str]) -> None:
             changed = "cannot be read"
         if changed:
             raise UsageError(
-                f"{name}: {changed} since samples were made from it; restore it, choose another --out, or replace the "
-                "dataset with --overwrite"
+                f"{name:.255}: {changed} since samples were made from it; restore it, choose another --out, or replace "
+                "the dataset with --overwrite"
             )
 
 
