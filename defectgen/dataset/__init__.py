@@ -6,7 +6,6 @@ the manifest (annotations, the sheet) are written at the end.
 """
 
 import hashlib
-import json
 import os
 import re
 from collections import Counter, deque
@@ -396,7 +395,7 @@ class Dataset:
             **({"refused": dict(refused)} if refused else {}),
             **({"normals": list(self._normals)} if self._normals else {}),
         }
-        files.write(self.out / record.NAME, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        files.write(self.out / record.NAME, manifest.as_json(facts, indent=2) + "\n")
 
     def _clear(self) -> None:
         """Remove the files of an earlier run that `replace` found, and the folders that this empties; nothing else."""
@@ -442,6 +441,7 @@ def boxes(mask: NDArray[np.bool_]) -> list[list[int]]:
 
 def folder_name(text: str) -> str:
     """A category as a folder name that is valid on every operating system; unchanged if it already is."""
+    text = manifest.recorded(text)
     name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", text).strip(" .")
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name)
     return _shortened(f"_{name}" if reserved or not name else name, text)
@@ -452,6 +452,7 @@ def ascii_name(text: str) -> str:
 
     If that changes it, a hash of the original name is appended, so that different names stay different.
     """
+    text = manifest.recorded(text)
     name = re.sub(r"[^A-Za-z0-9_-]", "_", text)
     return _shortened(name if name == text else f"{name}_{_short_hash(text)}", text)
 

@@ -1,6 +1,7 @@
 """`manifest.jsonl`: one line per sample, with its files and its provenance. Only this module knows the keys."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -12,6 +13,8 @@ from defectgen.errors import BadInputError
 
 NAME: Final = "manifest.jsonl"
 _OUTSIDE: Final = "outside"
+_UNDECODED: Final = re.compile("[\udc80-\udcff]")
+_ESCAPED: Final = re.compile(r"\\x([89a-f][0-9a-f])")
 
 
 class _Record(BaseModel):
@@ -108,7 +111,7 @@ class Provenance(_Record):
         references = ((each.file, each.sha256) for each in (self.reference, self.style) if each is not None)
         cut_outs = ((each.content, each.content_sha256) for each in self._cut_outs)
         pairs = ((self.source, self.source_sha256), *references, *cut_outs)
-        return {file: sha256 for file, sha256 in pairs if file and sha256}
+        return {_ESCAPED.sub(_undecoded, file): sha256 for file, sha256 in pairs if file and sha256}
 
     @property
     def _cut_outs(self) -> list[CutOut]:
@@ -119,7 +122,7 @@ class Provenance(_Record):
     def run(self) -> dict[str, Any]:
         """The values that all samples of a dataset share. A resumed run must have the same."""
         keys = ("model_sha256", "method", "seed", "contents", "placement", "regions", "gate", "guides")
-        return {key: getattr(self, key) for key in keys}
+        return dict(json.loads(as_json({key: getattr(self, key) for key in keys})))
 
 
 class _Files(_Record):
@@ -156,7 +159,26 @@ class Row(Provenance, _Files):
 
     def line(self) -> str:
         """The row as a line of the file."""
-        return json.dumps(self.model_dump(mode="json", exclude_unset=True), ensure_ascii=False) + "\n"
+        return as_json(self.model_dump(mode="json", exclude_unset=True)) + "\n"
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON for a record. File names in it are as `recorded` has them."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _UNDECODED.sub(lambda found: f"\\{_escape(found)}", text)
+
+
+def recorded(text: str) -> str:
+    r"""A file name as valid UTF-8: bytes that are not, which Python keeps as surrogates, become `\xfc`."""
+    return _UNDECODED.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\x{ord(found[0]) - 0xDC00:02x}"
+
+
+def _undecoded(found: re.Match[str]) -> str:
+    return chr(0xDC00 + int(found[1], 16))
 
 
 def parse(manifest: Path, text: bytes, on_damaged: Callable[[BadInputError], None] | None = None) -> Iterator[Row]:

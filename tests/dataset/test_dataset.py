@@ -431,6 +431,26 @@ class TestInputs:
             fresh(tmp_path / "d", resume=True)
         fresh(tmp_path / "d", overwrite=True)
 
+    @pytest.mark.parametrize("layout", list(Layout))
+    def test_names_that_are_not_utf_8(self, tmp_path: Path, layout: Layout) -> None:
+        """As of an archive in Latin-1; Python keeps their bytes as surrogates."""
+        name = os.fsdecode(b"Geh\xe4use")
+        try:
+            (tmp_path / name).write_bytes(b"normal")
+        except OSError:
+            pytest.skip("the file system takes only UTF-8")
+        named = {"source": str(tmp_path / name), "source_sha256": files.sha256(tmp_path / name), "contents": name}
+        made = [sample(i, category=name, product=name, **named) for i in range(3)]
+        fresh(tmp_path / "n", layout).write(made[:2], metadata={"places": {name: {"boxes": []}}})
+        again = fresh(tmp_path / "n", layout, resume=True)
+        assert again.done == {0, 1}
+        again.write(made[2:])
+        assert {row["category"] for row in manifest(tmp_path / "n")} == {"Geh\\xe4use"}
+        assert len(list((tmp_path / "n").rglob("000002*.png"))) == 2
+        (tmp_path / name).write_bytes(b"another")
+        with pytest.raises(UsageError, match="has changed"):
+            fresh(tmp_path / "n", layout, resume=True)
+
 
 class TestDamaged:
     @pytest.mark.parametrize("text", [b"", b"[]", b"\xff", b"{", b'{"layout": 3}', b'{"normals": [1]}', b"[" * 100_000])
