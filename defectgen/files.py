@@ -1,11 +1,12 @@
 """Atomic file writing (temporary file, fsync, rename), locks, checks of paths, and file checksums."""
 
 import errno
+import glob
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,8 +21,12 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)
 _UNWRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EINVAL,
+    errno.EISDIR, errno.ELOOP,
 }  # fmt: skip
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TEMPORARY = ".defectgen-tmp"
+_NAME_SHOWN = 40  # characters of a file's name in that of its temporary file, which must not get too long
+_LONGEST_NAME = 255  # bytes
 _held: dict[Path, int] = {}  # folders that this process has locked, and how often
 
 
@@ -45,19 +50,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         DiskFullError: the device is full.
+        UsageError: the file or its folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    with disk_errors(path), writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=_prefix(path.name), suffix=_TEMPORARY, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         with disk_errors(path):
             yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_UMASK)
-            temporary.replace(path)
-            _sync_folder(path.parent)
+            with writable(path):
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                temporary.chmod(0o666 & ~_UMASK)
+                temporary.replace(path)
+                _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -87,43 +95,98 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _prefix(name: str) -> str:
+    """How the names of the temporary files of a file begin."""
+    return f".{name[:_NAME_SHOWN]}."
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Delete the temporary files that killed processes left in a folder and below, or those of the file `name` in it.
+
+    The caller has locked the folder. Links are not followed.
+    """
+    found = folder.glob(f"{glob.escape(_prefix(name))}*") if name else _entries(folder)
+    for path in found:
+        if _is_temporary(path):
+            path.unlink(missing_ok=True)
+
+
+def vacant(folder: Path) -> bool:
+    """Whether a folder and its subfolders hold no file or link, except temporary files of killed processes."""
+    return all(map(_is_temporary, _entries(folder)))
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """All files and links in a folder and below. Links are not followed."""
+    for parent, folders, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
+        yield from (Path(parent, name) for name in folders if os.path.islink(os.path.join(parent, name)))
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(_TEMPORARY) and not path.is_symlink()
+
+
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out of a folder, which is created if missing, until the block ends.
+    """Keep other processes out of a folder until the block ends. It is created if missing, and removed if left empty.
 
     The lock is on the folder itself, so no file is left behind, even by a process that is killed. A process can lock a
-    folder several times. Windows and some network drives cannot lock folders; there it does nothing.
+    folder several times. Windows and some network drives cannot lock folders; there it locks nothing.
 
     Args:
         wait: wait for another process, instead of raising.
 
     Raises:
         UsageError: another process has locked it, or it cannot be created or written.
+        DiskFullError: the device is full.
     """
-    with writable(folder):
+    with ExitStack() as stack:
+        with disk_errors(folder), writable(folder):
+            created = [path for path in (folder, *folder.parents) if not path.exists()]
+            for parent in reversed(created[1:]):
+                stack.callback(_remove_empty, parent)
+            folder.mkdir(parents=True, exist_ok=True)
+            key = folder.resolve()
+            if fcntl is not None and key not in _held:
+                stack.callback(os.close, _lock(key, folder, wait))
+            _held[key] = _held.get(key, 0) + 1
+            stack.callback(_release, key)
+            if created:
+                stack.callback(_remove_empty, folder)  # while it is still locked
+            tempfile.TemporaryFile(prefix=".", suffix=_TEMPORARY, dir=key).close()  # is it writable?
+        yield
+
+
+def _lock(folder: Path, shown: Path, wait: bool) -> int:
+    """A handle of the locked folder. Closing it unlocks the folder."""
+    while True:
         folder.mkdir(parents=True, exist_ok=True)
-    key = folder.resolve()
-    handle = None
-    if fcntl is not None and key not in _held:
-        handle = os.open(key, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(handle)
             raise UsageError(
-                f"{folder}: another defectgen is writing here; wait for it (--wait), or choose another --out"
+                f"{shown}: another defectgen is writing here; wait for it (--wait), or choose another --out"
             ) from error
         except OSError:  # a drive without locks
-            pass
-    _held[key] = _held.get(key, 0) + 1
-    try:
-        yield
-    finally:
-        _held[key] -= 1
-        if not _held[key]:
-            del _held[key]
-        if handle is not None:
-            os.close(handle)
+            return handle
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), folder.stat()):
+                return handle
+        os.close(handle)  # the process before removed the folder
+
+
+def _release(key: Path) -> None:
+    _held[key] -= 1
+    if not _held[key]:
+        del _held[key]
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @contextmanager
@@ -145,11 +208,15 @@ def inside(root: Path, name: str) -> Path:
     """The path of a file that a record of ours names, below `root`. Every such path is checked here.
 
     Raises:
-        BadInputError: it is absolute, leads out of `root`, or a link is on the way.
+        BadInputError: it is absolute, leads out of `root`, cannot be a path, or a link is on the way.
     """
     relative = PurePosixPath(name)
-    if relative.is_absolute() or ".." in relative.parts or not relative.parts or "\\" in name:
-        raise BadInputError(f"{root}: a record names {name!r}, which is not inside; restore the folder, or use another")
+    odd = relative.is_absolute() or ".." in relative.parts or not relative.parts or not {"\\", "\0"}.isdisjoint(name)
+    if odd or any(len(part.encode(errors="surrogatepass")) > _LONGEST_NAME for part in relative.parts):
+        shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+        raise BadInputError(
+            f"{root}: a record names {shown!r}, which is not inside; restore the folder, or use another"
+        )
     path = root
     for part in relative.parts:
         path = path / part

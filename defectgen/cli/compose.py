@@ -65,6 +65,7 @@ def compose(
     workers: options.Workers = options.WORKERS,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    wait: options.Wait = False,
     dry_run: options.DryRun = False,
     config: options.Config = None,
     as_json: options.Json = False,
@@ -106,5 +107,6 @@ def compose(
     )
     return output.run(
         Console(as_json=as_json, quiet=quiet), job, ctx.ensure_object(options.Switches), title="composing",
-        maker="contents", out=out, layout=layout, resume=resume, overwrite=overwrite, dry_run=dry_run, verbose=verbose,
+        maker="contents", out=out, layout=layout, resume=resume, overwrite=overwrite, wait=wait,
+        dry_run=dry_run, verbose=verbose,
     )  # fmt: skip

@@ -77,6 +77,7 @@ def evaluate(
     device: options.Device = "auto",
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    wait: options.Wait = False,
     dry_run: options.DryRun = False,
     config: options.Config = None,
     as_json: options.Json = False,
@@ -110,6 +111,7 @@ def evaluate(
         device=device,
         resume=resume,
         overwrite=overwrite,
+        wait=wait,
     )
     if dry_run or verbose:
         plan = pipeline.plan(request)

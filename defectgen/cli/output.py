@@ -112,6 +112,7 @@ def run(
     layout: Format,
     resume: bool,
     overwrite: bool,
+    wait: bool,
     dry_run: bool,
     verbose: bool,
 ) -> ExitCode:
@@ -133,8 +134,9 @@ def run(
             return ExitCode.SKIPPED if job.skipped else ExitCode.OK
         console.note(f"configuration:\n{table(plan)}")
     request = DatasetRequest(
-        out=out, layout=DatasetLayout(layout.value), command=switches.command, resume=resume, overwrite=overwrite
-    )
+        out=out, layout=DatasetLayout(layout.value), command=switches.command, resume=resume, overwrite=overwrite,
+        wait=wait,
+    )  # fmt: skip
     with console.progress(title) as report:
         stream: AnyStream | None = None
         written = 0
@@ -156,6 +158,8 @@ def run(
             report(written, len(stream), f"{stream.redrawn} regenerated", {"redrawn": stream.redrawn})
 
         result = write(job, request, on_start, on_sample)
+    for warning in result.warnings:
+        console.warn(warning)
     values = {
         "out": str(out),
         maker: job.maker,

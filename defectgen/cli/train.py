@@ -88,6 +88,7 @@ def train(
     weights: options.Weights = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    wait: options.Wait = False,
     dry_run: options.DryRun = False,
     config: options.Config = None,
     as_json: options.Json = False,
@@ -123,6 +124,7 @@ def train(
         weights=weights,
         resume=resume,
         overwrite=overwrite,
+        wait=wait,
     )
     with console.progress("reading") as report:
         job = TrainJob(request, report)

@@ -84,6 +84,7 @@ def transfer(
     workers: options.Workers = options.WORKERS,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    wait: options.Wait = False,
     dry_run: options.DryRun = False,
     config: options.Config = None,
     as_json: options.Json = False,
@@ -126,5 +127,6 @@ def transfer(
     )
     return output.run(
         Console(as_json=as_json, quiet=quiet), job, ctx.ensure_object(options.Switches), title="transferring",
-        maker="from", out=out, layout=layout, resume=resume, overwrite=overwrite, dry_run=dry_run, verbose=verbose,
+        maker="from", out=out, layout=layout, resume=resume, overwrite=overwrite, wait=wait,
+        dry_run=dry_run, verbose=verbose,
     )  # fmt: skip

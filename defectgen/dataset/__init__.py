@@ -1,19 +1,21 @@
 """Datasets on disk: samples in, images, masks, a manifest and a contact sheet out. Independent of how samples are made.
 
-Writing can stop at any moment and resume later: every file is either complete or absent, and a sample counts once the
-manifest has its row. Files derived from the manifest (annotations, the sheet) are written at the end.
+Writing can stop at any moment and resume later: every file is either complete or absent. The manifest has the row of a
+sample before its files, so that it names every file that is there; the sample counts once they are. Files derived from
+the manifest (annotations, the sheet) are written at the end.
 """
 
 import hashlib
-import json
+import os
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import Enum
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -21,15 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectgen import files
-from defectgen.dataset import coco, manifest, sheet, yolo
+from defectgen.dataset import coco, manifest, record, sheet, yolo
 from defectgen.dataset.manifest import Provenance, Row
 from defectgen.errors import BadInputError, UsageError
 from defectgen.imaging.images import Pixels, encode_jpeg, encode_png
 from defectgen.version import __version__
 
-_RECORD = "dataset.json"
 _SHEET = "sheet.jpg"
 _PLACED = 200  # samples whose places the sheet shows
+_LONGEST_NAME = 255  # bytes
 _EXTRA_IMAGES = ("restored", "normal")  # that some samples have
 
 
@@ -40,6 +42,9 @@ class Layout(str, Enum):
     MVTEC = "mvtec"
     COCO = "coco"
     YOLO = "yolo"
+
+
+_DERIVED = {Layout.COCO.value: (coco.ANNOTATIONS,), Layout.YOLO.value: (yolo.DATA,)}  # and the sheet
 
 
 @dataclass(frozen=True)
@@ -73,32 +78,30 @@ class Summary:
 def open_folder(out: Path, *, layout: Layout, command: str, resume: bool, overwrite: bool) -> "Dataset":
     """Open the dataset folder `out`: a new one, or that of an earlier run to resume or overwrite.
 
+    A folder without files counts as new, also if a killed run left temporary ones.
+
     Raises:
-        UsageError: the folder is not empty and neither `resume` nor `overwrite` is given, or the layouts differ.
-        BadInputError: the folder holds no dataset, or its manifest is damaged.
+        UsageError: the folder is not empty and neither `resume` nor `overwrite` is given, or the layouts differ, or a
+            file that a row names has changed since.
+        BadInputError: the folder holds no dataset, or its manifest is damaged or names a file that is not inside.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: is a file; choose a folder with --out")
-    if out.is_dir() and any(out.iterdir()):
-        if not resume and not overwrite:
+    with files.writable(out):
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"{out}: is a file; choose a folder with --out")
+        new = not out.exists() or files.vacant(out)
+        if not new and not resume and not overwrite:
             raise UsageError(
                 f"{out}: not empty; continue with --resume, replace it with --overwrite, or choose another --out"
             )
-        if not (out / _RECORD).is_file():
-            raise BadInputError(f"{out}: not a defectgen dataset (it has no {_RECORD}); choose another --out")
-        for leftover in out.rglob(".*.tmp"):
-            leftover.unlink()
+        if not new and not (out / record.NAME).is_file():
+            raise BadInputError(f"{out}: not a defectgen dataset (it has no {record.NAME}); choose another --out")
         dataset = Dataset(out, layout, command)
-        if overwrite:
+        if not new and overwrite:
             dataset.replace()
-        else:
-            before = json.loads((out / _RECORD).read_text(encoding="utf-8")).get("layout")
-            if before != layout.value:
-                raise UsageError(
-                    f"{out}: has layout {before}, not {layout.value}; use --format {before} or another --out"
-                )
+        elif not new:
+            dataset.resume()
+        files.sweep(out)
         return dataset
-    return Dataset(out, layout, command)
 
 
 class Dataset:
@@ -106,21 +109,69 @@ class Dataset:
 
     def __init__(self, out: Path, layout: Layout, command: str) -> None:
         self.out = out
+        self.done: frozenset[int] = frozenset()
+        self.warnings: tuple[str, ...] = ()
+        """What stays of a damaged dataset that is replaced."""
         self._layout = layout
         self._command = command
         self._manifest = out / manifest.NAME
-        self._replaced = False
         self._files: dict[int, tuple[str, ...]] = {}
+        self._normals: tuple[str, ...] = ()
+        self._old: list[Path] = []
         self._run: dict[str, Any] | None = None
+
+    def resume(self) -> None:
+        """Continue: find the samples that are complete.
+
+        Raises:
+            UsageError, BadInputError: as `open_folder`.
+        """
+        before = record.read(self.out)
+        if before.layout is None:
+            raise BadInputError(f"{self.out / record.NAME}: not of a defectgen dataset; choose another --out")
+        named: dict[str, str] = {}
         for row in self._rows():
             self._note(row)
-        self.done = frozenset(
-            index for index, names in self._files.items() if all((out / name).is_file() for name in names)
-        )
+            named.update(row.named)
+        if before.layout != self._layout.value and self._files:
+            raise UsageError(
+                f"{self.out}: has layout {before.layout}, not {self._layout.value}; use --format {before.layout} or "
+                "another --out"
+            )
+        _check_unchanged(named)
+        self._normals = before.normals
+        self.done = frozenset(index for index in self._files if self._is_complete(index))
 
     def replace(self) -> None:
-        """Start over. The old files are removed when `write` begins."""
-        self._replaced, self.done = True, frozenset()
+        """Start over. The old files are removed when `write` begins: only those that the dataset says are its own.
+
+        Raises:
+            BadInputError: the folder holds no dataset, or it names files that are not inside.
+        """
+        damaged: list[BadInputError] = []
+        try:
+            before = record.read(self.out)
+        except BadInputError as error:
+            damaged.append(error)
+            before = record.Record()
+        names: list[str] = []
+        for row in self._rows(damaged.append):
+            names += [*row.files, *([yolo.label(row.image)] if before.layout == Layout.YOLO.value else [])]
+        if before.layout is None and not names:
+            raise BadInputError(f"{self.out}: not a defectgen dataset; choose another --out") from next(
+                iter(damaged), None
+            )
+        for name in _DERIVED.get(self._layout.value, ()):
+            if before.layout not in (None, self._layout.value) and os.path.lexists(self.out / name):
+                raise _in_the_way(self.out / name)
+        # The record goes last: until then the folder is a dataset, also if this is interrupted.
+        names += [*before.normals, *_DERIVED.get(str(before.layout), ()), _SHEET, manifest.NAME, record.NAME]
+        self._old = [files.inside(self.out, name) for name in names]
+        if folder := next((path for path in self._old if path.is_dir()), None):
+            raise BadInputError(f"{folder}: is a folder, but the dataset names it as a file; move it away")
+        if damaged:
+            count = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+            self.warnings = (f"{damaged[0]}{count}; files that only damaged lines name stay in {self.out}",)
 
     def write(
         self,
@@ -141,17 +192,16 @@ class Dataset:
             metadata: JSON-serializable facts about all samples, for `dataset.json`. They are read again at the end.
             on_sample: called for each recorded sample.
         """
-        if self._replaced:
-            self._clear()
-        self.out.mkdir(parents=True, exist_ok=True)
+        self._clear()
+        self._drop_incomplete()
         self._write_record(metadata)
-        queue: deque[tuple[Sample, Future[Row]]] = deque()
+        queue: deque[tuple[Sample, Future[None]]] = deque()
         written = 0
 
-        def record() -> None:
+        def finish() -> None:
             nonlocal written
             sample, future = queue.popleft()
-            self._append(future.result())
+            future.result()
             written += 1
             on_sample(sample)
 
@@ -160,13 +210,16 @@ class Dataset:
                 try:
                     for sample in samples:
                         self._check_same_run(sample)
-                        queue.append((sample, pool.submit(self._write_sample, sample)))
+                        images = self._images(sample)
+                        self._append(self._row(sample, images))
+                        queue.append((sample, pool.submit(self._write_images, images)))
                         while len(queue) > 2 * workers:
-                            record()
+                            finish()
                 finally:
                     while queue:
-                        record()
+                        finish()
         finally:
+            self._drop_incomplete()
             self._put_in_order()
             self._derive(normals, metadata or {})
             self._write_record(metadata)
@@ -176,53 +229,68 @@ class Dataset:
         for key, value in sample.provenance.run.items():
             if self._run is not None and self._run[key] != value:
                 raise UsageError(
-                    f"{self.out}: cannot resume: {key} was {self._run[key]} and is now {value}; "
+                    f"{self.out}: cannot resume: {key} was {self._run[key]!s:.200} and is now {value!s:.200}; "
                     "repeat the original command, or choose another --out"
                 )
 
-    def _write_sample(self, sample: Sample) -> Row:
+    def _images(self, sample: Sample) -> dict[str, tuple[str, Pixels]]:
+        """The image files of a sample, by their keys in its row: their names and pixels.
+
+        Raises:
+            UsageError: a file of someone else has such a name.
+            BadInputError: a link is on the way.
+        """
         image, mask = self._paths(sample)
-        files.write(self.out / image, encode_png(sample.image))
-        files.write(self.out / mask, encode_png(sample.mask.astype(np.uint8) * 255))
-        extra = {}
+        images = {"image": (image, sample.image), "mask": (mask, sample.mask.astype(np.uint8) * 255)}
         for key in _EXTRA_IMAGES:
             pixels: Pixels | None = getattr(sample, key)
             if pixels is not None:
-                extra[key] = f"{key}/{sample.index:06}.png"
-                files.write(self.out / extra[key], encode_png(pixels))
+                images[key] = f"{key}/{sample.index:06}.png", pixels
+        for name, pixels in images.values():
+            self._check_free(name, pixels)
+        return images
+
+    def _check_free(self, name: str, pixels: Pixels) -> None:
+        """Check that a file of the dataset would replace no other one. The same contents are not another one."""
+        path = files.inside(self.out, name)
+        if path.exists() and not (path.is_file() and path.read_bytes() == encode_png(pixels)):
+            raise _in_the_way(path)
+
+    def _write_images(self, images: Mapping[str, tuple[str, Pixels]]) -> None:
+        for name, pixels in images.values():
+            files.write(self.out / name, encode_png(pixels))
+
+    def _row(self, sample: Sample, images: Mapping[str, tuple[str, Pixels]]) -> Row:
         return Row(
             index=sample.index,
-            image=str(image),
-            mask=str(mask),
-            **extra,
+            **{key: name for key, (name, _) in images.items()},
             category=sample.category,
             product=sample.product,
             boxes=boxes(sample.mask),
-            area=int(sample.mask.sum()),
+            area=int(np.count_nonzero(sample.mask)),
             **sample.provenance.model_dump(exclude_unset=True),
         )
 
-    def _paths(self, sample: Sample) -> tuple[PurePosixPath, PurePosixPath]:
+    def _paths(self, sample: Sample) -> tuple[str, str]:
+        """The names of the image and the mask of a sample."""
         name = f"{sample.index:06}"
         category = folder_name(sample.category)
         match self._layout:
             case Layout.PLAIN:
-                return PurePosixPath(f"images/{category}/{name}.png"), PurePosixPath(f"masks/{category}/{name}.png")
+                return f"images/{category}/{name}.png", f"masks/{category}/{name}.png"
             case Layout.MVTEC:
                 # anomalib accepts printable ASCII only.
                 product, category = ascii_name(sample.product), ascii_name(sample.category)
-                return (
-                    PurePosixPath(f"{product}/test/{category}/{name}.png"),
-                    PurePosixPath(f"{product}/ground_truth/{category}/{name}_mask.png"),
-                )
+                return f"{product}/test/{category}/{name}.png", f"{product}/ground_truth/{category}/{name}_mask.png"
             case Layout.COCO:
-                return PurePosixPath(f"images/{name}.png"), PurePosixPath(f"masks/{name}.png")
+                return f"images/{name}.png", f"masks/{name}.png"
             case Layout.YOLO:
                 split = yolo.split(sample.index)
-                return PurePosixPath(f"images/{split}/{name}.png"), PurePosixPath(f"masks/{split}/{name}.png")
+                return f"images/{split}/{name}.png", f"masks/{split}/{name}.png"
 
     def _append(self, row: Row) -> None:
-        with files.disk_errors(self._manifest), self._manifest.open("a", encoding="utf-8") as file:
+        path = files.inside(self.out, manifest.NAME)
+        with files.disk_errors(path), files.writable(path), path.open("a", encoding="utf-8") as file:
             file.write(row.line())
         self._note(row)
 
@@ -230,15 +298,38 @@ class Dataset:
         self._files[row.index] = row.files
         self._run = self._run or row.run
 
-    def _rows(self) -> Iterator[Row]:
-        """The rows. An incomplete last line is removed from the file."""
-        if not self._manifest.is_file():
-            return
-        text = self._manifest.read_bytes()
-        complete = text[: text.rfind(b"\n") + 1]
-        if complete != text:
-            files.write(self._manifest, complete)
-        yield from manifest.parse(self._manifest, complete)
+    def _rows(self, on_damaged: Callable[[BadInputError], None] | None = None) -> Iterator[Row]:
+        """The rows. An incomplete last line is left out; `_drop_incomplete` removes it."""
+        path = files.inside(self.out, manifest.NAME)
+        if path.is_file():
+            text = path.read_bytes()
+            yield from manifest.parse(path, text[: text.rfind(b"\n") + 1], on_damaged)
+
+    def _is_complete(self, index: int) -> bool:
+        return all(files.inside(self.out, name).is_file() for name in self._files[index])
+
+    def _drop_incomplete(self) -> None:
+        """Drop the rows whose files are not all there, delete the other files of these, and drop an incomplete line."""
+        missing = {index for index in self._files if index not in self.done and not self._is_complete(index)}
+        for index in missing:
+            image, *_ = self._files[index]
+            labels = [yolo.label(image)] if self._layout is Layout.YOLO else []
+            for path in [files.inside(self.out, name) for name in (*self._files[index], *labels)]:
+                if path.is_file():
+                    path.unlink()
+        if missing or not self._ends_complete():
+            kept = (row.line() for row in self._rows() if row.index not in missing)
+            files.write(self._manifest, "".join(kept))
+        for index in missing:
+            del self._files[index]
+
+    def _ends_complete(self) -> bool:
+        """Whether the manifest, if there is one, ends with a complete line."""
+        if not self._manifest.is_file() or not self._manifest.stat().st_size:
+            return True
+        with self._manifest.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
 
     def _put_in_order(self) -> None:
         """Sort the manifest by index and remove duplicates, which a resumed run that filled gaps leaves."""
@@ -257,13 +348,7 @@ class Dataset:
             case Layout.YOLO:
                 yolo.write(self.out, self._rows)
             case Layout.MVTEC:
-                products = {row.product for row in self._rows()}
-                numbers: Counter[str] = Counter()
-                for product, pixels in normals:
-                    if product in products:  # anomalib does not load a product without defects
-                        path = self.out / ascii_name(product) / "train" / "good" / f"{numbers[product]:06}.png"
-                        files.write(path, encode_png(pixels))
-                        numbers[product] += 1
+                self._write_normals(normals, metadata)
             case Layout.PLAIN:
                 pass
         count, drawn = len(self._files), sheet.draw(self.out, list(_spread(self._rows, len(self._files))))
@@ -272,12 +357,30 @@ class Dataset:
             drawn = np.concatenate([drawn, sheet.draw_places(self.out, rows, places, drawn.shape[1])])
         files.write(self.out / _SHEET, encode_jpeg(drawn))
 
+    def _write_normals(self, normals: Iterable[tuple[str, Pixels]], metadata: Mapping[str, Any]) -> None:
+        """Write the normals of the products that have samples; anomalib does not load others."""
+        products = {row.product for row in self._rows()}
+        numbers: Counter[str] = Counter()
+        with ExitStack() as stack:
+            names = []
+            for product, pixels in normals:
+                if product in products:
+                    names.append(f"{ascii_name(product)}/train/good/{numbers[product]:06}.png")
+                    numbers[product] += 1
+                    if names[-1] not in self._normals:
+                        self._check_free(names[-1], pixels)
+                    path = files.inside(self.out, names[-1])
+                    stack.enter_context(files.replacing(path)).write_bytes(encode_png(pixels))
+            # Before the files get their names, so that the record names every file that is there.
+            self._normals = tuple(sorted({*self._normals, *names}))
+            self._write_record(metadata)
+
     def _write_record(self, metadata: Mapping[str, Any] | None) -> None:
         counts, refused = Counter[str](), Counter[str]()
         for row in self._rows():
             counts[row.category] += 1
             refused.update(row.refused)
-        record = {
+        facts = {
             "command": self._command,
             "layout": self._layout.value,
             "versions": {
@@ -290,35 +393,58 @@ class Dataset:
             "categories": dict(sorted(counts.items())),
             **(metadata or {}),
             **({"refused": dict(refused)} if refused else {}),
+            **({"normals": list(self._normals)} if self._normals else {}),
         }
-        files.write(self.out / _RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        files.write(self.out / record.NAME, manifest.as_json(facts, indent=2) + "\n")
 
     def _clear(self) -> None:
-        """Remove the files of an earlier run and the folders that this empties; nothing else."""
-        ours = [name for names in self._files.values() for name in names]
-        ours += [manifest.NAME, _RECORD, _SHEET, coco.ANNOTATIONS, yolo.DATA]
-        for path in [self.out / name for name in ours] + [
-            *self.out.glob("labels/*/*.txt"),
-            *self.out.glob("*/train/good/*.png"),
-        ]:
-            path.unlink(missing_ok=True)
-        for folder in sorted((path for path in self.out.rglob("*") if path.is_dir()), reverse=True):
-            if not any(folder.iterdir()):
-                folder.rmdir()
-        self._files, self._run, self.done, self._replaced = {}, None, frozenset(), False
+        """Remove the files of an earlier run that `replace` found, and the folders that this empties; nothing else."""
+        with files.writable(self.out):
+            for path in self._old:
+                path.unlink(missing_ok=True)
+        folders = {folder for path in self._old for folder in path.relative_to(self.out).parents[:-1]}
+        for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
+            with suppress(OSError):  # not empty
+                (self.out / folder).rmdir()
+        self._old = []
+
+
+def _in_the_way(path: Path) -> UsageError:
+    return UsageError(f"{path}: is in the way, and not of this dataset; move it away, or choose another --out")
+
+
+def _check_unchanged(named: Mapping[str, str]) -> None:
+    """Check that files have the SHA-256 that is recorded: `named`, from the rows of a dataset to resume.
+
+    Raises:
+        UsageError: one has changed, or is missing.
+    """
+    for name, sha256 in named.items():
+        try:
+            changed = None if files.sha256(Path(name)) == sha256 else "has changed"
+        except (OSError, ValueError):
+            changed = "cannot be read"
+        if changed:
+            raise UsageError(
+                f"{name:.255}: {changed} since samples were made from it; restore it, choose another --out, or replace "
+                "the dataset with --overwrite"
+            )
 
 
 def boxes(mask: NDArray[np.bool_]) -> list[list[int]]:
     """The bounding box, [x, y, width, height], of each 8-connected component of a mask, [H, W]."""
-    count, _, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    return [[int(value) for value in statistics[i, :4]] for i in range(1, count)]
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))  # defects are small in large images
+    inner = mask[top : top + height, left : left + width].astype(np.uint8)
+    count, _, statistics, _ = cv2.connectedComponentsWithStats(inner, connectivity=8)
+    return [[left + int(x), top + int(y), int(w), int(h)] for x, y, w, h, _ in statistics[1:count]]
 
 
 def folder_name(text: str) -> str:
     """A category as a folder name that is valid on every operating system; unchanged if it already is."""
+    text = manifest.recorded(text)
     name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", text).strip(" .")
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name)
-    return f"_{name}" if reserved or not name else name
+    return _shortened(f"_{name}" if reserved or not name else name, text)
 
 
 def ascii_name(text: str) -> str:
@@ -326,8 +452,19 @@ def ascii_name(text: str) -> str:
 
     If that changes it, a hash of the original name is appended, so that different names stay different.
     """
+    text = manifest.recorded(text)
     name = re.sub(r"[^A-Za-z0-9_-]", "_", text)
-    return name if name == text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return _shortened(name if name == text else f"{name}_{_short_hash(text)}", text)
+
+
+def _shortened(name: str, text: str) -> str:
+    """A name of `text` that a file system takes; the names of mixtures of many categories may be too long."""
+    data = name.encode()
+    return name if len(data) <= _LONGEST_NAME else f"{data[:200].decode(errors='ignore')}_{_short_hash(text)}"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def _spread(rows: Callable[[], Iterable[Row]], count: int, most: int = 24) -> Iterator[Row]:

@@ -1,15 +1,20 @@
 """`manifest.jsonl`: one line per sample, with its files and its provenance. Only this module knows the keys."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from defectgen.errors import BadInputError
 
 NAME: Final = "manifest.jsonl"
+_OUTSIDE: Final = "outside"
+_UNDECODED: Final = re.compile("[\udc80-\udcff]")
+_ESCAPED: Final = re.compile(r"\\x([89a-f][0-9a-f])")
 
 
 class _Record(BaseModel):
@@ -101,6 +106,14 @@ class Provenance(_Record):
         return all((*named, *(each.content_sha256 for each in self._cut_outs if each.content is not None)))
 
     @property
+    def named(self) -> dict[str, str]:
+        """The files that it was made from, as they were named, with their SHA-256. Those without are left out."""
+        references = ((each.file, each.sha256) for each in (self.reference, self.style) if each is not None)
+        cut_outs = ((each.content, each.content_sha256) for each in self._cut_outs)
+        pairs = ((self.source, self.source_sha256), *references, *cut_outs)
+        return {_ESCAPED.sub(_undecoded, file): sha256 for file, sha256 in pairs if file and sha256}
+
+    @property
     def _cut_outs(self) -> list[CutOut]:
         seconds = (each.joined for each in self.parameters.defects)
         return [*self.parameters.defects, *(each for each in seconds if each is not None)]
@@ -109,11 +122,11 @@ class Provenance(_Record):
     def run(self) -> dict[str, Any]:
         """The values that all samples of a dataset share. A resumed run must have the same."""
         keys = ("model_sha256", "method", "seed", "contents", "placement", "regions", "gate", "guides")
-        return {key: getattr(self, key) for key in keys}
+        return dict(json.loads(as_json({key: getattr(self, key) for key in keys})))
 
 
 class _Files(_Record):
-    index: int
+    index: int = Field(ge=0)
     image: str
     """This path and the following ones are relative to the dataset, with forward slashes."""
     mask: str
@@ -130,7 +143,7 @@ class _Files(_Record):
     def _inside(cls, value: str | None) -> str | None:
         path = PurePosixPath(value or "")
         if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{path} is outside the dataset")
+            raise PydanticCustomError(_OUTSIDE, "{path} is outside the dataset", {"path": str(path)})
         return value
 
     @property
@@ -146,11 +159,34 @@ class Row(Provenance, _Files):
 
     def line(self) -> str:
         """The row as a line of the file."""
-        return json.dumps(self.model_dump(mode="json", exclude_unset=True), ensure_ascii=False) + "\n"
+        return as_json(self.model_dump(mode="json", exclude_unset=True)) + "\n"
 
 
-def parse(manifest: Path, text: bytes) -> Iterator[Row]:
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON for a record. File names in it are as `recorded` has them."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _UNDECODED.sub(lambda found: f"\\{_escape(found)}", text)
+
+
+def recorded(text: str) -> str:
+    r"""A file name as valid UTF-8: bytes that are not, which Python keeps as surrogates, become `\xfc`."""
+    return _UNDECODED.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\x{ord(found[0]) - 0xDC00:02x}"
+
+
+def _undecoded(found: re.Match[str]) -> str:
+    return chr(0xDC00 + int(found[1], 16))
+
+
+def parse(manifest: Path, text: bytes, on_damaged: Callable[[BadInputError], None] | None = None) -> Iterator[Row]:
     """The rows of a manifest's text.
+
+    Args:
+        on_damaged: called with the error of each damaged row, which is then left out, instead of raising it. A row
+            that names a path outside the dataset is always an error.
 
     Raises:
         BadInputError: a row is damaged; the message has its line number.
@@ -162,4 +198,9 @@ def parse(manifest: Path, text: bytes) -> Iterator[Row]:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             what = f"{key}: {first['msg']}" if key else first["msg"]
-            raise BadInputError(f"{manifest}: line {number} cannot be read: {what}") from error
+            damaged = BadInputError(
+                f"{manifest}: line {number} cannot be read: {what}; restore the file, or make the dataset again"
+            )
+            if on_damaged is None or first["type"] == _OUTSIDE:
+                raise damaged from error
+            on_damaged(damaged)

@@ -6,6 +6,7 @@ drops 0/255 masks and holes.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -23,6 +24,17 @@ def split(index: int) -> str:
     return "val" if index % 5 == 4 else "train"
 
 
+def label(image: str) -> str:
+    """The label file of an image, where Ultralytics looks for it."""
+    return str(PurePosixPath("labels", *PurePosixPath(image).parts[1:]).with_suffix(".txt"))
+
+
+def quoted(text: str) -> str:
+    """A string as YAML: as JSON, without the characters that YAML does not allow, and without pairs of surrogates."""
+    unprintable = "[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]"
+    return re.sub(unprintable, lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
+
+
 def write(out: Path, rows: Callable[[], Iterable[Row]]) -> None:
     """Write the labels of all manifest rows and `data.yaml`."""
     names = sorted({row.category for row in rows()})
@@ -33,10 +45,9 @@ def write(out: Path, rows: Callable[[], Iterable[Row]]) -> None:
         for piece in pieces(mask):
             points = bridged(piece) / [width, height]
             lines.append(" ".join([str(names.index(row.category)), *(f"{value:.6f}" for value in points.ravel())]))
-        label = PurePosixPath("labels", *PurePosixPath(row.image).parts[1:]).with_suffix(".txt")
-        files.write(out / label, "\n".join(lines) + "\n")
+        files.write(files.inside(out, label(row.image)), "\n".join(lines) + "\n")
     # Ultralytics fails if a named folder is missing, and a small dataset may have no validation samples.
     val = "val" if (out / "images/val").is_dir() else "train"
-    # Every JSON string is a valid YAML string.
-    listed = "".join(f"  {i}: {json.dumps(name)}\n" for i, name in enumerate(names))
-    files.write(out / DATA, f"path: .\ntrain: images/train\nval: images/{val}\nnames:\n{listed}")
+    listed = "".join(f"  {i}: {quoted(name)}\n" for i, name in enumerate(names))
+    # Without `path`, which Ultralytics would take from the working folder, it takes the folder of this file.
+    files.write(out / DATA, f"train: images/train\nval: images/{val}\nnames:\n{listed}")

@@ -39,7 +39,7 @@ from defectgen.imaging.windows import BoolArray, FloatArray, common_range, value
 from defectgen.nn.features import Lite0, extractor
 from defectgen.version import __version__
 
-_RESULTS, _REPORT = "results.json", "report.json"
+_RESULTS, _REPORT, _PAGE = "results.json", "report.json", "report.html"
 _WORST_PAIRS = 6  # pairs that the report shows
 
 CutOuts = Callable[[Sequence[LabeledImage], Sequence[LabeledImage], int], list[tuple[FloatArray, BoolArray]]]
@@ -90,6 +90,8 @@ class EvaluateRequest:
     device: str = "auto"
     resume: bool = False
     overwrite: bool = False
+    wait: bool = False
+    """Wait for another process that writes to the same folder, instead of raising."""
 
 
 def evaluate(
@@ -103,8 +105,11 @@ def evaluate(
         WeightsError: a feature network cannot be used.
     """
     out, device = request.out, resolve(request.device)
-    if (out / _RESULTS).exists() and not request.resume and not request.overwrite:
+    exists = any((out / name).exists() for name in (_RESULTS, _REPORT, _PAGE))
+    if exists and not request.resume and not request.overwrite:
         raise UsageError(f"{out}: a report already exists; continue with --resume, or replace it with --overwrite")
+    for name in (_RESULTS, _REPORT, _PAGE):
+        files.sweep(out, name)
     # Loaded first, so that an unusable file fails before the long part.
     networks = {kind: extractor(kind, path, device) for kind, path in request.features.items()}
     found = read(request)
@@ -197,7 +202,7 @@ def evaluate(
         "downstream": [learning.of(shots) for shots in request.shots],
     }  # fmt: skip
     files.write(out / _REPORT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    report.write(out / "report.html", result, sheets)
+    report.write(out / _PAGE, result, sheets)
     return result
 
 

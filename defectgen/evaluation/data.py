@@ -1,9 +1,9 @@
 """Reads the images that are evaluated, real and synthetic."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectgen import files
-from defectgen.dataset import manifest
+from defectgen.dataset import manifest, record
 from defectgen.errors import BadInputError
 from defectgen.folders import NORMAL, Catalog, read_defects, read_normals
 from defectgen.imaging.images import DecodedImage, read_image
@@ -20,7 +20,6 @@ from defectgen.imaging.windows import BoolArray, BoundedCache, FloatArray, Limit
 
 _MAX_SIDE = 512  # pixels; images with a longer side are reduced to it
 _CACHE_BYTES = 1 << 28  # of images in memory, for each set
-_DATASET_JSON = "dataset.json"
 
 
 @dataclass(frozen=True)
@@ -104,29 +103,35 @@ def read_synthetic(folder: Path) -> Synthetic:
     """Read a dataset made by defectgen from its manifest, or any folder of defects with masks.
 
     Raises:
-        BadInputError: the folder is neither, or its manifest is damaged.
+        BadInputError: the folder is neither, or its manifest is damaged or names files that are not inside.
     """
-    file = folder / manifest.NAME
+    file = files.inside(folder, manifest.NAME)
     if not file.is_file():
         found = _from_catalog(read_defects(folder))
         return Synthetic(found.images, skipped=found.skipped, warnings=found.warnings)
     images, by_model, traceable, missing = [], False, True, 0
-    for row in manifest.parse(file, file.read_bytes()):
+    incomplete: list[BadInputError] = []
+    text = file.read_bytes()
+    last = text.rfind(b"\n") + 1  # a killed run leaves half a line
+    for row in chain(manifest.parse(file, text[:last]), manifest.parse(file, text[last:], incomplete.append)):
         by_model = by_model or row.model is not None
         traceable = traceable and row.traceable
-        image, mask = folder / row.image, folder / row.mask
-        source = Path(row.source) if row.source is not None else folder / row.normal if row.normal is not None else None
+        image, mask = files.inside(folder, row.image), files.inside(folder, row.mask)
+        normal = None if row.normal is None else files.inside(folder, row.normal)
+        source = normal if row.source is None else Path(row.source)
         if image.is_file() and mask.is_file():
             images.append(LabeledImage(image, row.category, mask, row.used_photographs, source))
         else:
             missing += 1
     if not images:
         raise BadInputError(f"{file}: no samples")
-    record = folder / _DATASET_JSON
-    saved = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    model_images = frozenset((*saved.get("trained_on", ()), *saved.get("gated_by", ())))
+    saved = record.read(folder)
+    missing += len(incomplete)
     skipped = (f"{folder}: {missing} samples of its manifest are missing",) if missing else ()
-    return Synthetic(tuple(images), model_images, bool(saved.get("trained_on")), traceable, by_model, skipped)
+    return Synthetic(
+        tuple(images), frozenset((*saved.trained_on, *saved.gated_by)), bool(saved.trained_on), traceable, by_model,
+        skipped,
+    )  # fmt: skip
 
 
 def load_image(path: Path, limits: Limits | None = None) -> NDArray[np.float32]:

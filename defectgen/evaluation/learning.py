@@ -1,5 +1,6 @@
 """Trains and tests the downstream networks, several at a time, and derives the verdicts from their scores."""
 
+import hashlib
 import json
 import math
 import os
@@ -12,9 +13,10 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from defectgen import files
-from defectgen.errors import UsageError
+from defectgen.errors import BadInputError, UsageError
 from defectgen.evaluation import downstream
 from defectgen.evaluation.data import Example, LabeledImage
 from defectgen.evaluation.downstream import AUGMENTATIONS, Augmentation, Plan, TrainingSet, Verdict
@@ -39,17 +41,30 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
+class _Saved(BaseModel):
+    """The file of a `ScoreCache`. `sha256` is that of the scores."""
+
+    identity: str
+    sha256: str
+    scores: dict[str, Any]
+
+
 class ScoreCache:
     """A thread-safe cache of scores, saved to disk after each network."""
 
     def __init__(self, path: Path, identity: str, *, resume: bool) -> None:
+        """Read the scores of an earlier run if `resume`.
+
+        Raises:
+            UsageError: they are of other images or options. BadInputError: the file is damaged.
+        """
         self._path, self._identity, self._scores = path, identity, dict[str, Any]()
         self._lock = Lock()
         if resume and path.is_file():
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            if saved["identity"] != identity:
+            saved = _read_scores(path)
+            if saved.identity != identity:
                 raise UsageError(f"{path}: belongs to other images or options; replace it with --overwrite")
-            self._scores = saved["scores"]
+            self._scores = saved.scores
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
         with self._lock:
@@ -58,8 +73,25 @@ class ScoreCache:
         value = measure()
         with self._lock:
             self._scores[key] = value
-            files.write(self._path, json.dumps({"identity": self._identity, "scores": self._scores}) + "\n")
+            saved = _Saved(identity=self._identity, sha256=_digest(self._scores), scores=self._scores)
+            files.write(self._path, json.dumps(saved.model_dump()) + "\n")
         return value
+
+
+def _read_scores(path: Path) -> _Saved:
+    try:
+        saved = _Saved.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        raise BadInputError(f"{path}: damaged: {what}; evaluate again with --overwrite") from error
+    if saved.sha256 != _digest(saved.scores):
+        raise BadInputError(f"{path}: damaged: the scores do not match their sha256; evaluate again with --overwrite")
+    return saved
+
+
+def _digest(scores: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(scores, sort_keys=True).encode()).hexdigest()
 
 
 class Learning:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from defectgen import evaluation
+from defectgen import evaluation, files
 from defectgen.evaluation import QUICK, WHOLE, EvaluateRequest
 from defectgen.evaluation.data import LabeledImage, resize_mask, to_model_range
 from defectgen.evaluation.downstream import AUGMENTATIONS
@@ -54,10 +54,11 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> E
 
     Raises:
         BadInputError: folders without the images needed, or test-set leakage: the dataset was made from a test image.
-        UsageError: no images to test on, or the report already exists.
+        UsageError: no images to test on, the report already exists or cannot be written, or another process writes it.
         WeightsError: the feature network cannot be used.
     """
-    found = evaluation.evaluate(request, on_stage, _cut_outs)
+    with files.locked(request.out, wait=request.wait):
+        found = evaluation.evaluate(request, on_stage, _cut_outs)
     lines, warnings = list(evaluation.verdicts(found)), list(found["warnings"])
     for name, of in found["datasets"].items():
         if not of["traceable"]:

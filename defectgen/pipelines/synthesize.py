@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from defectgen import dataset
+from defectgen import dataset, files
 from defectgen.dataset import Layout, Sample
 from defectgen.errors import BadInputError, UsageError, UserError, WeightsError
 from defectgen.folders import Catalog, OnBad, Skipped, SourceImage, read_defects, read_normals
@@ -133,6 +133,8 @@ class DatasetRequest:
     command: str = "python"
     resume: bool = False
     overwrite: bool = False
+    wait: bool = False
+    """Wait for another run that writes to the same folder, instead of raising."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ class DatasetResult:
     refused: dict[str, int]
     """The number of attempts that the gate rejected, by reason."""
     sheet: Path
+    warnings: tuple[str, ...] = ()
+    """What stays of a damaged dataset that was replaced."""
 
 
 # --- synthesize ------------------------------------------------------------------------------------------------
@@ -457,23 +461,30 @@ def write(
         on_sample: called after each sample that is written.
 
     Raises:
-        UsageError: the folder is not empty, or holds samples of a different request.
+        UsageError: the folder is not empty, cannot be written, holds samples of a different request, or another process
+            writes to it.
         UserError: every sample failed.
     """
-    target = dataset.open_folder(
-        request.out, layout=request.layout, command=request.command, resume=request.resume, overwrite=request.overwrite
-    )
-    samples = job.samples(target.done)
-    on_start(samples)
-    summary = target.write(
-        samples, normals=samples.normals(), metadata=samples.metadata, workers=job.workers, on_sample=on_sample
-    )
+    with files.locked(request.out, wait=request.wait):
+        target = dataset.open_folder(
+            request.out,
+            layout=request.layout,
+            command=request.command,
+            resume=request.resume,
+            overwrite=request.overwrite,
+        )
+        samples = job.samples(target.done)
+        on_start(samples)
+        summary = target.write(
+            samples, normals=samples.normals(), metadata=samples.metadata, workers=job.workers, on_sample=on_sample
+        )
     failed = len(samples.failed)
     if failed and failed == len(samples):
         raise job.none_made(failed)
     return DatasetResult(
-        request.out, summary.written, summary.kept, samples.redrawn, failed, dict(samples.refused), summary.sheet
-    )
+        request.out, summary.written, summary.kept, samples.redrawn, failed, dict(samples.refused), summary.sheet,
+        target.warnings,
+    )  # fmt: skip
 
 
 # --- Shared helpers -------------------------------------------------------------------------------------------

@@ -61,6 +61,8 @@ class TrainRequest:
     """The list of models; None means the nearest `weights.toml`."""
     resume: bool = False
     overwrite: bool = False
+    wait: bool = False
+    """Wait for another run that writes to the same folder, instead of raising."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,13 @@ class TrainJob:
         self._config = info(request.method).configure(self.preset, given)
         self._request = request
         self._registry = registry.find_writable(request.weights)
-        self.name = request.name if request.name is not None else self._new_name()
+        with files.writable(request.out):
+            self.name = request.name if request.name is not None else self._new_name()
         if self.name != slug(self.name):
             raise UsageError(f"--name {self.name}: use letters, digits, '-', '_' and '.', such as {slug(self.name)}")
         self.run_folder = request.out / self.name
-        registry.check_name(self.name, self.run_folder / "model.safetensors", self._registry)
+        with files.writable(self._registry):
+            registry.check_name(self.name, self.run_folder / "model.safetensors", self._registry)
         catalog = read_catalog(request.sources, category=request.category, on_bad=request.on_bad, progress=on_file)
         self._held: list[Path] = []
         if info(request.method).repairs:
@@ -138,8 +142,17 @@ class TrainJob:
         """Train, calibrate if the method can repair images, and add the model to the list.
 
         Raises:
-            UsageError, WeightsError, OutOfMemoryError: as `training.trainer.train`.
+            UsageError: as `training.trainer.train`, or another process trains in the run folder, or this folder or that
+                of `weights.toml` cannot be written.
+            WeightsError, OutOfMemoryError: as `training.trainer.train`.
         """
+        with files.locked(self.run_folder, wait=self._request.wait):
+            # Before the training, and not only after it, so that a folder that cannot be written is noticed.
+            with files.locked(self._registry.absolute().parent, wait=True):
+                files.sweep(self._registry.absolute().parent, self._registry.name)
+            return self._train(on_step)
+
+    def _train(self, on_step: Callable[[Progress], None]) -> TrainResult:
         trained = trainer.train(self._spec, on_step)
         threshold = None
         if self._held:
@@ -211,7 +224,7 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
     Raises:
         UsageError: a bad setting, or a run folder or name that is taken.
         BadInputError: folders or images cannot be used.
-        WeightsError: there is nothing to resume, or the checkpoint is damaged.
+        WeightsError: the checkpoint is damaged, or a run to resume has only a model.
         OutOfMemoryError: naming the batch size to try next.
     """
     return TrainJob(request).run(on_step)

@@ -1,8 +1,10 @@
 """The folder of a training run: its files, and how a run is resumed."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from defectgen import files
 from defectgen.device import torch_rng
-from defectgen.errors import UsageError, WeightsError
+from defectgen.errors import BadInputError, UsageError, WeightsError
 from defectgen.folders import Catalog, ProductFolders
 from defectgen.imaging.images import encode_jpeg
 from defectgen.methods.base import Batch, GenerateBatch, Interpolating, Method, MethodConfig, Staged, Task
@@ -22,6 +24,7 @@ from defectgen.models import checkpoint, model
 from defectgen.version import __version__
 
 BACKBONE = "backbone.safetensors"
+_PREVIEW = re.compile(r"\d{7}(-classes)?\.jpg|twins\.jpg")
 _FEWEST = 2  # domains: the normals and one category, between which and itself there is nothing to show
 _STEPS = 11  # from one category to the next
 
@@ -52,30 +55,95 @@ class TrainSpec:
 class Run:
     """Writes the files of a run folder, and restores a run from them."""
 
-    def __init__(self, folder: Path, method: Method, average: Average, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, method: Method, average: Average, identity: dict[str, Any], inputs: list[list[str]]
+    ) -> None:
         self.folder = folder
         self._method = method
         self._average = average
         self._identity = identity
+        self._inputs = inputs
         self._checkpoint = folder / "checkpoint.safetensors"
+        self._model = folder / "model.safetensors"
+        self._config = folder / "config.json"
         self._metrics = folder / "metrics.jsonl"
+        self._previews = folder / "previews"
 
     def begin(self, *, overwrite: bool) -> tuple[int, float]:
-        """Start an empty run folder: the first step, and 0 seconds."""
-        if self._checkpoint.exists() and not overwrite:
+        """Start in an empty folder, or replace a run: the first step, and 0 seconds.
+
+        Raises:
+            UsageError: the folder holds a run that is not to be replaced, or something else.
+            BadInputError: a part of the folder is a link.
+        """
+        if (self._checkpoint.exists() or self._model.exists()) and not overwrite:
             raise UsageError(
                 f"{self.folder}: a run exists; use --resume to continue, --overwrite to replace it, or another --name"
             )
-        for stale in (self._checkpoint, self._metrics, *(self.folder / "previews").glob("*.jpg")):
+        if not self._is_ours():
+            raise UsageError(f"{self.folder}: not empty, and not a run of defectgen; choose another --name or --out")
+        self._tidy()
+        previews = (path for path in self._previews.glob("*.jpg") if _PREVIEW.fullmatch(path.name))
+        # The backbone first: a run without a checkpoint would take it for its own. The model stays till replaced.
+        for stale in (self.folder / BACKBONE, self._checkpoint, self._metrics, *previews):
             stale.unlink(missing_ok=True)
-        files.write(self.folder / "config.json", json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n")
+        self._write_config()
         return 0, 0.0
 
+    def can_resume(self) -> bool:
+        """Whether there is a checkpoint. A run that ended before its first one starts again.
+
+        Raises:
+            WeightsError: there is only a model, which would be lost.
+        """
+        if not self._checkpoint.exists() and self._model.exists():
+            raise WeightsError(f"{self._checkpoint}: no checkpoint to resume; start again with --overwrite")
+        return self._checkpoint.exists()
+
     def resume(self) -> tuple[int, float]:
-        """Load the checkpoint: the next step, and the seconds that were trained."""
-        if not self._checkpoint.exists():
-            raise WeightsError(f"{self._checkpoint}: no checkpoint to resume; run without --resume")
+        """Load the checkpoint: the next step, and the seconds that were trained.
+
+        Raises:
+            UsageError: the run has another configuration, or other images.
+            WeightsError: the checkpoint is damaged.
+            BadInputError: the metrics are damaged, or a part of the folder is a link.
+        """
         tensors, saved = checkpoint.load(self._checkpoint)
+        try:
+            self._check_same(saved)
+            self._method.networks.load_state(unflatten("training", tensors))
+            self._average.load_state(unflatten("average", tensors))
+            step, seconds = int(saved["step"]), float(saved.get("seconds", 0.0))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise WeightsError(
+                f"{self._checkpoint}: not a checkpoint of this version of defectgen ({__version__}): {error}; start "
+                "again with --overwrite"
+            ) from error
+        self._tidy()
+        self._drop_metrics_after(step)
+        self._write_config()
+        return step, seconds
+
+    def _is_ours(self) -> bool:
+        """Whether the folder is a run, or holds nothing."""
+        if self._checkpoint.exists() or files.vacant(self.folder):
+            return True
+        try:
+            return "defectgen" in dict(json.loads(self._config.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return False
+
+    def _tidy(self) -> None:
+        """Delete what a killed process left, after a check that no other folder is written to through a link."""
+        for path in (self._metrics, self._previews):
+            files.inside(self.folder, path.name)
+        files.sweep(self.folder)
+
+    def _write_config(self) -> None:
+        files.write(self._config, json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n")
+
+    def _check_same(self, saved: Mapping[str, Any]) -> None:
+        """Check that a checkpoint is of this configuration and these images."""
         for key in ("method", "task", "config", "seed"):
             before, now = saved["identity"][key], self._identity[key]
             if key == "config":  # the number of steps may change, nothing else
@@ -84,27 +152,46 @@ class Run:
                 raise UsageError(
                     f"{self.folder}: cannot resume, {_difference(key, before, now)}; restart with --overwrite"
                 )
-        self._method.networks.load_state(unflatten("training", tensors))
-        self._average.load_state(unflatten("average", tensors))
-        self._drop_metrics_after(saved["step"])
-        return int(saved["step"]), float(saved.get("seconds", 0.0))
+        if "inputs" in saved:
+            change = _changed_input(saved["inputs"], self._inputs)
+        else:  # of an older version
+            same = saved["identity"].get("trained_on") == self._identity["trained_on"]
+            change = None if same else "an image has changed, is missing, or is new"
+        if change is not None:
+            raise UsageError(
+                f"{self.folder}: cannot resume, {change} since the training began; restore it, train under another "
+                "--name, or restart with --overwrite"
+            )
 
     def _drop_metrics_after(self, step: int) -> None:
         """Drop the metrics of steps after the checkpoint. These steps will be repeated."""
         if not self._metrics.exists():
             return
-        lines = self._metrics.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        files.write(self._metrics, "".join(kept))
+        kept = []
+        for number, line in enumerate(self._metrics.read_bytes().splitlines(keepends=True), start=1):
+            if line.endswith(b"\n"):  # the last one may be incomplete
+                try:
+                    before = float(json.loads(line)["step"]) <= step
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                    raise BadInputError(
+                        f"{self._metrics}: line {number} cannot be read; delete this line, or the file"
+                    ) from error
+                kept += [line] if before else []
+        files.write(self._metrics, b"".join(kept))
 
     def log(self, row: Mapping[str, float]) -> None:
-        with files.disk_errors(self._metrics), self._metrics.open("a", encoding="utf-8") as file:
+        path = self._metrics
+        with files.disk_errors(path), files.writable(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def checkpoint(self, step: int, seconds: float) -> None:
         tensors = {f"training.{name}": value for name, value in self._method.networks.state().items()}
         tensors |= {f"average.{name}": value for name, value in self._average.state().items()}
-        checkpoint.save(self._checkpoint, tensors, {"step": step, "seconds": seconds, "identity": self._identity})
+        state = {"step": step, "seconds": seconds, "identity": self._identity, "inputs": self._inputs}
+        checkpoint.save(self._checkpoint, tensors, state)
+
+    def has_preview(self, step: int) -> bool:
+        return (self._previews / f"{step:07d}.jpg").is_file()
 
     def preview(self, batch: Batch, step: int, seed: int) -> None:
         """Write a sheet with a row for each example: a normal, three defects on it, and a real defect of that category.
@@ -123,7 +210,7 @@ class Run:
         columns.append(batch.x_ref)
         columns = [column[:, : self._method.task.channels] for column in columns]  # without a channel for masks
         image = _sheet(torch.stack(columns, dim=1))
-        files.write(self.folder / "previews" / f"{step:07d}.jpg", encode_jpeg(image))
+        files.write(self._previews / f"{step:07d}.jpg", encode_jpeg(image))
         if isinstance(self._method, Interpolating) and len(self._method.task.domains) > _FEWEST:
             self._preview_classes(step, seed)
 
@@ -134,7 +221,7 @@ class Run:
         last = len(method.task.domains) - 1
         with self._average.in_place():
             rows = [method.interpolated(y, y % last + 1, _STEPS, torch_rng(seed, y)).x for y in range(1, last + 1)]
-        files.write(self.folder / "previews" / f"{step:07d}-classes.jpg", encode_jpeg(_sheet(torch.stack(rows))))
+        files.write(self._previews / f"{step:07d}-classes.jpg", encode_jpeg(_sheet(torch.stack(rows))))
 
     def finish_backbone(self) -> None:
         """End the first stage: copy the averaged weights into the networks, and save the backbone."""
@@ -151,9 +238,8 @@ class Run:
         return self._method.backbone_steps
 
     def save_model(self, step: int) -> Path:
-        path = self.folder / "model.safetensors"
-        model.save(path, self._average, self._identity, step)
-        return path
+        model.save(self._model, self._average, self._identity, step)
+        return self._model
 
 
 def _sheet(x: Tensor) -> NDArray[np.uint8]:
@@ -163,11 +249,30 @@ def _sheet(x: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def identity(request: TrainSpec, task: Task, before: Sequence[str]) -> dict[str, Any]:
+def inputs(catalog: Catalog) -> list[list[str]]:
+    """For each image to train on: its path, product and category, and the SHA-256 of its file and of its masks."""
+    sha256 = cache(files.sha256)
+    return [
+        [
+            str(image.path).encode(errors="backslashreplace").decode(),
+            image.product,
+            image.category,
+            *(sha256(path) for path in (image.path, image.mask, *(mask for _, mask in image.also)) if path is not None),
+        ]
+        for image in catalog.images
+    ]
+
+
+def identity(
+    request: TrainSpec, task: Task, before: Sequence[str], trained_on: Sequence[Sequence[str]]
+) -> dict[str, Any]:
     """The metadata of a model. A resumed run must match it in method, task, seed, and configuration except `steps`.
 
     `trained_on` holds the SHA-256 of all training images, including those of the backbone, `before`. From these, an
     evaluation detects test images that were used for training.
+
+    Args:
+        trained_on: as `inputs` returns them.
     """
     return {
         "defectgen": __version__,
@@ -175,8 +280,20 @@ def identity(request: TrainSpec, task: Task, before: Sequence[str]) -> dict[str,
         "config": request.config.model_dump(mode="json"),
         "task": task.model_dump(mode="json"),
         "seed": request.seed,
-        "trained_on": sorted({*before, *(files.sha256(image.path) for image in request.catalog.images)}),
+        "trained_on": sorted({*before, *(sha256 for _, _, _, sha256, *_ in trained_on)}),
     }
+
+
+def _changed_input(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> str | None:
+    """The first difference between two results of `inputs`, for a message. Files that have only moved are the same."""
+    if [each[1:] for each in before] == [each[1:] for each in now]:
+        return None
+    old, new = ({tuple(each[:3]): each[3:] for each in of} for of in (before, now))
+    for key in [*old, *new]:
+        if old.get(key) != new.get(key):
+            how = "is new" if key not in old else "is missing" if key not in new else "or its mask has changed"
+            return f"{key[0]} {how}"
+    return "the order of the images has changed"
 
 
 def _difference(key: str, before: Any, now: Any) -> str:

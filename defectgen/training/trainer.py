@@ -35,7 +35,7 @@ from defectgen.training.data import (
     make_task,
     training_data,
 )
-from defectgen.training.run import BACKBONE, Run, TrainSpec, identity
+from defectgen.training.run import BACKBONE, Run, TrainSpec, identity, inputs
 
 if sys.platform != "win32":
     import resource
@@ -44,6 +44,7 @@ _LOG_EVERY = 10  # steps
 _DIAGNOSED = 20  # rows of losses that are averaged for a diagnosis
 _CHECKPOINT_SECONDS = 120.0
 _PREVIEW_SECONDS = 180.0
+_FIRST_PREVIEW = 64  # steps
 # What decides the shapes of networks in both stages.
 _SHAPES = ("image_size", "width", "max_width", "z_dim", "w_dim", "mapping_layers", "by_category")
 
@@ -80,8 +81,9 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     the time before the run was resumed.
 
     Raises:
-        UsageError: the run folder is in use, or a run is resumed with another configuration, or the training diverged.
-        WeightsError: there is nothing to resume, or the checkpoint is damaged.
+        UsageError: the run folder is in use, or a run is resumed with another configuration or other images, or the
+            training diverged.
+        WeightsError: the checkpoint is damaged, or a run to resume has only a model.
         OutOfMemoryError: the device has too little memory; the message names the batch size to try next.
         StoppedError: a signal ended the run before its first step.
     """
@@ -91,10 +93,12 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)
     average = Average(method.networks.averaged, config.ema)
-    run = Run(request.run, method, average, identity(request, task, before))
-    start, seconds_before = run.resume() if request.resume else run.begin(overwrite=request.overwrite)
+    found = inputs(request.catalog)
+    run = Run(request.run, method, average, identity(request, task, before, found), found)
+    resumed = request.resume and run.can_resume()
+    start, seconds_before = run.resume() if resumed else run.begin(overwrite=request.overwrite)
     first = method.backbone_steps if isinstance(method, Staged) else 0
-    if backbone is not None and not request.resume:
+    if backbone is not None and not resumed:
         start = run.take_backbone(backbone)
     if isinstance(windows, TrainingWindows) and (sheet := windows.sheet()) is not None:
         files.write(request.run / "previews" / "twins.jpg", encode_jpeg(sheet))
@@ -107,6 +111,8 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     monitor = _Monitor(method)
     try:
         examples = feeder.examples()
+        if resumed and _previewed_early(start) and not run.has_preview(start):
+            run.preview(examples, start, request.seed)  # a kill came between the checkpoint and its preview
         with _stop_signals() as stop:
             while (progress := clock.progress(step, time.monotonic() - began)) < 1 and not stop:
                 batch = feeder.batch(step)
@@ -125,16 +131,15 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
                 rate = (step - start) / max(now - began - seconds_before, 1e-9)
                 told = _told(step, rate, config, request.seconds, now - began, losses if logged else {})
                 on_step(replace(told, diagnosis=monitor.add(losses)) if logged else told)
-                # Also at powers of two, so that the first checkpoints and previews come early.
-                early = step & (step - 1) == 0
-                if early or now - checkpointed > _CHECKPOINT_SECONDS:
+                if _is_power_of_two(step) or now - checkpointed > _CHECKPOINT_SECONDS:
                     run.checkpoint(step, now - began)
                     checkpointed = time.monotonic()
-                if (early and step >= 64) or now - previewed > _PREVIEW_SECONDS:
+                if _previewed_early(step) or now - previewed > _PREVIEW_SECONDS:
                     run.preview(examples, step, request.seed)
                     previewed = time.monotonic()
             if step > start:
                 run.checkpoint(step, time.monotonic() - began)
+            if step > start or (step > 0 and not run.has_preview(step)):
                 run.preview(examples, step, request.seed)
     except torch.OutOfMemoryError as error:
         smaller = max(1, config.batch_size // 2)
@@ -144,9 +149,18 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     finally:
         feeder.close()
     if step == 0:
-        raise StoppedError(f"{request.run}: stopped before the first step; nothing was saved", stop[0])
+        raise StoppedError(f"{request.run}: stopped before the first step; start it with --resume", stop[0])
     model = run.save_model(step)
     return Trained(model, task, step, time.monotonic() - began, losses, stop[0] if stop else None)
+
+
+def _is_power_of_two(step: int) -> bool:
+    """Checkpoints also come at these steps, so that the first ones come early."""
+    return step & (step - 1) == 0
+
+
+def _previewed_early(step: int) -> bool:
+    return step >= _FIRST_PREVIEW and _is_power_of_two(step)
 
 
 def _windows(request: TrainSpec) -> TrainingData:

@@ -161,12 +161,12 @@ class TestResume:
         fresh(tmp_path / "d").write(several(3))
         rows = (tmp_path / "d/manifest.jsonl").read_bytes()
         (tmp_path / "d/manifest.jsonl").write_bytes(rows[:-20])
-        (tmp_path / "d/images/crack/.000002.png.x.tmp").write_bytes(b"half")
+        (tmp_path / "d/images/crack/.000002.png.x.defectgen-tmp").write_bytes(b"half")
         again = fresh(tmp_path / "d", resume=True)
         assert again.done == {0, 1}
         again.write(several(3, start=2))
         assert (tmp_path / "d/manifest.jsonl").read_bytes() == rows
-        assert not list((tmp_path / "d").rglob("*.tmp"))
+        assert not list((tmp_path / "d").rglob(".*"))
 
     def test_another_seed_or_layout_is_refused(self, tmp_path: Path) -> None:
         fresh(tmp_path / "d").write(several(2))
@@ -214,6 +214,282 @@ class TestOverwrite:
         (tmp_path / "d/manifest.jsonl").write_text(json.dumps(row) + "\n")
         with pytest.raises(BadInputError, match="line 1.*is outside the dataset"):
             fresh(tmp_path / "d", overwrite=True)
+
+
+def filled(out: Path, layout: Layout, count: int = 6) -> None:
+    fresh(out, layout).write(several(count), normals=[("tile", sample(0).image)] * 2)
+
+
+class TestPeoplesFiles:
+    @pytest.mark.parametrize("layout", list(Layout))
+    @pytest.mark.parametrize("after", list(Layout))
+    def test_overwriting_keeps_them_in_every_folder(self, tmp_path: Path, layout: Layout, after: Layout) -> None:
+        """Also those that are named like ours, and those that another layout would have."""
+        out = tmp_path / "d"
+        filled(out, layout)
+        folders = [out, *(path for path in out.rglob("*") if path.is_dir())]
+        names = ["real_001.png", "real_001.txt", "900001.png", "900001.txt", ".a.png.x7_k2mfq.tmp", ".hidden"]
+        mine = {folder / name for folder in folders for name in names}
+        mine |= {out / name for name in ("labels/train/000001.txt", "tile/train/good/000001.png")} - set(out.rglob("*"))
+        for path in mine:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"mine: {path.name}")
+        (out / "empty/mine").mkdir(parents=True)
+        if after is Layout.MVTEC and layout is not after:  # a person's normal is where one of ours would go
+            with pytest.raises(UsageError, match=r"000001\.png: is in the way, and not of this dataset"):
+                fresh(out, after, overwrite=True).write(several(2), normals=[("tile", sample(0).image)] * 2)
+        else:
+            fresh(out, after, overwrite=True).write(several(2), normals=[("tile", sample(0).image)])
+        kept = [path for path in mine if path.is_file() and path.read_text(errors="ignore") == f"mine: {path.name}"]
+        # A label of the new dataset's own image is not a person's.
+        assert mine - set(kept) <= {out / "labels/train/000001.txt"}
+        assert (out / "empty/mine").is_dir()
+
+    @pytest.mark.parametrize(("layout", "name"), [(Layout.COCO, "annotations.json"), (Layout.YOLO, "data.yaml")])
+    def test_another_layout_does_not_replace_them(self, tmp_path: Path, layout: Layout, name: str) -> None:
+        filled(tmp_path / "d", Layout.PLAIN)
+        (tmp_path / "d" / name).write_text("mine")
+        before = contents(tmp_path / "d")
+        with pytest.raises(UsageError, match=f"{name}: is in the way"):
+            fresh(tmp_path / "d", layout, overwrite=True)
+        assert contents(tmp_path / "d") == before
+
+    @pytest.mark.parametrize("layout", list(Layout))
+    def test_a_sample_does_not_replace_one(self, tmp_path: Path, layout: Layout) -> None:
+        filled(tmp_path / "whole", layout)
+        filled(tmp_path / "d", layout, 3)
+        theirs = next(path for path in contents(tmp_path / "whole") if path.endswith("000004.png"))
+        (tmp_path / "d" / theirs).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / theirs).write_text("mine")
+        with pytest.raises(UsageError, match=r"000004\.png: is in the way, and not of this dataset; move it away"):
+            fresh(tmp_path / "d", layout, resume=True).write(several(6, start=3))
+        assert (tmp_path / "d" / theirs).read_text() == "mine"
+        assert [row["index"] for row in manifest(tmp_path / "d")] == [0, 1, 2, 3]
+        (tmp_path / "d" / theirs).unlink()
+        again = fresh(tmp_path / "d", layout, resume=True)
+        again.write(several(6, start=4), normals=[("tile", sample(0).image)] * 2)
+        assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+
+    def test_normals_of_a_dataset_without_their_list_stay(self, tmp_path: Path) -> None:
+        """As older versions wrote them."""
+        filled(tmp_path / "d", Layout.MVTEC)
+        record = json.loads((tmp_path / "d/dataset.json").read_text())
+        assert record.pop("normals") == ["tile/train/good/000000.png", "tile/train/good/000001.png"]
+        (tmp_path / "d/dataset.json").write_text(json.dumps(record))
+        fresh(tmp_path / "d", overwrite=True).write(several(2))
+        assert len(list((tmp_path / "d/tile/train/good").iterdir())) == 2
+        assert not (tmp_path / "d/tile/test").exists()
+
+    def test_normals_are_named_before_they_are_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        replace_file = Path.replace
+
+        def watched(self: Path, target: Path) -> Path:
+            if "good" in target.parts:
+                named = json.loads((tmp_path / "d/dataset.json").read_text())["normals"]
+                assert str(target.relative_to(tmp_path / "d")) in named
+            return replace_file(self, target)
+
+        monkeypatch.setattr(Path, "replace", watched)
+        filled(tmp_path / "d", Layout.MVTEC)
+        assert len(list((tmp_path / "d/tile/train/good").iterdir())) == 2
+
+
+class TestLinks:
+    @pytest.mark.parametrize("flag", ["resume", "overwrite"])
+    @pytest.mark.parametrize(
+        ("layout", "link"),
+        [
+            (Layout.PLAIN, "images"), (Layout.PLAIN, "masks/crack"), (Layout.YOLO, "labels/train"),
+            (Layout.MVTEC, "tile"), (Layout.MVTEC, "tile/train/good"), (Layout.COCO, "images"),
+            (Layout.PLAIN, "manifest.jsonl"), (Layout.PLAIN, "images/crack/000000.png"),
+        ],
+    )  # fmt: skip
+    def test_nothing_is_deleted_or_written_behind_them(
+        self, tmp_path: Path, layout: Layout, link: str, flag: str
+    ) -> None:
+        out, other = tmp_path / "d", tmp_path / "other"
+        filled(out, layout)
+        (out / link).rename(other)
+        (out / link).symlink_to(other)
+        before = contents(tmp_path)
+        with pytest.raises(BadInputError, match=f"{link}: is a link"):
+            fresh(out, layout, resume=flag == "resume", overwrite=flag == "overwrite").write(
+                several(9, start=6), normals=[("tile", sample(0).image)] * 3
+            )
+        if flag == "overwrite" or link in (
+            "images",
+            "masks/crack",
+            "tile",
+            "manifest.jsonl",
+            "images/crack/000000.png",
+        ):
+            assert contents(tmp_path) == before
+        assert {name: data for name, data in contents(tmp_path).items() if name.startswith("other")} == {
+            name: data for name, data in before.items() if name.startswith("other")
+        }
+
+    @pytest.mark.parametrize("layout", list(Layout))
+    def test_the_folder_itself_may_be_one(self, tmp_path: Path, layout: Layout) -> None:
+        (tmp_path / "large").mkdir()
+        (tmp_path / "d").symlink_to(tmp_path / "large")
+        filled(tmp_path / "d", layout, 3)
+        fresh(tmp_path / "d", layout, resume=True).write(several(6, start=3))
+        fresh(tmp_path / "d", layout, overwrite=True).write([sample(0)])
+        assert [row["index"] for row in manifest(tmp_path / "large")] == [0]
+
+    def test_a_folder_where_a_row_names_a_file(self, tmp_path: Path) -> None:
+        fresh(tmp_path / "d").write(several(1))
+        row = {**manifest(tmp_path / "d")[0], "image": "images/crack"}
+        (tmp_path / "d/manifest.jsonl").write_text(json.dumps(row) + "\n")
+        with pytest.raises(BadInputError, match="images/crack: is a folder"):
+            fresh(tmp_path / "d", overwrite=True)
+
+
+class TestKilled:
+    @pytest.mark.parametrize(("resume", "overwrite"), [(False, False), (True, False), (False, True)])
+    def test_in_the_first_moments(self, tmp_path: Path, resume: bool, overwrite: bool) -> None:
+        out = tmp_path / "d"
+        (out / "images").mkdir(parents=True)
+        (out / ".dataset.json.a8k2j1x9.defectgen-tmp").write_text("half")
+        fresh(out, resume=resume, overwrite=overwrite).write(several(2))
+        fresh(tmp_path / "whole").write(several(2))
+        assert contents(out) == contents(tmp_path / "whole")
+
+    def test_a_row_is_there_before_its_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So a killed run leaves no image without a row, which would look like one without a defect."""
+        write = files.write
+
+        def watched(path: Path, data: bytes | str) -> None:
+            if path.suffix == ".png":
+                assert str(path.relative_to(tmp_path / "d")) in (tmp_path / "d/manifest.jsonl").read_text()
+            write(path, data)
+
+        monkeypatch.setattr(files, "write", watched)
+        assert fresh(tmp_path / "d").write(several(5)).written == 5
+
+    @pytest.mark.parametrize("layout", list(Layout))
+    def test_a_sample_that_is_not_made_again_leaves_nothing(self, tmp_path: Path, layout: Layout) -> None:
+        filled(tmp_path / "whole", layout, 3)
+        filled(tmp_path / "d", layout, 4)
+        (tmp_path / "d" / manifest(tmp_path / "d")[3]["mask"]).unlink()
+        again = fresh(tmp_path / "d", layout, resume=True)
+        assert again.done == {0, 1, 2}
+        again.write([], normals=[("tile", sample(0).image)] * 2)
+        assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+
+    @pytest.mark.parametrize("after", [0, 1, 5, 9, 13])
+    @pytest.mark.parametrize("flag", ["resume", "overwrite"])
+    def test_while_it_replaces_a_dataset(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, flag: str
+    ) -> None:
+        filled(tmp_path / "whole", Layout.YOLO)
+        filled(tmp_path / "d", Layout.YOLO)
+        unlink, deleted = Path.unlink, 0
+
+        def killed(self: Path, missing_ok: bool = False) -> None:
+            nonlocal deleted
+            if self.suffix != ".defectgen-tmp":
+                if deleted == after:
+                    raise KeyboardInterrupt
+                deleted += 1
+            unlink(self, missing_ok=missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fresh(tmp_path / "d", Layout.YOLO, overwrite=True).write(several(6))
+        monkeypatch.undo()
+        again = fresh(tmp_path / "d", Layout.YOLO, resume=flag == "resume", overwrite=flag == "overwrite")
+        again.write(made for made in several(6) if made.index not in again.done)
+        assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+
+
+class TestInputs:
+    @pytest.fixture(autouse=True)
+    def _made(self, tmp_path: Path) -> None:
+        """A dataset in `d`, made from three files."""
+        for name in ("normal.png", "defect.png", "style.png"):
+            (tmp_path / name).write_bytes(name.encode())
+        sha256 = {name: files.sha256(tmp_path / name) for name in ("normal.png", "defect.png", "style.png")}
+        named: dict[str, Any] = {
+            "source": str(tmp_path / "normal.png"), "source_sha256": sha256["normal.png"],
+            "style": {"file": str(tmp_path / "style.png"), "sha256": sha256["style.png"]},
+            "parameters": {
+                "defects": [{"content": str(tmp_path / "defect.png"), "content_sha256": sha256["defect.png"]}]
+            },
+        }  # fmt: skip
+        fresh(tmp_path / "d").write([sample(0, **named)])
+
+    @pytest.mark.parametrize("name", ["normal.png", "defect.png", "style.png"])
+    @pytest.mark.parametrize("how", ["changed", "missing"])
+    def test_one_that_changed_is_named(self, tmp_path: Path, name: str, how: str) -> None:
+        assert fresh(tmp_path / "d", resume=True).done == {0}
+        if how == "changed":
+            (tmp_path / name).write_bytes(b"another")
+        else:
+            (tmp_path / name).unlink()
+        with pytest.raises(UsageError, match=rf"{name}: (has changed|cannot be read) since .*--overwrite"):
+            fresh(tmp_path / "d", resume=True)
+        fresh(tmp_path / "d", overwrite=True)
+
+    @pytest.mark.parametrize("layout", list(Layout))
+    def test_names_that_are_not_utf_8(self, tmp_path: Path, layout: Layout) -> None:
+        """As of an archive in Latin-1; Python keeps their bytes as surrogates."""
+        name = os.fsdecode(b"Geh\xe4use")
+        try:
+            (tmp_path / name).write_bytes(b"normal")
+        except OSError:
+            pytest.skip("the file system takes only UTF-8")
+        named = {"source": str(tmp_path / name), "source_sha256": files.sha256(tmp_path / name), "contents": name}
+        made = [sample(i, category=name, product=name, **named) for i in range(3)]
+        fresh(tmp_path / "n", layout).write(made[:2], metadata={"places": {name: {"boxes": []}}})
+        again = fresh(tmp_path / "n", layout, resume=True)
+        assert again.done == {0, 1}
+        again.write(made[2:])
+        assert {row["category"] for row in manifest(tmp_path / "n")} == {"Geh\\xe4use"}
+        assert len(list((tmp_path / "n").rglob("000002*.png"))) == 2
+        (tmp_path / name).write_bytes(b"another")
+        with pytest.raises(UsageError, match="has changed"):
+            fresh(tmp_path / "n", layout, resume=True)
+
+
+class TestDamaged:
+    @pytest.mark.parametrize("text", [b"", b"[]", b"\xff", b"{", b'{"layout": 3}', b'{"normals": [1]}', b"[" * 100_000])
+    def test_a_damaged_record_is_named_and_can_be_replaced(self, tmp_path: Path, text: bytes) -> None:
+        filled(tmp_path / "d", Layout.COCO)
+        (tmp_path / "d/dataset.json").write_bytes(text)
+        with pytest.raises(BadInputError, match=r"d/dataset\.json: damaged: .*--overwrite"):
+            fresh(tmp_path / "d", Layout.COCO, resume=True)
+        again = fresh(tmp_path / "d", Layout.COCO, overwrite=True)
+        assert "dataset.json: damaged" in again.warnings[0]
+        again.write(several(2))
+        fresh(tmp_path / "whole", Layout.COCO).write(several(2))
+        assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+
+    def test_what_only_damaged_rows_name_stays(self, tmp_path: Path) -> None:
+        fresh(tmp_path / "d").write(several(3))
+        lines = (tmp_path / "d/manifest.jsonl").read_bytes().splitlines(keepends=True)
+        (tmp_path / "d/manifest.jsonl").write_bytes(lines[0] + b"\xff\n" + lines[2])
+        with pytest.raises(BadInputError, match="line 2 cannot be read"):
+            fresh(tmp_path / "d", resume=True)
+        again = fresh(tmp_path / "d", overwrite=True)
+        (warning,) = again.warnings
+        assert "line 2 cannot be read" in warning
+        assert "stay" in warning
+        again.write([sample(0)])
+        assert {name for name in contents(tmp_path / "d") if name.endswith(".png")} == {
+            "images/crack/000000.png", "masks/crack/000000.png",
+            "images/pit hole/000001.png", "masks/pit hole/000001.png",
+        }  # fmt: skip
+
+    @pytest.mark.parametrize("text", ['{"name": "photos"}', '{"trained_on": []}', "", "{"])
+    def test_a_dataset_of_someone_else_is_not_replaced(self, tmp_path: Path, text: str) -> None:
+        for name in ("dataset.json", "sheet.jpg", "data.yaml", "annotations.json"):
+            (tmp_path / name).write_text(text)
+        before = contents(tmp_path)
+        for flag in ("resume", "overwrite"):
+            with pytest.raises(BadInputError, match="not (a|of a) defectgen dataset|damaged"):
+                fresh(tmp_path, resume=flag == "resume", overwrite=flag == "overwrite")
+        assert contents(tmp_path) == before
 
 
 def test_a_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +552,13 @@ class TestNames:
     )
     def test_invalid_names_are_changed(self, name: str, safe: str) -> None:
         assert folder_name(name) == safe
+
+    def test_names_of_any_length_are_valid(self) -> None:
+        """The name of a mixture joins those of its categories."""
+        names = ["crack+" * 60 + str(i) for i in range(2)] + ["ひび+" * 60 + str(i) for i in range(2)]
+        for short in (folder_name, ascii_name):
+            assert len({short(name) for name in names}) == 4
+            assert all(len(short(name).encode()) <= 255 for name in names)
 
     def test_ascii_names_stay_distinct(self) -> None:
         names = {ascii_name(name) for name in ("Löcher", "Lücher", "L_cher")}

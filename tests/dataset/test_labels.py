@@ -177,7 +177,7 @@ def test_coco_annotations_add_up_to_the_masks(tmp_path: Path) -> None:
 def test_yolo_rows_add_up_to_the_masks(tmp_path: Path) -> None:
     made = write(tmp_path, Layout.YOLO)
     assert (tmp_path / "data.yaml").read_text() == (
-        'path: .\ntrain: images/train\nval: images/val\nnames:\n  0: "crack"\n  1: "hole"\n'
+        'train: images/train\nval: images/val\nnames:\n  0: "crack"\n  1: "hole"\n'
     )
     for sample in made:
         split = "val" if sample.index % 5 == 4 else "train"
@@ -199,3 +199,62 @@ def test_yolo_without_validation_samples_validates_on_training_samples(tmp_path:
     sample = Sample(0, "a", "p", np.zeros((40, 50), np.uint8), masks()["square"], Provenance())
     open_folder(tmp_path, layout=Layout.YOLO, command="", resume=False, overwrite=False).write([sample])
     assert "val: images/train\n" in (tmp_path / "data.yaml").read_text()
+
+
+NAMES = [
+    "crack", "pit hole", 'say "no"', "it's", "a: b", "- x", "#1", "{a}", "on", "null", "1.5", "Löcher", "ひび", "😀",
+    "tab\tand\nline", "back\\slash", "\x7f", "\x85", "\u2028", "\ufeffx", " ends ",
+]  # fmt: skip
+
+
+def unquoted(text: str) -> str:
+    """A double-quoted YAML scalar, by the rules of YAML 1.2: only printable characters, and escapes."""
+    assert text[0] == text[-1] == '"'
+    plain = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r"}
+    found, i = "", 1
+    while i < len(text) - 1:
+        if text[i] == "\\" and text[i + 1] == "u":
+            code = int(text[i + 2 : i + 6], 16)
+            assert not 0xD800 <= code < 0xE000  # YAML joins no pairs
+            found, i = found + chr(code), i + 6
+        elif text[i] == "\\":
+            found, i = found + plain[text[i + 1]], i + 2
+        else:
+            assert text[i] != '"'
+            assert text[i].isprintable()
+            found, i = found + text[i], i + 1
+    return found
+
+
+@pytest.mark.parametrize("layout", [Layout.YOLO, Layout.COCO, Layout.MVTEC])
+def test_any_name_of_a_category_is_read_back(tmp_path: Path, layout: Layout) -> None:
+    mask = masks()["square"]
+    image = np.full((40, 50), 100, np.uint8)
+    made = [Sample(i, name, name, image, mask, Provenance()) for i, name in enumerate(NAMES)]
+    open_folder(tmp_path, layout=layout, command="", resume=False, overwrite=False).write(made)
+    if layout is Layout.YOLO:
+        head, listed = (tmp_path / "data.yaml").read_text(encoding="utf-8").split("names:\n")
+        assert [line.split(": ")[0] for line in head.splitlines()] == ["train", "val"]
+        lines = [line.split(": ", 1) for line in listed.split("\n")[:-1]]
+        assert [number for number, _ in lines] == [f"  {i}" for i in range(len(NAMES))]
+        assert [unquoted(text) for _, text in lines] == sorted(NAMES)
+    elif layout is Layout.COCO:
+        document = json.loads((tmp_path / "annotations.json").read_text(encoding="utf-8"))
+        assert [each["name"] for each in document["categories"]] == sorted(NAMES)
+    else:
+        folders = [path.parent for path in tmp_path.glob("*/test/*/*.png")]
+        assert len({folder.name for folder in folders}) == len(NAMES)
+        assert all(str(folder.relative_to(tmp_path)).isascii() for folder in folders)
+
+
+@pytest.mark.parametrize("working", ["", "elsewhere"])
+def test_yolo_is_found_from_any_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, working: str) -> None:
+    """As Ultralytics finds it (data/utils.py): an existing `path` from the working folder, else the yaml's own."""
+    write(tmp_path / "out/d", Layout.YOLO)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / working)
+    lines = (tmp_path / "out/d/data.yaml").read_text().splitlines()
+    values = dict(line.split(": ") for line in lines if not line.startswith((" ", "names")))
+    root = Path(values["path"]) if "path" in values else tmp_path / "out/d"
+    for split in ("train", "val"):
+        assert list((root / values[split]).glob("*.png"))

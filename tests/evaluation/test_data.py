@@ -145,6 +145,27 @@ def test_a_manifest_tells_what_samples_were_made_of(dataset: Path, real: Path) -
         read_synthetic(dataset)
 
 
+@pytest.mark.parametrize("path", ["../real/0.png", "/etc/passwd", "linked/0.png", "images/link.png", "a\\b.png"])
+@pytest.mark.parametrize("key", ["image", "mask", "normal"])
+def test_rows_that_lead_outside_are_refused(dataset: Path, tmp_path: Path, key: str, path: str) -> None:
+    (dataset / "linked").symlink_to(tmp_path)
+    (dataset / "images/link.png").symlink_to(dataset / "images/0.png")
+    rows = [json.loads(line) for line in (dataset / "manifest.jsonl").read_text().splitlines()]
+    rows[1][key] = path
+    (dataset / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(BadInputError, match="outside|not inside|is a link"):
+        read_synthetic(dataset)
+
+
+def test_the_half_line_of_a_killed_run_counts_as_missing(dataset: Path) -> None:
+    file = dataset / "manifest.jsonl"
+    file.write_bytes(file.read_bytes()[:-1])  # whole, without its end
+    assert len(read_synthetic(dataset).images) == 2
+    file.write_bytes(file.read_bytes()[:-5])
+    synthetic = read_synthetic(dataset)
+    assert (len(synthetic.images), synthetic.skipped) == (1, (f"{dataset}: 1 samples of its manifest are missing",))
+
+
 @pytest.mark.parametrize("name", ["normals/0.png", "defects/bar/1.png", "defects/disc/3.png"])
 def test_a_test_photograph_that_went_into_the_dataset_is_refused(dataset: Path, real: Path, name: str) -> None:
     synthetic = read_synthetic(dataset)

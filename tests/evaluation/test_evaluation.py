@@ -119,6 +119,15 @@ def test_a_report_is_continued_and_never_overwritten_unasked(
         evaluate(replace(request_for, resume=True, seed=1))
 
 
+@pytest.mark.parametrize("name", ["results.json", "report.json", "report.html"])
+def test_no_file_of_a_report_is_replaced_by_default(request_for: EvaluateRequest, name: str) -> None:
+    request_for.out.mkdir(parents=True)
+    (request_for.out / name).write_text("mine")
+    with pytest.raises(UsageError, match="a report already exists"):
+        evaluate(request_for)
+    assert (request_for.out / name).read_text() == "mine"
+
+
 def test_two_runs_with_a_seed_give_the_same_report(request_for: EvaluateRequest, tmp_path: Path) -> None:
     """Also of datasets that are compared, few shots, and a share that is chosen."""
     several = replace(request_for, shots=(2,), share=None)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from defectgen.methods.isu_gan import ISUGANConfig
 from defectgen.models import checkpoint
 from defectgen.models.model import load
 from defectgen.training import trainer
-from defectgen.training.run import TrainSpec
+from defectgen.training.run import Run, TrainSpec
 from defectgen.training.trainer import Progress, estimate, train
 
 CONFIG = DTGANConfig(
@@ -213,9 +214,18 @@ class TestTrain:
         train(request_for(overwrite=True))
         assert [row["step"] for row in metrics(request_for().run)] == [10]
 
-    def test_nothing_to_resume(self, request_for: Callable[..., TrainSpec]) -> None:
-        with pytest.raises(WeightsError, match="no checkpoint"):
-            train(request_for(resume=True))
+    def test_a_run_can_be_resumed_from_the_first_moment(self, request_for: Callable[..., TrainSpec]) -> None:
+        """A signal before the first step says --resume, also before there is a folder."""
+        whole = train(request_for("whole"))
+        assert train(request_for("none", resume=True)).model.read_bytes() == whole.model.read_bytes()
+        begun = request_for("begun", resume=True)
+        files.write(begun.run / "config.json", (request_for("whole").run / "config.json").read_bytes())
+        assert train(begun).model.read_bytes() == whole.model.read_bytes()
+        (begun.run / "checkpoint.safetensors").unlink()  # only the model is left, which is not started over
+        with pytest.raises(WeightsError, match="no checkpoint to resume; start again with --overwrite"):
+            train(begun)
+        with pytest.raises(UsageError, match="a run exists"):
+            train(replace(begun, resume=False))
 
     def test_resuming_with_another_configuration_names_the_difference(
         self, request_for: Callable[..., TrainSpec]
@@ -301,6 +311,183 @@ class TestTrain:
         message = "step 10: the loss adv is nan: training diverged; restart with a lower --set lr="
         with pytest.raises(UsageError, match=message):
             train(request_for())
+
+
+class TestInputs:
+    """A resumed run trains on what it began with, and `trained_on` names all that any step saw."""
+
+    FEW, MORE = (CONFIG.model_copy(update={"steps": steps}) for steps in (1, 2))
+
+    @pytest.fixture
+    def mine(self, source: ProductFolders, tmp_path: Path) -> ProductFolders:
+        shutil.copytree(source.normals.parent, tmp_path / "photographs")
+        return ProductFolders(
+            product="part", normals=tmp_path / "photographs/normals", defects=tmp_path / "photographs/defects"
+        )
+
+    def change(self, folder: Path, how: str) -> str:
+        """Change the photographs: the name of the first file that the message has."""
+        match how:
+            case "image":
+                shutil.copy(folder / "defects/spot/1.png", folder / "defects/spot/0.png")
+                return "spot/0.png or its mask has changed"
+            case "mask":
+                mask = np.zeros((48, 64), np.uint8)
+                mask[5:9, 5:9] = 255
+                (folder / "masks/spot/1.png").write_bytes(encode_png(mask))
+                return "spot/1.png or its mask has changed"
+            case "missing":
+                (folder / "normals/2.png").unlink()
+                return "normals/2.png is missing"
+            case "new":
+                shutil.copy(folder / "normals/0.png", folder / "normals/9.png")
+                return "normals/9.png is new"
+            case _:
+                (folder / "defects/spot/0.png").rename(folder / "defects/spot/5.png")
+                (folder / "masks/spot/0.png").rename(folder / "masks/spot/5.png")
+                return "spot/0.png is missing"
+
+    @pytest.mark.parametrize("how", ["image", "mask", "missing", "new", "renamed"])
+    @pytest.mark.parametrize("version", ["this", "older"])
+    def test_a_change_is_refused(
+        self, request_for: Callable[..., TrainSpec], mine: ProductFolders, how: str, version: str
+    ) -> None:
+        request = request_for(catalog=read_catalog([mine]), config=self.FEW)
+        train(request)
+        before = checkpoint.load(request.run / "model.safetensors")[1]["trained_on"]
+        if version == "older":  # which knows the SHA-256 of the images alone
+            tensors, saved = checkpoint.load(request.run / "checkpoint.safetensors")
+            del saved["inputs"]
+            checkpoint.save(request.run / "checkpoint.safetensors", tensors, saved)
+        words = self.change(mine.normals.parent, how)
+        again = replace(request, catalog=read_catalog([mine]), resume=True, config=self.MORE)
+        if version == "older" and how in ("mask", "new", "renamed"):
+            assert set(before) <= set(checkpoint.load(train(again).model)[1]["trained_on"])
+            return
+        if version == "older":
+            words = "an image has changed, is missing, or is new"
+        with pytest.raises(UsageError, match=f"cannot resume, .*{words} since .*--name, or restart with --overwrite"):
+            train(again)
+        train(replace(again, resume=False, overwrite=True))
+
+    def test_files_that_have_only_moved_are_the_same(
+        self, request_for: Callable[..., TrainSpec], mine: ProductFolders, tmp_path: Path
+    ) -> None:
+        request = request_for(catalog=read_catalog([mine]), config=self.FEW)
+        train(request)
+        mine.normals.parent.rename(tmp_path / "moved")
+        moved = ProductFolders(product="part", normals=tmp_path / "moved/normals", defects=tmp_path / "moved/defects")
+        assert train(replace(request, catalog=read_catalog([moved]), resume=True, config=self.MORE)).steps == 2
+
+
+class TestFolder:
+    def test_leftovers_of_a_killed_run_go(self, request_for: Callable[..., TrainSpec]) -> None:
+        request = request_for(config=TestInputs.FEW)
+        leftovers = [request.run / f"{folder}.a.x8j2k1q9.defectgen-tmp" for folder in ("", "previews/")]
+        for flag in ("", "resume", "overwrite"):
+            for path in leftovers:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(bytes(1000))
+            train(replace(request, resume=flag == "resume", overwrite=flag == "overwrite"))
+            assert not any(path.exists() for path in leftovers)
+
+    def test_people_keep_their_files(self, request_for: Callable[..., TrainSpec]) -> None:
+        request = request_for(config=TestInputs.FEW)
+        train(request)
+        mine = [request.run / name for name in ("notes.txt", "previews/best.jpg", "previews/1.jpg", ".model.a1.tmp")]
+        for path in mine:
+            path.write_text("mine")
+        train(replace(request, overwrite=True))
+        assert all(path.read_text() == "mine" for path in mine)
+
+    @pytest.mark.parametrize("config", [None, "{", '{"model_type": "bert"}', "[" * 100_000, "\xff"])
+    @pytest.mark.parametrize("flags", [{}, {"resume": True}, {"overwrite": True}])
+    def test_a_folder_of_someone_else_is_not_taken(
+        self, request_for: Callable[..., TrainSpec], flags: dict[str, bool], config: str | None
+    ) -> None:
+        request = request_for(**flags)
+        (request.run / "previews").mkdir(parents=True)
+        (request.run / "previews/0000001.jpg").write_text("mine")
+        if config is not None:
+            (request.run / "config.json").write_text(config, encoding="latin-1")
+        with pytest.raises(UsageError, match="not empty, and not a run of defectgen; choose another --name"):
+            train(request)
+        assert (request.run / "previews/0000001.jpg").read_text() == "mine"
+
+    @pytest.mark.parametrize("name", ["previews", "metrics.jsonl"])
+    @pytest.mark.parametrize("flag", ["resume", "overwrite"])
+    def test_nothing_is_written_through_a_link(
+        self, request_for: Callable[..., TrainSpec], tmp_path: Path, name: str, flag: str
+    ) -> None:
+        request = request_for()
+        train(request, stop_after(10))
+        (request.run / name).rename(tmp_path / "other")
+        (request.run / name).symlink_to(tmp_path / "other")
+        before = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()}
+        with pytest.raises(BadInputError, match=f"{name}: is a link"):
+            train(replace(request, resume=flag == "resume", overwrite=flag == "overwrite"))
+        assert {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()} == before
+
+    def test_an_overwritten_run_does_not_keep_the_backbone_of_another(
+        self, request_for: Callable[..., TrainSpec]
+    ) -> None:
+        request = request_for(config=TestInputs.FEW)
+        train(request)
+        (request.run / "backbone.safetensors").write_bytes(b"of another method")
+        train(replace(request, overwrite=True))
+        assert train(replace(request, resume=True, config=TestInputs.MORE)).steps == 2
+
+    @pytest.mark.parametrize("step", [4, 6])
+    def test_a_preview_that_a_kill_prevented_is_made(
+        self, request_for: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch, step: int
+    ) -> None:
+        """It comes after the checkpoint of its step: an early one, and that of the end."""
+        preview = Run.preview
+
+        def killed(self: Run, batch: Any, number: int, seed: int) -> None:
+            if number == step:
+                raise KeyboardInterrupt
+            preview(self, batch, number, seed)
+
+        monkeypatch.setattr(trainer, "_FIRST_PREVIEW", 4)
+        config = CONFIG.model_copy(update={"steps": 6})
+        train(request_for("whole", config=config))
+        monkeypatch.setattr(Run, "preview", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(request_for("broken", config=config))
+        monkeypatch.setattr(Run, "preview", preview)
+        train(request_for("broken", config=config, resume=True))
+        whole, broken = (
+            {path.name: path.read_bytes() for path in (request_for(name).run / "previews").iterdir()}
+            for name in ("whole", "broken")
+        )
+        assert broken == whole
+        assert {"0000004.jpg", "0000006.jpg"} <= whole.keys()
+
+    @pytest.mark.parametrize("line", ["{", "[]", '{"step": "a"}', "{}", "\xff", "[" * 100_000])
+    def test_damaged_metrics_are_named_with_their_line(self, request_for: Callable[..., TrainSpec], line: str) -> None:
+        request = request_for()
+        train(request, stop_after(10))
+        good = (request.run / "metrics.jsonl").read_text()
+        (request.run / "metrics.jsonl").write_text(good + line + "\n" + good, encoding="latin-1")
+        with pytest.raises(BadInputError, match=r"metrics\.jsonl: line 2 cannot be read; delete this line"):
+            train(replace(request, resume=True))
+
+    def test_something_else_in_place_of_the_checkpoint(self, request_for: Callable[..., TrainSpec]) -> None:
+        request = request_for(config=TestInputs.FEW)
+        shutil.copy(train(request).model, request.run / "checkpoint.safetensors")
+        with pytest.raises(WeightsError, match=r"checkpoint\.safetensors: not a checkpoint .*--overwrite"):
+            train(replace(request, resume=True))
+        train(replace(request, overwrite=True))
+
+    def test_a_damaged_configuration_is_written_again(self, request_for: Callable[..., TrainSpec]) -> None:
+        """Nothing depends on it while there is a checkpoint."""
+        request = request_for()
+        train(request, stop_after(2))
+        good = (request.run / "config.json").read_bytes()
+        (request.run / "config.json").write_bytes(b"\xff")
+        train(replace(request, resume=True))
+        assert (request.run / "config.json").read_bytes() == good
 
 
 @pytest.mark.gpu

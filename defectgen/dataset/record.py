@@ -1,0 +1,46 @@
+"""`dataset.json`: facts about a whole dataset. Only this module reads it."""
+
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from defectgen import files
+from defectgen.errors import BadInputError
+
+NAME: Final = "dataset.json"
+
+
+class Record(BaseModel):
+    """What later runs need of `dataset.json`. The other keys are for people."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layout: str | None = None
+    trained_on: tuple[str, ...] = ()
+    """The SHA-256 of the images that the model was trained on."""
+    gated_by: tuple[str, ...] = ()
+    """The SHA-256 of the images that the gate used."""
+    normals: tuple[str, ...] = ()
+    """The files of normal images that belong to the dataset, relative to it."""
+
+
+def read(folder: Path) -> Record:
+    """The record of a dataset; an empty one if it has none.
+
+    Raises:
+        BadInputError: the file is damaged, or a link.
+    """
+    file = files.inside(folder, NAME)
+    if not file.is_file():
+        return Record()
+    try:
+        return Record.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        raise BadInputError(
+            f"{file}: damaged: {what}; restore it, or make the dataset again with --overwrite"
+        ) from error
+    except OSError as error:
+        raise BadInputError(f"{file}: cannot be read ({error.strerror})") from error
