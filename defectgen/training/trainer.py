@@ -179,7 +179,7 @@ def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str,
     path = own if request.resume and own.is_file() else request.backbone
     if path is None:
         return None, []
-    tensors, saved = checkpoint.load(path)
+    tensors, saved = checkpoint.load(path, "task", "config", "method")
     task, before, now = saved["task"], saved["config"], request.config.model_dump(mode="json")
     required = {"method": request.method, "channels": windows.channels, **{k: now[k] for k in _SHAPES if k in now}}
     for key, value in required.items():
