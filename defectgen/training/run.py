@@ -108,7 +108,7 @@ class Run:
             WeightsError: the checkpoint is damaged.
             BadInputError: the metrics are damaged, or a part of the folder is a link.
         """
-        tensors, saved = checkpoint.load(self._checkpoint, "identity", "step")
+        tensors, saved = checkpoint.load(self._checkpoint)
         try:
             self._check_same(saved)
             self._method.networks.load_state(unflatten("training", tensors))
