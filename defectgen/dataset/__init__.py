@@ -30,6 +30,7 @@ from defectgen.imaging.images import Pixels, encode_jpeg, encode_png
 from defectgen.version import __version__
 
 _SHEET = "sheet.jpg"
+_HELD = 2**28  # bytes of samples that wait for the disk, or a single one
 _PLACED = 200  # samples whose places the sheet shows
 _LONGEST_NAME = 255  # bytes
 _EXTRA_IMAGES = ("restored", "normal")  # that some samples have
@@ -198,6 +199,9 @@ class Dataset:
         queue: deque[tuple[Sample, Future[None]]] = deque()
         written = 0
 
+        def held() -> int:
+            return sum(sample.image.nbytes + sample.mask.nbytes for sample, _ in queue)
+
         def finish() -> None:
             nonlocal written
             sample, future = queue.popleft()
@@ -213,7 +217,7 @@ class Dataset:
                         images = self._images(sample)
                         self._append(self._row(sample, images))
                         queue.append((sample, pool.submit(self._write_images, images)))
-                        while len(queue) > 2 * workers:
+                        while len(queue) > 2 * workers or (len(queue) > 1 and held() > _HELD):
                             finish()
                 finally:
                     while queue:

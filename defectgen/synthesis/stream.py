@@ -46,6 +46,8 @@ class Draw(Attempt):
 D = TypeVar("D", bound=Attempt)
 G = TypeVar("G")
 
+_HELD = 2**28  # bytes of images that are in the making at a time, or a single one
+
 
 class Gatekeeper(Protocol):
     """Returns the reason to reject a sample, given its source image; None if it passes."""
@@ -81,7 +83,9 @@ class SampleStream(ABC, Generic[D, G]):
 
     def __init__(self, wanted: SampleSpec, batch_size: int) -> None:
         self._wanted = wanted
-        self._batch_size = batch_size
+        sizes = (each.height * each.width * each.channels * each.depth // 8 for each in wanted.normals.images)
+        largest = max(sizes, default=1)
+        self._batch_size = max(1, min(batch_size, _HELD // largest))
         self._images = ImageCache()
         self._sha256 = cache(files.sha256)
         self.redrawn = 0
