@@ -1,6 +1,6 @@
 """Finds the images in folders of the common layouts, and the mask of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,8 @@ from defectgen.mask_matching import (
 
 NORMAL: Final = "normal"
 
+_NORMALS = ("good", "normal", "normals")
+"""The folders of normals in or beside one of defects."""
 _LAYOUTS = "expected images, or a folder of images for each category (README.md, train)"
 
 
@@ -78,11 +80,37 @@ def find_normals(folder: Path, product: str) -> Part:
     return Part(folder=folder, found=found, warnings=(*unread_formats(folder), *unread_folders(folder), *lines))
 
 
-def find_defects(source: ProductFolders, defects: Path, wanted: Sequence[str]) -> Part:
+def find_labeled(folder: Path) -> list[Part]:
+    """The normals, and the defects with their masks, of a labeled folder.
+
+    Defects have a folder for each category in `defects`, in MVTec AD's `test`, or in the folder itself; normals are in
+    `good`, `normal` or `normals`, among or beside these.
+
+    Raises:
+        BadInputError: there are no normals or no defects, or as `find_defects`.
+    """
+    if not folder.is_dir():
+        raise BadInputError(f"{folder}: no such folder; give a labeled one")
+    defects = next((folder / name for name in ("defects", "test") if (folder / name).is_dir()), folder)
+    places = (parent / name for parent in (defects, defects.parent) for name in _NORMALS)
+    normals = next((place for place in places if place.is_dir()), None)
+    if normals is None:
+        raise BadInputError(
+            f"{folder}: no normals in it; a labeled folder has a folder for each category of defects, and one of "
+            f"normals: {', '.join(_NORMALS)}"
+        )
+    source = ProductFolders(product="product", normals=normals, defects=defects)
+    return [find_normals(normals, source.product), find_defects(source, defects, (), flawless=_NORMALS)]
+
+
+def find_defects(
+    source: ProductFolders, defects: Path, wanted: Sequence[str], *, flawless: Collection[str] = ()
+) -> Part:
     """The defect images in a folder, with their masks.
 
     Args:
         wanted: the categories to find; empty means all. A single one names the images of a flat folder.
+        flawless: folders among those of the categories that hold normals, and are left out.
 
     Raises:
         UsageError: a category does not exist.
@@ -95,7 +123,7 @@ def find_defects(source: ProductFolders, defects: Path, wanted: Sequence[str]) -
         raise BadInputError(f"--masks {source.masks}: no such folder")
     flat, table = image_files(defects), defects / label_table.NAME
     labels = _read_labels(table, flat) if flat and table.is_file() else None
-    groups = _groups(source, defects, flat, labels, wanted)
+    groups = _groups(source, defects, flat, labels, wanted, flawless)
     names = [group.category for group in groups]
     if unknown := set(wanted) - set(names):
         where = defects if labels is None else table
@@ -162,6 +190,7 @@ def _groups(
     flat: Sequence[Path],
     labels: Mapping[Path, Sequence[str]] | None,
     wanted: Sequence[str],
+    flawless: Collection[str],
 ) -> list[_Group]:
     """The categories of a folder: those of `labels.csv`, a single one if the folder is flat, or one for each folder."""
     roots = [source.masks] if source.masks else [defects.parent / name for name in MASK_FOLDERS]
@@ -177,7 +206,7 @@ def _groups(
         name = wanted[0] if len(wanted) == 1 else normalized(defects.resolve().name)
         names = list(dict.fromkeys((defects.name, name)))
         return [_Group(name, defects, flat, roots + above + inside, [each for each in names if each])]
-    folders = [folder for folder in listed(defects, Path.is_dir) if folder.name not in MASK_FOLDERS]
+    folders = [folder for folder in listed(defects, Path.is_dir) if folder.name not in (*MASK_FOLDERS, *flawless)]
     if (defects.parent / "train" / "good").is_dir():
         folders = [folder for folder in folders if folder.name != "good"]
     if not folders:

@@ -24,6 +24,14 @@ _FEW = 10  # maximum number of other files named in a note
 
 def inspect(
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="Folder of images to inspect, or one image.")],
+    labels: Annotated[
+        bool,
+        option(
+            "--labels",
+            help="Measure how well the verdicts agree with the labels of IMAGES: a folder for each category of "
+            "defects, and one of normals.",
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         option("--model", metavar="NAME", help="Model that reconstructs images without defects  [default: the newest]"),
@@ -66,7 +74,7 @@ def inspect(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> int:
-    """Find defects in unlabeled images.
+    """Find defects in images.
 
     Compares each image with its defect-free reconstruction by a model, or with a golden image.
     """
@@ -78,6 +86,7 @@ def inspect(
     job = InspectionJob(
         InspectRequest(
             images=images,
+            labels=labels,
             model=model,
             weights=weights,
             reference=reference,
@@ -94,6 +103,8 @@ def inspect(
             wait=wait,
         )
     )
+    if job.labels is not None:
+        console.warnings(job.labels.warnings)
     for each in job.unusable:
         console.warn(printable(f"--calibrate: skipped {each.path}: {each.reason}"))
     if calibrate is not None:
@@ -116,7 +127,7 @@ def inspect(
                 progress(job.inspected, len(job), f"{job.defective} defective", job.totals)
     _tell(console, job.passed_over[told:])
     speed = job.inspected / max(time.monotonic() - start, 1e-9)
-    values = {
+    values: dict[str, Any] = {
         "out": str(out), "model": job.maker, "threshold": job.threshold, "border": job.border, "kept": job.kept,
     }  # fmt: skip
     totals = job.totals
@@ -125,7 +136,14 @@ def inspect(
         f"{printable(str(out))}: {totals['inspected']} images inspected{kept}, {job.defective} defective, "
         f"{job.errors} unreadable, {speed:.1f} images/s"
     )
-    console.result({**values, **totals}, "" if as_json else "\n".join([*_table(job.noted(), out), summary]))
+    agreement = []
+    if job.figures is not None:
+        values["labels"] = job.figures
+        agreement = _agreement(job.figures)
+        if job.kept and job.labels is not None and job.labels.masked:
+            console.note("no figures of pixels, which need all images to be judged in one run: use --overwrite")
+    text = "" if as_json else "\n".join([*_table(job.noted(), out), *agreement, summary])
+    console.result({**values, **totals}, text)
     if fail_on_defect and job.defective:
         return ExitCode.DEFECTS_FOUND
     return ExitCode.SKIPPED if job.errors or job.unusable else ExitCode.OK
@@ -154,3 +172,32 @@ def _table(rows: list[dict[str, Any]], out: Path) -> list[str]:
         lines.append(f"{name:{width}}   {verdict}" + (f": {row['error']}" if "error" in row else ""))
     more = f"... and {len(rows) - _SHOWN} more, in {printable(str(out))}/report.csv"
     return [*lines, more] if len(rows) > _SHOWN else lines
+
+
+def _agreement(figures: dict[str, Any]) -> list[str]:
+    """How well the verdicts agree with the labels: a line for each category, and those of images and pixels."""
+    alarms = figures["normals"], figures["false_alarms"], _figure(figures["false_alarm_rate"]), ""
+    rows: list[tuple[str, int, int, str, str]] = [("normal", *alarms)]
+    rows += [
+        (printable(name), each["images"], each["found"], _figure(each["recall"]), _figure(each["auroc"]))
+        for name, each in figures["categories"].items()
+    ]
+    width = max(len("category"), *(len(name) for name, *_ in rows))
+    lines = [f"{'category':{width}}   images   defective   share   AUROC"]
+    lines += [
+        f"{name:{width}}   {images:6}   {found:9}   {share:>5}   {auroc:>5}".rstrip()
+        for name, images, found, share, auroc in rows
+    ]
+    names = {"accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "auroc": "AUROC"}
+    lines.append("images: " + ", ".join(f"{shown} {_figure(figures[key])}" for key, shown in names.items()))
+    if figures["best_threshold"] is not None:
+        lines[-1] += f"; best F1 {_figure(figures['best_f1'])}, at threshold {figures['best_threshold']:.5f}"
+    if pixels := figures["pixels"]:
+        names = {"auroc": "AUROC", "f1": "F1", "aupro": "AUPRO"}
+        lines.append("pixels: " + ", ".join(f"{shown} {_figure(pixels[key])}" for key, shown in names.items()))
+        lines[-1] += f" ({pixels['images']} images, {pixels['regions']} regions)"
+    return lines
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

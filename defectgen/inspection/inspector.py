@@ -21,9 +21,12 @@ from defectgen.imaging.components import Components
 from defectgen.imaging.images import DecodedImage, ImageError, Pixels, read_image
 from defectgen.imaging.ssim import STRIP, WINDOW, histogram, limits_of, otsu, ssim_map
 from defectgen.imaging.windows import BoolArray, FloatArray, value_range, widened
+from defectgen.inspection.scoring import PixelCounts, count_pixels
 
 Repair = Callable[[Path, DecodedImage], Pixels]
 """Returns the defect-free version of an image, as pixels of the same shape; raises ImageError if there is none."""
+Truth = Callable[[Path, DecodedImage], BoolArray | None]
+"""Returns the true mask of an image, [H, W], or None if it is not known; raises ImageError if it is unusable."""
 
 UNCALIBRATED = 0.5
 """The threshold for golden images if none is calibrated."""
@@ -53,6 +56,8 @@ class Finding:
     threshold: float
     mask: BoolArray
     """The defects, [H, W]; all False if there are none."""
+    pixels: PixelCounts | None = None
+    """The scores of the pixels, if the true mask is known."""
 
     @property
     def defective(self) -> bool:
@@ -102,7 +107,7 @@ class _ScoreMap:
         self.limits: dict[int, tuple[float, float]] = {}
 
     def read(self, above: float = -np.inf) -> Iterator[tuple[slice, FloatArray]]:
-        """The rows and scores of each strip that has a score greater than `above`."""
+        """The rows and scores of each strip that has a score greater than `above`, from top to bottom."""
         for top, bottom in self._strips:
             if top in self.limits and self.limits[top][1] <= above:
                 continue
@@ -143,7 +148,15 @@ def _greatest(scores: FloatArray) -> FloatArray:
     return np.partition(top, -worst)[-worst:]
 
 
-def find(path: Path, photograph: DecodedImage, repaired: Pixels, threshold: float, *, border: int = 0) -> Finding:
+def find(
+    path: Path,
+    photograph: DecodedImage,
+    repaired: Pixels,
+    threshold: float,
+    *,
+    border: int = 0,
+    truth: BoolArray | None = None,
+) -> Finding:
     """Inspect an image: its score and its defects.
 
     Defects are the components that Otsu's method separates and that have a pixel above `threshold`.
@@ -151,6 +164,7 @@ def find(path: Path, photograph: DecodedImage, repaired: Pixels, threshold: floa
     Args:
         repaired: the defect-free version.
         border: pixels along the image's edges that are ignored.
+        truth: the true mask, [H, W], to count `Finding.pixels` by.
     """
     scores = _ScoreMap(photograph, repaired, border)
     score = score_of(strip for _, strip in scores.read())
@@ -158,7 +172,8 @@ def find(path: Path, photograph: DecodedImage, repaired: Pixels, threshold: floa
         mask = _defects(scores, photograph.pixels, repaired, threshold)
     else:
         mask = np.zeros((photograph.height, photograph.width), np.bool_)
-    return Finding(path, photograph, score, threshold, mask)
+    pixels = None if truth is None else count_pixels(scores.read(), truth, mask)
+    return Finding(path, photograph, score, threshold, mask, pixels)
 
 
 def _defects(scores: _ScoreMap, before: Pixels, after: Pixels, threshold: float) -> BoolArray:
@@ -192,19 +207,25 @@ def _change(before: Pixels, after: Pixels) -> FloatArray:
 
 
 def inspect(
-    paths: Iterable[Path | None], repair: Repair, threshold: float, *, border: int = 0, workers: int = 2
+    paths: Iterable[Path | None],
+    repair: Repair,
+    threshold: float,
+    *,
+    border: int = 0,
+    workers: int = 2,
+    truth: Truth | None = None,
 ) -> Iterator[Finding | Unreadable]:
     """Yield a finding for each image, in order. Worker threads inspect several images at a time.
 
     A path of None means that no image is available at the moment. All pending findings are yielded before the next
-    path is taken.
+    path is taken. With `truth`, findings have `pixels`, and an image with an unusable mask is unreadable.
     """
     queue: deque[Future[Finding | Unreadable]] = deque()
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="inspecting") as pool:
         try:
             for path in paths:
                 if path is not None:
-                    queue.append(pool.submit(_inspect, path, repair, threshold, border))
+                    queue.append(pool.submit(_inspect, path, repair, threshold, border, truth))
                 while queue and (path is None or len(queue) > 2 * workers):
                     yield queue.popleft().result()
             while queue:
@@ -214,12 +235,13 @@ def inspect(
                 future.cancel()
 
 
-def _inspect(path: Path, repair: Repair, threshold: float, border: int) -> Finding | Unreadable:
+def _inspect(path: Path, repair: Repair, threshold: float, border: int, truth: Truth | None) -> Finding | Unreadable:
     if path.suffix.lower() in OTHER_FORMATS:
         return Unreadable(path, f"{path.suffix} is not supported; convert it to PNG, JPEG, BMP, TIFF or WebP")
     try:
         photograph = read_image(path)
-        return find(path, photograph, repair(path, photograph), threshold, border=border)
+        known = None if truth is None else truth(path, photograph)
+        return find(path, photograph, repair(path, photograph), threshold, border=border, truth=known)
     except ImageError as error:
         return Unreadable(path, error.reason if error.path == path else str(error))
     except Exception as error:  # whatever is wrong with one image must not end the inspection of the others
@@ -252,17 +274,31 @@ def calibrate(findings: Iterable[Finding | Unreadable], share: float) -> float:
     return float(np.quantile(scores, share, method="higher"))
 
 
-def golden(folder: Path) -> Repair:
-    """A `Repair` that returns the golden image of the same file name in `folder`."""
-    return partial(_golden, folder)
+def golden(folder: Path, root: Path | None = None) -> Repair:
+    """A `Repair` that returns the golden image of `golden_path`."""
+    return partial(_golden, folder, root)
 
 
-def _golden(folder: Path, path: Path, photograph: DecodedImage) -> Pixels:
-    reference = read_image(folder / path.name)
+def golden_path(folder: Path, path: Path, root: Path | None = None) -> Path:
+    """The golden image of an image: that of the same file name in `folder`.
+
+    Of an image below `root` it is the one at the same place below `folder`, if that exists: images of several
+    categories often have the same names.
+    """
+    if root is not None and path.is_relative_to(root):
+        same = folder / path.relative_to(root)
+        if same.is_file():
+            return same
+    return folder / path.name
+
+
+def _golden(folder: Path, root: Path | None, path: Path, photograph: DecodedImage) -> Pixels:
+    file = golden_path(folder, path, root)
+    reference = read_image(file)
     if reference.pixels.shape != photograph.pixels.shape or reference.depth != photograph.depth:
         raise ImageError(
             path,
-            f"is {_format_of(photograph)}, but its reference {folder / path.name} is {_format_of(reference)}",
+            f"is {_format_of(photograph)}, but its reference {file} is {_format_of(reference)}",
         )
     return reference.pixels
 

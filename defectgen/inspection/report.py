@@ -7,7 +7,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from defectgen.text import printable, recorded
 
 _RECORDS = "report.jsonl"
 _TABLE = "report.csv"
+_FIGURES = "labels.json"
 _COLUMNS = ("image", "defective", "score", "threshold", "defects", "area", "error")
 _RED = (230, 40, 40)
 _LONGEST = 120  # bytes of an image's name in that of its mask; some encrypted drives take 143, with the suffixes
@@ -33,7 +34,7 @@ _JPEG_SIDE = 65_500  # pixels, the limit of the format
 _OVERLAY_PIXELS = 2**26  # an overlay is only to be looked at
 _RANDOM = r"\.[a-z0-9_]{8}\.tmp"  # as `files.replacing` names its temporary files
 _LEFTOVERS = {
-    ".": re.compile(rf"\.({re.escape(_RECORDS)}|{re.escape(_TABLE)}){_RANDOM}"),
+    ".": re.compile(rf"\.({re.escape(_RECORDS)}|{re.escape(_TABLE)}|{re.escape(_FIGURES)}){_RANDOM}"),
     "masks": re.compile(rf"\..+\.png{_RANDOM}", re.DOTALL),
     "overlays": re.compile(rf"\..+\.jpg{_RANDOM}", re.DOTALL),
 }
@@ -46,6 +47,8 @@ class Record(BaseModel):
 
     image: str = Field(min_length=1)
     """The path as given. Bytes that are not UTF-8 are escaped as `text.recorded` says."""
+    category: str | None = None
+    """Of a labeled image: `normal`, or the category of its defects; several are separated by semicolons."""
     error: str | None = None
     defective: bool | None = None
     score: float | None = Field(default=None, allow_inf_nan=False)
@@ -82,6 +85,7 @@ class _Known(NamedTuple):
     defective: bool
     error: bool
     stamp: str | None
+    category: str | None
     files: tuple[str, ...]
     kept: bool
 
@@ -115,7 +119,7 @@ class InspectionReport:
             )
         if not entries or set(entries) <= set(self._leftovers()):
             return
-        for name in (_RECORDS, _TABLE, "masks", "overlays"):
+        for name in (_RECORDS, _TABLE, _FIGURES, "masks", "overlays"):
             self._path(name)  # none may be a link, through which a run would write elsewhere
         if not self._path(_RECORDS).is_file():
             raise BadInputError(f"{out}: not an inspection report (it has no {_RECORDS}); choose another --out")
@@ -125,7 +129,7 @@ class InspectionReport:
             else:
                 self._keep(record, earlier=True)
         if overwrite:
-            self._replaced += [self._path(_TABLE), self._path(_RECORDS)]
+            self._replaced += [self._path(_TABLE), self._path(_FIGURES), self._path(_RECORDS)]
 
     def __len__(self) -> int:
         """The number of images with a record."""
@@ -160,18 +164,23 @@ class InspectionReport:
             if whole != data:  # a record that a killed run did not finish
                 files.write(records, whole)
 
-    def stamp_of(self, path: Path) -> str | None:
-        """The stamp of the file that was judged; None if the image has no record, or one with an error."""
+    def stamp_of(self, path: Path, category: str | None = None) -> str | None:
+        """The stamp of the file that was judged.
+
+        None if the image has no record, or one with an error, or with another category than the one that is given.
+        """
         known = self._known.get(_image(path))
-        return None if known is None or known.error else known.stamp
+        if known is None or known.error or category not in (None, known.category):
+            return None
+        return known.stamp
 
     def rows(self) -> list[Record]:
         """The record of each image, in the order in which they first came."""
         return list({record.image: record for record in self._read(strict=True)}.values())
 
-    def add(self, finding: Finding | Unreadable, stamp: str = "") -> dict[str, Any]:
+    def add(self, finding: Finding | Unreadable, stamp: str = "", category: str | None = None) -> dict[str, Any]:
         """Write the record, mask and overlay of an image, in place of earlier ones; returns the record."""
-        row: dict[str, Any] = {"image": _image(finding.path)}
+        row: dict[str, Any] = {"image": _image(finding.path)} | ({} if category is None else {"category": category})
         if isinstance(finding, Unreadable):
             row["error"] = printable(finding.reason)
         else:
@@ -217,6 +226,10 @@ class InspectionReport:
         with files.writable(self._path(_TABLE)):
             files.write(self._path(_TABLE), text.getvalue())
         return self._path(_TABLE)
+
+    def write_figures(self, figures: Mapping[str, Any]) -> None:
+        """Write `labels.json`: how well the verdicts agree with labels."""
+        self._write(_FIGURES, (json.dumps(figures, ensure_ascii=False, indent=2) + "\n").encode())
 
     def _read(self, *, strict: bool) -> Iterator[Record]:
         """The records in the order of the file. An incomplete last line is left out, damaged ones unless `strict`.
@@ -269,7 +282,7 @@ class InspectionReport:
     def _keep(self, record: Record, *, earlier: bool = False) -> None:
         before = self._known.get(record.image)
         names = tuple(name for name in (record.mask, record.overlay) if name)
-        now = _Known(bool(record.defective), record.error is not None, record.stamp, names, earlier)
+        now = _Known(bool(record.defective), record.error is not None, record.stamp, record.category, names, earlier)
         for each, sign in ((before, -1), (now, 1)):
             if each is not None:
                 self.defective += sign * each.defective

@@ -13,9 +13,12 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.imaging.images import is_image_file
 from defectgen.inspection import inspector
 from defectgen.inspection.inspector import Finding, Repair, Unreadable
+from defectgen.inspection.labels import Labels
 from defectgen.inspection.report import InspectionReport, Settings
+from defectgen.inspection.scoring import Judged, PixelCounts, image_figures, pixel_figures
 from defectgen.methods import which
 from defectgen.models import registry
+from defectgen.text import recorded
 
 _POLL = 0.5  # seconds
 _PATIENCE = 5.0  # seconds after the last change in which an unreadable or empty image may still be incomplete
@@ -47,7 +50,9 @@ class InspectRequest:
     """What to inspect, compared with golden images in `reference`, or with each image as a model repairs it."""
 
     images: Path
-    """A folder of images, or one image."""
+    """A folder of images, or one image; with `labels` a folder as of `finding.find_labeled`."""
+    labels: bool = False
+    """Inspect the normals and defects of a labeled folder, and tell how well the verdicts agree with the labels."""
     model: str | None = None
     """None means the newest model that can repair images."""
     weights: Path | None = None
@@ -88,8 +93,12 @@ class InspectionJob:
     number of images inspected so far, `defective` and `errors` are those of the whole report, with the `kept` images of
     earlier runs. `unusable` are the images that could not be calibrated on.
 
+    With labels, `figures` are those of `labels.json`, after the iteration. Before and without labels they are None.
+
     The report's folder is locked until the iteration ends.
     """
+
+    figures: dict[str, Any] | None = None
 
     def __init__(self, request: InspectRequest) -> None:
         """Load the model or find the golden images, read an earlier report, and calibrate if requested.
@@ -104,9 +113,12 @@ class InspectionJob:
             raise UsageError("--reference replaces --model: give one of them")
         if request.threshold is not None and request.calibrate is not None:
             raise UsageError("--calibrate determines the threshold that --threshold sets: give one of them")
+        if request.labels and request.watch:
+            raise UsageError("--watch never ends, --labels counts when all is inspected: give one of them")
         if not request.images.exists():
             raise BadInputError(f"{request.images}: no such file or folder")
         self._request = request
+        self.labels = Labels(request.images) if request.labels else None
         self._repair, known, model_border, self.maker, compared_with = _repair(request)
         self.border = request.border if request.border is not None else model_border if request.calibrate is None else 0
         self.unusable: list[Unreadable] = []
@@ -126,7 +138,7 @@ class InspectionJob:
             self._report.check(Settings(compared_with, threshold, self.border))
             if request.calibrate is not None and request.reference is None:
                 _store_threshold(self.maker, request.weights, threshold, self.border)
-            self._arrivals = _Arrivals(request, self._report)
+            self._arrivals = _Arrivals(request, self._report, self.labels)
             self._lock = stack.pop_all()
 
     def _calibrate(self, folder: Path) -> float:
@@ -174,21 +186,45 @@ class InspectionJob:
         return [row.model_dump(exclude_unset=True) for row in rows]
 
     def __iter__(self) -> Iterator[Inspected]:
-        request, report, arrivals = self._request, self._report, self._arrivals
+        request, report, arrivals, labels = self._request, self._report, self._arrivals, self.labels
+        pixels = PixelCounts.none()
         with self._lock:
             report.begin()
             try:
                 for finding in inspector.inspect(
-                    arrivals, self._repair, self.threshold, border=self.border, workers=request.workers
-                ):
+                    arrivals, self._repair, self.threshold, border=self.border, workers=request.workers,
+                    truth=labels.truth if labels else None,
+                ):  # fmt: skip
                     if isinstance(finding, Unreadable) and arrivals.retry_later(finding.path):
                         continue
-                    row = report.add(finding, arrivals.stamp_of(finding.path))
+                    if isinstance(finding, Finding) and finding.pixels is not None:
+                        pixels += finding.pixels
+                    category = labels[finding.path].category if labels else None
+                    row = report.add(finding, arrivals.stamp_of(finding.path), category)
                     self.inspected += 1
                     yield Inspected(finding, row)
             finally:
                 if len(report):
                     report.write_table()
+            if labels is not None:
+                self.figures = self._compared(labels, pixels)
+                report.write_figures(self.figures)
+
+    def _compared(self, labels: Labels, pixels: PixelCounts) -> dict[str, Any]:
+        """The figures of the images of the whole report, and of pixels if all are of this run."""
+        named = {recorded(path.as_posix()): labels[path] for path in labels.paths}
+        rows = [row for row in self._report.rows() if row.image in named]
+        judged = [
+            Judged(named[row.image].categories, row.score, bool(row.defective)) for row in rows if row.score is not None
+        ]
+        known = labels.masked and not self.kept
+        return {
+            "threshold": round(self.threshold, 5),
+            "border": self.border,
+            "unreadable": len(rows) - len(judged),
+            **image_figures(judged),
+            "pixels": pixel_figures(pixels) if known else None,
+        }
 
 
 def inspect(request: InspectRequest) -> InspectionJob:
@@ -202,6 +238,7 @@ def inspect(request: InspectRequest) -> InspectionJob:
     0.png False
     1.png True
 
+    With `labels=True`, a job that has ended has `figures`: how well the verdicts agree with a labeled folder.
     A `Finding` has `score`, the dissimilarity to the defect-free version at the worst place, 0 to 2; `threshold`;
     `defective`; and `mask`, bool [H, W].
 
@@ -243,7 +280,8 @@ def _repair(request: InspectRequest) -> tuple[Repair, float | None, int, str, st
     if request.reference is not None:
         if not request.reference.is_dir():
             raise BadInputError(f"--reference {request.reference}: no such folder")
-        return inspector.golden(request.reference), None, 0, str(request.reference), str(request.reference)
+        golden = inspector.golden(request.reference, _root(request))
+        return golden, None, 0, str(request.reference), str(request.reference)
 
     from defectgen.inspection.reconstruction import NetworkRepair  # golden images need no PyTorch
 
@@ -252,6 +290,11 @@ def _repair(request: InspectRequest) -> tuple[Repair, float | None, int, str, st
     registry.verify(entry)
     repair = NetworkRepair(entry.file, request.device)
     return repair, repair.threshold, repair.border, entry.name, f"model {entry.name} of {entry.created}"
+
+
+def _root(request: InspectRequest) -> Path | None:
+    """The folder below which images have golden images at the same places."""
+    return request.images if request.labels else None
 
 
 def _store_threshold(model: str, weights: Path | None, threshold: float, border: int) -> None:
@@ -289,15 +332,15 @@ class _Arrivals:
     it is still being written is yielded again, and so is one that changes after its verdict.
     """
 
-    def __init__(self, request: InspectRequest, report: InspectionReport) -> None:
-        self._request, self._report = request, report
+    def __init__(self, request: InspectRequest, report: InspectionReport, labels: Labels | None) -> None:
+        self._request, self._report, self._labels = request, report, labels
         self._taken: dict[Path, _Stamp] = {}
         self._seen: dict[Path, tuple[_Stamp, float]] = {}  # each new image's stamp, and when it was first so
         self.others: list[Path] = []
         self._others: dict[Path, float] = {}  # when each file that is no image was first there
-        listed = [] if request.watch else list_images(request.images)
+        listed = [] if request.watch else labels.paths if labels else list_images(request.images)
         self._paths = [path for path in listed if self._due(path)]
-        if not request.watch and request.images.is_dir():
+        if not request.watch and labels is None and request.images.is_dir():
             self._note(_contents(request.images)[1], math.inf)
 
     def __len__(self) -> int:
@@ -334,7 +377,8 @@ class _Arrivals:
         return found
 
     def _due(self, path: Path) -> bool:
-        if path not in self._taken and (judged := self._report.stamp_of(path)):
+        category = self._labels[path].category if self._labels else None
+        if path not in self._taken and (judged := self._report.stamp_of(path, category)):
             stamps = self._stamps(path)
             if judged == _text(stamps):
                 self._taken[path] = stamps
@@ -342,7 +386,9 @@ class _Arrivals:
 
     def _stamps(self, path: Path) -> "_Stamp":
         reference = self._request.reference
-        return _stamp(path) + (_stamp(reference / path.name) if reference else ())
+        if reference is None:
+            return _stamp(path)
+        return _stamp(path) + _stamp(inspector.golden_path(reference, path, _root(self._request)))
 
     def _note(self, others: list[Path], before: float) -> None:
         """Add to `others` the files that have been there since `before`: an image may first have a temporary name."""

@@ -1,0 +1,86 @@
+"""What is known about the images of a labeled folder: whether they are defective, their categories and true masks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from defectgen.finding import NORMAL, Found, find_labeled
+from defectgen.imaging.images import DecodedImage, ImageError
+from defectgen.imaging.mask_files import read_masks
+from defectgen.imaging.windows import BoolArray
+from defectgen.mask_matching import about
+from defectgen.text import recorded
+
+
+@dataclass(frozen=True)
+class Label:
+    """The label of an image. `categories` are those of its defects, and `masks` their masks, if all have one."""
+
+    categories: tuple[str, ...]
+    masks: tuple[Path, ...] | None
+
+    @property
+    def category(self) -> str:
+        """All in one text, as in a record."""
+        return ";".join(self.categories) or NORMAL
+
+
+class Labels:
+    """The labels of a folder by image, in the order in which to inspect, and `warnings` about the folder.
+
+    Raises:
+        BadInputError: as `finding.find_labeled`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        parts = find_labeled(folder)
+        found: dict[Path, list[Found]] = {}
+        for part in parts:
+            for each in part.found:
+                found.setdefault(each.path, []).append(each)
+        self._labels = {path: _label(of_path) for path, of_path in found.items()}
+        unused = [path for part in parts for path in part.unused]
+        unmasked = [path for path, label in self._labels.items() if label.masks is None]
+        self.masked = any(label.masks for label in self._labels.values())
+        self.warnings = [line for part in parts for line in part.warnings]
+        if unused:
+            self.warnings.append(about(unused, "mask belongs to no image", "masks belong to no image"))
+        if unmasked and self.masked:
+            one, many = "defect image has no mask", "defect images have no mask"
+            self.warnings.append(about(unmasked, one, many, "the figures of pixels leave it out"))
+
+    @property
+    def paths(self) -> list[Path]:
+        return list(self._labels)
+
+    def __getitem__(self, path: Path) -> Label:
+        return self._labels[path]
+
+    def truth(self, path: Path, photograph: DecodedImage) -> BoolArray | None:
+        """The true mask of an image, [H, W]; None if it is not known, or not needed since there are no masks at all.
+
+        Raises:
+            ImageError: the mask is unreadable, empty, or of another size.
+        """
+        masks = self._labels[path].masks
+        if masks is None or not self.masked:
+            return None
+        truth = np.zeros((photograph.height, photograph.width), np.bool_)
+        for file in masks:
+            mask = read_masks(file)
+            if mask.shape != truth.shape:
+                sizes = f"{mask.shape[1]}x{mask.shape[0]}, but its image is {photograph.width}x{photograph.height}"
+                raise ImageError(file, f"the mask is {sizes}")
+            if not mask.any():
+                raise ImageError(file, "the mask of a defect is empty")
+            truth |= mask
+        return truth
+
+
+def _label(found: list[Found]) -> Label:
+    """The label of an image from what was found of it: once for each category."""
+    defects = [each for each in found if each.category != NORMAL]
+    masks = tuple(each.mask for each in defects if each.mask is not None)
+    categories = tuple(sorted({recorded(each.category) for each in defects}))
+    return Label(categories, masks if len(masks) == len(defects) else None)
