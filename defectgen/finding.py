@@ -93,14 +93,17 @@ def find_labeled(folder: Path) -> list[Part]:
         raise BadInputError(f"{folder}: no such folder; give a labeled one")
     defects = next((folder / name for name in ("defects", "test") if (folder / name).is_dir()), folder)
     places = (parent / name for parent in (defects, defects.parent) for name in _NORMALS)
-    normals = next((place for place in places if place.is_dir()), None)
+    normals = next((place for place in places if place.is_dir() and not place.samefile(defects)), None)
     if normals is None:
         raise BadInputError(
             f"{folder}: no normals in it; a labeled folder has a folder for each category of defects, and one of "
             f"normals: {', '.join(_NORMALS)}"
         )
     source = ProductFolders(product="product", normals=normals, defects=defects)
-    return [find_normals(normals, source.product), find_defects(source, defects, (), flawless=_NORMALS)]
+    part = find_defects(source, defects, (), flawless=_NORMALS)
+    if not part.found:
+        raise BadInputError(f"{defects}: no images of defects in it; {_LAYOUTS}")
+    return [find_normals(normals, source.product), part]
 
 
 def find_defects(

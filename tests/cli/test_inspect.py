@@ -395,3 +395,187 @@ def test_a_damaged_report_is_replaced_and_not_continued(line: Path, capsys: pyte
     assert main([*INSPECT, "-q", "--overwrite"]) == 4
     assert victim.is_file()
     assert len(records()) == 7
+
+
+@pytest.fixture
+def labeled(line: Path) -> Path:
+    """The images of the line in a folder of normals and of a category, with equal names; and their golden images."""
+    for name in ("photos/normals", "photos/defects/scratch", "photos/masks/scratch"):
+        Path(name).mkdir(parents=True)
+    truth = np.zeros((100, 120), np.uint8)
+    truth[40:46, 30:80] = 255
+    for i in range(6):
+        folder, name = ("defects/scratch", f"{(i + 1) // 4}.png") if i in (1, 4) else ("normals", f"{i}.png")
+        for root, source in (("photos", "line"), ("gold", "golden")):
+            Path(root, folder).mkdir(parents=True, exist_ok=True)
+            Path(root, folder, name).write_bytes(Path(source, f"{i}.png").read_bytes())
+    for i in range(2):
+        Path(f"photos/masks/scratch/{i}.png").write_bytes(encode_png(truth))
+    return Path("photos")
+
+
+LABELED = ["inspect", "photos", "--labels", "--reference", "gold"]
+
+
+def figures(out: str = "report") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(out, "labels.json").read_text())
+    return found
+
+
+def test_verdicts_are_compared_with_labels(labeled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LABELED, "--fail-on-defect"]) == 9
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[-6:-3]] == [
+        ["category", "images", "defective", "share", "AUROC"],
+        ["normal", "4", "0", "0.000"],
+        ["scratch", "2", "2", "1.000", "1.000"],
+    ]
+    assert lines[-3].startswith("images: accuracy 1.000, precision 1.000, recall 1.000, F1 1.000, AUROC 1.000; best F1")
+    assert lines[-2].startswith("pixels: AUROC ")
+    assert lines[-1].startswith("report: 6 images inspected, 2 defective")
+    assert {row["image"]: row["category"] for row in records()} == {
+        "photos/normals/0.png": "normal", "photos/normals/2.png": "normal", "photos/normals/3.png": "normal",
+        "photos/normals/5.png": "normal", "photos/defects/scratch/0.png": "scratch",
+        "photos/defects/scratch/1.png": "scratch",
+    }  # fmt: skip
+    found = figures()
+    assert max(row["score"] for row in records() if row["category"] == "normal") < found["best_threshold"]
+    assert (found["false_alarms"], found["best_f1"], found["categories"]["scratch"]["found"]) == (0, 1, 2)
+    pixels = found["pixels"]
+    assert (pixels["images"], pixels["regions"]) == (6, 2)
+    assert min(pixels["auroc"], pixels["aupro"]) > 0.95
+    truth, hits, marked = read_image(labeled / "masks/scratch/0.png").pixels > 0, 0, 0
+    for row in records():
+        if row["mask"]:
+            mask = read_image(Path("report", row["mask"])).pixels > 0
+            hits, marked = hits + int((mask & truth).sum()), marked + int(mask.sum())
+    assert pixels["f1"] == pytest.approx(2 * hits / (2 * truth.sum() + marked))
+    assert main([*LABELED, "--threshold", "0", "--json", "--out", "b"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["labels"] == figures("b")
+    assert (figures("b")["false_alarms"], figures("b")["accuracy"]) == (4, 2 / 6)
+    assert figures("b")["pixels"]["auroc"] == pixels["auroc"]
+
+
+def test_without_labels_nothing_is_added(labeled: Path) -> None:
+    assert main([*LABELED, "-q"]) == 0
+    assert main(["inspect", "photos/defects/scratch", "--reference", "gold", "-q", "--overwrite"]) == 3
+    assert all("category" not in row for row in records())
+    assert not Path("report/labels.json").exists()
+
+
+@pytest.mark.parametrize("layout", ["MVTec AD", "its test", "beside", "defects beside normals", "normal inside"])
+def test_labeled_folders_have_several_layouts(labeled: Path, layout: str) -> None:
+    def move(**places: str) -> None:
+        for old, new in places.items():
+            for root in ("photos", "gold"):
+                Path(root, new).parent.mkdir(parents=True, exist_ok=True)
+                if Path(root, old).is_dir():
+                    Path(root, old).rename(Path(root, new))
+
+    folder = "photos"
+    if layout in ("MVTec AD", "its test"):
+        move(defects="test", normals="test/good", masks="ground_truth")
+        for path in Path("photos/ground_truth/scratch").iterdir():
+            path.rename(path.with_name(f"{path.stem}_mask.png"))
+        Path("photos/train/good").mkdir(parents=True)
+        Path("photos/train/good/9.png").write_bytes(Path("photos/test/good/0.png").read_bytes())
+        folder = "photos/test" if layout == "its test" else folder
+    elif layout == "beside":
+        Path("photos/defects/scratch").rename("photos/scratch")
+        Path("photos/defects").rmdir()
+        Path("gold/defects/scratch").rename("gold/scratch")
+        move(normals="good")
+    elif layout == "defects beside normals":
+        folder = "photos/defects"
+        for path in list(Path("gold/normals").iterdir()):  # outside the folder: by their names
+            path.rename(Path("gold", path.name))
+        Path("gold/defects/scratch").rename("gold/scratch")
+    else:
+        move(normals="defects/normal")
+    golden = "gold/test" if layout == "its test" else "gold"
+    assert main(["inspect", folder, "--labels", "--reference", golden, "-q"]) == 0
+    found = figures()
+    assert (found["normals"], found["defects"], found["accuracy"]) == (4, 2, 1)
+    assert list(found["categories"]) == ["scratch"]
+    assert found["pixels"]["regions"] == 2
+
+
+def test_an_image_of_several_categories_counts_in_each(labeled: Path) -> None:
+    Path("photos/masks/spot").mkdir()
+    small = np.zeros((100, 120), np.uint8)
+    small[10:14, 10:14] = 255
+    Path("photos/masks/spot/0.png").write_bytes(encode_png(small))
+    for i in range(2):
+        Path(f"photos/defects/scratch/{i}.png").rename(f"photos/defects/{i}.png")
+        Path(f"gold/defects/scratch/{i}.png").rename(f"gold/defects/{i}.png")
+    Path("photos/defects/scratch").rmdir()
+    Path("photos/defects/labels.csv").write_text("0.png,spot;scratch\n1.png,scratch\n")
+    assert main([*LABELED, "-q"]) == 0
+    assert [row["category"] for row in records()][-2:] == ["scratch;spot", "scratch"]
+    assert {name: each["images"] for name, each in figures()["categories"].items()} == {"scratch": 2, "spot": 1}
+    assert figures()["pixels"]["regions"] == 3
+
+
+def test_a_mask_that_cannot_be_used_is_an_error_of_its_image(labeled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("photos/masks/scratch/0.png").write_bytes(encode_png(np.eye(50, dtype=np.uint8) * 255))
+    assert main(LABELED) == 3
+    out = capsys.readouterr().out
+    assert "photos/masks/scratch/0.png: the mask is 50x50, but its image is 120x100" in out
+    assert (figures()["unreadable"], figures()["defects"], figures()["pixels"]["images"]) == (1, 1, 5)
+    Path("photos/masks/scratch/0.png").unlink()
+    assert main([*LABELED, "--overwrite"]) == 0
+    err = capsys.readouterr().err
+    assert "1 defect image has no mask (0.png); the figures of pixels leave it out" in err
+    assert (figures()["defects"], figures()["pixels"]["images"]) == (2, 5)
+    Path("photos/masks/scratch/1.png").unlink()
+    assert main([*LABELED, "--overwrite"]) == 0
+    assert figures()["pixels"] is None
+
+
+def test_resuming_completes_the_figures_of_images(labeled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LABELED, "-q"]) == 0
+    whole = figures()
+    rows = Path("report/report.jsonl").read_text().splitlines(keepends=True)
+    Path("report/report.jsonl").write_text("".join(rows[:3]))
+    assert main([*LABELED, "--resume"]) == 0
+    out, err = capsys.readouterr()
+    assert "(3 earlier)" in out
+    assert "no figures of pixels, which need all images to be judged in one run: use --overwrite" in err
+    assert figures() == {**whole, "pixels": None}
+    unlabeled = [json.loads(row) for row in rows]
+    for row in unlabeled:
+        del row["category"]
+    Path("report/report.jsonl").write_text("".join(json.dumps(row) + "\n" for row in unlabeled))
+    assert main([*LABELED, "--resume", "-q"]) == 0  # what has no category yet is judged again
+    assert figures() == whole
+    assert Path("report/report.jsonl").read_text() == "".join(rows)
+    Path("photos/normals/0.png").unlink()
+    assert main([*LABELED, "--resume", "-q"]) == 0
+    assert figures()["normals"] == 3  # its record stays, but it has no label any more
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["photos", "--watch"], 2, "--watch never ends, --labels counts when all is inspected: give one of them"),
+        (["line/0.png"], 4, "line/0.png: no such folder; give a labeled one"),
+        (["photos/normals"], 4, "photos/normals: no normals in it; a labeled folder has"),
+        (["photos/masks"], 4, "photos/masks: no images of defects in it"),
+        (["nowhere"], 4, "nowhere: no such file or folder"),
+    ],
+)
+def test_what_is_wrong_with_a_labeled_folder_is_one_line(
+    labeled: Path, arguments: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", *arguments, "--labels", "--reference", "gold", "-q"]) == code
+    (error_line,) = capsys.readouterr().err.splitlines()
+    assert words in error_line
+    assert not Path("report").exists()
+
+
+def test_a_program_gets_the_figures(labeled: Path) -> None:
+    job = defectgen.inspect(defectgen.InspectRequest(images=labeled, labels=True, reference=Path("gold")))
+    assert job.figures is None
+    assert len(list(job)) == len(job) == 6
+    assert job.figures == figures()
