@@ -11,6 +11,7 @@ from defectgen.imaging.images import DecodedImage, encode_png
 from defectgen.imaging.ssim import limits_of, otsu
 from defectgen.inspection import inspector
 from defectgen.inspection.inspector import Finding, Unreadable, calibrate, compare, find, golden, inspect, score_of
+from defectgen.inspection.scoring import pixel_figures
 
 
 def surface(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.uint8]:
@@ -73,10 +74,15 @@ def test_a_large_image_is_judged_in_strips_as_in_one_piece(
     broken = whole.copy()
     broken[100:330, 20:30] //= 3  # across several strips
     broken[rng.integers(0, shape[0], 40), rng.integers(0, shape[1], 40)] //= 2
-    expected = find(Path("a.png"), DecodedImage(broken), whole, 0.4, border=border)
+    truth = np.zeros(shape[:2], np.bool_)
+    truth[90:340, 18:33] = truth[600:, 40:] = truth[0, 0] = True
+    expected = find(Path("a.png"), DecodedImage(broken), whole, 0.4, border=border, truth=truth)
     monkeypatch.setattr(inspector, "_WHOLE", 1)
     monkeypatch.setattr(components, "_STRIP", 10 * shape[1])
-    found = find(Path("a.png"), DecodedImage(broken), whole, 0.4, border=border)
+    found = find(Path("a.png"), DecodedImage(broken), whole, 0.4, border=border, truth=truth)
+    assert found.pixels is not None
+    assert expected.pixels is not None
+    assert pixel_figures(found.pixels) == pytest.approx(pixel_figures(expected.pixels), abs=1e-4)
     assert found.score == pytest.approx(expected.score, abs=1e-6)
     assert found.mask.any() == (border < 25)
     np.testing.assert_array_equal(found.mask, expected.mask)
