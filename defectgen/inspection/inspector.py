@@ -119,6 +119,14 @@ class _ScoreMap:
                 self._kept = scores
             yield slice(top, bottom), scores
 
+    def judged(self) -> Iterator[FloatArray]:
+        """The scores of each strip within the border, if it has any."""
+        border, (height, width) = self._border, self._photograph.pixels.shape[:2]
+        for rows, strip in self.read():
+            inner = strip[max(border - rows.start, 0) : max(height - border - rows.start, 0), border : width - border]
+            if inner.size:
+                yield inner
+
     def _compute(self, top: int, bottom: int) -> FloatArray:
         scores = compare(self._photograph, self._repaired, (top, bottom))
         border, height = self._border, self._photograph.height
@@ -178,8 +186,9 @@ def find(
 
 def _defects(scores: _ScoreMap, before: Pixels, after: Pixels, threshold: float) -> BoolArray:
     """The components that Otsu's method separates in a score map and that have a pixel above `threshold`, [H, W]."""
-    limits = min(low for low, _ in scores.limits.values()), max(high for _, high in scores.limits.values())
-    separating = otsu((strip for _, strip in scores.read()), limits)
+    # The border, which is not judged, would count as very like its repaired version.
+    ends = [limits_of(strip) for strip in scores.judged()]
+    separating = otsu(scores.judged(), (min(low for low, _ in ends), max(high for _, high in ends)))
     separated, exceeding = np.zeros((2, *before.shape[:2]), np.bool_)
     for rows, strip in scores.read(above=min(separating, threshold)):
         separated[rows] = strip > separating

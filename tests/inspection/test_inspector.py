@@ -145,3 +145,18 @@ def test_a_hot_spot_of_16_bits_scores_high() -> None:
     assert finding.score > 0.5
     assert finding.mask[105, 505]
     assert find(path, DecodedImage(noisy), hot, 0.3).score > 0.5  # the golden image has it
+
+
+def test_the_border_does_not_move_otsus_threshold() -> None:
+    """The repair is noisy everywhere: with the border as zeros, Otsu's method would separate it from the noise."""
+    rng = np.random.default_rng(0)
+    golden = rng.normal(120, 25, (160, 160)).clip(0, 255)
+    noisy = golden + rng.normal(0, 18, golden.shape)
+    noisy[74:86, 70:90] = rng.normal(120, 25, (12, 20))
+    before, after = (each.clip(0, 255).astype(np.uint8) for each in (noisy, golden))
+    finding = find(Path("a.png"), DecodedImage(before), after, 0.6, border=40)
+    assert finding.defective
+    near = np.zeros((160, 160), np.bool_)
+    near[70:90, 66:94] = True
+    assert finding.mask[near].mean() > 0.1
+    assert finding.mask[~near].mean() < 0.01
