@@ -20,7 +20,8 @@ from defectgen.imaging import masks
 from defectgen.imaging.components import Components
 from defectgen.imaging.images import DecodedImage, ImageError, Pixels, read_image
 from defectgen.imaging.ssim import STRIP, WINDOW, histogram, limits_of, otsu, ssim_map
-from defectgen.imaging.windows import BoolArray, FloatArray, value_range, widened
+from defectgen.imaging.windows import BoolArray, Box, FloatArray, value_range, widened
+from defectgen.inspection import thumbnails
 
 Repair = Callable[[Path, DecodedImage], Pixels]
 """Returns the defect-free version of an image, as pixels of the same shape; raises ImageError if there is none."""
@@ -53,6 +54,8 @@ class Finding:
     threshold: float
     mask: BoolArray
     """The defects, [H, W]; all False if there are none."""
+    thumbnails: bytes = b""
+    """A JPEG, see `thumbnails.strip`."""
 
     @property
     def defective(self) -> bool:
@@ -114,6 +117,16 @@ class _ScoreMap:
                 self._kept = scores
             yield slice(top, bottom), scores
 
+    def crop(self, box: Box) -> FloatArray:
+        """The scores of a part of the image, [box.height, box.width]."""
+        bottom, columns = box.y + box.height, slice(box.x, box.x + box.width)
+        parts = []
+        for first, end in self._strips:
+            if first < bottom and end > box.y:
+                scores = self._compute(first, end) if self._kept is None else self._kept
+                parts.append(scores[max(box.y - first, 0) : bottom - first, columns])
+        return np.concatenate(parts)
+
     def _compute(self, top: int, bottom: int) -> FloatArray:
         scores = compare(self._photograph, self._repaired, (top, bottom))
         border, height = self._border, self._photograph.height
@@ -144,7 +157,7 @@ def _greatest(scores: FloatArray) -> FloatArray:
 
 
 def find(path: Path, photograph: DecodedImage, repaired: Pixels, threshold: float, *, border: int = 0) -> Finding:
-    """Inspect an image: its score and its defects.
+    """Inspect an image: its score, its defects, and thumbnails of them.
 
     Defects are the components that Otsu's method separates and that have a pixel above `threshold`.
 
@@ -153,12 +166,20 @@ def find(path: Path, photograph: DecodedImage, repaired: Pixels, threshold: floa
         border: pixels along the image's edges that are ignored.
     """
     scores = _ScoreMap(photograph, repaired, border)
-    score = score_of(strip for _, strip in scores.read())
+    small = thumbnails.Shrunk(photograph.height, photograph.width)
+
+    def noted() -> Iterator[FloatArray]:
+        for rows, strip in scores.read():
+            small.add(rows, strip)
+            yield strip
+
+    score = score_of(noted())
     if score > threshold:
         mask = _defects(scores, photograph.pixels, repaired, threshold)
     else:
         mask = np.zeros((photograph.height, photograph.width), np.bool_)
-    return Finding(path, photograph, score, threshold, mask)
+    shown = thumbnails.strip(photograph, repaired, small, mask, threshold, scores.crop)
+    return Finding(path, photograph, score, threshold, mask, shown)
 
 
 def _defects(scores: _ScoreMap, before: Pixels, after: Pixels, threshold: float) -> BoolArray:

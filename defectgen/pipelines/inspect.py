@@ -18,6 +18,7 @@ from defectgen.methods import which
 from defectgen.models import registry
 
 _POLL = 0.5  # seconds
+_REFRESH = 30.0  # seconds
 _PATIENCE = 5.0  # seconds after the last change in which an unreadable or empty image may still be incomplete
 _OTHER_IMAGES = inspector.ALIASES | inspector.OTHER_FORMATS
 _ACCOMPANYING = frozenset(
@@ -179,7 +180,7 @@ class InspectionJob:
             report.begin()
             try:
                 for finding in inspector.inspect(
-                    arrivals, self._repair, self.threshold, border=self.border, workers=request.workers
+                    self._showing(arrivals), self._repair, self.threshold, border=self.border, workers=request.workers
                 ):
                     if isinstance(finding, Unreadable) and arrivals.retry_later(finding.path):
                         continue
@@ -189,6 +190,18 @@ class InspectionJob:
             finally:
                 if len(report):
                     report.write_table()
+                    report.write_page()
+
+    def _showing(self, arrivals: Iterable[Path | None]) -> Iterator[Path | None]:
+        """The arrivals. While they are watched for, the report's page is written now and then."""
+        shown, due = self.inspected, time.monotonic() + _REFRESH
+        for path in arrivals:
+            start = time.monotonic()
+            if self._request.watch and self.inspected > shown and start >= due:
+                self._report.write_page()
+                shown, end = self.inspected, time.monotonic()
+                due = end + max(_REFRESH, 20 * (end - start))  # a long report takes a small part of the time
+            yield path
 
 
 def inspect(request: InspectRequest) -> InspectionJob:
