@@ -29,10 +29,10 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM = 640, 200, 60, 620, 160  # of the histo
 _STYLE = """
 body { max-width: 72em; } #images { width: 100%; } #images thead th { position: sticky; top: 0; background: #fff; }
 #images tbody { border-bottom: 1px solid #ddd; } #images td { vertical-align: top; }
-#images td:first-child { overflow-wrap: anywhere; } #images td[colspan] { text-align: left; }
+#images td:first-child { overflow-wrap: anywhere; min-width: 12em; } #images td[colspan] { text-align: left; }
 .defective td:nth-child(2), .error td { color: #a3151f; font-weight: 600; }
 .flawless td:nth-child(2) { color: #06652f; }
-#images figure { display: block; margin: 0; max-width: 1036px; } #images img { margin: .2em 0; }
+#images figure { display: block; margin: 0; width: fit-content; max-width: 100%; } #images img { margin: .2em 0; }
 figcaption { color: #555; font-size: .9em; } .columns { display: grid; grid-template-columns: repeat(4, 1fr); }
 fieldset { border: 1px solid #999; display: flex; flex-wrap: wrap; gap: .4em 1.5em; align-items: center; }
 fieldset, svg { max-width: 100%; } [hidden] { display: none !important; } #threshold { width: 20em; max-width: 60vw; }
@@ -77,7 +77,7 @@ if (by("threshold")) by("threshold").addEventListener("input", () => {
   const threshold = Number(by("threshold").value), x = LEFT + (RIGHT - LEFT) * threshold / TOP;
   const count = SCORES.filter(score => score > threshold).length;
   by("would").textContent = `${threshold.toFixed(4)}: ${count} of ${SCORES.length} images would be defective`;
-  by("line").setAttribute("d", `M${x} 10V${BOTTOM}`);
+  by("slid").setAttribute("d", `M${x} 10V${BOTTOM}`);
 });
 by("controls").hidden = false;
 filter();
@@ -153,7 +153,7 @@ def _summary(groups: dict[bool | None, list[Record]], pictures: _Pictures) -> It
     yield (
         '<p class="small">Sorted by score, the dissimilarity to the defect-free version at the worst place, 0 to 2. '
         "Where there are two rows of pictures, the second shows the part in the blue frame. Score maps are black at 0, "
-        f"purple to orange at the threshold, and yellow at twice the threshold. Flawless images have pictures if they "
+        "red at the threshold, and pale yellow at twice the threshold. Flawless images have pictures if they "
         f"are among the {NEAR} with the highest scores.</p>"
     )
     notes = [
@@ -247,7 +247,8 @@ def _histogram(judged: Sequence[Record]) -> list[str]:
         x = _LEFT + threshold / top * (_RIGHT - _LEFT)
         side = ("end", -5) if x > (_LEFT + _RIGHT) / 2 else ("start", 5)
         marks = [
-            f'<path id="line" d="M{x:.1f} 10V{_BOTTOM}" stroke="#222" stroke-width="1.5" stroke-dasharray="5 3"/>',
+            f'<path d="M{x:.1f} 10V{_BOTTOM}" stroke="#222" stroke-width="1.5" stroke-dasharray="5 3"/>',
+            '<path id="slid" stroke="#762a83" stroke-width="1.5"/>',
             f'<text x="{x + side[1]:.1f}" y="20" text-anchor="{side[0]}">threshold {threshold}</text>',
         ]
     frame = markup.axes(_LEFT, _RIGHT, _BOTTOM, x=("score", "0", f"{top:.3g}"), y=("images", "0", str(most)))

@@ -15,7 +15,7 @@ COLUMNS = ("image", "defects outlined", "defect-free version", "score map")
 SIDE = 256
 """The longer side of a thumbnail, in pixels."""
 
-_PART = (128, 512)  # pixels; the least and greatest side of the part of a large image that is shown by itself
+_PART = (128, 640)  # pixels; the least and greatest side of the part of a large image that is shown by itself
 _ROOM = 1.5  # the side of that part, in those of its defects
 _GAP = 4  # pixels between thumbnails
 _QUALITY = 80
