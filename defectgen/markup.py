@@ -43,7 +43,7 @@ def axes(left: int, right: int, bottom: int, *, x: tuple[str, str, str], y: tupl
         f'<text x="{(left + right) // 2}" y="{bottom + 32}" text-anchor="middle">{escape(x[0])}</text>'
         f'<text x="{left - 6}" y="16" text-anchor="end">{escape(y[2])}</text>'
         f'<text x="{left - 6}" y="{bottom}" text-anchor="end">{escape(y[1])}</text>'
-        f'<text transform="translate(16,{(bottom + 40) // 2}) rotate(-90)" text-anchor="middle">{escape(y[0])}</text>'
+        f'<text transform="translate(16,{bottom // 2}) rotate(-90)" text-anchor="middle">{escape(y[0])}</text>'
     )
 
 

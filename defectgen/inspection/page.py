@@ -33,7 +33,8 @@ body { max-width: 72em; } #images { width: 100%; } #images thead th { position: 
 .defective td:nth-child(2), .error td { color: #a3151f; font-weight: 600; }
 .flawless td:nth-child(2) { color: #06652f; }
 #images figure { display: block; margin: 0; width: fit-content; max-width: 100%; } #images img { margin: .2em 0; }
-figcaption { color: #555; font-size: .9em; } .columns { display: grid; grid-template-columns: repeat(4, 1fr); }
+figcaption, .columns { color: #555; font-size: .9em; }
+.columns { display: grid; grid-template-columns: repeat(4, 1fr); }
 fieldset { border: 1px solid #999; display: flex; flex-wrap: wrap; gap: .4em 1.5em; align-items: center; }
 fieldset, svg { max-width: 100%; } [hidden] { display: none !important; } #threshold { width: 20em; max-width: 60vw; }
 th button { all: unset; cursor: pointer; text-decoration: underline; } th button:focus-visible { outline: 2px solid; }
@@ -200,19 +201,23 @@ def _row(record: Record, thumbnails: Path | None) -> str:
     lines.append("</tr>")
     if record.error is not None:
         lines.append(f'<tr><td colspan="{len(_NAMES)}">{escape(printable(record.error))}</td></tr>')
-    if thumbnails is not None:
-        figure = markup.image(thumbnails.read_bytes(), f"{name}: {', '.join(COLUMNS)}, from the left")
-        columns = "".join(f"<span>{column}</span>" for column in COLUMNS)
-        links = ", ".join(
-            f'<a href="{quote(file)}">{what}</a>'
-            for what, file in (("outlines in full size", record.overlay), ("mask", record.mask))
-            if file is not None
-        )
-        lines.append(
-            f'<tr><td colspan="{len(_NAMES)}"><figure>{figure}<figcaption><div class="columns">{columns}</div>{links}'
-            "</figcaption></figure></td></tr>"
-        )
+    if thumbnails is not None or record.defective:
+        lines.append(f'<tr><td colspan="{len(_NAMES)}">{_figure(record, name, thumbnails)}</td></tr>')
     return "".join([*lines, "</tbody>"])
+
+
+def _figure(record: Record, name: str, thumbnails: Path | None) -> str:
+    """An image's thumbnails, if they are embedded, and links to its files."""
+    named = {"outlines in full size": record.overlay, "mask": record.mask}
+    shown = ""
+    if thumbnails is None:
+        named = {"pictures (not in this page)": record.thumbnail, **named}
+    else:
+        columns = "".join(f"<span>{column}</span>" for column in COLUMNS)
+        picture = markup.image(thumbnails.read_bytes(), f"{name}: {', '.join(COLUMNS)}, from the left")
+        shown = f'{picture}<div class="columns">{columns}</div>'
+    links = ", ".join(f'<a href="{quote(file)}">{what}</a>' for what, file in named.items() if file is not None)
+    return f"<figure>{shown}<figcaption>{links}</figcaption></figure>"
 
 
 def _scores(judged: Sequence[Record]) -> list[float]:

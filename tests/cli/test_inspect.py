@@ -201,6 +201,7 @@ def test_watching_takes_each_image_once_and_none_half_written(line: Path) -> Non
     assert not any("error" in row for row in rows)
     assert {row["image"] for row in rows if row["defective"]} == {"line/1.png", "line/4.png"}
     assert Path("report/report.csv").read_text().count("\n") == 6
+    assert len(rows_of_page()) == 5
 
 
 INSPECT = ["inspect", "line", "--reference", "golden"]

@@ -119,6 +119,7 @@ def test_what_is_too_much_is_left_out_and_said(tmp_path: Path, monkeypatch: pyte
     found = written(tmp_path, records)
     assert sorted(found.pictures) == [f"{i:03}.png" for i in range(20, 30)]
     assert len(found.rows) == 30
+    assert [attributes["href"] for tag, attributes in found.tags if tag == "a"].count("t.jpg") == 20
     assert "The pictures of 20 images with lower scores would make this page too large" in found.text
     assert "in the folder thumbnails" in found.text
     monkeypatch.setattr(page, "_ROWS", 12)
