@@ -18,7 +18,8 @@ from defectgen.methods import which
 from defectgen.models import registry
 
 _POLL = 0.5  # seconds
-_REFRESH = 30.0  # seconds
+_REFRESH = 30.0  # seconds after which the page of a watched folder is written again
+_REST = 20.0  # at least this many times as long as writing it took
 _PATIENCE = 5.0  # seconds after the last change in which an unreadable or empty image may still be incomplete
 _OTHER_IMAGES = inspector.ALIASES | inspector.OTHER_FORMATS
 _ACCOMPANYING = frozenset(
@@ -200,7 +201,7 @@ class InspectionJob:
             if self._request.watch and self.inspected > shown and start >= due:
                 self._report.write_page()
                 shown, end = self.inspected, time.monotonic()
-                due = end + max(_REFRESH, 20 * (end - start))  # a long report takes a small part of the time
+                due = end + max(_REFRESH, _REST * (end - start))
             yield path
 
 

@@ -453,6 +453,7 @@ def test_the_page_is_written_while_images_are_watched_for(line: Path, monkeypatc
     monkeypatch.setattr(pipeline, "_POLL", 0.02)
     monkeypatch.setattr(pipeline, "_PATIENCE", 0.1)
     monkeypatch.setattr(pipeline, "_REFRESH", 0.0)
+    monkeypatch.setattr(pipeline, "_REST", 0.0)
     job = defectgen.inspect(defectgen.InspectRequest(images=line, reference=Path("golden"), watch=True))
     images: Any = iter(job)
     with closing(images):
