@@ -1,6 +1,5 @@
 """Writes the HTML report: a single file with embedded images, curves and tables."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,20 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defectgen import files
+from defectgen import files, markup
 from defectgen.evaluation.learning import NAMES
 from defectgen.folders import NORMAL
 from defectgen.imaging.images import encode_jpeg
 
 Pixels = NDArray[np.uint8]
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: .5em 0 1.5em; } th, td { padding: .25em .9em; text-align: right; }
-th { border-bottom: 1px solid #999; font-weight: 600; } td:first-child, th:first-child { text-align: left; }
-img { display: block; margin: .2em 0 .8em; max-width: 100%; } figure { display: inline-block; margin: 0 1em 1em 0; }
-.helps { color: #06652f; } .hurts, .do { color: #a3151f; } .verdict { font-size: 1.2em; font-weight: 600; }
-.small { color: #666; font-size: .9em; }
-"""
 _COLORS = ("#888", "#2166ac", "#5aae61", "#b2182b", "#f4a582", "#762a83", "#c2a5cf", "#8c510a", "#dfc27d")
 _SETS = {
     "none": "real images as they are", "traditional": "with flips, brightness, contrast",
@@ -40,8 +31,7 @@ def write(path: Path, found: Mapping[str, Any], sheets: Mapping[str, Mapping[str
     names = list(found["datasets"])
     title = f"Does {names[0]} help?" if len(names) == 1 else f"Which helps: {', '.join(names)}?"
     parts = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
-        f"<style>{_STYLE}</style><h1>{escape(title)}</h1>",
+        *markup.head(title),
         *(line for of_shots in found["downstream"] for line in _verdicts(of_shots, found)),
         *(_gains_by_shots(found["downstream"]) if len(found["downstream"]) > 1 else ()),
         *(line for of_shots in found["downstream"] for line in _downstream(of_shots)),
@@ -92,7 +82,7 @@ def _gains_by_shots(downstream: Sequence[Mapping[str, Any]]) -> list[str]:
             shown = ["not used" if "gain" not in of else f"{of['gain']:+.3f}{_plus_minus(of)}" for of in cells]
             rows.append([f"{name}, {task}", *shown])
     head = ["gain", *("all" if of_shots["shots"] is None else str(of_shots["shots"]) for of_shots in downstream)]
-    return ["<h2>Gain against the number of real defects</h2>", _table(head, rows)]
+    return ["<h2>Gain against the number of real defects</h2>", markup.table(head, rows)]
 
 
 def _plus_minus(of_task: Mapping[str, Any]) -> str:
@@ -115,14 +105,14 @@ def _downstream(of_shots: Mapping[str, Any]) -> list[str]:
     rows = [[_label(name, datasets), *cells(of["scores"], names)] for name, of in sets.items()]
     parts = [
         f"<h2>Tested on held-out real images, trained with {_shots_label(of_shots['shots'])}</h2>",
-        _table(["trained on", *(NAMES[name] for name in names)], rows),
+        markup.table(["trained on", *(NAMES[name] for name in names)], rows),
         f'<p class="small">The training sets with synthetic images: {escape(_SETS[of_shots["augmentation"]])}.</p>',
         _curves({_label(name, datasets): of["curve"] for name, of in sets.items()}),
     ]
     for category, of_category in next(iter(sets.values()))["categories"].items():
         keys = list(of_category)
         rows = [[_label(name, datasets), *cells(of["categories"][category], keys)] for name, of in sets.items()]
-        parts.append(_table([category, *(NAMES[key] for key in keys)], rows))
+        parts.append(markup.table([category, *(NAMES[key] for key in keys)], rows))
     return parts
 
 
@@ -149,7 +139,7 @@ def _fidelity(datasets: Mapping[str, Any]) -> list[str]:
         "The sliced Wasserstein distance (× 1000) needs no network. FID and LPIPS need their own: --features "
         "inception=FILE, --features lpips=FILE."
     )
-    table = _table(["category", *(_COLUMNS[name] for name in names)], rows)
+    table = markup.table(["category", *(_COLUMNS[name] for name in names)], rows)
     return ["<h2>Fidelity: resemblance to real defects</h2>", table, f'<p class="small">{note}</p>']
 
 
@@ -208,20 +198,13 @@ def _inputs(found: Mapping[str, Any]) -> list[str]:
     )
     return [
         "<h2>What was compared</h2>",
-        _table(["", "images"], rows),
+        markup.table(["", "images"], rows),
         f'<p class="small">{escape(" ".join([*notes, how]))}</p>',
     ]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = ["<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>"]
-    cells += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return f"<table>{''.join(cells)}</table>"
-
-
 def _image(pixels: Pixels, alt: str) -> str:
-    data = base64.b64encode(encode_jpeg(pixels)).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
+    return markup.image(encode_jpeg(pixels), alt)
 
 
 def _curves(curves: Mapping[str, Sequence[float]], width: int = 640, height: int = 260) -> str:
@@ -236,16 +219,6 @@ def _curves(curves: Mapping[str, Sequence[float]], width: int = 640, height: int
         )
         lines.append(f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{points}"/>')
         lines.append(f'<text x="{width - right + 12}" y="{24 + 18 * number}" fill="{color}">{escape(name)}</text>')
-    axes = (
-        f'<path d="M{left} 10V{bottom}H{width - right}" fill="none" stroke="#999"/>'
-        f'<text x="{left}" y="{bottom + 16}">0</text>'
-        f'<text x="{width - right}" y="{bottom + 16}" text-anchor="end">1</text>'
-        f'<text x="{(left + width - right) // 2}" y="{bottom + 32}" text-anchor="middle">recall of pixels</text>'
-        f'<text x="{left - 6}" y="16" text-anchor="end">1</text>'
-        f'<text x="{left - 6}" y="{bottom}" text-anchor="end">0</text>'
-        f'<text transform="translate(16,{bottom // 2}) rotate(-90)" text-anchor="middle">precision</text>'
-    )
-    return (
-        f'<svg width="{width}" height="{height}" font-size="12" role="img" aria-label="Precision over recall of the '
-        f'pixels, a line for each training set">{axes}{"".join(lines)}</svg>'
-    )
+    frame = markup.axes(left, width - right, bottom, x=("recall of pixels", "0", "1"), y=("precision", "0", "1"))
+    label = "Precision over recall of the pixels, a line for each training set"
+    return markup.plot(width, height, label, [frame, *lines])

@@ -20,7 +20,8 @@ from defectgen.imaging import masks
 from defectgen.imaging.components import Components
 from defectgen.imaging.images import DecodedImage, ImageError, Pixels, read_image
 from defectgen.imaging.ssim import STRIP, WINDOW, histogram, limits_of, otsu, ssim_map
-from defectgen.imaging.windows import BoolArray, FloatArray, value_range, widened
+from defectgen.imaging.windows import BoolArray, Box, FloatArray, value_range, widened
+from defectgen.inspection import thumbnails
 from defectgen.inspection.scoring import PixelCounts, count_pixels
 
 Repair = Callable[[Path, DecodedImage], Pixels]
@@ -58,6 +59,8 @@ class Finding:
     """The defects, [H, W]; all False if there are none."""
     pixels: PixelCounts | None = None
     """The scores of the pixels, if the true mask is known."""
+    thumbnails: bytes = b""
+    """A JPEG, see `thumbnails.strip`."""
 
     @property
     def defective(self) -> bool:
@@ -127,6 +130,16 @@ class _ScoreMap:
             if inner.size:
                 yield inner
 
+    def crop(self, box: Box) -> FloatArray:
+        """The scores of a part of the image, [box.height, box.width]."""
+        bottom, columns = box.y + box.height, slice(box.x, box.x + box.width)
+        parts = []
+        for first, end in self._strips:
+            if first < bottom and end > box.y:
+                scores = self._compute(first, end) if self._kept is None else self._kept
+                parts.append(scores[max(box.y - first, 0) : bottom - first, columns])
+        return np.concatenate(parts)
+
     def _compute(self, top: int, bottom: int) -> FloatArray:
         scores = compare(self._photograph, self._repaired, (top, bottom))
         border, height = self._border, self._photograph.height
@@ -165,7 +178,7 @@ def find(
     border: int = 0,
     truth: BoolArray | None = None,
 ) -> Finding:
-    """Inspect an image: its score and its defects.
+    """Inspect an image: its score, its defects, and thumbnails of them.
 
     Defects are the components that Otsu's method separates and that have a pixel above `threshold`.
 
@@ -175,13 +188,21 @@ def find(
         truth: the true mask, [H, W], to count `Finding.pixels` by.
     """
     scores = _ScoreMap(photograph, repaired, border)
-    score = score_of(strip for _, strip in scores.read())
+    small = thumbnails.Shrunk(photograph.height, photograph.width)
+
+    def noted() -> Iterator[FloatArray]:
+        for rows, strip in scores.read():
+            small.add(rows, strip)
+            yield strip
+
+    score = score_of(noted())
     if score > threshold:
         mask = _defects(scores, photograph.pixels, repaired, threshold)
     else:
         mask = np.zeros((photograph.height, photograph.width), np.bool_)
     pixels = None if truth is None else count_pixels(scores.read(), truth, mask)
-    return Finding(path, photograph, score, threshold, mask, pixels)
+    shown = thumbnails.strip(photograph, repaired, small, mask, threshold, scores.crop)
+    return Finding(path, photograph, score, threshold, mask, pixels, shown)
 
 
 def _defects(scores: _ScoreMap, before: Pixels, after: Pixels, threshold: float) -> BoolArray:

@@ -1,13 +1,13 @@
-"""The inspection report on disk: a record per image, written at once, masks, overlays, and finally a table."""
+"""The inspection report on disk: a record per image, written at once, with pictures, and finally a table and a page."""
 
 import csv
 import hashlib
+import heapq
 import io
 import json
 import os
-import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -15,59 +15,28 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from defectgen import files
 from defectgen.errors import BadInputError, UsageError
 from defectgen.imaging.components import Components
 from defectgen.imaging.images import DecodedImage, encode_jpeg, encode_png
+from defectgen.inspection import page
+from defectgen.inspection.contours import contours
 from defectgen.inspection.inspector import Finding, Unreadable, reason_of
+from defectgen.inspection.record import Record
 from defectgen.text import printable, recorded
 
 _RECORDS = "report.jsonl"
 _TABLE = "report.csv"
 _FIGURES = "labels.json"
+_PAGE = "report.html"
 _COLUMNS = ("image", "defective", "score", "threshold", "defects", "area", "error")
 _RED = (230, 40, 40)
 _LONGEST = 120  # bytes of an image's name in that of its mask; some encrypted drives take 143, with the suffixes
 _JPEG_SIDE = 65_500  # pixels, the limit of the format
 _OVERLAY_PIXELS = 2**26  # an overlay is only to be looked at
-_RANDOM = r"\.[a-z0-9_]{8}\.tmp"  # as `files.replacing` names its temporary files
-_LEFTOVERS = {
-    ".": re.compile(rf"\.({re.escape(_RECORDS)}|{re.escape(_TABLE)}|{re.escape(_FIGURES)}){_RANDOM}"),
-    "masks": re.compile(rf"\..+\.png{_RANDOM}", re.DOTALL),
-    "overlays": re.compile(rf"\..+\.jpg{_RANDOM}", re.DOTALL),
-}
-
-
-class Record(BaseModel):
-    """A line of `report.jsonl`: the verdict on an image, or the reason why there is none (or no mask)."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    image: str = Field(min_length=1)
-    """The path as given. Bytes that are not UTF-8 are escaped as `text.recorded` says."""
-    category: str | None = None
-    """Of a labeled image: `normal`, or the category of its defects; several are separated by semicolons."""
-    error: str | None = None
-    defective: bool | None = None
-    score: float | None = Field(default=None, allow_inf_nan=False)
-    threshold: float | None = Field(default=None, allow_inf_nan=False)
-    border: int | None = None
-    reference: str | None = None
-    """What the image was compared with: the golden images' folder, or the model."""
-    boxes: list[tuple[int, int, int, int]] = []
-    areas: list[int] = []
-    mask: str | None = None
-    overlay: str | None = None
-    stamp: str | None = None
-    """Size and time of the image's file, and of its golden image: if they differ now, the verdict is out of date."""
-
-    @model_validator(mode="after")
-    def _says_something(self) -> "Record":
-        if self.defective is None and self.error is None:
-            raise ValueError("has neither a verdict nor an error")
-        return self
+_FOLDERS = ("masks", "overlays", "thumbnails")
 
 
 @dataclass(frozen=True)
@@ -110,26 +79,27 @@ class InspectionReport:
         self._earlier = set[tuple[str | None, float | None, int | None]]()
         self._replaced: list[Path] = []
         self._known: dict[str, _Known] = {}
-        self._owners: dict[str, str] = {}  # the image of each mask
+        self._owners: dict[str, str] = {}  # the image of each stem
+        self._near: list[float] = []  # a heap of the highest scores of flawless images with thumbnails
         with files.writable(out):
             entries = list(out.iterdir()) if out.exists() else []
         if entries and not resume and not overwrite:
             raise UsageError(
                 f"{out}: not empty; continue with --resume, replace it with --overwrite, or choose another --out"
             )
-        if not entries or set(entries) <= set(self._leftovers()):
+        if not entries or files.vacant(out):
             return
-        for name in (_RECORDS, _TABLE, _FIGURES, "masks", "overlays"):
+        for name in (_RECORDS, _TABLE, _PAGE, _FIGURES, *_FOLDERS):
             self._path(name)  # none may be a link, through which a run would write elsewhere
         if not self._path(_RECORDS).is_file():
             raise BadInputError(f"{out}: not an inspection report (it has no {_RECORDS}); choose another --out")
-        for record in self._read(strict=not overwrite):
+        for _, record in self._read(strict=not overwrite):
             if overwrite:
-                self._replaced += [self._path(name) for name in (record.mask, record.overlay) if name]
+                self._replaced += map(self._path, record.files.values())
             else:
                 self._keep(record, earlier=True)
         if overwrite:
-            self._replaced += [self._path(_TABLE), self._path(_FIGURES), self._path(_RECORDS)]
+            self._replaced += [self._path(name) for name in (_TABLE, _PAGE, _FIGURES, _RECORDS)]
 
     def __len__(self) -> int:
         """The number of images with a record."""
@@ -153,9 +123,10 @@ class InspectionReport:
     def begin(self) -> None:
         """Delete what is replaced, and what a killed run left behind, and create `report.jsonl`."""
         with files.writable(self.out):
-            for path in (*self._replaced, *self._leftovers()):
+            for path in self._replaced:
                 path.unlink(missing_ok=True)
             self._replaced = []
+            files.sweep(self.out)
             self.out.mkdir(parents=True, exist_ok=True)
             records = self._path(_RECORDS)
             records.touch()
@@ -176,10 +147,10 @@ class InspectionReport:
 
     def rows(self) -> list[Record]:
         """The record of each image, in the order in which they first came."""
-        return list({record.image: record for record in self._read(strict=True)}.values())
+        return list({record.image: record for _, record in self._read(strict=True)}.values())
 
     def add(self, finding: Finding | Unreadable, stamp: str = "", category: str | None = None) -> dict[str, Any]:
-        """Write the record, mask and overlay of an image, in place of earlier ones; returns the record."""
+        """Write the record, mask, overlay and thumbnails of an image, in place of earlier ones; returns the record."""
         row: dict[str, Any] = {"image": _image(finding.path)} | ({} if category is None else {"category": category})
         if isinstance(finding, Unreadable):
             row["error"] = printable(finding.reason)
@@ -190,35 +161,38 @@ class InspectionReport:
                 "score": round(finding.score, 5),
                 "threshold": round(finding.threshold, 5),
                 **({"border": settings.border, "reference": settings.reference} if settings else {}),
-                "boxes": [], "areas": [], "mask": None, "overlay": None, "stamp": stamp,
+                "boxes": [], "areas": [], "mask": None, "overlay": None, "thumbnail": None, "stamp": stamp,
+                "contours": [],
             }  # fmt: skip
             if finding.defective:
                 try:
                     self._draw(finding, row)
                 except (MemoryError, ValueError, cv2.error) as error:
                     row["error"] = printable(f"judged, but its defects cannot be drawn: {reason_of(error)}")
+            if finding.thumbnails and (finding.defective or self._is_near(finding.score)):
+                row["thumbnail"] = self._write(f"thumbnails/{self._stem(finding.path)}.jpg", finding.thumbnails)
+        record = Record.model_construct(**row)
         before = self._known.get(row["image"])
         records = self._path(_RECORDS)
         with files.writable(records), files.disk_errors(records):
             with records.open("a", encoding="utf-8") as file:
                 file.write(_line(row))
             for name in before.files if before else ():
-                if name not in (row.get("mask"), row.get("overlay")):
+                if name not in record.files.values():
                     self._path(name).unlink(missing_ok=True)
-        self._keep(Record.model_construct(**row))
+        self._keep(record)
         return row
 
     def write_table(self) -> Path:
         """Write `report.csv` with the record of each image, and drop replaced records; returns its path."""
-        records = list(self._read(strict=True))
-        last = {record.image: record for record in records}
-        if len(records) != len(last):
-            rows = (record.model_dump(exclude_unset=True) for record in last.values())
-            files.write(self._path(_RECORDS), "".join(_line(row) for row in rows))
+        found = list(self._read(strict=True))
+        last = {record.image: (start, record) for start, record in found}
+        if len(found) != len(last):
+            self._keep_lines(start for start, _ in last.values())
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore")
         table.writeheader()
-        for record in last.values():
+        for _, record in last.values():
             values = {"image": _cell(record.image), "error": _cell(record.error or "")}
             table.writerow(
                 {**record.model_dump(), **values, "defects": len(record.boxes), "area": sum(record.areas)},
@@ -231,36 +205,58 @@ class InspectionReport:
         """Write `labels.json`: how well the verdicts agree with labels."""
         self._write(_FIGURES, (json.dumps(figures, ensure_ascii=False, indent=2) + "\n").encode())
 
-    def _read(self, *, strict: bool) -> Iterator[Record]:
-        """The records in the order of the file. An incomplete last line is left out, damaged ones unless `strict`.
+    def write_page(self) -> Path:
+        """Write `report.html`, which shows all images and their thumbnails; returns its path."""
+        page.write(self._path(_PAGE), self.rows(), self._path)
+        return self._path(_PAGE)
+
+    def _keep_lines(self, starts: Iterable[int]) -> None:
+        """Keep of `report.jsonl` the lines that start at these bytes, in this order."""
+        records = self._path(_RECORDS)
+        with files.replacing(records) as temporary, records.open("rb") as source, temporary.open("wb") as file:
+            for start in starts:
+                source.seek(start)
+                file.write(source.readline())
+
+    def _read(self, *, strict: bool) -> Iterator[tuple[int, Record]]:
+        """The records in the order of the file, with the byte at which each starts.
+
+        An incomplete last line is left out, damaged ones unless `strict`.
 
         Raises:
             BadInputError: a damaged line, or one that names a file that is none of this report's.
         """
         path = self._path(_RECORDS)
+        start, number = 0, 0
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                while (line := file.readline()).endswith(b"\n"):
+                    number += 1
+                    if record := self._parse(line, f"{path}, line {number}", strict=strict):
+                        yield start, record
+                    start += len(line)
         except OSError as error:
             raise BadInputError(f"{path}: cannot be read ({error.strerror or error})") from error
-        lines = data[: data.rfind(b"\n") + 1].removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = Record.model_validate_json(line)
-            except ValidationError as error:
-                if not strict:
-                    continue
-                first = error.errors(include_url=False, include_input=False)[0]
-                reason = " ".join([*map(str, first["loc"]), first["msg"]])
-                raise BadInputError(
-                    f"{path}, line {number}: damaged ({reason}); delete the line, so that its image is inspected "
-                    "again with --resume, or replace the report with --overwrite"
-                ) from error
-            for name, folder in ((record.mask, "masks"), (record.overlay, "overlays")):
-                if name is not None:
-                    self._check_owned(name, folder)
-            yield record
+
+    def _parse(self, line: bytes, where: str, *, strict: bool) -> Record | None:
+        """The record in a line; None if it is empty, or damaged and not `strict`."""
+        line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line.strip():
+            return None
+        try:
+            record = Record.model_validate_json(line)
+        except ValidationError as error:
+            if not strict:
+                return None
+            first = error.errors(include_url=False, include_input=False)[0]
+            reason = " ".join([*map(str, first["loc"]), first["msg"]])
+            raise BadInputError(
+                f"{where}: damaged ({reason}); delete the line, so that its image is inspected "
+                "again with --resume, or replace the report with --overwrite"
+            ) from error
+        for folder, name in record.files.items():
+            self._check_owned(name, folder)
+        return record
 
     def _check_owned(self, name: str, folder: str) -> None:
         """Raise BadInputError unless `name` is that of a file in this folder of the report."""
@@ -281,7 +277,7 @@ class InspectionReport:
 
     def _keep(self, record: Record, *, earlier: bool = False) -> None:
         before = self._known.get(record.image)
-        names = tuple(name for name in (record.mask, record.overlay) if name)
+        names = tuple(record.files.values())
         now = _Known(bool(record.defective), record.error is not None, record.stamp, record.category, names, earlier)
         for each, sign in ((before, -1), (now, 1)):
             if each is not None:
@@ -291,36 +287,35 @@ class InspectionReport:
         self._known[record.image] = now
         if record.defective is not None:
             self._earlier.add((record.reference, record.threshold, record.border))
+        if record.thumbnail and not record.defective:
+            push = heapq.heappush if len(self._near) < page.NEAR else heapq.heappushpop
+            push(self._near, record.score or 0.0)
         for name in names:
             self._owners[_key(PurePosixPath(name).stem)] = record.image
-
-    def _leftovers(self) -> list[Path]:
-        """The temporary files of a run that was killed."""
-        found = []
-        for folder, pattern in _LEFTOVERS.items():
-            path = self.out / folder
-            if path.is_dir() and not path.is_symlink():
-                found += [file for file in path.iterdir() if pattern.fullmatch(file.name) and not file.is_dir()]
-        return found
 
     def _draw(self, finding: Finding, row: dict[str, Any]) -> None:
         """Write the mask and the overlay; completes the record."""
         components = Components(finding.mask)
         row["boxes"] = components.boxes[1:].tolist()
         row["areas"] = components.areas[1:].tolist()
-        stem = self._stem(row["image"], finding.path)
-        self._write(f"masks/{stem}.png", encode_png(finding.mask.view(np.uint8) * 255))
-        row["mask"] = f"masks/{stem}.png"
-        self._write(f"overlays/{stem}.jpg", encode_jpeg(overlay(finding.photograph, finding.mask)))
-        row["overlay"] = f"overlays/{stem}.jpg"
+        row["contours"] = contours(finding.mask, components)
+        stem = self._stem(finding.path)
+        row["mask"] = self._write(f"masks/{stem}.png", encode_png(finding.mask.view(np.uint8) * 255))
+        row["overlay"] = self._write(f"overlays/{stem}.jpg", encode_jpeg(overlay(finding.photograph, finding.mask)))
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, data: bytes) -> str:
         path = self._path(name)
         with files.writable(path):
             files.write(path, data)
+        return name
 
-    def _stem(self, image: str, path: Path) -> str:
-        """The name of an image's mask, without suffix: the image's own, if it is short and not yet another image's."""
+    def _is_near(self, score: float) -> bool:
+        """Whether the score of a flawless image is among the highest so far, whose thumbnails the page shows."""
+        return len(self._near) < page.NEAR or score > self._near[0]
+
+    def _stem(self, path: Path) -> str:
+        """The name of an image's files, without suffix: the image's own, if it is short and not yet another image's."""
+        image = _image(path)
         name = printable(recorded(path.name)).replace("\\", "%")
         digest = hashlib.sha256(image.encode()).hexdigest()
         start = name.encode()[: _LONGEST - 11].decode(errors="ignore")

@@ -21,6 +21,8 @@ from defectgen.models import registry
 from defectgen.text import recorded
 
 _POLL = 0.5  # seconds
+_REFRESH = 30.0  # seconds after which the page of a watched folder is written again
+_REST = 20.0  # at least this many times as long as writing it took
 _PATIENCE = 5.0  # seconds after the last change in which an unreadable or empty image may still be incomplete
 _OTHER_IMAGES = inspector.ALIASES | inspector.OTHER_FORMATS
 _ACCOMPANYING = frozenset(
@@ -192,7 +194,7 @@ class InspectionJob:
             report.begin()
             try:
                 for finding in inspector.inspect(
-                    arrivals, self._repair, self.threshold, border=self.border, workers=request.workers,
+                    self._showing(arrivals), self._repair, self.threshold, border=self.border, workers=request.workers,
                     truth=labels.truth if labels else None,
                 ):  # fmt: skip
                     if isinstance(finding, Unreadable) and arrivals.retry_later(finding.path):
@@ -206,6 +208,7 @@ class InspectionJob:
             finally:
                 if len(report):
                     report.write_table()
+                    report.write_page()
             if labels is not None:
                 self.figures = self._compared(labels, pixels)
                 report.write_figures(self.figures)
@@ -225,6 +228,17 @@ class InspectionJob:
             **image_figures(judged),
             "pixels": pixel_figures(pixels) if known else None,
         }
+
+    def _showing(self, arrivals: Iterable[Path | None]) -> Iterator[Path | None]:
+        """The arrivals. While they are watched for, the report's page is written now and then."""
+        shown, due = self.inspected, time.monotonic() + _REFRESH
+        for path in arrivals:
+            start = time.monotonic()
+            if self._request.watch and self.inspected > shown and start >= due:
+                self._report.write_page()
+                shown, end = self.inspected, time.monotonic()
+                due = end + max(_REFRESH, _REST * (end - start))
+            yield path
 
 
 def inspect(request: InspectRequest) -> InspectionJob:

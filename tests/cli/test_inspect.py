@@ -1,8 +1,10 @@
 """`defectgen inspect`, for real against golden images, with the network stood in for with a model."""
 
+import html
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ import pytest
 import defectgen
 from defectgen.__main__ import main
 from defectgen.files import sha256
-from defectgen.imaging.images import DecodedImage, encode_jpeg, encode_png, read_image
+from defectgen.imaging.images import DecodedImage, encode_jpeg, encode_png, read_image, read_mask
 from defectgen.inspection import inspector, reconstruction
 from defectgen.models import checkpoint, registry
 from defectgen.models.registry import Entry
@@ -199,6 +201,7 @@ def test_watching_takes_each_image_once_and_none_half_written(line: Path) -> Non
     assert not any("error" in row for row in rows)
     assert {row["image"] for row in rows if row["defective"]} == {"line/1.png", "line/4.png"}
     assert Path("report/report.csv").read_text().count("\n") == 6
+    assert len(rows_of_page()) == 5
 
 
 INSPECT = ["inspect", "line", "--reference", "golden"]
@@ -344,7 +347,7 @@ def test_a_run_killed_before_its_first_record_resumes(line: Path) -> None:
     del job  # never started
     assert not Path("report").exists()
     Path("report").mkdir()
-    Path("report/.report.csv.abcdefgh.tmp").write_text("x")
+    Path("report/.report.csv.abcdefgh.defectgen-tmp").write_text("x")
     assert main([*INSPECT, "-q"]) == 2
     assert main([*INSPECT, "-q", "--resume"]) == 0
     assert len(records()) == 6
@@ -379,7 +382,7 @@ def test_watching_takes_what_is_empty_changed_or_of_another_format(line: Path, m
         (line / "5.later").rename(line / "5.png")
         assert next(images).row["image"] == "line/5.png"
         assert {"2.later", "3.later", "4.later"} <= {path.name for path in job.passed_over}
-    assert [row["image"] for row in records()] == ["line/0.png", "line/1.png", "line/2.pgm", "line/5.png"]
+    assert sorted(row["image"] for row in records()) == ["line/0.png", "line/1.png", "line/2.pgm", "line/5.png"]
 
 
 def test_a_damaged_report_is_replaced_and_not_continued(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -579,3 +582,68 @@ def test_a_program_gets_the_figures(labeled: Path) -> None:
     assert job.figures is None
     assert len(list(job)) == len(job) == 6
     assert job.figures == figures()
+
+
+def rows_of_page(out: str = "report") -> list[list[str]]:
+    """The cells of each image in `report.html`."""
+    found = re.findall(r"<tbody class=.*?><tr>(.*?)</tr>", Path(out, "report.html").read_text(), re.DOTALL)
+    return [[html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", row)] for row in found]
+
+
+def test_the_page_shows_what_the_records_say(line: Path) -> None:
+    names = {"1.png": "<i>&\"1'.png", "2.png": "&amp;.png"}
+    for folder in (line, Path("golden")):
+        for old, new in names.items():
+            (folder / old).rename(folder / new)
+    (line / "3.png").write_bytes(b"x")
+    assert main([*INSPECT, "-q"]) == 3
+    judged = sorted((row for row in records() if "score" in row), key=lambda row: -row["score"])
+    assert rows_of_page() == [
+        *(
+            [
+                row["image"], "defective" if row["defective"] else "flawless", str(row["score"]), str(row["threshold"]),
+                str(len(row["boxes"])), str(sum(row["areas"])),
+            ]
+            for row in judged
+        ),
+        ["line/3.png", "not judged", "", "", "", ""],
+    ]  # fmt: skip
+    assert rows_of_page()[0][0] in ("line/<i>&\"1'.png", "line/4.png")
+    assert Path("report/report.html").read_text().count("<img") == 5
+    for row in judged[:2]:
+        mask = read_mask(Path("report", row["mask"]))
+        polygons = [np.array(polygon) for defect in row["contours"] for polygon in defect]
+        drawn = cv2.fillPoly(np.zeros(mask.shape, np.uint8), polygons, 1) > 0
+        assert (drawn & mask).sum() / (drawn | mask).sum() >= 0.98
+        assert read_image(Path("report", row["thumbnail"])).height > 100
+
+
+def test_a_resumed_report_has_a_page_of_all_images(line: Path) -> None:
+    assert main([*INSPECT, "-q"]) == 0
+    page = Path("report/report.html").read_bytes()
+    text = Path("report/report.jsonl").read_text().splitlines(keepends=True)
+    Path("report/report.jsonl").write_text("".join(text[:3]) + text[3][:40])
+    Path("report/report.html").unlink()
+    assert main([*INSPECT, "-q", "--resume"]) == 0
+    assert Path("report/report.html").read_bytes() == page
+    (line / "1.png").unlink()
+    assert main([*INSPECT, "-q", "--overwrite"]) == 0
+    assert rows_of_page()[0][0] == "line/4.png"
+    assert len(rows_of_page()) == 5
+    assert not Path("report/thumbnails/1.png.jpg").exists()
+
+
+def test_the_page_is_written_while_images_are_watched_for(line: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_POLL", 0.02)
+    monkeypatch.setattr(pipeline, "_PATIENCE", 0.1)
+    monkeypatch.setattr(pipeline, "_REFRESH", 0.0)
+    monkeypatch.setattr(pipeline, "_REST", 0.0)
+    job = defectgen.inspect(defectgen.InspectRequest(images=line, reference=Path("golden"), watch=True))
+    images: Any = iter(job)
+    with closing(images):
+        for _ in range(6):
+            next(images)
+        (line / "9.pgm").write_text("P5")
+        next(images)
+        assert len(rows_of_page()) == 6
+    assert len(rows_of_page()) == 7

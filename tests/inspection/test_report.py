@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from defectgen.errors import BadInputError, UsageError
-from defectgen.imaging.images import DecodedImage, read_image, read_mask
+from defectgen.imaging.images import DecodedImage, encode_jpeg, read_image, read_mask
 from defectgen.inspection import report as report_module
 from defectgen.inspection.inspector import Finding, Unreadable
 from defectgen.inspection.report import InspectionReport, Settings, overlay
+
+THUMBNAILS = encode_jpeg(np.zeros((8, 32), np.uint8))
 
 
 def finding(name: str = "a.png", *, defective: bool = True) -> Finding:
@@ -23,7 +25,7 @@ def finding(name: str = "a.png", *, defective: bool = True) -> Finding:
         mask[5:10, 8:20] = True
         mask[30:33, 40:44] = True
     photograph = DecodedImage(np.full((40, 50), 100, np.uint8))
-    return Finding(Path("line") / name, photograph, 0.9 if defective else 0.2, 0.5, mask)
+    return Finding(Path("line") / name, photograph, 0.9 if defective else 0.2, 0.5, mask, thumbnails=THUMBNAILS)
 
 
 def opened(out: Path, *, resume: bool = False, overwrite: bool = False, **changes: Any) -> InspectionReport:
@@ -39,7 +41,9 @@ def test_a_record_holds_the_verdict_and_the_defects(tmp_path: Path) -> None:
     assert row == {
         "image": "line/a.png", "defective": True, "score": 0.9, "threshold": 0.5, "border": 0, "reference": "golden",
         "boxes": [[8, 5, 12, 5], [40, 30, 4, 3]], "areas": [60, 12],
-        "mask": "masks/a.png.png", "overlay": "overlays/a.png.jpg", "stamp": "9 1",
+        "mask": "masks/a.png.png", "overlay": "overlays/a.png.jpg", "thumbnail": "thumbnails/a.png.jpg",
+        "stamp": "9 1",
+        "contours": [[[[8, 5], [8, 9], [19, 9], [19, 5]]], [[[40, 30], [40, 32], [43, 32], [43, 30]]]],
     }  # fmt: skip
     np.testing.assert_array_equal(read_mask(tmp_path / "r/masks/a.png.png"), finding().mask)
     assert read_image(tmp_path / "r/overlays/a.png.jpg").channels == 3
@@ -89,6 +93,8 @@ def test_the_last_record_of_an_image_counts(tmp_path: Path) -> None:
     ]
     assert (tmp_path / "r/report.jsonl").read_text().count("\n") == 2
     assert [path.name for path in (tmp_path / "r/masks").iterdir()] == ["b.png.png"]
+    lines = list(map(json.loads, (tmp_path / "r/report.jsonl").read_text().splitlines()))
+    assert [len(line["contours"]) for line in lines] == [0, 2]  # also in lines that were moved
 
 
 @pytest.mark.parametrize(
@@ -110,6 +116,7 @@ def test_verdicts_by_other_settings_are_not_mixed(tmp_path: Path, change: dict[s
 
 def test_overwriting_removes_only_files_of_the_report(tmp_path: Path) -> None:
     opened(tmp_path / "r").add(finding())
+    opened(tmp_path / "r", resume=True).write_page()
     (tmp_path / "r/masks/mine.txt").write_text("x")
     assert len(opened(tmp_path / "r", overwrite=True)) == 0
     assert {path.name for path in (tmp_path / "r").rglob("*") if path.is_file()} == {"mine.txt", "report.jsonl"}
@@ -130,7 +137,7 @@ def test_overwriting_removes_only_files_of_the_report(tmp_path: Path) -> None:
         "", ".", "masks/" + "x" * 300,
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("key", ["mask", "overlay"])
+@pytest.mark.parametrize("key", ["mask", "overlay", "thumbnail"])
 def test_a_record_that_names_other_files_deletes_nothing(tmp_path: Path, name: str, key: str, resume: bool) -> None:
     opened(tmp_path / "r").add(finding())
     outside = tmp_path / "out"
@@ -150,11 +157,12 @@ def test_a_record_that_names_other_files_deletes_nothing(tmp_path: Path, name: s
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["report.jsonl", "report.csv", "masks", "overlays"])
+@pytest.mark.parametrize("name", ["report.jsonl", "report.csv", "report.html", "masks", "overlays", "thumbnails"])
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_link_in_the_place_of_the_reports_own_is_not_followed(tmp_path: Path, name: str, resume: bool) -> None:
     opened(tmp_path / "r").add(finding())
     (tmp_path / "r/report.csv").touch()
+    (tmp_path / "r/report.html").touch()
     (tmp_path / "r" / name).rename(tmp_path / "moved")
     (tmp_path / "r" / name).symlink_to(tmp_path / "moved")
     before = sorted(tmp_path.rglob("*"))
@@ -215,8 +223,12 @@ def test_lines_that_an_editor_changed_are_read(tmp_path: Path) -> None:
 
 def test_a_killed_run_leaves_nothing_that_is_in_the_way(tmp_path: Path) -> None:
     out = tmp_path / "r"
-    ours = ["masks/.a.png.png.abcd_123.tmp", "overlays/.a.png.jpg.abcdefgh.tmp", ".report.csv.abcdefgh.tmp"]
-    foreign = [".foo.tmp", "masks/.foo.tmp", "masks/a.png.abcdefgh.tmp", ".a.png.png.abcdefgh.tmp", "masks/.a.png"]
+    end = ".abcd_123.defectgen-tmp"
+    ours = [
+        f"{name}{end}"
+        for name in ("masks/.a.png.png", "overlays/.a.png.jpg", "thumbnails/.a", ".report.csv", ".report.html")
+    ]
+    foreign = [".foo.tmp", "masks/.foo.tmp", f"masks/a.png{end}", "masks/.a.png"]
     for overwrite in (False, True):
         opened(out, overwrite=overwrite).add(finding())
         for name in (*ours, *foreign):
@@ -227,7 +239,7 @@ def test_a_killed_run_leaves_nothing_that_is_in_the_way(tmp_path: Path) -> None:
         for name in foreign:
             (out / name).unlink()
     (tmp_path / "s").mkdir()
-    (tmp_path / "s/.report.jsonl.abcdefgh.tmp").write_text("x")
+    (tmp_path / "s/.report.jsonl.abcdefgh.defectgen-tmp").write_text("x")
     opened(tmp_path / "s", resume=True).add(finding())
     (tmp_path / "t").mkdir()
     (tmp_path / "t/.foo.tmp").write_text("x")
@@ -256,7 +268,7 @@ def test_no_two_images_share_a_mask(tmp_path: Path) -> None:
         if i == len(names):
             report = opened(tmp_path / "r", resume=True)
         rows.append(report.add(finding(name)))
-    for key, folder in (("mask", "masks"), ("overlay", "overlays")):
+    for key, folder in (("mask", "masks"), ("overlay", "overlays"), ("thumbnail", "thumbnails")):
         assert (
             len({row[key].casefold() for row in rows}) == len(list((tmp_path / "r" / folder).iterdir())) == len(images)
         )
@@ -328,3 +340,27 @@ def test_an_overlay_draws_outlines_and_keeps_the_rest(shape: tuple[int, ...]) ->
     assert (drawn[5, 10] == (230, 40, 40)).all()
     assert (drawn[20:28] == 100).all()
     assert (photograph.pixels == 100).all()
+
+
+def test_only_the_flawless_images_of_the_highest_scores_have_thumbnails(tmp_path: Path) -> None:
+    report = opened(tmp_path / "r")
+    scores = np.random.default_rng(0).permutation(200) / 1000
+    for i, score in enumerate(scores.tolist()):
+        if i == 120:
+            report = opened(tmp_path / "r", resume=True)
+        report.add(replace(finding(f"{i}.png", defective=False), score=score))
+    with_some = {row.score for row in report.rows() if row.thumbnail}
+    assert set(np.sort(scores)[-50:].tolist()) <= with_some
+    assert len(with_some) < 140
+    assert len(list((tmp_path / "r/thumbnails").iterdir())) == len(with_some)
+    assert report.write_page().read_text().count("<img") == 50
+
+
+def test_thumbnails_go_with_their_record(tmp_path: Path) -> None:
+    report = opened(tmp_path / "r")
+    report.add(finding())
+    assert (tmp_path / "r/thumbnails/a.png.jpg").read_bytes() == THUMBNAILS
+    report.add(Unreadable(Path("line/a.png"), "truncated"))
+    assert not list((tmp_path / "r/thumbnails").iterdir())
+    report.write_page()
+    assert "<img" not in (tmp_path / "r/report.html").read_text()
