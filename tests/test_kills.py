@@ -55,7 +55,7 @@ def test_training(tmp_path: Path) -> None:
     ]  # fmt: skip
     environment = kills.environment(ROOT)
     folders = {name: tmp_path / name for name in ("whole", "killed")}
-    for name, count in (("whole", 0), ("killed", 3)):
+    for name, count in (("whole", 0), ("killed", 2)):
         more = ["--out", str(folders[name]), "--weights", str(folders[name] / "weights.toml")]
         killed = kills.run_with_kills(
             [*command, *more], folders[name] / "r", kills=count, longest=1.2, seed=2, environment=environment

@@ -533,27 +533,6 @@ class TestCommandLine:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen([*command, *more], text=True, stdout=-1, stderr=-1, env=environment)
 
-    def test_killed_at_any_moment_it_resumes_to_the_same_model(self, source: ProductFolders, tmp_path: Path) -> None:
-        self.finish(self.start(source, tmp_path / "whole", "--steps", "40"))
-        run = tmp_path / "killed/r"
-        for wait in (0.0, 0.15, 0.4):
-            resume = ["--resume"] if (run / "checkpoint.safetensors").exists() else []
-            with self.start(source, tmp_path / "killed", "--steps", "40", *resume) as process:
-                wait_for(run / "checkpoint.safetensors")
-                time.sleep(wait)
-                process.kill()
-            checkpoint.load(run / "checkpoint.safetensors")  # complete, whenever the kill came
-        self.finish(self.start(source, tmp_path / "killed", "--steps", "40", "--resume"))
-        model = "r/model.safetensors"
-        assert (tmp_path / "killed" / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
-        assert metrics(run) == metrics(tmp_path / "whole/r")
-
-    @staticmethod
-    def finish(process: "subprocess.Popen[str]") -> None:
-        with process:
-            _, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_a_signal_saves_and_names_resume(
         self, source: ProductFolders, tmp_path: Path, number: signal.Signals, code: int
