@@ -16,11 +16,13 @@ from torch import Tensor
 from defectgen import files
 from defectgen.device import torch_rng
 from defectgen.errors import BadInputError, UsageError, WeightsError
-from defectgen.folders import Catalog, ProductFolders
+from defectgen.folders import Catalog, ProductFolders, SourceImage
 from defectgen.imaging.images import encode_jpeg
+from defectgen.imaging.mask_files import mask_files
 from defectgen.methods.base import Batch, GenerateBatch, Interpolating, Method, MethodConfig, Staged, Task
 from defectgen.methods.networks import Average, unflatten
 from defectgen.models import checkpoint, model
+from defectgen.text import recorded
 from defectgen.version import __version__
 
 BACKBONE = "backbone.safetensors"
@@ -181,7 +183,7 @@ class Run:
 
     def log(self, row: Mapping[str, float]) -> None:
         path = self._metrics
-        with files.disk_errors(path), files.writable(path), path.open("a", encoding="utf-8") as file:
+        with files.writable(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def checkpoint(self, step: int, seconds: float) -> None:
@@ -252,13 +254,13 @@ def _sheet(x: Tensor) -> NDArray[np.uint8]:
 def inputs(catalog: Catalog) -> list[list[str]]:
     """For each image to train on: its path, product and category, and the SHA-256 of its file and of its masks."""
     sha256 = cache(files.sha256)
+
+    def read_from(image: SourceImage) -> list[Path]:
+        masks = (mask for mask in (image.mask, *(mask for _, mask in image.also)) if mask is not None)
+        return [image.path, *(file for mask in masks for file in mask_files(mask))]
+
     return [
-        [
-            str(image.path).encode(errors="backslashreplace").decode(),
-            image.product,
-            image.category,
-            *(sha256(path) for path in (image.path, image.mask, *(mask for _, mask in image.also)) if path is not None),
-        ]
+        [recorded(str(image.path)), image.product, image.category, *map(sha256, read_from(image))]
         for image in catalog.images
     ]
 

@@ -347,6 +347,23 @@ class TestInputs:
                 (folder / "masks/spot/0.png").rename(folder / "masks/spot/5.png")
                 return "spot/0.png is missing"
 
+    def test_an_image_may_have_a_folder_of_masks(
+        self, request_for: Callable[..., TrainSpec], mine: ProductFolders
+    ) -> None:
+        """As in MVTec LOCO AD. A change of any of them is noticed."""
+        assert mine.defects is not None
+        masks = mine.defects.parent / "masks/spot"
+        for path in [*masks.iterdir()]:
+            (masks / path.stem).mkdir()
+            path.rename(masks / path.stem / "000.png")
+        request = request_for(catalog=read_catalog([mine]), config=self.FEW)
+        train(request)
+        changed = request_for(catalog=read_catalog([mine]), config=self.MORE, resume=True)
+        assert train(changed).steps == 2
+        shutil.copy(masks / "0/000.png", masks / "0/001.png")
+        with pytest.raises(UsageError, match=r"spot/0\.png or its mask has changed"):
+            train(changed)
+
     @pytest.mark.parametrize("how", ["image", "mask", "missing", "new", "renamed"])
     @pytest.mark.parametrize("version", ["this", "older"])
     def test_a_change_is_refused(
