@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
         DiskFullError: the device is full.
         UsageError: the file or its folder cannot be written.
     """
-    with disk_errors(path), writable(path):
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=_prefix(path.name), suffix=_TEMPORARY, dir=path.parent)
     os.close(handle)
@@ -142,7 +142,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         DiskFullError: the device is full.
     """
     with ExitStack() as stack:
-        with disk_errors(folder), writable(folder):
+        with writable(folder):
             created = [path for path in (folder, *folder.parents) if not path.exists()]
             for parent in reversed(created[1:]):
                 stack.callback(_remove_empty, parent)
@@ -194,10 +194,12 @@ def writable(path: Path) -> Iterator[None]:
     """Within the block, an output that cannot be created or written is the user's error, named as such.
 
     Raises:
+        DiskFullError: the device is full.
         UsageError: permissions, a read-only drive, a name that is too long, or a file where a folder is needed.
     """
     try:
-        yield
+        with disk_errors(path):
+            yield
     except OSError as error:
         if error.errno in _UNWRITABLE:
             raise UsageError(f"cannot write to {path}: {error.strerror}; choose another place") from error
@@ -220,6 +222,10 @@ def inside(root: Path, name: str) -> Path:
     path = root
     for part in relative.parts:
         path = path / part
-        if path.is_symlink():
+        try:
+            linked = path.is_symlink()
+        except OSError as error:  # too long as a whole
+            raise BadInputError(f"{root}: a record names {name:.255}, which cannot be a file here") from error
+        if linked:
             raise BadInputError(f"{path}: is a link, which could lead elsewhere; replace it with the folder or file")
     return path

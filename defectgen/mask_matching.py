@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from defectgen.errors import BadInputError
-from defectgen.imaging.images import ImageError, is_image_file, read_mask
+from defectgen.imaging.images import ALIASES, OTHER_FORMATS, ImageError, is_image_file, read_mask
 
 MASK_FOLDERS: Final = ("masks", "ground_truth")
 """The folders of masks beside a folder of defects, or inside it."""
@@ -19,11 +19,6 @@ _SHOWN = 3  # names in a message
 _LEFTOVERS = frozenset({  # of systems and archivers; people cannot see most of them
     "#recycle", "$recycle.bin", "@eadir", "__macosx", "desktop.ini", "lost+found", "system volume information",
     "thumbs.db",
-})  # fmt: skip
-_UNREAD = frozenset({  # formats of images that are not read; files of other kinds need no word
-    ".arw", ".avif", ".bpg", ".cr2", ".cr3", ".dcm", ".dds", ".dib", ".dng", ".exr", ".fit", ".fits", ".gif", ".hdr",
-    ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpx", ".jxl", ".nef", ".orf", ".pbm", ".pcx", ".pgm", ".pnm",
-    ".ppm", ".psd", ".raw", ".rw2", ".tga",
 })  # fmt: skip
 _MASK_SUFFIX = re.compile(r"[-_](masks?|labels?|gt|ground_?truth|seg|segmentation)$", re.IGNORECASE)
 
@@ -54,7 +49,7 @@ def image_files(folder: Path) -> list[Path]:
 
 def unread_formats(folder: Path) -> list[str]:
     """A line about images in a folder whose formats are not read; none if there are none."""
-    paths = listed(folder, lambda path: path.suffix.lower() in _UNREAD and not is_image_file(path))
+    paths = listed(folder, lambda path: path.suffix.lower() in ALIASES | OTHER_FORMATS)
     one, many = "image has a format that is not read", "images have formats that are not read"
     return [about(paths, one, many, "convert to PNG")] if paths else []
 

@@ -11,7 +11,7 @@ import defectgen
 
 PACKAGE = Path(defectgen.__file__).parent
 LAYERS: tuple[set[str], ...] = (
-    {"errors", "markup", "seeding", "signals", "text", "toml", "version"},
+    {"errors", "ranking", "markup", "seeding", "signals", "text", "toml", "version"},
     {"files"},
     {"imaging"},  # images, masks, windows, patches as arrays; no catalog, no network
     {"mask_matching", "poisson", "device"},

@@ -294,7 +294,7 @@ class Dataset:
 
     def _append(self, row: Row) -> None:
         path = files.inside(self.out, manifest.NAME)
-        with files.disk_errors(path), files.writable(path), path.open("a", encoding="utf-8") as file:
+        with files.writable(path), path.open("a", encoding="utf-8") as file:
             file.write(row.line())
         self._note(row)
 

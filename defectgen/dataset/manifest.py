@@ -169,7 +169,10 @@ def as_json(value: Any, indent: int | None = None) -> str:
 
 
 def recorded(text: str) -> str:
-    r"""A file name as valid UTF-8: bytes that are not, which Python keeps as surrogates, become `\xfc`."""
+    r"""A file name as valid UTF-8: bytes that are not, which Python keeps as surrogates, become `\xfc`.
+
+    Unlike `text.recorded` it leaves what looks like an escape as it is, since rows that were read are written again.
+    """
     return _UNDECODED.sub(_escape, text)
 
 

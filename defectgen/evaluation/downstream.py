@@ -24,6 +24,7 @@ from defectgen.evaluation.data import Example
 from defectgen.evaluation.networks import Kind, Network, build
 from defectgen.imaging.windows import BoolArray, FloatArray
 from defectgen.nn.layers import mixed_precision
+from defectgen.ranking import auroc, histogram_auroc
 from defectgen.seeding import numpy_rng
 
 Augmentation = Literal["none", "traditional", "mixing"]
@@ -255,7 +256,7 @@ def test(
     labels = np.array([each.label for each in examples])
     found: dict[str, Any] = _class_scores(predicted, labels)
     found |= _pixel_scores(counts.sum(axis=0))
-    found["auroc"] = _auroc(worst[labels > 0], worst[labels == 0])
+    found["auroc"] = auroc(worst[labels > 0], worst[labels == 0])
     found["categories"] = {}
     for label, category in enumerate(categories, start=1):
         mine = labels == label
@@ -263,7 +264,7 @@ def test(
             own = _pixel_scores(counts[[0, label]].sum(axis=0))
             own.pop("curve")
             recall = float((predicted[mine] == label).mean())
-            found["categories"][category] = {"recall": recall, **own, "auroc": _auroc(worst[mine], worst[labels == 0])}
+            found["categories"][category] = {"recall": recall, **own, "auroc": auroc(worst[mine], worst[labels == 0])}
     found["mean_ap"] = float(np.mean([each["ap"] for each in found["categories"].values()]))
     return found
 
@@ -291,12 +292,6 @@ def _pixel_scores(counts: NDArray[np.int64]) -> dict[str, Any]:
     return {"ap": scores["ap"], "iou": scores["iou"], "f1_pixels": scores["f1"], "curve": scores["curve"]}
 
 
-def _auroc(defective: NDArray[np.float64], normal: NDArray[np.float64]) -> float:
-    """The probability that a defective image scores above a normal one."""
-    above = defective[:, None] - normal[None]
-    return float(np.mean((above > 0) + 0.5 * (above == 0)))
-
-
 def scores_of(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> dict[str, Any]:
     """AUC of the ROC, average precision, F1 and IoU at the threshold of the best F1, and the precision-recall `curve`.
 
@@ -309,10 +304,7 @@ def scores_of(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> dict[
     hits, passed = (np.cumsum(each[::-1].astype(float)) for each in (positive, positive + negative))
     if hits[-1] in (0, passed[-1]):
         raise ValueError("scores need both positives and negatives")
-    total, others = hits[-1], passed[-1] - hits[-1]
-    # A pair of equal scores counts one half.
-    below = np.cumsum(negative.astype(float)) - negative / 2
-    auc = float((positive * below).sum() / (total * others))
+    total = hits[-1]
     reached = passed > 0
     precision, recall = hits[reached] / passed[reached], hits[reached] / total
     f1 = 2 * hits / (passed + total)
@@ -323,7 +315,7 @@ def scores_of(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> dict[
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     at = np.searchsorted(recall, np.linspace(0, 1, 21) - 1e-9)
     curve = envelope[np.minimum(at, len(envelope) - 1)].round(4).tolist()
-    return {"auc": auc, "ap": ap, "f1": float(f1[best]), "iou": iou, "curve": curve}
+    return {"auc": histogram_auroc(positive, negative), "ap": ap, "f1": float(f1[best]), "iou": iou, "curve": curve}
 
 
 # --- Verdicts -------------------------------------------------------------------------------------------------

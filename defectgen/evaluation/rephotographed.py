@@ -6,14 +6,13 @@ a network that remembers is rewarded, and more varied training seems to hurt.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from defectgen.evaluation.data import LabeledImage, load_image, load_mask
-from defectgen.imaging.windows import BoolArray, Box, FloatArray, defect_pieces
+from defectgen.imaging.windows import BoolArray, BoundedCache, Box, FloatArray, defect_pieces
 
 _CLOSE, _AROUND = 8, 16  # pixels around a defect: its own surroundings, and those whose texture is compared
 _ALIKE = 0.7  # least correlation of two photographs of one defect
@@ -22,6 +21,7 @@ _OVERLAP = 0.25  # least IoU of their masks
 _SIZES = 3.3  # largest ratio of their areas
 _DETAIL = 4.0  # pixels; coarser brightness is light
 _EDGE = 4.0  # times the median size of the detail: what is stronger is an edge
+_CACHE_BYTES = 1 << 28
 _LEAST = 50  # pixels of texture that suffice to compare
 
 
@@ -40,13 +40,13 @@ def rephotographed(images: Sequence[LabeledImage], others: Sequence[LabeledImage
     for i, one in enumerate(images):
         for j, other in enumerate(others):
             if one.category == other.category and one.mask is not None and other.mask is not None:
-                a, b = _photograph(one.path, one.mask), _photograph(other.path, other.mask)
+                a, b = _PHOTOGRAPHS.read((one.path, one.mask)), _PHOTOGRAPHS.read((other.path, other.mask))
                 found[i, j] = a is not None and b is not None and _same(a, b)
     return found
 
 
-@lru_cache(maxsize=1024)
-def _photograph(path: Path, mask: Path) -> _Photograph | None:
+def _photograph(files: tuple[Path, Path]) -> _Photograph | None:
+    path, mask = files
     gray = np.ascontiguousarray(load_image(path).mean(axis=0), np.float32)
     pieces = defect_pieces(load_mask(mask, gray.shape))
     if not pieces:
@@ -55,6 +55,9 @@ def _photograph(path: Path, mask: Path) -> _Photograph | None:
     whole = np.zeros(gray.shape, np.bool_)
     whole[box.y : box.y + box.height, box.x : box.x + box.width] = piece
     return _Photograph(gray, np.asarray(cv2.dilate(whole.view(np.uint8), np.ones((5, 5), np.uint8))) > 0, box)
+
+
+_PHOTOGRAPHS = BoundedCache(_photograph, lambda each: each.gray.nbytes + each.mask.nbytes if each else 0, _CACHE_BYTES)
 
 
 def _same(a: _Photograph, b: _Photograph) -> bool:

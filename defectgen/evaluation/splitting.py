@@ -66,17 +66,11 @@ def separate(train: Sequence[LabeledImage], test: Sequence[LabeledImage], used: 
     """
     again = rephotographed(test, train)
     known = np.array([image.sha256 in used for image in train], np.bool_)
-    tested = [image for image, shows in zip(test, again, strict=True) if not shows[known].any()]
-    shown = rephotographed(train, tested)
+    stays = ~np.asarray(again[:, known].any(axis=1))
+    tested = [image for image, kept in zip(test, stays, strict=True) if kept]
+    shown = np.asarray(again[stays].any(axis=0))
     duplicates = near_duplicates(train, tested)
-    return Real(
-        tuple(
-            image
-            for image, shows, duplicate in zip(train, shown, duplicates, strict=True)
-            if not duplicate and not shows.any()
-        ),
-        tuple(tested),
-    )
+    return Real(tuple(each for each, *out in zip(train, shown, duplicates, strict=True) if not any(out)), tuple(tested))
 
 
 def check_sides(real: Real) -> None:
@@ -132,10 +126,10 @@ def near_duplicates(images: Sequence[LabeledImage], others: Sequence[LabeledImag
 def _groups(images: Sequence[LabeledImage]) -> list[int]:
     """The group of each image: near-duplicates, and photographs of one defect."""
     descriptors = _descriptors(images)
-    again = rephotographed(images, images)
     group = np.arange(len(images))
     for i in range(1, len(images)):
-        for j in np.flatnonzero((descriptors[:i] @ descriptors[i] > _DUPLICATE) | again[i, :i]):
+        (again,) = rephotographed(images[i : i + 1], images[:i])
+        for j in np.flatnonzero((descriptors[:i] @ descriptors[i] > _DUPLICATE) | again):
             group[group == group[i]] = group[j]
     return [int(each) for each in group]
 

@@ -30,6 +30,18 @@ from defectgen.imaging.tiff import UnsupportedError
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+ALIASES = frozenset({".jpe", ".jfif", ".jif", ".jfi", ".dib"})
+"""Suffixes that belong to supported formats, too. Only `inspect`, which lets nothing through, reads such files."""
+OTHER_FORMATS = frozenset({
+    ".3fr", ".apng", ".arw", ".avif", ".bpg", ".cr2", ".cr3", ".cur", ".czi", ".dcm", ".dds", ".dicom", ".dng",
+    ".emf", ".eps", ".exr", ".fit", ".fits", ".fts", ".gif", ".hdp", ".hdr", ".heic", ".heif", ".hif", ".icns",
+    ".ico", ".iiq", ".ima", ".img", ".j2c", ".j2k", ".jls", ".jng", ".jp2", ".jpc", ".jpf", ".jpm", ".jpx", ".jxl",
+    ".jxr", ".lsm", ".mng", ".mpo", ".mrw", ".nd2", ".ndpi", ".nef", ".nrw", ".orf", ".pam", ".pbm", ".pcd", ".pcx",
+    ".pef", ".pfm", ".pgm", ".pict", ".pnm", ".ppm", ".ps", ".psb", ".psd", ".qoi", ".raf", ".ras", ".raw", ".rgb",
+    ".rgba", ".rw2", ".sgi", ".sr2", ".srf", ".srw", ".svg", ".svs", ".tga", ".wbmp", ".wdp", ".wmf", ".x3f", ".xbm",
+    ".xcf", ".xpm",
+})  # fmt: skip
+"""Suffixes of formats that are not read. Some of them are a TIFF or PNG inside, of which only a preview would be."""
 MAX_PIXELS = 2**28
 """The largest accepted image, such as 16384 x 16384 or 8192 x 32768 (line scan): larger may be a decompression bomb."""
 

@@ -18,9 +18,9 @@ import numpy as np
 from defectgen.errors import BadInputError
 from defectgen.imaging import masks
 from defectgen.imaging.components import Components
-from defectgen.imaging.images import DecodedImage, ImageError, Pixels, read_image
+from defectgen.imaging.images import OTHER_FORMATS, DecodedImage, ImageError, Pixels, read_image
 from defectgen.imaging.ssim import STRIP, WINDOW, histogram, limits_of, otsu, ssim_map
-from defectgen.imaging.windows import BoolArray, Box, FloatArray, value_range, widened
+from defectgen.imaging.windows import BoolArray, Box, FloatArray, Limits, value_range, widened
 from defectgen.inspection import thumbnails
 from defectgen.inspection.scoring import PixelCounts, count_pixels
 
@@ -31,17 +31,6 @@ Truth = Callable[[Path, DecodedImage], BoolArray | None]
 
 UNCALIBRATED = 0.5
 """The threshold for golden images if none is calibrated."""
-ALIASES = frozenset({".jpe", ".jfif", ".jif", ".jfi", ".dib"})
-"""Suffixes that belong to supported formats, too."""
-OTHER_FORMATS = frozenset({
-    ".3fr", ".apng", ".arw", ".avif", ".cr2", ".cr3", ".cur", ".czi", ".dcm", ".dicom", ".dng", ".emf", ".eps",
-    ".exr", ".fit", ".fits", ".fts", ".gif", ".hdp", ".hdr", ".heic", ".heif", ".hif", ".icns", ".ico", ".iiq",
-    ".ima", ".img", ".j2c", ".j2k", ".jls", ".jng", ".jp2", ".jpc", ".jpf", ".jpm", ".jpx", ".jxl", ".jxr", ".lsm",
-    ".mng", ".mpo", ".mrw", ".nd2", ".ndpi", ".nef", ".nrw", ".orf", ".pam", ".pbm", ".pcd", ".pcx", ".pef", ".pfm",
-    ".pgm", ".pict", ".pnm", ".ppm", ".ps", ".psb", ".psd", ".qoi", ".raf", ".ras", ".raw", ".rgb", ".rgba", ".rw2",
-    ".sgi", ".sr2", ".srf", ".srw", ".svg", ".svs", ".tga", ".wbmp", ".wdp", ".wmf", ".x3f", ".xbm", ".xcf", ".xpm",
-})  # fmt: skip
-"""Suffixes of formats that cannot be read. Some of them are a TIFF or PNG inside, of which only a preview would be."""
 _TRIM = 0.25  # fraction of a defect's largest change; pixels that change less are trimmed
 _WHOLE = 2**24  # pixels up to which a score map is kept
 _PIXELS = WINDOW**2  # number of pixels that reach the score: as many as one differing pixel affects
@@ -75,14 +64,17 @@ class Unreadable:
     reason: str
 
 
-def compare(photograph: DecodedImage, repaired: Pixels, rows: tuple[int, int] | None = None) -> FloatArray:
+def compare(
+    photograph: DecodedImage, repaired: Pixels, rows: tuple[int, int] | None = None, limits: Limits | None = None
+) -> FloatArray:
     """The score map, 1 - SSIM of an image and its repaired version, [H, W] in [0, 2]. Alpha is ignored.
 
     Args:
         rows: only these, from the first to before the last, [rows, W]. Exactly equal to those of the whole map if the
             first is a multiple of `ssim.STRIP`.
+        limits: as `_common_limits`, if they are known.
     """
-    low, high = widened(value_range(photograph), value_range(DecodedImage(repaired)))
+    low, high = limits or _common_limits(photograph, repaired)
     top, bottom = rows or (0, photograph.height)
     first = max(top - WINDOW // 2, 0)
     near = slice(first, bottom + WINDOW // 2)
@@ -91,6 +83,11 @@ def compare(photograph: DecodedImage, repaired: Pixels, rows: tuple[int, int] | 
         x, y = (each.astype(np.float32) - np.float32(low) for each in (x, y))
     similar = ssim_map(x, y, high - low, rows=(top - first, bottom - first))
     return np.subtract(1, similar, out=similar)
+
+
+def _common_limits(photograph: DecodedImage, repaired: Pixels) -> Limits:
+    """The value range of an image and its repaired version together."""
+    return widened(value_range(photograph), value_range(DecodedImage(repaired)))
 
 
 class _ScoreMap:
@@ -103,6 +100,7 @@ class _ScoreMap:
 
     def __init__(self, photograph: DecodedImage, repaired: Pixels, border: int) -> None:
         self._photograph, self._repaired, self._border = photograph, repaired, border
+        self._range = _common_limits(photograph, repaired)
         height, width = photograph.height, photograph.width
         step = height if height * width <= _WHOLE else STRIP * max(1, _WHOLE // (4 * STRIP * width))
         self._strips = [(top, min(top + step, height)) for top in range(0, height, step)]
@@ -141,7 +139,7 @@ class _ScoreMap:
         return np.concatenate(parts)
 
     def _compute(self, top: int, bottom: int) -> FloatArray:
-        scores = compare(self._photograph, self._repaired, (top, bottom))
+        scores = compare(self._photograph, self._repaired, (top, bottom), self._range)
         border, height = self._border, self._photograph.height
         if border:
             scores[: max(border - top, 0)] = 0
@@ -177,6 +175,7 @@ def find(
     *,
     border: int = 0,
     truth: BoolArray | None = None,
+    pictured: bool = True,
 ) -> Finding:
     """Inspect an image: its score, its defects, and thumbnails of them.
 
@@ -186,13 +185,15 @@ def find(
         repaired: the defect-free version.
         border: pixels along the image's edges that are ignored.
         truth: the true mask, [H, W], to count `Finding.pixels` by.
+        pictured: whether to make the thumbnails.
     """
     scores = _ScoreMap(photograph, repaired, border)
     small = thumbnails.Shrunk(photograph.height, photograph.width)
 
     def noted() -> Iterator[FloatArray]:
         for rows, strip in scores.read():
-            small.add(rows, strip)
+            if pictured:
+                small.add(rows, strip)
             yield strip
 
     score = score_of(noted())
@@ -201,15 +202,17 @@ def find(
     else:
         mask = np.zeros((photograph.height, photograph.width), np.bool_)
     pixels = None if truth is None else count_pixels(scores.read(), truth, mask)
-    shown = thumbnails.strip(photograph, repaired, small, mask, threshold, scores.crop)
+    shown = b""
+    if pictured:
+        shown = thumbnails.strip(photograph, repaired, small, mask, threshold, scores.crop)
     return Finding(path, photograph, score, threshold, mask, pixels, shown)
 
 
 def _defects(scores: _ScoreMap, before: Pixels, after: Pixels, threshold: float) -> BoolArray:
     """The components that Otsu's method separates in a score map and that have a pixel above `threshold`, [H, W]."""
+    limits = min(low for low, _ in scores.limits.values()), max(high for _, high in scores.limits.values())
     # The border, which is not judged, would count as very like its repaired version.
-    ends = [limits_of(strip) for strip in scores.judged()]
-    separating = otsu(scores.judged(), (min(low for low, _ in ends), max(high for _, high in ends)))
+    separating = otsu(scores.judged(), limits)
     separated, exceeding = np.zeros((2, *before.shape[:2]), np.bool_)
     for rows, strip in scores.read(above=min(separating, threshold)):
         separated[rows] = strip > separating
@@ -244,18 +247,20 @@ def inspect(
     border: int = 0,
     workers: int = 2,
     truth: Truth | None = None,
+    pictured: bool = False,
 ) -> Iterator[Finding | Unreadable]:
     """Yield a finding for each image, in order. Worker threads inspect several images at a time.
 
     A path of None means that no image is available at the moment. All pending findings are yielded before the next
-    path is taken. With `truth`, findings have `pixels`, and an image with an unusable mask is unreadable.
+    path is taken. With `truth`, findings have `pixels`, and an image with an unusable mask is unreadable; with
+    `pictured`, they have thumbnails. If only scores are needed, an infinite threshold saves the masks.
     """
     queue: deque[Future[Finding | Unreadable]] = deque()
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="inspecting") as pool:
         try:
             for path in paths:
                 if path is not None:
-                    queue.append(pool.submit(_inspect, path, repair, threshold, border, truth))
+                    queue.append(pool.submit(_inspect, path, repair, threshold, border, truth, pictured))
                 while queue and (path is None or len(queue) > 2 * workers):
                     yield queue.popleft().result()
             while queue:
@@ -265,13 +270,16 @@ def inspect(
                 future.cancel()
 
 
-def _inspect(path: Path, repair: Repair, threshold: float, border: int, truth: Truth | None) -> Finding | Unreadable:
+def _inspect(
+    path: Path, repair: Repair, threshold: float, border: int, truth: Truth | None, pictured: bool
+) -> Finding | Unreadable:
     if path.suffix.lower() in OTHER_FORMATS:
         return Unreadable(path, f"{path.suffix} is not supported; convert it to PNG, JPEG, BMP, TIFF or WebP")
     try:
         photograph = read_image(path)
         known = None if truth is None else truth(path, photograph)
-        return find(path, photograph, repair(path, photograph), threshold, border=border, truth=known)
+        repaired = repair(path, photograph)
+        return find(path, photograph, repaired, threshold, border=border, truth=known, pictured=pictured)
     except ImageError as error:
         return Unreadable(path, error.reason if error.path == path else str(error))
     except Exception as error:  # whatever is wrong with one image must not end the inspection of the others

@@ -5,7 +5,6 @@ import hashlib
 import heapq
 import io
 import json
-import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -174,7 +173,7 @@ class InspectionReport:
         record = Record.model_construct(**row)
         before = self._known.get(row["image"])
         records = self._path(_RECORDS)
-        with files.writable(records), files.disk_errors(records):
+        with files.writable(records):
             with records.open("a", encoding="utf-8") as file:
                 file.write(_line(row))
             for name in before.files if before else ():
@@ -197,8 +196,7 @@ class InspectionReport:
             table.writerow(
                 {**record.model_dump(), **values, "defects": len(record.boxes), "area": sum(record.areas)},
             )
-        with files.writable(self._path(_TABLE)):
-            files.write(self._path(_TABLE), text.getvalue())
+        files.write(self._path(_TABLE), text.getvalue())
         return self._path(_TABLE)
 
     def write_figures(self, figures: Mapping[str, Any]) -> None:
@@ -266,14 +264,7 @@ class InspectionReport:
 
     def _path(self, name: str) -> Path:
         """The path of a file of the report, which is checked by `files.inside`."""
-        try:
-            path = files.inside(self.out, name)
-            os.lstat(path)
-        except FileNotFoundError:
-            return self.out / name
-        except (OSError, ValueError) as error:  # too long, or with a zero byte
-            raise BadInputError(f"{self.out}: a record names {name!r}, which is no file name; correct it") from error
-        return path
+        return files.inside(self.out, name)
 
     def _keep(self, record: Record, *, earlier: bool = False) -> None:
         before = self._known.get(record.image)
@@ -304,9 +295,7 @@ class InspectionReport:
         row["overlay"] = self._write(f"overlays/{stem}.jpg", encode_jpeg(overlay(finding.photograph, finding.mask)))
 
     def _write(self, name: str, data: bytes) -> str:
-        path = self._path(name)
-        with files.writable(path):
-            files.write(path, data)
+        files.write(self._path(name), data)
         return name
 
     def _is_near(self, score: float) -> bool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from defectgen.imaging.components import Components
 from defectgen.imaging.windows import BoolArray, FloatArray
+from defectgen.ranking import auroc, histogram_auroc
 
 BINS = 2**16
 """Bins of the scores of pixels, from 0 to 2. Scores in the same bin count as equal."""
@@ -68,15 +69,6 @@ def _of_category(defects: Sequence[Judged], flawless: NDArray[np.float64]) -> di
         "recall": _ratio(found, len(defects)),
         "auroc": auroc(_scores(defects), flawless),
     }
-
-
-def auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> float | None:
-    """The probability that one of the `positive` scores is above one of the `negative`; equal ones count half."""
-    if not len(positive) or not len(negative):
-        return None
-    ordered = np.sort(negative)
-    below, not_above = (np.searchsorted(ordered, positive, side) for side in ("left", "right"))
-    return float((below + not_above).mean() / (2 * len(negative)))
 
 
 def best_threshold(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> tuple[float, float] | None:
@@ -174,15 +166,10 @@ def pixel_figures(counts: PixelCounts) -> dict[str, Any]:
     return {
         "images": counts.images,
         "regions": counts.regions,
-        "auroc": _histogram_auroc(counts.defective, counts.flawless),
+        "auroc": histogram_auroc(counts.defective, counts.flawless),
         "f1": _ratio(2 * counts.hits, defective + counts.found),
         "aupro": _aupro(counts),
     }
-
-
-def _histogram_auroc(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> float | None:
-    below = np.cumsum(negative.astype(np.float64)) - negative / 2
-    return _ratio(float((positive * below).sum()), float(positive.sum()) * float(negative.sum()))
 
 
 def _aupro(counts: PixelCounts) -> float | None:

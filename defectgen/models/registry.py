@@ -155,8 +155,7 @@ def add(entry: Entry, file: Path) -> None:
         table = document.setdefault(entry.name, tomlkit.table())
         for key, value in values.items():
             table[key] = value
-        with files.writable(file):
-            files.write(file, tomlkit.dumps(document))
+        files.write(file, tomlkit.dumps(document))
 
 
 def changing(file: Path) -> AbstractContextManager[None]:

@@ -3,14 +3,14 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from defectgen import files
 from defectgen.errors import BadInputError, UsageError
-from defectgen.imaging.images import is_image_file
+from defectgen.imaging.images import ALIASES, OTHER_FORMATS, is_image_file
 from defectgen.inspection import inspector
 from defectgen.inspection.inspector import Finding, Repair, Unreadable
 from defectgen.inspection.labels import Labels
@@ -24,26 +24,11 @@ _POLL = 0.5  # seconds
 _REFRESH = 30.0  # seconds after which the page of a watched folder is written again
 _REST = 20.0  # at least this many times as long as writing it took
 _PATIENCE = 5.0  # seconds after the last change in which an unreadable or empty image may still be incomplete
-_OTHER_IMAGES = inspector.ALIASES | inspector.OTHER_FORMATS
-_ACCOMPANYING = frozenset(
-    {
-        ".csv",
-        ".db",
-        ".html",
-        ".ini",
-        ".json",
-        ".jsonl",
-        ".log",
-        ".md",
-        ".md5",
-        ".sha256",
-        ".toml",
-        ".tsv",
-        ".txt",
-        ".xml",
-    }
-    | {".xmp", ".yaml", ".yml"}
-)
+_OTHER_IMAGES = ALIASES | OTHER_FORMATS
+_ACCOMPANYING = frozenset({
+    ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".md5", ".sha256", ".toml", ".tsv", ".txt",
+    ".xml", ".xmp", ".yaml", ".yml",
+})  # fmt: skip
 """Suffixes of files that lie beside images: lists, labels, and what systems leave, such as Thumbs.db."""
 
 
@@ -126,7 +111,7 @@ class InspectionJob:
         self.unusable: list[Unreadable] = []
         self.inspected = 0
         with ExitStack() as stack:
-            stack.enter_context(_reserved(request.out, wait=request.wait))
+            stack.enter_context(files.locked(request.out, wait=request.wait))
             self._report = InspectionReport(request.out, resume=request.resume, overwrite=request.overwrite)
             if request.calibrate is not None:
                 known = self._calibrate(request.calibrate)
@@ -146,7 +131,7 @@ class InspectionJob:
     def _calibrate(self, folder: Path) -> float:
         request = self._request
         findings = inspector.inspect(
-            list_images(folder), self._repair, 0.0, border=self.border, workers=request.workers
+            list_images(folder), self._repair, math.inf, border=self.border, workers=request.workers
         )
         return inspector.calibrate(self._noting(findings), request.share)
 
@@ -195,7 +180,7 @@ class InspectionJob:
             try:
                 for finding in inspector.inspect(
                     self._showing(arrivals), self._repair, self.threshold, border=self.border, workers=request.workers,
-                    truth=labels.truth if labels else None,
+                    truth=labels.truth if labels else None, pictured=True,
                 ):  # fmt: skip
                     if isinstance(finding, Unreadable) and arrivals.retry_later(finding.path):
                         continue
@@ -319,23 +304,9 @@ def _store_threshold(model: str, weights: Path | None, threshold: float, border:
         with registry.changing(file):
             entry = next((each for each in registry.read(file) if each.name == model), None)
             if entry is not None:
-                with files.writable(entry.file):
-                    keep_threshold(entry.file, threshold, border)
+                keep_threshold(entry.file, threshold, border)
                 registry.add(entry.model_copy(update={"sha256": files.sha256(entry.file)}), file)
                 return
-
-
-@contextmanager
-def _reserved(out: Path, *, wait: bool) -> Iterator[None]:
-    """Lock a report's folder. One that is created by this, and stays empty, is removed again."""
-    new = not out.exists()
-    with files.locked(out, wait=wait):
-        try:
-            yield
-        finally:
-            if new:
-                with suppress(OSError):
-                    out.rmdir()
 
 
 class _Arrivals:

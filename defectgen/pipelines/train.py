@@ -1,5 +1,6 @@
 """Train a model: folders of images in, a run folder and an entry in `weights.toml` out."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ class TrainJob:
         if self._held:
             repair = NetworkRepair(trained.model, self._request.device)
             threshold = inspector.calibrate(
-                inspector.inspect(self._held, repair, 0.0, workers=self._request.workers), _SHARE
+                inspector.inspect(self._held, repair, math.inf, workers=self._request.workers), _SHARE
             )
             keep_threshold(trained.model, threshold)
         entry = registry.Entry(

@@ -12,24 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from defectgen.folders import read_defects, read_normals
-from defectgen.imaging.images import read_mask
+from defectgen.folders import NORMAL, read_defects, read_normals
+from defectgen.imaging.mask_files import read_masks
 from defectgen.inspection import inspector
 from defectgen.inspection.reconstruction import NetworkRepair
+from defectgen.inspection.scoring import Judged, image_figures
 from defectgen.models import registry
-
-
-def auroc(positives: list[float], negatives: list[float]) -> float:
-    """The probability that a defective image scores higher than a flawless one; ties count half."""
-    p, n = np.array(positives)[:, None], np.array(negatives)[None]
-    return float(((p > n) + 0.5 * (p == n)).mean())
-
-
-def best_f1(positives: list[float], negatives: list[float]) -> float:
-    """The F1 of the best threshold, which is unknown in practice."""
-    p, n = np.array(positives), np.array(negatives)
-    hits, alarms = ((each[None] > np.r_[p, n, -1][:, None]).sum(axis=1) for each in (p, n))
-    return float((2 * hits / (hits + alarms + len(p))).max())
 
 
 def main() -> None:
@@ -54,42 +42,34 @@ def main() -> None:
         repair, threshold = network, network.threshold or inspector.UNCALIBRATED
     threshold = threshold if arguments.threshold is None else arguments.threshold
 
-    normals, defects = read_normals(arguments.normals), read_defects(arguments.defects)
-    labels = {sample.path: sample.mask for sample in (*normals.images, *defects.images)}
-    scores: dict[bool, list[float]] = {False: [], True: []}
-    right = hits = false_alarms = found = union = marked = detected = 0
-    by_category: dict[str, list[bool]] = {}
+    images = [*read_normals(arguments.normals).images, *read_defects(arguments.defects).images]
+    labels = {each.path: each for each in images}
+    judged: list[Judged] = []
+    found = union = marked = detected = 0
     began = time.perf_counter()
-    categories = {sample.path: sample.category for sample in defects.images}
     for finding in inspector.inspect(labels, repair, threshold, border=arguments.border, workers=arguments.workers):
         if isinstance(finding, inspector.Unreadable):
             print(f"{finding.path}: {finding.reason}")
             continue
         label = labels[finding.path]
-        scores[label is not None].append(finding.score)
-        right += finding.defective == (label is not None)
-        hits += finding.defective and label is not None
-        false_alarms += finding.defective and label is None
-        truth = np.zeros(finding.mask.shape, np.bool_) if label is None else read_mask(label)
+        categories = () if label.category == NORMAL else (label.category,)
+        judged.append(Judged(categories, finding.score, finding.defective))
+        truth = np.zeros(finding.mask.shape, np.bool_) if label.mask is None else read_masks(label.mask)
         found += int((finding.mask & truth).sum())
         union += int((finding.mask | truth).sum())
         marked += int(truth.sum())
         detected += int(finding.mask.sum())
-        if label is not None:
-            by_category.setdefault(categories[finding.path], []).append(finding.defective)
     seconds = time.perf_counter() - began
-    count = len(scores[True]) + len(scores[False])
-    missed = len(scores[True]) - hits
-    area = auroc(scores[True], scores[False])
-    print(f"{len(scores[False])} normals, {len(scores[True])} defects, threshold {threshold:.4f}")
+    of = image_figures(judged)
+    print(f"{of['normals']} normals, {of['defects']} defects, threshold {threshold:.4f}")
     print(
-        f"image level   accuracy {right / count:.3f}   F1 {2 * hits / (2 * hits + false_alarms + missed):.3f}   "
-        f"AUROC {area:.3f}   best F1 over all thresholds {best_f1(scores[True], scores[False]):.3f}"
+        f"image level   accuracy {of['accuracy']:.3f}   F1 {of['f1']:.3f}   AUROC {of['auroc']:.3f}   "
+        f"best F1 over all thresholds {of['best_f1']:.3f}"
     )
     print(f"pixel level   F1 {2 * found / max(marked + detected, 1):.3f}   IoU {found / max(union, 1):.3f}")
-    shares = ", ".join(f"{name} {sum(v)}/{len(v)}" for name, v in sorted(by_category.items()))
-    print(f"found         {shares}; false alarms {false_alarms}/{len(scores[False])}")
-    print(f"{count / seconds:.1f} images/s")
+    shares = ", ".join(f"{name} {each['found']}/{each['images']}" for name, each in of["categories"].items())
+    print(f"found         {shares}; false alarms {of['false_alarms']}/{of['normals']}")
+    print(f"{len(judged) / seconds:.1f} images/s")
 
 
 if __name__ == "__main__":

@@ -188,6 +188,17 @@ def test_json_can_be_set_in_the_environment_and_the_file(
     assert json.loads(capsys.readouterr().err.splitlines()[1])["code"] == 2
 
 
+def signalled(command: list[str], number: signal.Signals) -> str:
+    """What a command prints as an error if it gets a signal once it has printed "ready"; it ends with its code."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, message = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    return message
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_its_code_and_no_traceback(number: signal.Signals) -> None:
     program = (
@@ -195,14 +206,8 @@ def test_a_signal_ends_it_with_its_code_and_no_traceback(number: signal.Signals)
         "def wait(_): print('ready', flush=True); time.sleep(60)\n"
         "options.seconds = wait; sys.exit(main())"
     )
-    command = [sys.executable, "-c", program, *TRAIN, "--time", "1m"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(number)
-        _, message = process.communicate(timeout=20)
-    assert process.returncode == 128 + number
-    assert message == "defectgen: error: stopped; run the same command with --resume to continue\n"
+    said = signalled([sys.executable, "-c", program, *TRAIN, "--time", "1m"], number)
+    assert said == "defectgen: error: stopped; run the same command with --resume to continue\n"
 
 
 def test_signal_handlers_are_restored() -> None:
@@ -361,13 +366,8 @@ def test_a_signal_while_it_starts_has_its_code_and_no_traceback(number: signal.S
         "sys.meta_path.insert(0, Slow())\n"
         "from defectgen.__main__ import main; sys.exit(main(['--version']))"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        process.send_signal(number)
-        _, message = process.communicate(timeout=20)
-    assert process.returncode == 128 + number
-    assert message == "defectgen: error: stopped before it began\n"
+    said = signalled([sys.executable, "-c", program], number)
+    assert said == "defectgen: error: stopped before it began\n"
 
 
 def command(arguments: Sequence[str], shell: str) -> subprocess.CompletedProcess[str]:

@@ -12,12 +12,12 @@ from defectgen.inspection.scoring import (
     BINS,
     Judged,
     PixelCounts,
-    auroc,
     best_threshold,
     count_pixels,
     image_figures,
     pixel_figures,
 )
+from defectgen.ranking import auroc
 
 
 def judged(text: str, threshold: float) -> list[Judged]:
