@@ -26,7 +26,7 @@ from defectgen.mask_matching import (
 
 NORMAL: Final = "normal"
 
-_NORMALS = ("good", "normal", "normals")
+NORMAL_FOLDERS: Final = ("good", "normal", "normals")
 """The folders of normals in or beside one of defects."""
 _LAYOUTS = "expected images, or a folder of images for each category (README.md, train)"
 
@@ -92,15 +92,15 @@ def find_labeled(folder: Path) -> list[Part]:
     if not folder.is_dir():
         raise BadInputError(f"{folder}: no such folder; give a labeled one")
     defects = next((folder / name for name in ("defects", "test") if (folder / name).is_dir()), folder)
-    places = (parent / name for parent in (defects, defects.parent) for name in _NORMALS)
+    places = (parent / name for parent in (defects, defects.parent) for name in NORMAL_FOLDERS)
     normals = next((place for place in places if place.is_dir() and not place.samefile(defects)), None)
     if normals is None:
         raise BadInputError(
             f"{folder}: no normals in it; a labeled folder has a folder for each category of defects, and one of "
-            f"normals: {', '.join(_NORMALS)}"
+            f"normals: {', '.join(NORMAL_FOLDERS)}"
         )
     source = ProductFolders(product="product", normals=normals, defects=defects)
-    part = find_defects(source, defects, (), flawless=_NORMALS)
+    part = find_defects(source, defects, (), flawless=NORMAL_FOLDERS)
     if not part.found:
         raise BadInputError(f"{defects}: no images of defects in it; {_LAYOUTS}")
     return [find_normals(normals, source.product), part]

@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,13 +15,28 @@ from defectgen.cli.options import option
 from defectgen.errors import ExitCode
 from defectgen.text import printable
 
+if TYPE_CHECKING:
+    from defectgen.pipelines.inspect import Calibration
+
 EXAMPLES = """\b
 Examples:
+  defectgen inspect line/images --normals good --defects bad --name tiles
   defectgen inspect line/images --model tiles --fail-on-defect
   defectgen inspect line/images --reference golden --calibrate good --watch"""
 
 _SHOWN = 40  # maximum number of images listed on the terminal
+_MANY = 100  # flawless images, from which on a threshold is fairly certain
 _FEW = 10  # maximum number of other files named in a note
+
+
+class Score(str, Enum):
+    """A kind of score (`inspection.scores`)."""
+
+    SSIM = "ssim"
+    DIFFERENCE = "difference"
+    FEATURES = "features"
+    MEMORY = "memory"
+    CLASSIFIER = "classifier"
 
 
 def inspect(
@@ -34,12 +51,41 @@ def inspect(
     ] = False,
     model: Annotated[
         str | None,
-        option("--model", metavar="NAME", help="Model that reconstructs images without defects  [default: the newest]"),
+        option(
+            "--model",
+            metavar="NAME",
+            help="Model that repairs images, or was learned with --normals  [default: the newest]",
+        ),
     ] = None,
     weights: options.Weights = None,
     reference: Annotated[
         Path | None,
         option("--reference", metavar="DIR", help="Golden images with the same file names, instead of a model."),
+    ] = None,
+    normals: Annotated[
+        Path | None,
+        option("--normals", metavar="DIR", help="Flawless images to learn from, instead of a model."),
+    ] = None,
+    defects: Annotated[
+        Path | None,
+        option(
+            "--defects",
+            metavar="DIR",
+            help="Known defects: with --normals to learn from as well (if they have masks), with --calibrate to choose "
+            "the score and the threshold by.",
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        option("--name", metavar="NAME", help="Name of the model that --normals makes  [default: from the folder]"),
+    ] = None,
+    score: Annotated[
+        Score | None,
+        option(
+            "--score",
+            help="With --reference or a model that repairs: ssim, difference or features; with --normals: memory or "
+            "classifier  [default: the best for --defects, else difference or memory]",
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
@@ -54,9 +100,15 @@ def inspect(
         ),
     ] = None,
     share: Annotated[
-        float,
-        option("--share", min=0.5, max=1, help="Share of the defect-free images that pass the calibrated threshold."),
-    ] = 0.99,
+        float | None,
+        option(
+            "--share",
+            min=0.5,
+            max=1,
+            help="Share of flawless images that pass the calibrated threshold  [default: 0.99; with --defects, the one "
+            "with the best F1]",
+        ),
+    ] = None,
     border: Annotated[
         int | None,
         option("--border", min=0, help="Pixels to ignore along the edges  [default: as calibrated, or 0]"),
@@ -76,46 +128,51 @@ def inspect(
 ) -> int:
     """Find defects in images.
 
-    Compares each image with its defect-free reconstruction by a model, or with a golden image.
+    Compares each image with a golden image, or as a model repairs it; or learns what flawless images look like.
     """
     options.exclusive(resume, overwrite, "report")
 
     from defectgen.pipelines.inspect import InspectionJob, InspectRequest
 
     console = Console(as_json=as_json, quiet=quiet)
-    job = InspectionJob(
-        InspectRequest(
-            images=images,
-            labels=labels,
-            model=model,
-            weights=weights,
-            reference=reference,
-            threshold=threshold,
-            calibrate=calibrate,
-            share=share,
-            border=border,
-            watch=watch,
-            out=out,
-            device=device,
-            workers=workers,
-            resume=resume,
-            overwrite=overwrite,
-            wait=wait,
-        )
+    request = InspectRequest(
+        images=images,
+        labels=labels,
+        model=model,
+        weights=weights,
+        reference=reference,
+        normals=normals,
+        defects=defects,
+        name=name,
+        score=score and score.value,
+        threshold=threshold,
+        calibrate=calibrate,
+        share=share,
+        border=border,
+        watch=watch,
+        out=out,
+        device=device,
+        workers=workers,
+        resume=resume,
+        overwrite=overwrite,
+        wait=wait,
     )
+    stage = "learning" if normals else "calibrating" if calibrate else None
+    with console.progress(stage) if stage else nullcontext(lambda done, total: None) as progress:
+        job = InspectionJob(request, progress)
     if job.labels is not None:
         console.warnings(job.labels.warnings)
+    console.warnings(job.known.warnings if job.known else ())
     for each in job.unusable:
-        console.warn(printable(f"--calibrate: skipped {each.path}: {each.reason}"))
-    if calibrate is not None:
-        console.note(
-            printable(f"threshold {job.threshold:.4f}, calibrated: {share:.1%} of the images in {calibrate} pass")
-            + (f"; inputs skipped: {len(job.unusable)}" if job.unusable else "")
-        )
+        console.warn(printable(f"--{'normals' if normals else 'calibrate'}: skipped {each.path}: {each.reason}"))
+    if job.unusable:
+        console.note(f"inputs skipped: {len(job.unusable)}")
+    threshold = job.criteria.threshold
+    if job.calibration is not None:
+        for line in _calibrated(job.calibration):
+            console.note(line)
     elif not job.calibrated:
-        console.note(
-            f"threshold {job.threshold}, not calibrated; calibrate it on defect-free images with --calibrate DIR"
-        )
+        console.note(f"threshold {threshold}, not calibrated; calibrate it on defect-free images with --calibrate DIR")
     start = time.monotonic()
     told = 0
     with console.progress("inspecting") as progress:
@@ -128,7 +185,8 @@ def inspect(
     _tell(console, job.passed_over[told:])
     speed = job.inspected / max(time.monotonic() - start, 1e-9)
     values: dict[str, Any] = {
-        "out": str(out), "model": job.maker, "threshold": job.threshold, "border": job.border, "kept": job.kept,
+        "out": str(out), "model": job.maker, "score": job.criteria.scorer.name, "threshold": threshold,
+        "border": job.criteria.border, "calibration": _figures(job.calibration), "kept": job.kept,
     }  # fmt: skip
     totals = job.totals
     kept = f" ({job.kept} earlier)" if job.kept else ""
@@ -147,6 +205,37 @@ def inspect(
     if fail_on_defect and job.defective:
         return ExitCode.DEFECTS_FOUND
     return ExitCode.SKIPPED if job.errors or job.unusable else ExitCode.OK
+
+
+def _calibrated(of: "Calibration") -> list[str]:
+    """What is known of a calibrated threshold."""
+    images = f"{of.normals} flawless images" + (f" and {of.defects} defects" if of.defects else "")
+    lines = [
+        f"threshold {of.threshold:.4f} for score {of.scorer.name}, calibrated on {images} (95% interval "
+        f"{of.low:.4f} to {of.high:.4f})"
+    ]
+    if of.f1 is not None:
+        lines.append(
+            f"of images that it was not chosen by, it finds {of.recall:.0%} of the defects, with "
+            f"{of.false_alarm_rate:.1%} false alarms: F1 {of.f1:.2f}, AUROC {of.auroc:.3f}"
+        )
+    elif of.normals < _MANY:
+        lines.append("so few images leave it uncertain; give more, or known defects with --defects")
+    if of.suggested_border:
+        lines.append(
+            f"flawless images are least alike along their edges; --border {of.suggested_border} lowers the threshold, "
+            "and ignores defects there"
+        )
+    elif of.border:
+        lines.append(f"{of.border} pixels along the edges are ignored")
+    return lines
+
+
+def _figures(of: "Calibration | None") -> dict[str, Any] | None:
+    if of is None:
+        return None
+    names = ("threshold", "low", "high", "floor", "border", "normals", "defects", "auroc", "f1", "recall")
+    return {name: getattr(of, name) for name in (*names, "false_alarm_rate", "suggested_border")}
 
 
 def _tell(console: Console, paths: Sequence[Path]) -> int:

@@ -5,40 +5,56 @@ image's own resolution. Otsu's method splits any image in two, so an image is de
 a threshold that flawless images stay below.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 
-from defectgen.errors import BadInputError
 from defectgen.imaging import masks
 from defectgen.imaging.components import Components
 from defectgen.imaging.images import OTHER_FORMATS, DecodedImage, ImageError, Pixels, read_image
-from defectgen.imaging.ssim import STRIP, WINDOW, histogram, limits_of, otsu, ssim_map
-from defectgen.imaging.windows import BoolArray, Box, FloatArray, Limits, value_range, widened
+from defectgen.imaging.ssim import STRIP, histogram, limits_of, otsu
+from defectgen.imaging.windows import BoolArray, Box, FloatArray
 from defectgen.inspection import thumbnails
+from defectgen.inspection.alignment import aligned
+from defectgen.inspection.scores import SSIM, Rows, Scorer
 from defectgen.inspection.scoring import PixelCounts, count_pixels
 
+T = TypeVar("T")
 Repair = Callable[[Path, DecodedImage], Pixels]
 """Returns the defect-free version of an image, as pixels of the same shape; raises ImageError if there is none."""
 Truth = Callable[[Path, DecodedImage], BoolArray | None]
 """Returns the true mask of an image, [H, W], or None if it is not known; raises ImageError if it is unusable."""
 
-UNCALIBRATED = 0.5
-"""The threshold for golden images if none is calibrated."""
 _TRIM = 0.25  # fraction of a defect's largest change; pixels that change less are trimmed
 _WHOLE = 2**24  # pixels up to which a score map is kept
-_PIXELS = WINDOW**2  # number of pixels that reach the score: as many as one differing pixel affects
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """How images are judged."""
+
+    threshold: float
+    """The score above which an image is defective."""
+    scorer: Scorer = SSIM
+    border: int = 0
+    """Pixels along the image's edges that are ignored."""
+    floor: float = 0.0
+    """The least score of a pixel of a defect, whatever Otsu's method says."""
+    borders: tuple[int, ...] = ()
+    """Other borders to score images with, for a comparison."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result for an image. `score`, 0 to 2, is the dissimilarity to the repaired image at the worst place."""
+    """The result for an image. `score`, 0 to 2, is that of the worst place."""
 
     path: Path
     photograph: DecodedImage
@@ -50,6 +66,8 @@ class Finding:
     """The scores of the pixels, if the true mask is known."""
     thumbnails: bytes = b""
     """A JPEG, see `thumbnails.strip`."""
+    bordered: tuple[float, ...] = ()
+    """The score with each of `Criteria.borders`; NaN if nothing is left."""
 
     @property
     def defective(self) -> bool:
@@ -64,32 +82,6 @@ class Unreadable:
     reason: str
 
 
-def compare(
-    photograph: DecodedImage, repaired: Pixels, rows: tuple[int, int] | None = None, limits: Limits | None = None
-) -> FloatArray:
-    """The score map, 1 - SSIM of an image and its repaired version, [H, W] in [0, 2]. Alpha is ignored.
-
-    Args:
-        rows: only these, from the first to before the last, [rows, W]. Exactly equal to those of the whole map if the
-            first is a multiple of `ssim.STRIP`.
-        limits: as `_common_limits`, if they are known.
-    """
-    low, high = limits or _common_limits(photograph, repaired)
-    top, bottom = rows or (0, photograph.height)
-    first = max(top - WINDOW // 2, 0)
-    near = slice(first, bottom + WINDOW // 2)
-    x, y = (np.atleast_3d(each)[near, :, : photograph.channels] for each in (photograph.pixels, repaired))
-    if photograph.depth == 16:  # what is above the range, such as a hot spot, stays above it
-        x, y = (each.astype(np.float32) - np.float32(low) for each in (x, y))
-    similar = ssim_map(x, y, high - low, rows=(top - first, bottom - first))
-    return np.subtract(1, similar, out=similar)
-
-
-def _common_limits(photograph: DecodedImage, repaired: Pixels) -> Limits:
-    """The value range of an image and its repaired version together."""
-    return widened(value_range(photograph), value_range(DecodedImage(repaired)))
-
-
 class _ScoreMap:
     """A score map in strips of rows, with the border set to 0.
 
@@ -98,10 +90,8 @@ class _ScoreMap:
     first row; known after the first reading.
     """
 
-    def __init__(self, photograph: DecodedImage, repaired: Pixels, border: int) -> None:
-        self._photograph, self._repaired, self._border = photograph, repaired, border
-        self._range = _common_limits(photograph, repaired)
-        height, width = photograph.height, photograph.width
+    def __init__(self, scores: Rows, height: int, width: int, border: int) -> None:
+        self._scores, self._border, self._height, self._width = scores, border, height, width
         step = height if height * width <= _WHOLE else STRIP * max(1, _WHOLE // (4 * STRIP * width))
         self._strips = [(top, min(top + step, height)) for top in range(0, height, step)]
         self._kept: FloatArray | None = None
@@ -120,9 +110,10 @@ class _ScoreMap:
                 self._kept = scores
             yield slice(top, bottom), scores
 
-    def judged(self) -> Iterator[FloatArray]:
-        """The scores of each strip within the border, if it has any."""
-        border, (height, width) = self._border, self._photograph.pixels.shape[:2]
+    def judged(self, border: int | None = None) -> Iterator[FloatArray]:
+        """The scores of each strip within the border, if it has any; or within another."""
+        border = self._border if border is None else max(border, self._border)
+        height, width = self._height, self._width
         for rows, strip in self.read():
             inner = strip[max(border - rows.start, 0) : max(height - border - rows.start, 0), border : width - border]
             if inner.size:
@@ -139,8 +130,8 @@ class _ScoreMap:
         return np.concatenate(parts)
 
     def _compute(self, top: int, bottom: int) -> FloatArray:
-        scores = compare(self._photograph, self._repaired, (top, bottom), self._range)
-        border, height = self._border, self._photograph.height
+        scores = self._scores(top, bottom)
+        border, height = self._border, self._height
         if border:
             scores[: max(border - top, 0)] = 0
             scores[max(height - border - top, 0) :] = 0
@@ -148,16 +139,16 @@ class _ScoreMap:
         return scores
 
 
-def score_of(strips: Iterable[FloatArray]) -> float:
-    """The score of a map in strips: the greatest value that at least 81 pixels, the area of SSIM's window, reach."""
-    greatest = np.concatenate([_greatest(strip) for strip in strips])
-    worst = min(_PIXELS, greatest.size)
+def score_of(strips: Iterable[FloatArray], pixels: int) -> float:
+    """The score of a map in strips: the greatest value that so many pixels reach, or all if there are fewer."""
+    greatest = np.concatenate([_greatest(strip, pixels) for strip in strips])
+    worst = min(pixels, greatest.size)
     return float(np.partition(greatest, -worst)[-worst])
 
 
-def _greatest(scores: FloatArray) -> FloatArray:
-    """The 81 greatest values, in any order, or all if there are fewer."""
-    worst = min(_PIXELS, scores.size)
+def _greatest(scores: FloatArray, pixels: int) -> FloatArray:
+    """The greatest values, in any order, or all if there are fewer."""
+    worst = min(pixels, scores.size)
     if scores.size <= 1 << 16:
         return np.partition(scores.ravel(), -worst)[-worst:]
     counts, centers = histogram([scores], limits_of(scores))
@@ -170,25 +161,25 @@ def _greatest(scores: FloatArray) -> FloatArray:
 def find(
     path: Path,
     photograph: DecodedImage,
-    repaired: Pixels,
-    threshold: float,
+    repaired: Pixels | None,
+    criteria: Criteria,
     *,
-    border: int = 0,
     truth: BoolArray | None = None,
     pictured: bool = True,
 ) -> Finding:
     """Inspect an image: its score, its defects, and thumbnails of them.
 
-    Defects are the components that Otsu's method separates and that have a pixel above `threshold`.
+    Defects are the components that Otsu's method separates and that have a pixel above the threshold.
 
     Args:
-        repaired: the defect-free version.
-        border: pixels along the image's edges that are ignored.
+        repaired: the defect-free version, if the scorer compares with one.
         truth: the true mask, [H, W], to count `Finding.pixels` by.
         pictured: whether to make the thumbnails.
     """
-    scores = _ScoreMap(photograph, repaired, border)
-    small = thumbnails.Shrunk(photograph.height, photograph.width)
+    height, width = photograph.height, photograph.width
+    scorer, threshold = criteria.scorer, criteria.threshold
+    scores = _ScoreMap(scorer(photograph, repaired), height, width, criteria.border)
+    small = thumbnails.Shrunk(height, width)
 
     def noted() -> Iterator[FloatArray]:
         for rows, strip in scores.read():
@@ -196,42 +187,58 @@ def find(
                 small.add(rows, strip)
             yield strip
 
-    score = score_of(noted())
+    score = score_of(noted(), scorer.pixels)
+    mask = np.zeros((height, width), np.bool_)
     if score > threshold:
-        mask = _defects(scores, photograph.pixels, repaired, threshold)
-    else:
-        mask = np.zeros((photograph.height, photograph.width), np.bool_)
+        mask = _defects(scores, criteria, mask.shape)
+        if scorer is SSIM and repaired is not None:
+            mask = _trimmed(mask, photograph.pixels, repaired)
     pixels = None if truth is None else count_pixels(scores.read(), truth, mask)
     shown = b""
     if pictured:
         shown = thumbnails.strip(photograph, repaired, small, mask, threshold, scores.crop)
-    return Finding(path, photograph, score, threshold, mask, pixels, shown)
+    bordered = tuple(
+        score_of(scores.judged(border), scorer.pixels)
+        if 2 * max(border, criteria.border) < min(height, width)
+        else math.nan
+        for border in criteria.borders
+    )
+    return Finding(path, photograph, score, threshold, mask, pixels, shown, bordered)
 
 
-def _defects(scores: _ScoreMap, before: Pixels, after: Pixels, threshold: float) -> BoolArray:
-    """The components that Otsu's method separates in a score map and that have a pixel above `threshold`, [H, W]."""
+def _defects(scores: _ScoreMap, criteria: Criteria, shape: tuple[int, int]) -> BoolArray:
+    """The components that Otsu's method separates in a score map and that have a pixel above the threshold, [H, W]."""
     limits = min(low for low, _ in scores.limits.values()), max(high for _, high in scores.limits.values())
-    # The border, which is not judged, would count as very like its repaired version.
-    separating = otsu(scores.judged(), limits)
-    separated, exceeding = np.zeros((2, *before.shape[:2]), np.bool_)
-    for rows, strip in scores.read(above=min(separating, threshold)):
+    # The border, which is not judged, would count as very like its repaired version. And Otsu's method splits what is
+    # above the threshold in two as well, if it is most of an image.
+    separating = min(max(otsu(scores.judged(), limits), criteria.floor), criteria.threshold)
+    separated, exceeding = np.zeros((2, *shape), np.bool_)
+    for rows, strip in scores.read(above=separating):
         separated[rows] = strip > separating
-        exceeding[rows] = strip > threshold
+        exceeding[rows] = strip > criteria.threshold
     components = Components(separated)
     strong = np.zeros(len(components), np.bool_)
     for rows, labels in components:
         strong[labels[exceeding[rows]]] = True
     strong[0] = False
-    # SSIM compares windows, so its components are too large: trim them to the pixels whose gray values change.
-    most = np.zeros(len(components), np.float32)
-    for rows, labels in components:
-        inside = strong[labels]
-        np.maximum.at(most, labels[inside], _change(before[rows], after[rows])[inside])
     mask = np.zeros_like(separated)
     for rows, labels in components:
-        mask[rows] = strong[labels] & (_change(before[rows], after[rows]) > _TRIM * most[labels])
-    mask = masks.clean(mask)
-    return mask if mask.any() else exceeding
+        mask[rows] = strong[labels]
+    return mask
+
+
+def _trimmed(mask: BoolArray, before: Pixels, after: Pixels) -> BoolArray:
+    """Defects without the pixels that hardly change: SSIM compares windows, so its components are too large."""
+    components = Components(mask)
+    most = np.zeros(len(components), np.float32)
+    for rows, labels in components:
+        inside = mask[rows]
+        np.maximum.at(most, labels[inside], _change(before[rows], after[rows])[inside])
+    trimmed = np.zeros_like(mask)
+    for rows, labels in components:
+        trimmed[rows] = mask[rows] & (_change(before[rows], after[rows]) > _TRIM * most[labels])
+    trimmed = masks.clean(trimmed)
+    return trimmed if trimmed.any() else mask
 
 
 def _change(before: Pixels, after: Pixels) -> FloatArray:
@@ -241,10 +248,9 @@ def _change(before: Pixels, after: Pixels) -> FloatArray:
 
 def inspect(
     paths: Iterable[Path | None],
-    repair: Repair,
-    threshold: float,
+    repair: Repair | None,
+    criteria: Criteria,
     *,
-    border: int = 0,
     workers: int = 2,
     truth: Truth | None = None,
     pictured: bool = False,
@@ -255,12 +261,13 @@ def inspect(
     path is taken. With `truth`, findings have `pixels`, and an image with an unusable mask is unreadable; with
     `pictured`, they have thumbnails. If only scores are needed, an infinite threshold saves the masks.
     """
+    judge = partial(_inspect, repair=repair, criteria=criteria, truth=truth, pictured=pictured)
     queue: deque[Future[Finding | Unreadable]] = deque()
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="inspecting") as pool:
         try:
             for path in paths:
                 if path is not None:
-                    queue.append(pool.submit(_inspect, path, repair, threshold, border, truth, pictured))
+                    queue.append(pool.submit(judge, path))
                 while queue and (path is None or len(queue) > 2 * workers):
                     yield queue.popleft().result()
             while queue:
@@ -271,15 +278,22 @@ def inspect(
 
 
 def _inspect(
-    path: Path, repair: Repair, threshold: float, border: int, truth: Truth | None, pictured: bool
+    path: Path, *, repair: Repair | None, criteria: Criteria, truth: Truth | None, pictured: bool
 ) -> Finding | Unreadable:
+    def judge(photograph: DecodedImage) -> Finding:
+        known = None if truth is None else truth(path, photograph)
+        repaired = None if repair is None else repair(path, photograph)
+        return find(path, photograph, repaired, criteria, truth=known, pictured=pictured)
+
+    return attempt(path, judge)
+
+
+def attempt(path: Path, work: Callable[[DecodedImage], T]) -> T | Unreadable:
+    """What `work` makes of an image, or the reason why it cannot be read or used."""
     if path.suffix.lower() in OTHER_FORMATS:
         return Unreadable(path, f"{path.suffix} is not supported; convert it to PNG, JPEG, BMP, TIFF or WebP")
     try:
-        photograph = read_image(path)
-        known = None if truth is None else truth(path, photograph)
-        repaired = repair(path, photograph)
-        return find(path, photograph, repaired, threshold, border=border, truth=known, pictured=pictured)
+        return work(read_image(path))
     except ImageError as error:
         return Unreadable(path, error.reason if error.path == path else str(error))
     except Exception as error:  # whatever is wrong with one image must not end the inspection of the others
@@ -293,28 +307,9 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def calibrate(findings: Iterable[Finding | Unreadable], share: float) -> float:
-    """The `share` quantile of the flawless images' scores: the next score at or above it.
-
-    Raises:
-        BadInputError: none of the images can be read.
-    """
-    scores, unreadable = list[float](), list[Unreadable]()
-    for finding in findings:
-        if isinstance(finding, Finding):
-            scores.append(finding.score)
-        else:
-            unreadable.append(finding)
-    if not scores:
-        named = "; ".join(f"{each.path}: {each.reason}" for each in unreadable[:3])
-        more = f"; and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
-        raise BadInputError(f"no readable image to calibrate on ({named or 'there are none'}{more})")
-    return float(np.quantile(scores, share, method="higher"))
-
-
-def golden(folder: Path, root: Path | None = None) -> Repair:
-    """A `Repair` that returns the golden image of `golden_path`."""
-    return partial(_golden, folder, root)
+def golden(folder: Path, root: Path | None = None, *, align: bool = False) -> Repair:
+    """A `Repair` that returns the golden image of `golden_path`; with `align` in the place and light of the image."""
+    return partial(_golden, folder, root, align)
 
 
 def golden_path(folder: Path, path: Path, root: Path | None = None) -> Path:
@@ -330,7 +325,7 @@ def golden_path(folder: Path, path: Path, root: Path | None = None) -> Path:
     return folder / path.name
 
 
-def _golden(folder: Path, root: Path | None, path: Path, photograph: DecodedImage) -> Pixels:
+def _golden(folder: Path, root: Path | None, align: bool, path: Path, photograph: DecodedImage) -> Pixels:
     file = golden_path(folder, path, root)
     reference = read_image(file)
     if reference.pixels.shape != photograph.pixels.shape or reference.depth != photograph.depth:
@@ -338,7 +333,7 @@ def _golden(folder: Path, root: Path | None, path: Path, photograph: DecodedImag
             path,
             f"is {_format_of(photograph)}, but its reference {file} is {_format_of(reference)}",
         )
-    return reference.pixels
+    return aligned(photograph, reference.pixels) if align else reference.pixels
 
 
 def _format_of(photograph: DecodedImage) -> str:

@@ -1,16 +1,29 @@
 """What is known about the images of a labeled folder: whether they are defective, their categories and true masks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from defectgen.finding import NORMAL, Found, find_labeled
+from defectgen.errors import BadInputError
+from defectgen.finding import (
+    NORMAL,
+    NORMAL_FOLDERS,
+    Found,
+    Part,
+    ProductFolders,
+    find_defects,
+    find_labeled,
+    find_normals,
+)
 from defectgen.imaging.images import DecodedImage, ImageError
 from defectgen.imaging.mask_files import read_masks
 from defectgen.imaging.windows import BoolArray
 from defectgen.mask_matching import about
 from defectgen.text import recorded
+
+_PRODUCT = "product"
 
 
 @dataclass(frozen=True)
@@ -27,14 +40,9 @@ class Label:
 
 
 class Labels:
-    """The labels of a folder by image, in the order in which to inspect, and `warnings` about the folder.
+    """The labels of images, in the order in which to inspect, and `warnings` about their folders."""
 
-    Raises:
-        BadInputError: as `finding.find_labeled`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        parts = find_labeled(folder)
+    def __init__(self, parts: Sequence[Part]) -> None:
         found: dict[Path, list[Found]] = {}
         for part in parts:
             for each in part.found:
@@ -50,9 +58,34 @@ class Labels:
             one, many = "defect image has no mask", "defect images have no mask"
             self.warnings.append(about(unmasked, one, many, "the figures of pixels leave it out"))
 
+    @classmethod
+    def of(cls, folder: Path) -> "Labels":
+        """Those of a labeled folder. Raises BadInputError as `finding.find_labeled`."""
+        return cls(find_labeled(folder))
+
+    @classmethod
+    def known(cls, normals: Path, defects: Path | None) -> "Labels":
+        """Those of a folder of flawless images, and of one of defects, if there is one.
+
+        Raises:
+            BadInputError: as `finding.find_normals` and `finding.find_defects`.
+        """
+        if not normals.is_dir():
+            raise BadInputError(f"{normals}: no such folder")
+        parts = [find_normals(normals, _PRODUCT)]
+        if defects is not None:
+            source = ProductFolders(product=_PRODUCT, normals=normals, defects=defects)
+            parts.append(find_defects(source, defects, (), flawless=NORMAL_FOLDERS))
+        return cls(parts)
+
     @property
     def paths(self) -> list[Path]:
         return list(self._labels)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """All of them, sorted."""
+        return tuple(sorted({name for label in self._labels.values() for name in label.categories}))
 
     def __getitem__(self, path: Path) -> Label:
         return self._labels[path]

@@ -11,6 +11,7 @@ import numpy as np
 
 from defectgen import files, markup
 from defectgen.inspection.record import Record
+from defectgen.inspection.scores import LEARNED
 from defectgen.inspection.thumbnails import COLUMNS
 from defectgen.text import printable
 
@@ -34,7 +35,7 @@ body { max-width: 72em; } #images { width: 100%; } #images thead th { position: 
 .flawless td:nth-child(2) { color: #06652f; }
 #images figure { display: block; margin: 0; width: fit-content; max-width: 100%; } #images img { margin: .2em 0; }
 figcaption, .columns { color: #555; font-size: .9em; }
-.columns { display: grid; grid-template-columns: repeat(4, 1fr); }
+.columns { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; }
 fieldset { border: 1px solid #999; display: flex; flex-wrap: wrap; gap: .4em 1.5em; align-items: center; }
 fieldset, svg { max-width: 100%; } [hidden] { display: none !important; } #threshold { width: 20em; max-width: 60vw; }
 th button { all: unset; cursor: pointer; text-decoration: underline; } th button:focus-visible { outline: 2px solid; }
@@ -147,12 +148,14 @@ def _summary(groups: dict[bool | None, list[Record]], pictures: _Pictures) -> It
     settings = ""
     if judged is not None:
         parts = [f"threshold {judged.threshold}"] if judged.threshold is not None else []
-        parts += [f"compared with {judged.reference}"] if judged.reference else []
+        parts += [f"score {judged.scorer}"] if judged.scorer else []
+        how = "judged by" if judged.scorer in LEARNED else "compared with"
+        parts += [f"{how} {judged.reference}"] if judged.reference else []
         parts += [f"{judged.border} pixels along the edges ignored"] if judged.border else []
         settings = "; " + ", ".join(parts) if parts else ""
     yield f'<p class="verdict">{escape(printable(counts + settings))}</p>'
     yield (
-        '<p class="small">Sorted by score, the dissimilarity to the defect-free version at the worst place, 0 to 2. '
+        '<p class="small">Sorted by score, that of the worst place, 0 to 2. '
         "Where there are two rows of pictures, the second shows the part in the blue frame. Score maps are black at 0, "
         "red at the threshold, and pale yellow at twice the threshold. Flawless images have pictures if they "
         f"are among the {NEAR} with the highest scores.</p>"
@@ -213,8 +216,9 @@ def _figure(record: Record, name: str, thumbnails: Path | None) -> str:
     if thumbnails is None:
         named = {"pictures (not in this page)": record.thumbnail, **named}
     else:
-        columns = "".join(f"<span>{column}</span>" for column in COLUMNS)
-        picture = markup.image(thumbnails.read_bytes(), f"{name}: {', '.join(COLUMNS)}, from the left")
+        names = [column for column in COLUMNS if not (column == COLUMNS[2] and record.scorer in LEARNED)]
+        columns = "".join(f"<span>{column}</span>" for column in names)
+        picture = markup.image(thumbnails.read_bytes(), f"{name}: {', '.join(names)}, from the left")
         shown = f'{picture}<div class="columns">{columns}</div>'
     links = ", ".join(f'<a href="{quote(file)}">{what}</a>' for what, file in named.items() if file is not None)
     return f"<figure>{shown}<figcaption>{links}</figcaption></figure>"

@@ -37,7 +37,7 @@ class NetworkRepair:
             raise WeightsError(f"{model}: a model of {loaded.info.name} cannot repair images; use one of {can}")
         self._tiled = Tiled(loaded.method.repair, loaded.method, resolve(device))
         self._scale = min(scale for of_product in loaded.task.scales.values() for scale in of_product.values())
-        self.threshold, self.border = loaded.threshold, loaded.border
+        self.criteria = loaded.criteria
 
     def __call__(self, _path: Path, photograph: DecodedImage) -> Pixels:
         """The image without its defects, with the same size, colors and depth. Alpha is unchanged."""

@@ -22,6 +22,10 @@ class Record(BaseModel):
     border: int | None = None
     reference: str | None = None
     """What the image was compared with: the golden images' folder, or the model."""
+    scorer: str | None = None
+    """The kind of score (`inspection.scores.Scorer.name`)."""
+    floor: float | None = None
+    """The least score of a defect's pixel."""
     boxes: list[tuple[int, int, int, int]] = []
     areas: list[int] = []
     mask: str | None = None

@@ -7,7 +7,7 @@ import io
 import json
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from defectgen.imaging.components import Components
 from defectgen.imaging.images import DecodedImage, encode_jpeg, encode_png
 from defectgen.inspection import page
 from defectgen.inspection.contours import contours
-from defectgen.inspection.inspector import Finding, Unreadable, reason_of
+from defectgen.inspection.inspector import Criteria, Finding, Unreadable, reason_of
 from defectgen.inspection.record import Record
 from defectgen.text import printable, recorded
 
@@ -35,6 +35,7 @@ _RED = (230, 40, 40)
 _LONGEST = 120  # bytes of an image's name in that of its mask; some encrypted drives take 143, with the suffixes
 _JPEG_SIDE = 65_500  # pixels, the limit of the format
 _OVERLAY_PIXELS = 2**26  # an overlay is only to be looked at
+_NOTED = ("border", "reference", "scorer", "floor")  # settings in each record, beside the threshold
 _FOLDERS = ("masks", "overlays", "thumbnails")
 
 
@@ -45,6 +46,14 @@ class Settings:
     reference: str
     threshold: float
     border: int
+    scorer: str = "ssim"
+    floor: float = 0.0
+
+
+def settings_of(reference: str, criteria: Criteria) -> Settings:
+    """As a report keeps them."""
+    threshold, floor = round(criteria.threshold, 5), round(criteria.floor, 5)
+    return Settings(recorded(reference), threshold, criteria.border, criteria.scorer.name, floor)
 
 
 class _Known(NamedTuple):
@@ -75,7 +84,7 @@ class InspectionReport:
         self.out = out
         self.defective = self.errors = self.kept = 0
         self._settings: Settings | None = None
-        self._earlier = set[tuple[str | None, float | None, int | None]]()
+        self._earlier = set[tuple[Any, ...]]()
         self._replaced: list[Path] = []
         self._known: dict[str, _Known] = {}
         self._owners: dict[str, str] = {}  # the image of each stem
@@ -110,7 +119,7 @@ class InspectionReport:
         Raises:
             UsageError: an image of an earlier run was judged by others.
         """
-        self._settings = Settings(recorded(settings.reference), round(settings.threshold, 5), settings.border)
+        self._settings = settings
         for earlier in self._earlier:
             for (name, now), before in zip(asdict(self._settings).items(), earlier, strict=True):
                 if before is not None and before != now:
@@ -159,7 +168,7 @@ class InspectionReport:
                 "defective": finding.defective,
                 "score": round(finding.score, 5),
                 "threshold": round(finding.threshold, 5),
-                **({"border": settings.border, "reference": settings.reference} if settings else {}),
+                **({name: getattr(settings, name) for name in _NOTED} if settings else {}),
                 "boxes": [], "areas": [], "mask": None, "overlay": None, "thumbnail": None, "stamp": stamp,
                 "contours": [],
             }  # fmt: skip
@@ -277,7 +286,7 @@ class InspectionReport:
                 self.kept += sign * each.kept
         self._known[record.image] = now
         if record.defective is not None:
-            self._earlier.add((record.reference, record.threshold, record.border))
+            self._earlier.add(tuple(getattr(record, each.name) for each in fields(Settings)))
         if record.thumbnail and not record.defective:
             push = heapq.heappush if len(self._near) < page.NEAR else heapq.heappushpop
             push(self._near, record.score or 0.0)

@@ -17,7 +17,8 @@ from defectgen.ranking import auroc, histogram_auroc
 
 BINS = 2**16
 """Bins of the scores of pixels, from 0 to 2. Scores in the same bin count as equal."""
-_HIGHEST = 2.0
+HIGHEST = 2.0
+"""The highest score."""
 _FALSE_POSITIVES = 0.3  # the rate up to which AUPRO integrates
 _AT_ONCE = 2**20  # pixels
 
@@ -157,7 +158,7 @@ def count_pixels(strips: Iterable[tuple[slice, FloatArray]], truth: BoolArray, f
 
 
 def _bins(scores: FloatArray) -> NDArray[np.int32]:
-    return np.clip(scores * np.float32(BINS / _HIGHEST), 0, BINS - 1).astype(np.int32)
+    return np.clip(scores * np.float32(BINS / HIGHEST), 0, BINS - 1).astype(np.int32)
 
 
 def pixel_figures(counts: PixelCounts) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from defectgen.imaging.images import DecodedImage, Pixels, encode_jpeg
 from defectgen.imaging.windows import BoolArray, Box, FloatArray, Limits, value_range
 
 COLUMNS = ("image", "defects outlined", "defect-free version", "score map")
-"""What each row of a strip shows, from the left."""
+"""What each row of a strip shows, from the left; without the third if there is no defect-free version."""
 SIDE = 256
 """The longer side of a thumbnail, in pixels."""
 
@@ -45,7 +45,7 @@ class Shrunk:
 
 def strip(
     photograph: DecodedImage,
-    repaired: Pixels,
+    repaired: Pixels | None,
     whole: Shrunk,
     mask: BoolArray,
     threshold: float,
@@ -70,7 +70,8 @@ def strip(
         small.add(slice(0, None), scores(part))
         inside.add(slice(0, None), mask[there])
         _mark(rows[0][1], part, mask.shape)
-        rows.append(_row(photograph.pixels[there], repaired[there], small.values, inside.values > 0, limits, threshold))
+        nearby = None if repaired is None else repaired[there]
+        rows.append(_row(photograph.pixels[there], nearby, small.values, inside.values > 0, limits, threshold))
     width = max(tile.shape[1] for row in rows for tile in row)
     return encode_jpeg(np.concatenate([_joined(row, width) for row in rows])[:-_GAP, :-_GAP], _QUALITY)
 
@@ -97,7 +98,7 @@ def _part(mask: BoolArray, peaks: FloatArray) -> Box | None:
 
 
 def _row(
-    before: Pixels, after: Pixels, scores: FloatArray, mask: BoolArray, limits: Limits, threshold: float
+    before: Pixels, after: Pixels | None, scores: FloatArray, mask: BoolArray, limits: Limits, threshold: float
 ) -> list[_Picture]:
     """The thumbnails of an image or a part of it, [h, w, 3] each; those of few pixels are enlarged.
 
@@ -105,13 +106,15 @@ def _row(
         scores, mask: already scaled down, [h, w].
     """
     times = max(1, SIDE // max(scores.shape))
-    image, repaired = (_enlarged(_shown(pixels, scores.shape, limits), times) for pixels in (before, after))
+    image, *repaired = (
+        _enlarged(_shown(pixels, scores.shape, limits), times) for pixels in (before, after) if pixels is not None
+    )
     marked = _enlarged(mask, times).view(np.uint8)
     outlined = image.copy()
     outlined[cv2.dilate(marked, np.ones((5, 5), np.uint8)) > marked] = _RED
     heat = np.clip(scores * (127.5 / max(threshold, 0.05)), 0, 255).astype(np.uint8)
     colors = np.asarray(cv2.applyColorMap(heat, cv2.COLORMAP_INFERNO), np.uint8)[..., ::-1]
-    return [image, outlined, repaired, _enlarged(colors, times)]
+    return [image, outlined, *repaired, _enlarged(colors, times)]
 
 
 def _shown(pixels: Pixels, shape: tuple[int, ...], limits: Limits) -> _Picture:

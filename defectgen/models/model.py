@@ -1,11 +1,12 @@
 """Models: build them with initial weights, save them, and load them for generating."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from defectgen.device import resolve
 from defectgen.errors import UsageError, WeightsError
@@ -26,14 +27,28 @@ class Model:
     steps: int
     trained_on: tuple[str, ...]
     """The SHA-256 of each image that it was trained on; empty if the file does not list them."""
-    threshold: float | None = None
-    """For `inspect`: an image with a higher score is defective. None if not calibrated."""
-    border: int = 0
-    """Width in pixels of the edge of an image to which the threshold does not apply."""
+    criteria: "SavedCriteria | None" = None
+    """How `inspect` judges with it; None if it is not calibrated."""
+
+    @property
+    def threshold(self) -> float | None:
+        """The score above which an image is defective; None if it is not calibrated."""
+        return None if self.criteria is None else self.criteria.threshold
 
     @property
     def task(self) -> Task:
         return self.method.task
+
+
+class SavedCriteria(BaseModel):
+    """How `inspect` judges with a model (`inspection.inspector.Criteria`), in the metadata of its file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    threshold: float = Field(ge=0, le=2)
+    border: int = Field(default=0, ge=0)
+    scorer: str = "ssim"
+    floor: float = Field(default=0, ge=0, le=2)
 
 
 class _Saved(BaseModel):
@@ -44,8 +59,6 @@ class _Saved(BaseModel):
     task: dict[str, Any]
     steps: int = 0
     trained_on: tuple[str, ...] = ()
-    threshold: float | None = Field(default=None, ge=0, le=2)
-    border: int = Field(default=0, ge=0)
 
 
 def build(name: str, config: MethodConfig, task: Task, device: torch.device, seed: int) -> Method:
@@ -76,7 +89,7 @@ def load(path: Path, device: torch.device) -> Model:
     """
     tensors, record = checkpoint.load(path, "method", "config", "task")
     try:
-        saved = _Saved.model_validate(record)
+        saved, criteria = _Saved.model_validate(record), criteria_of(record)
         row = info(saved.method)
         cls = row.load()
         method = cls(cls.Config.model_validate(saved.config), Task.model_validate(saved.task), device)
@@ -89,7 +102,7 @@ def load(path: Path, device: torch.device) -> Model:
         raise WeightsError(
             f"{path}: not a model of this version of defectgen ({__version__}), train it again: {error}"
         ) from error
-    return Model(path, row, method, saved.steps, saved.trained_on, saved.threshold, saved.border)
+    return Model(path, row, method, saved.steps, saved.trained_on, criteria)
 
 
 def load_model(name: str | Path, *, weights: Path | None = None, device: str = "auto") -> Model:
@@ -118,7 +131,12 @@ def load_model(name: str | Path, *, weights: Path | None = None, device: str = "
     return load(path, resolve(device))
 
 
-def keep_threshold(path: Path, threshold: float, border: int = 0) -> None:
-    """Store a threshold, and the border that it was calibrated with, in a model's file. This changes its SHA-256."""
+def criteria_of(record: Mapping[str, Any]) -> SavedCriteria | None:
+    """The criteria in the metadata of a model's file; None if it is not calibrated. Raises ValueError if damaged."""
+    return None if record.get("threshold") is None else SavedCriteria.model_validate(record)
+
+
+def keep_criteria(path: Path, criteria: SavedCriteria) -> None:
+    """Store how to inspect with a model in its file. This changes its SHA-256."""
     tensors, saved = checkpoint.load(path)
-    checkpoint.save(path, tensors, {**saved, "threshold": threshold, "border": border})
+    checkpoint.save(path, tensors, {**saved, **criteria.model_dump()})

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from defectgen import files
 from defectgen.errors import BadInputError, UsageError
 from defectgen.imaging.images import ALIASES, OTHER_FORMATS, is_image_file
 from defectgen.inspection import inspector
-from defectgen.inspection.inspector import Finding, Repair, Unreadable
+from defectgen.inspection.calibration import BORDERS, Calibration, calibrate
+from defectgen.inspection.inspector import Criteria, Finding, Unreadable
 from defectgen.inspection.labels import Labels
-from defectgen.inspection.report import InspectionReport, Settings
+from defectgen.inspection.report import InspectionReport, settings_of
 from defectgen.inspection.scoring import Judged, PixelCounts, image_figures, pixel_figures
-from defectgen.methods import which
-from defectgen.models import registry
+from defectgen.pipelines import judges
+from defectgen.pipelines.judges import Judge, OnImage
 from defectgen.text import recorded
 
 _POLL = 0.5  # seconds
@@ -34,23 +36,34 @@ _ACCOMPANYING = frozenset({
 
 @dataclass(frozen=True, kw_only=True)
 class InspectRequest:
-    """What to inspect, compared with golden images in `reference`, or with each image as a model repairs it."""
+    """What to inspect, and by what: golden images in `reference`, a model, or what is learned from `normals`."""
 
     images: Path
     """A folder of images, or one image; with `labels` a folder as of `finding.find_labeled`."""
     labels: bool = False
     """Inspect the normals and defects of a labeled folder, and tell how well the verdicts agree with the labels."""
     model: str | None = None
-    """None means the newest model that can repair images."""
+    """None means the newest model that can repair images, or was learned from `normals`."""
     weights: Path | None = None
     """The list of models; None means the nearest `weights.toml`."""
     reference: Path | None = None
+    normals: Path | None = None
+    """A folder of flawless images to learn from, and to calibrate with. Needs neither a model nor golden images."""
+    defects: Path | None = None
+    """A folder of known defects, as for `train`, to learn from (if they have masks) or to calibrate with."""
+    name: str | None = None
+    """The name of the model that is learned from `normals`; None means that of their folder."""
+    score: str | None = None
+    """The kind of score, as in `inspection.scores`; None means the best for known defects, or the default."""
     threshold: float | None = None
     """The score above which an image is defective, 0 to 2; None means the calibrated one."""
     calibrate: Path | None = None
     """A folder of flawless images to calibrate the threshold with. It is stored in the model file."""
-    share: float = 0.99
-    """The fraction of the flawless images that pass at the calibrated threshold."""
+    share: float | None = None
+    """The fraction of flawless images that pass at the calibrated threshold.
+
+    None means the threshold with the best F1 if there are known defects, else 0.99.
+    """
     border: int | None = None
     """Pixels along the edges that are ignored; None means the border used for calibration."""
     watch: bool = False
@@ -76,9 +89,10 @@ class Inspected:
 class InspectionJob:
     """A request with a known threshold. Iterating inspects the images; each is recorded before it is yielded.
 
-    `threshold`, `border` and `maker` (the model, or the folder of golden images) are the settings. `inspected` is the
-    number of images inspected so far, `defective` and `errors` are those of the whole report, with the `kept` images of
-    earlier runs. `unusable` are the images that could not be calibrated on.
+    `criteria` and `maker` (the model, or the folder of golden images) are the settings, and `calibration` is how they
+    were chosen. `inspected` is the number of images inspected so far, `defective` and `errors` are those of the whole
+    report, with the `kept` images of earlier runs. `unusable` are the images that could not be learned from or
+    calibrated with, `known` the labels of those that were.
 
     With labels, `figures` are those of `labels.json`, after the iteration. Before and without labels they are None.
 
@@ -87,59 +101,96 @@ class InspectionJob:
 
     figures: dict[str, Any] | None = None
 
-    def __init__(self, request: InspectRequest) -> None:
-        """Load the model or find the golden images, read an earlier report, and calibrate if requested.
+    def __init__(self, request: InspectRequest, on_image: OnImage = lambda done, total: None) -> None:
+        """Load the model or find the golden images, read an earlier report, and learn and calibrate if requested.
+
+        Args:
+            on_image: called after each image that is learned from or calibrated with.
 
         Raises:
             UsageError: options that exclude each other, no threshold, or the report already exists, is that of other
                 settings, or is being written by another process.
             BadInputError: images or folders are missing, or an earlier report is damaged.
-            WeightsError: there is no model that can repair images.
+            WeightsError: there is no model that can inspect.
         """
-        if request.reference is not None and request.model is not None:
-            raise UsageError("--reference replaces --model: give one of them")
-        if request.threshold is not None and request.calibrate is not None:
-            raise UsageError("--calibrate determines the threshold that --threshold sets: give one of them")
-        if request.labels and request.watch:
-            raise UsageError("--watch never ends, --labels counts when all is inspected: give one of them")
-        if not request.images.exists():
-            raise BadInputError(f"{request.images}: no such file or folder")
+        _check(request)
         self._request = request
-        self.labels = Labels(request.images) if request.labels else None
-        self._repair, known, model_border, self.maker, compared_with = _repair(request)
-        self.border = request.border if request.border is not None else model_border if request.calibrate is None else 0
+        self.labels = Labels.of(request.images) if request.labels else None
+        self.known: Labels | None = None
+        self.calibration: Calibration | None = None
         self.unusable: list[Unreadable] = []
         self.inspected = 0
         with ExitStack() as stack:
             stack.enter_context(files.locked(request.out, wait=request.wait))
             self._report = InspectionReport(request.out, resume=request.resume, overwrite=request.overwrite)
-            if request.calibrate is not None:
-                known = self._calibrate(request.calibrate)
-            threshold = request.threshold if request.threshold is not None else known
-            self.calibrated = threshold is not None
-            if threshold is None:
-                if request.reference is None:
-                    raise UsageError(f"--model {self.maker}: has no threshold yet; give --calibrate DIR or --threshold")
-                threshold = inspector.UNCALIBRATED
-            self.threshold = threshold
-            self._report.check(Settings(compared_with, threshold, self.border))
+            self._judge, self.criteria = self._settled(on_image)
+            self.maker = self._judge.name
+            self._report.check(settings_of(self._judge.recorded, self.criteria))
             if request.calibrate is not None and request.reference is None:
-                _store_threshold(self.maker, request.weights, threshold, self.border)
+                judges.keep(self.maker, request.weights, self.criteria)
             self._arrivals = _Arrivals(request, self._report, self.labels)
             self._lock = stack.pop_all()
 
-    def _calibrate(self, folder: Path) -> float:
+    def _settled(self, on_image: OnImage) -> tuple[Judge, Criteria]:
+        """What judges the images, and how: as given, as calibrated now or earlier, or by default."""
         request = self._request
-        findings = inspector.inspect(
-            list_images(folder), self._repair, math.inf, border=self.border, workers=request.workers
-        )
-        return inspector.calibrate(self._noting(findings), request.share)
+        if request.normals is not None:
+            learned = judges.learn(_learning(request), on_image)
+            self.known, self.unusable, judge = learned.labels, list(learned.unusable), learned.judge
+            self.calibration = learned.calibration
+        elif request.reference is not None:
+            judge = judges.golden(request.reference, _root(request), request.device)
+        else:
+            judge = judges.model(request.model, request.weights, request.device)
+        if request.score is not None and request.score not in judge.scores:
+            raise UsageError(f"--score {request.score}: {judge.name} can give {' or '.join(judge.scores)}")
+        if request.calibrate is not None:
+            self.calibration = self._calibrate(judge, request.calibrate, on_image)
+            return judge, self.calibration.criteria
+        kept = judge.kept
+        score = request.score or (kept.scorer if kept else judge.scores[0])
+        if kept is not None and kept.scorer != score:
+            kept = None  # the threshold is that of another kind of score
+        self.calibrated = kept is not None or request.threshold is not None
+        scorer = judge.scorer(score)
+        threshold = request.threshold if request.threshold is not None else kept.threshold if kept else None
+        if threshold is None:
+            if request.reference is None or scorer.uncalibrated is None:
+                raise UsageError(
+                    f"--model {judge.name}: has no threshold for {score} yet; give --calibrate DIR or --threshold"
+                )
+            threshold = scorer.uncalibrated
+        border = request.border if request.border is not None else kept.border if kept else 0
+        return judge, Criteria(threshold, scorer, border, kept.floor if kept else 0.0)
 
-    def _noting(self, findings: Iterable[Finding | Unreadable]) -> Iterator[Finding | Unreadable]:
-        for finding in findings:
-            if isinstance(finding, Unreadable):
-                self.unusable.append(finding)
-            yield finding
+    calibrated = True
+    """Whether the threshold was calibrated or given, and is not just the default."""
+
+    def _calibrate(self, judge: Judge, folder: Path, on_image: OnImage) -> Calibration:
+        """The calibration of the kind of score that suits known defects best; of the default kind if there are none."""
+        request = self._request
+        self.known = known = Labels.known(folder, request.defects)
+        kinds = [request.score] if request.score else judge.scores if request.defects else judge.scores[:1]
+        bad = {str(path) for path in known.paths if known[path].categories}
+        found, done = list[Calibration](), 0
+        for kind in kinds:
+            self.unusable = []  # the same for each kind
+
+            def counted(kind: str = kind) -> Iterator[Finding | Unreadable]:
+                nonlocal done
+                criteria = Criteria(math.inf, judge.scorer(kind), request.border or 0, borders=BORDERS)
+                for each in inspector.inspect(
+                    known.paths, judge.repair(kind), criteria, workers=request.workers,
+                    truth=partial(judges.truth_of, known),
+                ):  # fmt: skip
+                    if isinstance(each, Unreadable):
+                        self.unusable.append(each)
+                    done += 1
+                    on_image(done, len(kinds) * len(known.paths))
+                    yield each
+
+            found.append(calibrate(judge.scorer(kind), counted(), bad, share=request.share, border=request.border))
+        return max(found, key=lambda each: each.quality)
 
     def __len__(self) -> int:
         """The number of images to inspect that are known so far."""
@@ -179,8 +230,8 @@ class InspectionJob:
             report.begin()
             try:
                 for finding in inspector.inspect(
-                    self._showing(arrivals), self._repair, self.threshold, border=self.border, workers=request.workers,
-                    truth=labels.truth if labels else None, pictured=True,
+                    self._showing(arrivals), self._judge.repair(self.criteria.scorer.name), self.criteria,
+                    workers=request.workers, truth=labels.truth if labels else None, pictured=True,
                 ):  # fmt: skip
                     if isinstance(finding, Unreadable) and arrivals.retry_later(finding.path):
                         continue
@@ -207,8 +258,9 @@ class InspectionJob:
         ]
         known = labels.masked and not self.kept
         return {
-            "threshold": round(self.threshold, 5),
-            "border": self.border,
+            "score": self.criteria.scorer.name,
+            "threshold": round(self.criteria.threshold, 5),
+            "border": self.criteria.border,
             "unreadable": len(rows) - len(judged),
             **image_figures(judged),
             "pixels": pixel_figures(pixels) if known else None,
@@ -238,8 +290,7 @@ def inspect(request: InspectRequest) -> InspectionJob:
     1.png True
 
     With `labels=True`, a job that has ended has `figures`: how well the verdicts agree with a labeled folder.
-    A `Finding` has `score`, the dissimilarity to the defect-free version at the worst place, 0 to 2; `threshold`;
-    `defective`; and `mask`, bool [H, W].
+    A `Finding` has `score`, that of the worst place, 0 to 2; `threshold`; `defective`; and `mask`, bool [H, W].
 
     Raises:
         UsageError, BadInputError, WeightsError: as `InspectionJob`.
@@ -274,39 +325,37 @@ def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
     return images, [path for path in paths if path in others and path.suffix.lower() not in _ACCOMPANYING]
 
 
-def _repair(request: InspectRequest) -> tuple[Repair, float | None, int, str, str]:
-    """The `Repair`, its calibrated threshold, the border of the calibration, its name, and that for the records."""
-    if request.reference is not None:
-        if not request.reference.is_dir():
-            raise BadInputError(f"--reference {request.reference}: no such folder")
-        golden = inspector.golden(request.reference, _root(request))
-        return golden, None, 0, str(request.reference), str(request.reference)
+def _check(request: InspectRequest) -> None:
+    """Raise UsageError for options that exclude each other."""
+    given = [name for name in ("reference", "model", "normals") if getattr(request, name) is not None]
+    if len(given) > 1:
+        raise UsageError(f"--{given[0]} replaces --{given[1]}: give one of them")
+    if request.threshold is not None and request.calibrate is not None:
+        raise UsageError("--calibrate determines the threshold that --threshold sets: give one of them")
+    if request.normals is not None and request.calibrate is not None:
+        raise UsageError("--normals calibrates, too: give one of --normals and --calibrate")
+    if request.defects is not None and request.normals is None and request.calibrate is None:
+        raise UsageError("--defects: give flawless images as well, with --normals or --calibrate")
+    if request.name is not None and request.normals is None:
+        raise UsageError("--name: names what is learned; give --normals DIR")
+    if request.labels and request.watch:
+        raise UsageError("--watch never ends, --labels counts when all is inspected: give one of them")
+    if not request.images.exists():
+        raise BadInputError(f"{request.images}: no such file or folder")
 
-    from defectgen.inspection.reconstruction import NetworkRepair  # golden images need no PyTorch
 
-    lists = registry.find_registry(request.weights)
-    entry = registry.find(name=request.model, files=lists, methods=which(lambda row: row.repairs))
-    registry.verify(entry)
-    repair = NetworkRepair(entry.file, request.device)
-    return repair, repair.threshold, repair.border, entry.name, f"model {entry.name} of {entry.created}"
+def _learning(request: InspectRequest) -> judges.LearnRequest:
+    assert request.normals is not None
+    return judges.LearnRequest(
+        normals=request.normals, defects=request.defects, name=request.name, weights=request.weights,
+        share=request.share, border=request.border, score=request.score, device=request.device,
+        workers=request.workers,
+    )  # fmt: skip
 
 
 def _root(request: InspectRequest) -> Path | None:
     """The folder below which images have golden images at the same places."""
     return request.images if request.labels else None
-
-
-def _store_threshold(model: str, weights: Path | None, threshold: float, border: int) -> None:
-    """Write a calibrated threshold into a model's file, and its new SHA-256 into the list of models."""
-    from defectgen.models.model import keep_threshold
-
-    for file in registry.find_registry(weights):
-        with registry.changing(file):
-            entry = next((each for each in registry.read(file) if each.name == model), None)
-            if entry is not None:
-                keep_threshold(entry.file, threshold, border)
-                registry.add(entry.model_copy(update={"sha256": files.sha256(entry.file)}), file)
-                return
 
 
 class _Arrivals:

@@ -1,7 +1,6 @@
 """Train a model: folders of images in, a run folder and an entry in `weights.toml` out."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -15,10 +14,14 @@ from defectgen.device import resolve
 from defectgen.errors import ExitCode, UsageError
 from defectgen.folders import OnBad, OnFile, ProductFolders, Skipped, read_catalog
 from defectgen.inspection import inspector
+from defectgen.inspection.calibration import calibrate
+from defectgen.inspection.inspector import Criteria
 from defectgen.inspection.reconstruction import NetworkRepair
+from defectgen.inspection.scores import SSIM
 from defectgen.methods import info, which
 from defectgen.models import registry
-from defectgen.models.model import keep_threshold
+from defectgen.models.model import SavedCriteria, keep_criteria
+from defectgen.text import slug
 from defectgen.training import trainer
 from defectgen.training.data import hold_out
 from defectgen.training.run import BACKBONE, TrainSpec
@@ -158,10 +161,9 @@ class TrainJob:
         threshold = None
         if self._held:
             repair = NetworkRepair(trained.model, self._request.device)
-            threshold = inspector.calibrate(
-                inspector.inspect(self._held, repair, math.inf, workers=self._request.workers), _SHARE
-            )
-            keep_threshold(trained.model, threshold)
+            findings = inspector.inspect(self._held, repair, Criteria(math.inf), workers=self._request.workers)
+            threshold = calibrate(SSIM, findings, (), share=_SHARE, border=0).threshold
+            keep_criteria(trained.model, SavedCriteria(threshold=threshold))
         entry = registry.Entry(
             name=self.name,
             method=self._request.method,
@@ -235,8 +237,3 @@ def _preset_for(device: torch.device, presets: Sequence[str]) -> str:
     """The preset that suits a device; the first one if a method of another package has none of its name."""
     wanted = "compact" if device.type == "cuda" else "tiny"
     return wanted if wanted in presets else presets[0]
-
-
-def slug(text: str) -> str:
-    """A name that is valid for a folder and for a table of `weights.toml`."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "product"

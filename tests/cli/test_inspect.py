@@ -25,6 +25,7 @@ from defectgen.files import sha256
 from defectgen.imaging.images import DecodedImage, encode_jpeg, encode_png, read_image, read_mask
 from defectgen.inspection import inspector, reconstruction
 from defectgen.models import checkpoint, registry
+from defectgen.models.model import criteria_of
 from defectgen.models.registry import Entry
 from defectgen.pipelines import inspect as pipeline
 
@@ -91,8 +92,8 @@ def test_what_cannot_be_read_is_reported_and_the_rest_goes_on(line: Path, capsys
 def test_a_threshold_is_calibrated_on_flawless_images(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "line", "--reference", "golden", "--calibrate", "good"]) == 0
     threshold = records()[0]["threshold"]
-    assert 0.005 < threshold < 0.4
-    assert "calibrated: 99.0% of the images in good pass" in capsys.readouterr().err
+    assert 0.0005 < threshold < 0.1
+    assert "calibrated on 4 flawless images" in capsys.readouterr().err
     assert [row["defective"] for row in records()].count(True) == 2
     assert main(["inspect", "line", "--reference", "golden", "--threshold", "1.99", "--out", "b"]) == 0
     assert not any(row["defective"] for row in records("b"))
@@ -115,8 +116,7 @@ def isu(line: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
 
     class Golden:
         def __init__(self, model: Path, device: str) -> None:
-            saved = checkpoint.load(model)[1]
-            self.threshold, self.border = saved.get("threshold"), saved.get("border", 0)
+            self.criteria = criteria_of(checkpoint.load(model)[1])
 
         def __call__(self, path: Path, photograph: DecodedImage) -> Any:
             return cv2.imread(f"golden/{path.name}", cv2.IMREAD_GRAYSCALE)
@@ -139,7 +139,7 @@ def isu(line: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
 
 def test_a_model_keeps_its_threshold(isu: Entry, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "line"]) == 2
-    assert "--model isu: has no threshold yet; give --calibrate DIR" in capsys.readouterr().err
+    assert "--model isu: has no threshold for ssim yet; give --calibrate DIR" in capsys.readouterr().err
     assert main(["inspect", "line", "--calibrate", "good", "--share", "1"]) == 0
     threshold = records()[0]["threshold"]
     assert main(["inspect", "line", "--out", "b"]) == 0  # the list of models knows the changed file
@@ -232,7 +232,7 @@ def test_the_exit_code_is_that_of_the_whole_report(line: Path, capsys: pytest.Ca
     Path("golden/0.png").write_bytes(Path("golden/5.png").read_bytes()[:-30])  # its reference changes
     assert main([*INSPECT, "--resume"]) == 3
     assert main([*INSPECT, "--resume", "--threshold", "0.3"]) == 2
-    assert "threshold 0.5, not 0.3" in capsys.readouterr().err
+    assert "threshold 0.2, not 0.3" in capsys.readouterr().err
 
 
 def test_images_of_other_formats_do_not_pass(line: Path, capsys: pytest.CaptureFixture[str]) -> None:

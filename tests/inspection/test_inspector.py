@@ -10,7 +10,8 @@ from defectgen.imaging import components
 from defectgen.imaging.images import DecodedImage, encode_png
 from defectgen.imaging.ssim import limits_of, otsu
 from defectgen.inspection import inspector
-from defectgen.inspection.inspector import Finding, Unreadable, calibrate, compare, find, golden, inspect, score_of
+from defectgen.inspection.inspector import Criteria, Finding, Unreadable, find, golden, inspect, score_of
+from defectgen.inspection.scores import SSIM
 from defectgen.inspection.scoring import pixel_figures
 
 
@@ -31,9 +32,9 @@ def test_a_score_is_exceeded_by_as_many_pixels_as_the_window_has() -> None:
     for shape in ((50, 60), (400, 500)):  # sorted, and with a histogram
         scores = np.random.default_rng(0).uniform(0, 0.2, shape).astype(np.float32)
         scores[3:11, 5:15] = 0.9  # eighty
-        assert score_of([scores]) < 0.21
+        assert score_of([scores], 81) < 0.21
         scores[11, 5] = 0.8
-        assert score_of([scores]) == pytest.approx(0.8)
+        assert score_of([scores], 81) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("depth", [8, 16])
@@ -44,7 +45,7 @@ def test_a_defect_is_found_where_it_is(depth: int, channels: int) -> None:
     scale = 1 if depth == 8 else 90
     deep = whole.astype(np.uint16) * scale
     photograph = DecodedImage(broken if depth == 8 else broken.astype(np.uint16) * np.uint16(scale))
-    finding = find(Path("a.png"), photograph, whole if depth == 8 else deep, 0.4)
+    finding = find(Path("a.png"), photograph, whole if depth == 8 else deep, Criteria(0.4))
     assert finding.defective
     rows, columns = np.nonzero(finding.mask)
     found = rows.min(), rows.max(), columns.min(), columns.max()
@@ -57,8 +58,8 @@ def test_a_border_is_ignored() -> None:
     broken = whole.copy()
     broken[:6, 20:60] //= 3
     broken[50:60, 114:] //= 3
-    assert find(Path("a.png"), DecodedImage(broken), whole, 0.4).defective
-    finding = find(Path("a.png"), DecodedImage(broken), whole, 0.4, border=10)
+    assert find(Path("a.png"), DecodedImage(broken), whole, Criteria(0.4)).defective
+    finding = find(Path("a.png"), DecodedImage(broken), whole, Criteria(0.4, border=10))
     assert not finding.defective
     assert finding.score == pytest.approx(0, abs=1e-4)
 
@@ -76,10 +77,10 @@ def test_a_large_image_is_judged_in_strips_as_in_one_piece(
     broken[rng.integers(0, shape[0], 40), rng.integers(0, shape[1], 40)] //= 2
     truth = np.zeros(shape[:2], np.bool_)
     truth[90:340, 18:33] = truth[600:, 40:] = truth[0, 0] = True
-    expected = find(Path("a.png"), DecodedImage(broken), whole, 0.4, border=border, truth=truth)
+    expected = find(Path("a.png"), DecodedImage(broken), whole, Criteria(0.4, border=border), truth=truth)
     monkeypatch.setattr(inspector, "_WHOLE", 1)
     monkeypatch.setattr(components, "_STRIP", 10 * shape[1])
-    found = find(Path("a.png"), DecodedImage(broken), whole, 0.4, border=border, truth=truth)
+    found = find(Path("a.png"), DecodedImage(broken), whole, Criteria(0.4, border=border), truth=truth)
     assert found.pixels is not None
     assert expected.pixels is not None
     assert pixel_figures(found.pixels) == pytest.approx(pixel_figures(expected.pixels), abs=1e-4)
@@ -91,9 +92,9 @@ def test_a_large_image_is_judged_in_strips_as_in_one_piece(
 def test_a_flawless_image_is_not_split() -> None:
     whole = surface((100, 120))
     noisy = np.clip(whole + np.random.default_rng(5).normal(0, 2, whole.shape), 0, 255).astype(np.uint8)
-    scores = compare(DecodedImage(noisy), whole)
+    scores = SSIM(DecodedImage(noisy), whole)(0, len(noisy))
     assert (scores > otsu([scores], limits_of(scores))).any()  # Otsu would
-    finding = find(Path("a.png"), DecodedImage(noisy), whole, 0.4)
+    finding = find(Path("a.png"), DecodedImage(noisy), whole, Criteria(0.4))
     assert not finding.defective
     assert not finding.mask.any()
 
@@ -113,7 +114,7 @@ def test_images_come_in_order_and_errors_are_reported(tmp_path: Path) -> None:
     paths[2].write_bytes(paths[2].read_bytes()[:200])
     put(tmp_path / "golden", "4.png", whole[:50])
     (tmp_path / "golden/5.png").unlink()
-    findings = list(inspect(paths, golden(tmp_path / "golden"), 0.4, workers=3))
+    findings = list(inspect(paths, golden(tmp_path / "golden"), Criteria(0.4), workers=3))
     assert [finding.path for finding in findings] == paths
     reasons = {i: finding.reason for i, finding in enumerate(findings) if isinstance(finding, Unreadable)}
     assert set(reasons) == {2, 4, 5}
@@ -124,14 +125,6 @@ def test_images_come_in_order_and_errors_are_reported(tmp_path: Path) -> None:
     assert verdicts == [False, True, True, False]
 
 
-def test_calibration_is_the_quantile_of_the_flawless_scores() -> None:
-    blank = DecodedImage(np.zeros((3, 3), np.uint8))
-    mask = np.zeros((3, 3), np.bool_)
-    findings = [Finding(Path("a"), blank, score / 100, 0.0, mask) for score in range(1, 101)]
-    assert calibrate([*findings, Unreadable(Path("b"), "broken")], 0.99) == pytest.approx(1.0)
-    assert calibrate(findings, 0.5) == pytest.approx(0.51)
-
-
 def test_a_hot_spot_of_16_bits_scores_high() -> None:
     """It lies on the brightest part, and is smaller than the thousandth that a value range leaves out."""
     rng = np.random.default_rng(0)
@@ -140,11 +133,11 @@ def test_a_hot_spot_of_16_bits_scores_high() -> None:
     hot = noisy.copy()
     hot[100:110, 500:510] += 3000
     path = Path("a.png")
-    assert find(path, DecodedImage(noisy), golden, 0.3).score < 0.1
-    finding = find(path, DecodedImage(hot), golden, 0.3)
+    assert find(path, DecodedImage(noisy), golden, Criteria(0.3)).score < 0.1
+    finding = find(path, DecodedImage(hot), golden, Criteria(0.3))
     assert finding.score > 0.5
     assert finding.mask[105, 505]
-    assert find(path, DecodedImage(noisy), hot, 0.3).score > 0.5  # the golden image has it
+    assert find(path, DecodedImage(noisy), hot, Criteria(0.3)).score > 0.5  # the golden image has it
 
 
 def test_the_border_does_not_move_otsus_threshold() -> None:
@@ -154,7 +147,7 @@ def test_the_border_does_not_move_otsus_threshold() -> None:
     noisy = golden + rng.normal(0, 18, golden.shape)
     noisy[74:86, 70:90] = rng.normal(120, 25, (12, 20))
     before, after = (each.clip(0, 255).astype(np.uint8) for each in (noisy, golden))
-    finding = find(Path("a.png"), DecodedImage(before), after, 0.6, border=40)
+    finding = find(Path("a.png"), DecodedImage(before), after, Criteria(0.6, border=40))
     assert finding.defective
     near = np.zeros((160, 160), np.bool_)
     near[70:90, 66:94] = True

@@ -12,7 +12,7 @@ from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.methods.isu_gan import ISUGAN, ISUGANConfig
 from defectgen.methods.networks import flatten
 from defectgen.models import checkpoint
-from defectgen.models.model import keep_threshold, load
+from defectgen.models.model import SavedCriteria, keep_criteria, load
 
 CONFIG = ISUGANConfig(image_size=32, width=16, blocks=1, involution_kernel=3)
 
@@ -100,7 +100,7 @@ def test_a_method_that_cannot_repair_is_refused(tmp_path: Path) -> None:
 
 def test_the_model_file_stores_the_threshold(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    assert NetworkRepair(path, "cpu").threshold is None
-    keep_threshold(path, 0.625, 7)
+    assert NetworkRepair(path, "cpu").criteria is None
+    keep_criteria(path, SavedCriteria(threshold=0.625, border=7))
     again = NetworkRepair(path, "cpu")
-    assert (again.threshold, again.border) == (0.625, 7)
+    assert again.criteria == SavedCriteria(threshold=0.625, border=7)

@@ -40,7 +40,7 @@ def test_a_record_holds_the_verdict_and_the_defects(tmp_path: Path) -> None:
     row = report.add(finding(), "9 1")
     assert row == {
         "image": "line/a.png", "defective": True, "score": 0.9, "threshold": 0.5, "border": 0, "reference": "golden",
-        "boxes": [[8, 5, 12, 5], [40, 30, 4, 3]], "areas": [60, 12],
+        "scorer": "ssim", "floor": 0.0, "boxes": [[8, 5, 12, 5], [40, 30, 4, 3]], "areas": [60, 12],
         "mask": "masks/a.png.png", "overlay": "overlays/a.png.jpg", "thumbnail": "thumbnails/a.png.jpg",
         "stamp": "9 1",
         "contours": [[[[8, 5], [8, 9], [19, 9], [19, 5]]], [[[40, 30], [40, 32], [43, 32], [43, 30]]]],

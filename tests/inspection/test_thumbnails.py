@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from defectgen.imaging.images import DecodedImage
 from defectgen.inspection import inspector
-from defectgen.inspection.inspector import Finding, find
+from defectgen.inspection.inspector import Criteria, Finding, find
 from defectgen.inspection.thumbnails import SIDE, Shrunk
 
 
@@ -21,7 +21,7 @@ def inspected(shape: tuple[int, ...], *, depth: int = 8, at: tuple[int, int] | N
         broken[at[1] : at[1] + size, at[0] : at[0] + size] = 20
     before: Any = broken.astype(np.uint8) if depth == 8 else (broken * 40).astype(np.uint16)
     after: Any = whole.astype(np.uint8) if depth == 8 else (whole * 40).astype(np.uint16)
-    return find(Path("a.png"), DecodedImage(before), after, 0.4)
+    return find(Path("a.png"), DecodedImage(before), after, Criteria(0.4))
 
 
 def decoded(finding: Finding) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from defectgen.methods.base import Method, Task
 from defectgen.methods.dt_gan import DTGANConfig
 from defectgen.methods.networks import Average
 from defectgen.models import checkpoint, model, registry
-from defectgen.models.model import keep_threshold, load, load_model
+from defectgen.models.model import SavedCriteria, keep_criteria, load, load_model
 
 CPU = torch.device("cpu")
 CONFIG = DTGANConfig(image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4)
@@ -54,9 +54,7 @@ def test_the_seed_alone_decides_the_first_weights() -> None:
 
 def test_what_was_saved_is_loaded_ready_to_generate(saved: Path) -> None:
     found = load(saved, CPU)
-    assert (found.info.name, found.steps, found.trained_on, found.threshold, found.border) == (
-        "dt-gan", 12, ("a" * 64,), None, 0,
-    )  # fmt: skip
+    assert (found.info.name, found.steps, found.trained_on, found.criteria) == ("dt-gan", 12, ("a" * 64,), None)
     assert found.task == TASK
     for name, network in found.method.networks.averaged.items():
         assert not network.training
@@ -66,9 +64,10 @@ def test_what_was_saved_is_loaded_ready_to_generate(saved: Path) -> None:
             assert key
             assert not ours.requires_grad
             assert ours.dtype == theirs.dtype
-    keep_threshold(saved, 0.5, 3)
+    criteria = SavedCriteria(threshold=0.5, border=3, scorer="difference", floor=0.25)
+    keep_criteria(saved, criteria)
     again = load(saved, CPU)
-    assert (again.threshold, again.border, again.steps) == (0.5, 3, 12)
+    assert (again.criteria, again.threshold, again.steps) == (criteria, 0.5, 12)
 
 
 def test_by_name_or_by_path(saved: Path, tmp_path: Path) -> None:
@@ -88,7 +87,7 @@ def test_by_name_or_by_path(saved: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(NoDeviceError):
             load_model("one", weights=weights, device="cuda")
-    keep_threshold(saved, 0.5)
+    keep_criteria(saved, SavedCriteria(threshold=0.5))
     with pytest.raises(WeightsError, match="one"):  # another file than the one that was listed
         load_model("one", weights=weights, device="cpu")
 

@@ -1,0 +1,302 @@
+"""Scores by what a network trained on ImageNet sees (`nn.features`), which is not trained any further.
+
+`Memory` remembers flawless images, and needs no defect-free version of an image: PatchCore (Roth et al., "Towards
+Total Recall in Industrial Anomaly Detection", CVPR 2022). If defects with masks are known, a small classifier of the
+same features learns to tell them from flawless surfaces, which sees far more than the distance to flawless ones.
+`FeatureDifference` compares an image with its defect-free version.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from defectgen.imaging.images import DecodedImage, Pixels
+from defectgen.imaging.windows import BoolArray, FloatArray, Limits, mirrored, value_range
+from defectgen.inspection.scores import Rows
+from defectgen.nn.features import CHANNELS, Lite0
+
+CELL: Final = 8
+"""Side in pixels of a patch, the stride of the finest map that is used."""
+_WIDTHS: Final = CHANNELS[1:]
+_TILE, _MARGIN = 512, 64  # pixels
+_DEVIATION = 25 / 127.5  # of every image as the network gets it, in units of [-1, 1]
+_LEAST = 1 / 128  # of the value range: the noise of an even image is not to be amplified to that
+_DIMENSIONS = 128
+_REMEMBERED = 2000
+_CANDIDATES = 20_000  # among which the remembered patches are chosen
+_PATCHES = 2**18  # kept in memory while learning
+_HIDDEN, _DROPOUT, _STEPS, _ROUNDS, _BATCH = 128, 0.5, 4000, 4, 512
+_MARKED = 0.25  # fraction of a patch that a mask covers, for it to count as defective
+_HARD = 16  # patches of each image that are most mistaken for defects
+_LEAST_DEFECTS = 3
+
+
+def _tiles(image: NDArray, levels: Limits, deviation: float, network: Lite0) -> Iterator[tuple[int, int, Tensor]]:  # type: ignore[type-arg]
+    """What the network sees in an image [H, W, C], tile by tile: row and column in patches, and features [D, h, w]."""
+    device = next(network.parameters()).device
+    height, width = image.shape[:2]
+    for top in range(0, height, _TILE):
+        for left in range(0, width, _TILE):
+            sizes = (min(_TILE, height - top), min(_TILE, width - left))
+            cells = [-(-size // CELL) for size in sizes]
+            rows, columns = (
+                mirrored(start - _MARGIN, -(-size // 32) * 32 + 2 * _MARGIN, length)
+                for start, size, length in zip((top, left), sizes, (height, width), strict=True)
+            )
+            x = (image[rows[:, None], columns].astype(np.float32) - levels[0]) * (_DEVIATION / deviation)
+            tensor = torch.from_numpy(x.transpose(2, 0, 1)[None]).clamp(-1, 1)
+            maps = network(tensor.to(device, memory_format=torch.channels_last))[1:]
+            shape = maps[0].shape[2:]
+            smooth = [F.avg_pool2d(each, 3, 1, 1, count_include_pad=False) for each in maps]
+            joined = [F.interpolate(each, size=shape, mode="bilinear", align_corners=False) for each in smooth]
+            margin = _MARGIN // CELL
+            features = torch.cat(joined, 1)[0, :, margin : margin + cells[0], margin : margin + cells[1]]
+            yield top // CELL, left // CELL, features
+
+
+def _light(photograph: DecodedImage) -> tuple[Limits, float]:
+    """The mean and standard deviation of an image's colors, as what it is standardized by."""
+    colors = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
+    means, deviations = (each.ravel() for each in cv2.meanStdDev(np.ascontiguousarray(colors)))
+    mean = float(means.mean())
+    deviation = float(np.sqrt((deviations**2 + (means - mean) ** 2).mean()))
+    low, high = value_range(photograph)
+    return (mean, mean), max(deviation, _LEAST * (high - low))
+
+
+def _coarse(
+    photograph: DecodedImage, network: Lite0, judge: Callable[[Tensor], Tensor], other: Pixels | None = None
+) -> FloatArray:
+    """The score of each patch of an image, [H / 8, W / 8].
+
+    Args:
+        judge: scores [h, w] of features [D, h, w]; [2, D, h, w] with those of `other`, an image of the same shape.
+    """
+    levels, deviation = _light(photograph)
+    images = [
+        np.atleast_3d(each)[..., : photograph.channels] for each in (photograph.pixels, other) if each is not None
+    ]
+    scores = np.zeros([-(-side // CELL) for side in images[0].shape[:2]], np.float32)
+    with torch.inference_mode():
+        for tiles in zip(*(_tiles(each, levels, deviation, network) for each in images), strict=True):
+            row, column, features = tiles[0]
+            stacked = features if len(tiles) == 1 else torch.stack([each for _, _, each in tiles])
+            part = judge(stacked).float().cpu().numpy()
+            scores[row : row + part.shape[0], column : column + part.shape[1]] = part
+    return scores
+
+
+def _rows(coarse: FloatArray, width: int) -> Rows:
+    """A score map in detail, interpolated between the middles of patches."""
+
+    def rows(top: int, bottom: int) -> FloatArray:
+        first, last = max(top // CELL - 1, 0), min(-(-bottom // CELL) + 1, len(coarse))
+        part = coarse[first:last]
+        size = part.shape[1] * CELL, len(part) * CELL
+        whole = np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_LINEAR), np.float32)
+        return np.ascontiguousarray(whole[top - first * CELL : bottom - first * CELL, :width])
+
+    return rows
+
+
+class FeatureDifference:
+    """How differently the network sees an image and its defect-free version: 1 - the cosine of their features.
+
+    The mean of the maps at strides 8, 16 and 32.
+    """
+
+    name, pixels, uncalibrated = "features", CELL**2, 0.5
+
+    def __init__(self, network: Lite0) -> None:
+        self._network = network
+
+    def __call__(self, photograph: DecodedImage, repaired: Pixels | None) -> Rows:
+        assert repaired is not None, "a score that compares needs a defect-free version"
+        return _rows(_coarse(photograph, self._network, _unlikeness, repaired), photograph.width)
+
+
+def _unlikeness(features: Tensor) -> Tensor:
+    parts = [1 - F.cosine_similarity(x, y, dim=0) for x, y in features.split(_WIDTHS, dim=1)]
+    return torch.stack(parts).mean(dim=0)
+
+
+class Memory:
+    """The score of an image by its patches' distances to those of flawless images, or by a classifier of them.
+
+    With distances d, it is 2 d / (d + u), where u is a typical distance of flawless ones. With a classifier, it is
+    twice the logistic function of a quarter of the logit, so that it does not reach 2.
+    """
+
+    pixels, uncalibrated = CELL**2, None
+
+    def __init__(self, network: Lite0, tensors: Mapping[str, Tensor], *, classify: bool) -> None:
+        """`tensors` as `learn` returns them; to `classify`, they must have a classifier."""
+        self._network = network
+        self.name = "classifier" if classify else "memory"
+        device = next(network.parameters()).device
+        self._mean, self._deviation, self._projection, self._bank, self._unit = (
+            tensors[name].float().to(device) for name in ("mean", "deviation", "projection", "bank", "unit")
+        )
+        self._squares = self._bank.square().sum(dim=1)
+        self._head: nn.Sequential | None = None
+        if classify:
+            self._head = _head(len(self._mean)).to(device)
+            prefix = "head."
+            self._head.load_state_dict(
+                {name.removeprefix(prefix): each.float() for name, each in tensors.items() if name.startswith(prefix)}
+            )
+            self._head.eval().requires_grad_(False)
+
+    def __call__(self, photograph: DecodedImage, repaired: Pixels | None = None) -> Rows:
+        return _rows(_coarse(photograph, self._network, self._judge), photograph.width)
+
+    def _judge(self, features: Tensor) -> Tensor:
+        shape = features.shape[1:]
+        patches = (features.flatten(1).T - self._mean) / self._deviation
+        if self._head is not None:
+            return 2 * torch.sigmoid(self._head(patches)[:, 0] / 4).reshape(shape)
+        distances = _distances(patches @ self._projection, self._bank, self._squares)
+        return (2 * distances / (distances + self._unit)).reshape(shape)
+
+
+def _head(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, _HIDDEN), nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(_HIDDEN, 1))
+
+
+def _distances(patches: Tensor, bank: Tensor, squares: Tensor) -> Tensor:
+    """The distance of each patch [N, K] to the nearest in the bank [M, K]."""
+    found = [(squares - 2 * part @ bank.T).min(dim=1).values + part.square().sum(dim=1) for part in patches.split(4096)]
+    return torch.cat(found).clamp(min=0).sqrt()
+
+
+class Lesson:
+    """Patches of an image to learn from: `flawless` [N, D], and `defective` [M, D] of its known defects, in float16."""
+
+    def __init__(self, network: Lite0, photograph: DecodedImage, truth: BoolArray | None, most: int, seed: int) -> None:
+        """Take at most `most` patches of each kind at random. Without `truth`, [H, W], all are flawless."""
+        levels, deviation = _light(photograph)
+        image = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
+        shares = None if truth is None or not truth.any() else _shares(truth)
+        least = 0.0 if shares is None else min(_MARKED, float(shares.max()) / 2)
+        flawless, defective = [], []
+        with torch.inference_mode():
+            for row, column, features in _tiles(image, levels, deviation, network):
+                patches = features.flatten(1).T.half().cpu()
+                if shares is None:
+                    flawless.append(patches)
+                    continue
+                part = shares[row : row + features.shape[1], column : column + features.shape[2]]
+                near = cv2.dilate((shares > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
+                beside = near[row : row + features.shape[1], column : column + features.shape[2]] > 0
+                defective.append(patches[torch.from_numpy((part > least).ravel())])
+                flawless.append(patches[torch.from_numpy(~beside.ravel())])
+        generator = torch.Generator().manual_seed(seed)
+        self.flawless, self.defective = (_some(each, most, generator) for each in (flawless, defective))
+
+
+def _shares(truth: BoolArray) -> FloatArray:
+    """The fraction of each patch that a mask marks, [H / 8, W / 8]."""
+    height, width = truth.shape
+    around = np.pad(truth, ((0, -height % CELL), (0, -width % CELL)))
+    return np.asarray(around.reshape(len(around) // CELL, CELL, -1, CELL).mean(axis=(1, 3)), np.float32)
+
+
+def _some(parts: Sequence[Tensor], most: int, generator: torch.Generator) -> Tensor:
+    width = sum(_WIDTHS)
+    joined = torch.cat([*parts, torch.zeros(0, width, dtype=torch.float16)])
+    return joined if len(joined) <= most else joined[torch.randperm(len(joined), generator=generator)[:most]]
+
+
+def classifies(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether `learn` had defects to train a classifier with."""
+    return "head.0.weight" in tensors
+
+
+def most_patches(images: int) -> int:
+    """The number of patches to take of each of so many images."""
+    return max(_PATCHES // max(images, 1), 16)
+
+
+def learn(lessons: Sequence[Lesson], seed: int) -> dict[str, Tensor]:
+    """Choose the patches to remember, and train the classifier if three or more images have defects with masks.
+
+    The same seed and lessons give the same tensors. The choice is PatchCore's: greedily the farthest from all chosen
+    ones, in a random projection.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    flawless = [each.flawless for each in lessons]
+    each = max(_CANDIDATES // max(len(flawless), 1), 1)
+    sample = torch.cat([_some([of_image], each, generator) for of_image in flawless]).float()
+    mean, deviation = sample.mean(dim=0), sample.std(dim=0, unbiased=False) + 1e-3
+    projection = torch.randn(len(mean), _DIMENSIONS, generator=generator) / _DIMENSIONS**0.5
+    projected = ((sample - mean) / deviation) @ projection
+    bank = projected[_farthest(projected, _REMEMBERED)]
+    rest = projected[torch.randperm(len(projected), generator=generator)[:4096]]
+    unit = _distances(rest, bank, bank.square().sum(dim=1)).quantile(0.9).clamp(min=1e-3)
+    tensors = {"mean": mean, "deviation": deviation, "projection": projection, "bank": bank, "unit": unit}
+    defective = [each.defective for each in lessons if len(each.defective)]
+    if len(defective) >= _LEAST_DEFECTS:
+        head = _train(flawless, defective, mean, deviation, seed)
+        tensors |= {f"head.{name}": each for name, each in head.state_dict().items()}
+    return {name: each.half() for name, each in tensors.items()}
+
+
+def _farthest(points: Tensor, count: int) -> Tensor:
+    """The indices of `count` points [N, K], each the farthest from all before."""
+    chosen, far, at = [], torch.full((len(points),), torch.inf), 0
+    for _ in range(min(count, len(points))):
+        chosen.append(at)
+        far = torch.minimum(far, (points - points[at]).square().sum(dim=1))
+        at = int(far.argmax())
+    return torch.tensor(chosen)
+
+
+def _train(
+    flawless: Sequence[Tensor], defective: Sequence[Tensor], mean: Tensor, deviation: Tensor, seed: int
+) -> nn.Sequential:
+    """A classifier of patches. Each defect counts as much as any other, however large.
+
+    After each round, the flawless patches that are most mistaken for defects get more weight.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    normals = ((torch.cat(list(flawless)).float() - mean) / deviation).half()
+    bounds = np.cumsum([0, *map(len, flawless)])
+    defects = (torch.cat(list(defective)).float() - mean) / deviation
+    weights = torch.cat([torch.full((len(each),), 1 / len(each)) for each in defective])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = _head(len(mean)).train()
+        optimizer = torch.optim.AdamW(head.parameters(), 1e-3, weight_decay=1.0)
+        hard = torch.zeros(0, dtype=torch.long)
+        for _ in range(_ROUNDS):
+            for _ in range(_STEPS // _ROUNDS):
+                easy = torch.randint(len(normals), (_BATCH // 2,), generator=generator)
+                mistaken = hard[torch.randint(len(hard), (_BATCH // 4,), generator=generator)] if len(hard) else hard
+                drawn = torch.multinomial(weights, _BATCH // 4, replacement=True, generator=generator)
+                x = torch.cat([normals[easy].float(), normals[mistaken].float(), defects[drawn]])
+                y = torch.zeros(len(x))
+                y[-len(drawn) :] = 1
+                loss = F.binary_cross_entropy_with_logits(head(x)[:, 0], y)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            hard = _hardest(head, normals, bounds)
+    return head.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def _hardest(head: nn.Sequential, normals: Tensor, bounds: NDArray[np.int64]) -> Tensor:
+    """The indices of the patches of each image that look most like defects."""
+    head.eval()
+    found = []
+    for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        logits = head(normals[start:end].float())[:, 0]
+        found.append(start + logits.topk(min(_HARD, len(logits))).indices)
+    head.train()
+    return torch.cat(found)

@@ -1,0 +1,339 @@
+"""What judges images: golden images, a model that repairs them, or what was learned from flawless ones and defects."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from defectgen import files
+from defectgen.errors import BadInputError, UsageError, WeightsError
+from defectgen.finding import NORMAL_FOLDERS
+from defectgen.imaging.images import DecodedImage
+from defectgen.imaging.mask_files import mask_files
+from defectgen.imaging.windows import BoolArray
+from defectgen.inspection import inspector
+from defectgen.inspection.calibration import BORDERS, Calibration, calibrate
+from defectgen.inspection.inspector import Criteria, Finding, Repair, Unreadable
+from defectgen.inspection.labels import Labels
+from defectgen.inspection.scores import COMPARING, DIFFERENCE, LEARNED, SSIM, Scorer
+from defectgen.methods import which
+from defectgen.models import registry
+from defectgen.text import slug
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from defectgen.inspection.features import Lesson
+    from defectgen.models.model import SavedCriteria
+
+METHOD: Final = "memory-bank"
+"""What `weights.toml` calls a model that was learned from flawless images."""
+_FOLDS = 3
+_LEAST = 4  # flawless images: some to learn from, some to calibrate with
+
+OnImage = Callable[[int, int], None]
+"""Called with the number of images done and their total."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What images are judged by. `score` is a kind of score map (`COMPARING` or `LEARNED`)."""
+
+    name: str
+    recorded: str
+    """The name for the records, which changes whenever a model does."""
+    scores: Sequence[str]
+    """The kinds that it can give, the default first."""
+    scorer: Callable[[str], Scorer]
+    repair: Callable[[str], Repair | None]
+    """The `Repair` for a kind."""
+    kept: "SavedCriteria | None" = None
+    """What an earlier calibration found."""
+
+
+# --- Golden images ----------------------------------------------------------------------------------------------
+
+
+def golden(folder: Path, root: Path | None, device: str) -> Judge:
+    """Golden images. Their place and light is that of each image, unless the score is `ssim`, as published."""
+    if not folder.is_dir():
+        raise BadInputError(f"--reference {folder}: no such folder")
+    return Judge(
+        name=str(folder),
+        recorded=str(folder),
+        scores=("difference", "ssim", "features"),
+        scorer=partial(_comparing, device),
+        repair=lambda score: inspector.golden(folder, root, align=score != "ssim"),
+    )
+
+
+def _comparing(device: str, score: str) -> Scorer:
+    if score == "features":
+        from defectgen.device import resolve  # golden images need no PyTorch otherwise
+        from defectgen.inspection.features import FeatureDifference
+        from defectgen.nn.features import lite0
+
+        return FeatureDifference(lite0(resolve(device)))
+    return {"ssim": SSIM, "difference": DIFFERENCE}[score]
+
+
+# --- Models -----------------------------------------------------------------------------------------------------
+
+
+def model(name: str | None, weights: Path | None, device: str) -> Judge:
+    """A model of `weights.toml`: one that repairs images, or a memory bank. None is the newest.
+
+    Raises:
+        WeightsError: there is none, or its file is missing or damaged.
+    """
+    methods = (*which(lambda row: row.repairs), METHOD)
+    entry = registry.find(name=name, files=registry.find_registry(weights), methods=methods)
+    registry.verify(entry)
+    recorded = f"model {entry.name} of {entry.created}"
+    if entry.method == METHOD:
+        return replace(load(entry.file, device), name=entry.name, recorded=recorded)
+    from defectgen.inspection.reconstruction import NetworkRepair
+
+    repair = NetworkRepair(entry.file, device)
+    return Judge(entry.name, recorded, COMPARING, partial(_comparing, device), lambda _: repair, repair.criteria)
+
+
+def keep(name: str, weights: Path | None, criteria: Criteria) -> None:
+    """Write criteria into a model's file, and its new SHA-256 into the list of models."""
+    from defectgen.models.model import keep_criteria
+
+    for file in registry.find_registry(weights):
+        with registry.changing(file):
+            entry = next((each for each in registry.read(file) if each.name == name), None)
+            if entry is not None:
+                keep_criteria(entry.file, saved(criteria))
+                registry.add(entry.model_copy(update={"sha256": files.sha256(entry.file)}), file)
+                return
+
+
+# --- Memory banks -----------------------------------------------------------------------------------------------
+
+
+def load(file: Path, device: str) -> Judge:
+    """The memory bank in a file.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or something else.
+    """
+    from defectgen.device import resolve
+    from defectgen.inspection.features import Memory
+    from defectgen.models import checkpoint
+    from defectgen.models.model import criteria_of
+    from defectgen.nn.features import lite0
+
+    tensors, record = checkpoint.load(file, "method", "threshold", "scorer")
+    try:
+        if record["method"] != METHOD:
+            raise ValueError(f"a model of {record['method']}")
+        criteria = criteria_of(record)
+        assert criteria is not None
+        scorer = Memory(lite0(resolve(device)), tensors, classify=criteria.scorer == "classifier")
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise WeightsError(f"{file}: not a memory bank of this version; learn it again: {error}") from error
+    return Judge(file.parent.name, file.parent.name, (scorer.name,), lambda _: scorer, lambda _: None, criteria)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnRequest:
+    """What to learn from: flawless images, and known defects with masks if there are any."""
+
+    normals: Path
+    defects: Path | None = None
+    name: str | None = None
+    """None means that of the normals' folder, or of the one around it."""
+    out: Path = Path("runs")
+    weights: Path | None = None
+    share: float | None = None
+    border: int | None = None
+    score: str | None = None
+    device: str = "auto"
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A memory bank, ready to judge. `calibration` is None if it had been learned before, from the same files."""
+
+    judge: Judge
+    labels: Labels
+    calibration: Calibration | None
+    unusable: Sequence[Unreadable]
+
+
+def learn(request: LearnRequest, on_image: OnImage = lambda done, total: None) -> Learned:
+    """Learn from images, calibrate by cross-validation, and enter the memory bank in `weights.toml`.
+
+    Both kinds of `LEARNED` are tried if there are defects with masks, and the better one is kept.
+
+    Raises:
+        BadInputError: folders or images cannot be used.
+        UsageError: the name is that of another model, or is no name.
+    """
+    from defectgen.models import checkpoint
+
+    labels = Labels.known(request.normals, request.defects)
+    name = request.name or _name_of(request.normals)
+    if name != slug(name):
+        raise UsageError(f"--name {name}: use letters, digits, '-', '_' and '.', such as {slug(name)}")
+    file, listed = request.out / name / "model.safetensors", registry.find_writable(request.weights)
+    registry.check_name(name, file, listed)
+    settings = {"share": request.share, "border": request.border, "score": request.score}
+    identity = {"method": METHOD, "trained_on": sorted(set(_digests(labels))), "settings": settings}
+    if file.is_file() and _is_of(file, identity):
+        return Learned(model(name, listed, request.device), labels, None, ())
+    learning = _Learning(request, labels, on_image)
+    calibration, tensors = learning.calibrated()
+    with files.locked(file.parent):
+        checkpoint.save(file, tensors, {**identity, **saved(calibration.criteria).model_dump()})
+        entry = registry.Entry(
+            name=name,
+            method=METHOD,
+            categories=labels.categories,
+            products=(name,),
+            image_size=1,
+            channels=1,
+            file=file.absolute(),
+            sha256=files.sha256(file),
+            created=datetime.now(timezone.utc).replace(microsecond=0),
+            trained_on={name: request.normals.absolute()},
+        )
+        registry.add(entry, listed)
+    return Learned(model(name, listed, request.device), labels, calibration, learning.unusable)
+
+
+class _Learning:
+    """Reads each image once to learn from it, and once for each kind of score to calibrate by it."""
+
+    def __init__(self, request: LearnRequest, labels: Labels, on_image: OnImage) -> None:
+        from defectgen.device import resolve
+        from defectgen.inspection.features import classifies, learn, most_patches
+        from defectgen.nn.features import lite0
+
+        self._request, self._labels, self._on_image, self._done = request, labels, on_image, 0
+        self._network = lite0(resolve(request.device))
+        self._truth = partial(truth_of, labels)
+        self._kinds: Sequence[str] = LEARNED if labels.masked else LEARNED[:1]
+        most, lessons = most_patches(len(labels.paths)), dict[Path, "Lesson"]()
+        self.unusable: list[Unreadable] = []
+        for seed, path in enumerate(labels.paths):
+            if not labels[path].categories or labels[path].masks:
+                taken = inspector.attempt(path, partial(self._lesson, path, most, seed))
+                if isinstance(taken, Unreadable):
+                    self.unusable.append(taken)
+                else:
+                    lessons[path] = taken
+            self._step()
+        normals = sum(not labels[path].categories for path in lessons)
+        if normals < _LEAST:
+            raise BadInputError(f"{request.normals}: {normals} usable images; give {_LEAST} or more without defects")
+        # Defects without masks are not learned from, but calibrate.
+        unusable = {each.path for each in self.unusable}
+        self._paths = [path for path in labels.paths if path not in unusable]
+        self._folds = _folds(self._paths, labels)
+        self._partial = [
+            learn([lessons[path] for path in lessons if self._folds[path] != fold], 0) for fold in range(_FOLDS)
+        ]
+        self._whole = learn(list(lessons.values()), 0)
+        if not all(map(classifies, [*self._partial, self._whole])):
+            self._kinds = LEARNED[:1]
+        if request.score is not None:
+            if request.score not in self._kinds:
+                raise UsageError(f"--score {request.score}: it learns from defects with masks; give more --defects")
+            self._kinds = [request.score]
+
+    def _lesson(self, path: Path, most: int, seed: int, photograph: DecodedImage) -> "Lesson":
+        from defectgen.inspection.features import Lesson
+
+        return Lesson(self._network, photograph, self._truth(path, photograph), most, seed)
+
+    def _step(self) -> None:
+        self._done += 1
+        self._on_image(self._done, (1 + len(self._kinds)) * len(self._labels.paths))
+
+    def calibrated(self) -> tuple[Calibration, "Mapping[str, Tensor]"]:
+        """The calibration of the better kind, and its tensors."""
+        bad = {str(path) for path in self._paths if self._labels[path].categories}
+        calibrations = [
+            calibrate(
+                self._memory(kind, self._whole), self._judged(kind), bad, share=self._request.share,
+                border=self._request.border,
+            )
+            for kind in self._kinds
+        ]  # fmt: skip
+        best = max(calibrations, key=lambda each: each.quality)
+        needed = self._whole
+        if best.scorer.name != "classifier":
+            needed = {name: each for name, each in needed.items() if not name.startswith("head.")}
+        return best, needed
+
+    def _memory(self, kind: str, tensors: "Mapping[str, Tensor]") -> Scorer:
+        from defectgen.inspection.features import Memory
+
+        return Memory(self._network, tensors, classify=kind == "classifier")
+
+    def _judged(self, kind: str) -> Iterator[Finding | Unreadable]:
+        """What banks say of the images that they were not learned from."""
+        for fold, tensors in enumerate(self._partial):
+            criteria = Criteria(math.inf, self._memory(kind, tensors), self._request.border or 0, borders=BORDERS)
+            held = [path for path in self._paths if self._folds[path] == fold]
+            for finding in inspector.inspect(held, None, criteria, workers=self._request.workers, truth=self._truth):
+                yield finding
+                self._step()
+
+
+def _folds(paths: Sequence[Path], labels: Labels) -> dict[Path, int]:
+    """The fold of each image: each has a part of every category."""
+    ordered = sorted(paths, key=lambda path: labels[path].category)
+    return {path: i % _FOLDS for i, path in enumerate(ordered)}
+
+
+def truth_of(labels: Labels, path: Path, photograph: DecodedImage) -> BoolArray | None:
+    """The true mask of an image, which is empty for flawless ones; None if it is not known."""
+    if not labels[path].categories:
+        return np.zeros((photograph.height, photograph.width), np.bool_)
+    return labels.truth(path, photograph)
+
+
+def _digests(labels: Labels) -> Iterator[str]:
+    """The SHA-256 of each image and mask that can be read."""
+    for path in labels.paths:
+        for file in (path, *(part for mask in labels[path].masks or () for part in mask_files(mask))):
+            with suppress(OSError):
+                yield files.sha256(file)
+
+
+def _is_of(file: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether a file is that of a memory bank that was learned from the same images with the same settings."""
+    from defectgen.models import checkpoint
+
+    try:
+        _, record = checkpoint.load(file, *identity)
+    except WeightsError:
+        return False
+    return all(record[key] == value for key, value in identity.items())
+
+
+def _name_of(normals: Path) -> str:
+    folder = normals.absolute()
+    while folder.name in (*NORMAL_FOLDERS, "train") and folder.parent != folder:
+        folder = folder.parent
+    return slug(folder.name)
+
+
+def saved(criteria: Criteria) -> "SavedCriteria":
+    """As a model keeps them."""
+    from defectgen.models.model import SavedCriteria
+
+    threshold, floor, scorer = criteria.threshold, criteria.floor, criteria.scorer.name
+    return SavedCriteria(threshold=threshold, border=criteria.border, scorer=scorer, floor=floor)
