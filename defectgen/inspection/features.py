@@ -24,7 +24,7 @@ from defectgen.nn.features import CHANNELS, Lite0
 CELL: Final = 8
 """Side in pixels of a patch, the stride of the finest map that is used."""
 _WIDTHS: Final = CHANNELS[1:]
-_TILE, _MARGIN = 512, 64  # pixels
+_TILE, _MARGIN = 1024, 64  # pixels
 _DEVIATION = 25 / 127.5  # of every image as the network gets it, in units of [-1, 1]
 _LEAST = 1 / 128  # of the value range: the noise of an even image is not to be amplified to that
 _DIMENSIONS = 128
@@ -34,7 +34,8 @@ _PATCHES = 2**18  # kept in memory while learning
 _HIDDEN, _DROPOUT, _STEPS, _ROUNDS, _BATCH = 128, 0.5, 4000, 4, 512
 _MARKED = 0.25  # fraction of a patch that a mask covers, for it to count as defective
 _HARD = 16  # patches of each image that are most mistaken for defects
-_LEAST_DEFECTS = 3
+_LEAST_DEFECTS = 2
+_LEAST_DEVIATION = 0.5  # of a feature, as a part of the median of all
 
 
 def _tiles(image: NDArray, levels: Limits, deviation: float, network: Lite0) -> Iterator[tuple[int, int, Tensor]]:  # type: ignore[type-arg]
@@ -129,8 +130,8 @@ def _unlikeness(features: Tensor) -> Tensor:
 class Memory:
     """The score of an image by its patches' distances to those of flawless images, or by a classifier of them.
 
-    With distances d, it is 2 d / (d + u), where u is a typical distance of flawless ones. With a classifier, it is
-    twice the logistic function of a quarter of the logit, so that it does not reach 2.
+    With distances d, it is 2 d / (d + u), where u is how far any two remembered patches are apart. With a classifier,
+    it is twice the logistic function of a quarter of the logit, so that it does not reach 2.
     """
 
     pixels, uncalibrated = CELL**2, None
@@ -224,7 +225,7 @@ def most_patches(images: int) -> int:
 
 
 def learn(lessons: Sequence[Lesson], seed: int) -> dict[str, Tensor]:
-    """Choose the patches to remember, and train the classifier if three or more images have defects with masks.
+    """Choose the patches to remember, and train the classifier if several images have defects with masks.
 
     The same seed and lessons give the same tensors. The choice is PatchCore's: greedily the farthest from all chosen
     ones, in a random projection.
@@ -233,12 +234,13 @@ def learn(lessons: Sequence[Lesson], seed: int) -> dict[str, Tensor]:
     flawless = [each.flawless for each in lessons]
     each = max(_CANDIDATES // max(len(flawless), 1), 1)
     sample = torch.cat([_some([of_image], each, generator) for of_image in flawless]).float()
-    mean, deviation = sample.mean(dim=0), sample.std(dim=0, unbiased=False) + 1e-3
+    mean, deviation = sample.mean(dim=0), sample.std(dim=0, unbiased=False)
+    # What hardly varies among a few flawless images is not to decide over others.
+    deviation = deviation.clamp(min=max(_LEAST_DEVIATION * float(deviation.median()), 1e-3))
     projection = torch.randn(len(mean), _DIMENSIONS, generator=generator) / _DIMENSIONS**0.5
     projected = ((sample - mean) / deviation) @ projection
     bank = projected[_farthest(projected, _REMEMBERED)]
-    rest = projected[torch.randperm(len(projected), generator=generator)[:4096]]
-    unit = _distances(rest, bank, bank.square().sum(dim=1)).quantile(0.9).clamp(min=1e-3)
+    unit = torch.cdist(bank, bank).median().clamp(min=1e-3)
     tensors = {"mean": mean, "deviation": deviation, "projection": projection, "bank": bank, "unit": unit}
     defective = [each.defective for each in lessons if len(each.defective)]
     if len(defective) >= _LEAST_DEFECTS:

@@ -88,6 +88,8 @@ def load(path: Path, device: torch.device) -> Model:
         WeightsError: the file is missing, damaged, or not a model, or its method is not installed.
     """
     tensors, record = checkpoint.load(path, "method", "config", "task")
+    if record["method"] == registry.MEMORY_BANK:
+        raise WeightsError(f"{path}: a memory bank, which only inspect uses; choose a model that generates")
     try:
         saved, criteria = _Saved.model_validate(record), criteria_of(record)
         row = info(saved.method)

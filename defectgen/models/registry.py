@@ -18,6 +18,8 @@ from defectgen import files, toml
 from defectgen.errors import UsageError, WeightsError
 
 NAME: Final = "weights.toml"
+MEMORY_BANK: Final = "memory-bank"
+"""The method of a model that only `inspect` uses, learned from flawless images and known defects."""
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -69,7 +71,7 @@ def find(
     """The model `name`, or the newest that knows all `categories`, from the first of `files` that has one.
 
     Args:
-        methods: restricts the search to models of these methods.
+        methods: restricts the search to models of these methods; none means all that generate.
         names: the categories that a text in `categories` stands for, given those that a model knows.
 
     Raises:
@@ -84,7 +86,7 @@ def find(
             for entry in entries
             if name in (None, entry.name)
             and all(set(names(text, entry.categories)) <= set(entry.categories) for text in categories)
-            and (not methods or entry.method in methods)
+            and (entry.method in methods if methods else entry.method != MEMORY_BANK)
         ]
         if fitting:
             return max(reversed(fitting), key=lambda entry: entry.created.timestamp())

@@ -22,6 +22,8 @@ from defectgen.pipelines import judges
 from defectgen.pipelines.judges import Judge, OnImage
 from defectgen.text import recorded
 
+__all__ = ["Calibration", "InspectRequest", "Inspected", "InspectionJob", "inspect", "list_images"]
+
 _POLL = 0.5  # seconds
 _REFRESH = 30.0  # seconds after which the page of a watched folder is written again
 _REST = 20.0  # at least this many times as long as writing it took

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from defectgen.inspection.labels import Labels
 from defectgen.inspection.scores import COMPARING, DIFFERENCE, LEARNED, SSIM, Scorer
 from defectgen.methods import which
 from defectgen.models import registry
+from defectgen.models.registry import MEMORY_BANK
 from defectgen.text import slug
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from defectgen.inspection.features import Lesson
     from defectgen.models.model import SavedCriteria
 
-METHOD: Final = "memory-bank"
-"""What `weights.toml` calls a model that was learned from flawless images."""
 _FOLDS = 3
 _LEAST = 4  # flawless images: some to learn from, some to calibrate with
 
@@ -92,11 +91,11 @@ def model(name: str | None, weights: Path | None, device: str) -> Judge:
     Raises:
         WeightsError: there is none, or its file is missing or damaged.
     """
-    methods = (*which(lambda row: row.repairs), METHOD)
+    methods = (*which(lambda row: row.repairs), MEMORY_BANK)
     entry = registry.find(name=name, files=registry.find_registry(weights), methods=methods)
     registry.verify(entry)
     recorded = f"model {entry.name} of {entry.created}"
-    if entry.method == METHOD:
+    if entry.method == MEMORY_BANK:
         return replace(load(entry.file, device), name=entry.name, recorded=recorded)
     from defectgen.inspection.reconstruction import NetworkRepair
 
@@ -134,7 +133,7 @@ def load(file: Path, device: str) -> Judge:
 
     tensors, record = checkpoint.load(file, "method", "threshold", "scorer")
     try:
-        if record["method"] != METHOD:
+        if record["method"] != MEMORY_BANK:
             raise ValueError(f"a model of {record['method']}")
         criteria = criteria_of(record)
         assert criteria is not None
@@ -189,7 +188,10 @@ def learn(request: LearnRequest, on_image: OnImage = lambda done, total: None) -
     file, listed = request.out / name / "model.safetensors", registry.find_writable(request.weights)
     registry.check_name(name, file, listed)
     settings = {"share": request.share, "border": request.border, "score": request.score}
-    identity = {"method": METHOD, "trained_on": sorted(set(_digests(labels))), "settings": settings}
+    task = {"categories": list(labels.categories)}
+    identity = {
+        "method": MEMORY_BANK, "config": settings, "task": task, "trained_on": sorted(set(_digests(labels)))
+    }  # fmt: skip
     if file.is_file() and _is_of(file, identity):
         return Learned(model(name, listed, request.device), labels, None, ())
     learning = _Learning(request, labels, on_image)
@@ -198,7 +200,7 @@ def learn(request: LearnRequest, on_image: OnImage = lambda done, total: None) -
         checkpoint.save(file, tensors, {**identity, **saved(calibration.criteria).model_dump()})
         entry = registry.Entry(
             name=name,
-            method=METHOD,
+            method=MEMORY_BANK,
             categories=labels.categories,
             products=(name,),
             image_size=1,

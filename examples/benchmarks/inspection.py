@@ -1,75 +1,146 @@
-"""Measures how well a model's verdicts and masks agree with labels, on images that it was not trained on.
+"""Measures `inspect` on images that it did not learn from, and on drawn circuit boards against golden images.
 
-    python examples/benchmarks/inspection.py NORMALS DEFECTS --model NAME [--weights FILE]
+    python examples/benchmarks/inspection.py NORMALS DEFECTS [--masks DIR]
+    python examples/benchmarks/inspection.py --boards 32
 
-Image level: accuracy, F1 and AUROC of defective against flawless. Pixel level: F1 and IoU over all pixels of all
-images. The masks of the defects are located as in `train`. With `--reference DIR` it compares with golden images.
+Of each folder, three fifths of the images, in the order of their names, are learned from and calibrated with; the rest
+is judged: `alone` by flawless images only, then with the known defects.
+Boards are drawn with ragged edges,
+shifted, in other light and with noise; eight flawless ones calibrate.
 """
 
 import argparse
+import json
+import os
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import boards
 import numpy as np
 
-from defectgen.folders import NORMAL, read_defects, read_normals
-from defectgen.imaging.mask_files import read_masks
-from defectgen.inspection import inspector
-from defectgen.inspection.reconstruction import NetworkRepair
-from defectgen.inspection.scoring import Judged, image_figures
-from defectgen.models import registry
+from defectgen import InspectRequest, ProductFolders, inspect, read_catalog
+from defectgen.folders import NORMAL, SourceImage
+from defectgen.imaging.images import encode_png
+
+LEARNED, ALL = 3, 5
+EDGE = 9  # pixels along a board's edges in which defects do not count
+NEAR = 3  # pixels that a found defect may lie beside a true one
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("normals", type=Path)
-    parser.add_argument("defects", type=Path)
-    parser.add_argument("--model")
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--reference", type=Path)
-    parser.add_argument("--threshold", type=float)
-    parser.add_argument("--border", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("normals", type=Path, nargs="?")
+    parser.add_argument("defects", type=Path, nargs="?")
+    parser.add_argument("--masks", type=Path)
+    parser.add_argument("--boards", type=int, default=0, help="number of boards of each of three kinds")
+    parser.add_argument("--share", type=float, help="of flawless boards that pass")
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        os.chdir(work)  # where the models and their list go
+        if arguments.boards:
+            for kind in boards.KINDS:
+                on_boards(kind, arguments.boards, arguments.share)
+        if arguments.normals:
+            folders = (arguments.normals, arguments.defects, arguments.masks)
+            on_images(*(None if each is None else Path(start, each) for each in folders))
 
-    repair: inspector.Repair
-    if arguments.reference:
-        repair, threshold = inspector.golden(arguments.reference), inspector.UNCALIBRATED
-    else:
-        files = registry.find_registry(arguments.weights)
-        network = NetworkRepair(registry.find(name=arguments.model, files=files).file, arguments.device)
-        repair, threshold = network, network.threshold or inspector.UNCALIBRATED
-    threshold = threshold if arguments.threshold is None else arguments.threshold
 
-    images = [*read_normals(arguments.normals).images, *read_defects(arguments.defects).images]
-    labels = {each.path: each for each in images}
-    judged: list[Judged] = []
-    found = union = marked = detected = 0
+start = Path.cwd()
+
+
+def on_images(normals: Path | None, defects: Path | None, masks: Path | None) -> None:
+    assert normals is not None
+    source = ProductFolders(product="product", normals=normals, defects=defects, masks=masks)
+    images = read_catalog([source]).images
+    by_kind: dict[str, list[SourceImage]] = {}
+    for image in sorted(images, key=lambda each: each.path.name):
+        by_kind.setdefault(image.category, []).append(image)
+    for of_kind in by_kind.values():
+        for i, image in enumerate(of_kind):
+            place(image, "learned" if i % ALL < LEARNED else "judged")
+    learned = Path("learned")
+    for name, known in (("alone", None), ("with-defects", learned / "defects")):
+        judge(
+            InspectRequest(
+                images=Path("judged"), labels=True, normals=learned / "normals", defects=known, name=name,
+                out=Path(f"report-{name}"), workers=2,
+            )
+        )  # fmt: skip
+
+
+def place(image: SourceImage, part: str) -> None:
+    """Link an image, and its mask, into a labeled folder."""
+    folder = Path(part, "normals") if image.category == NORMAL else Path(part, "defects", image.category)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / image.path.name).symlink_to(image.path)
+    if image.mask is not None:
+        masks = Path(part, "masks", image.category)
+        masks.mkdir(parents=True, exist_ok=True)
+        (masks / f"{image.path.stem}.png").symlink_to(image.mask)
+
+
+def judge(request: InspectRequest) -> None:
     began = time.perf_counter()
-    for finding in inspector.inspect(labels, repair, threshold, border=arguments.border, workers=arguments.workers):
-        if isinstance(finding, inspector.Unreadable):
-            print(f"{finding.path}: {finding.reason}")
-            continue
-        label = labels[finding.path]
-        categories = () if label.category == NORMAL else (label.category,)
-        judged.append(Judged(categories, finding.score, finding.defective))
-        truth = np.zeros(finding.mask.shape, np.bool_) if label.mask is None else read_masks(label.mask)
-        found += int((finding.mask & truth).sum())
-        union += int((finding.mask | truth).sum())
-        marked += int(truth.sum())
-        detected += int(finding.mask.sum())
-    seconds = time.perf_counter() - began
-    of = image_figures(judged)
-    print(f"{of['normals']} normals, {of['defects']} defects, threshold {threshold:.4f}")
-    print(
-        f"image level   accuracy {of['accuracy']:.3f}   F1 {of['f1']:.3f}   AUROC {of['auroc']:.3f}   "
-        f"best F1 over all thresholds {of['best_f1']:.3f}"
-    )
-    print(f"pixel level   F1 {2 * found / max(marked + detected, 1):.3f}   IoU {found / max(union, 1):.3f}")
+    job = inspect(request)
+    ready = time.perf_counter()
+    for _ in job:
+        pass
+    seconds = time.perf_counter() - ready
+    assert job.figures is not None
+    of, pixels = job.figures, job.figures["pixels"] or {}
     shares = ", ".join(f"{name} {each['found']}/{each['images']}" for name, each in of["categories"].items())
-    print(f"found         {shares}; false alarms {of['false_alarms']}/{of['normals']}")
-    print(f"{len(judged) / seconds:.1f} images/s")
+    print(f"{request.name}: score {of['score']}, threshold {of['threshold']}, learned in {ready - began:.0f} s")
+    print(
+        f"  images: AUROC {of['auroc']:.3f}, F1 {of['f1']:.3f} at the calibrated threshold, {of['best_f1']:.3f} at the "
+        f"best; found {shares}; false alarms {of['false_alarms']}/{of['normals']}"
+    )
+    if pixels:
+        print(f"  pixels: AUROC {pixels['auroc']:.3f}, AUPRO {pixels['aupro']:.3f}, F1 {pixels['f1']:.3f}")
+    print(f"  {of['images'] / seconds:.1f} images/s")
+
+
+def on_boards(kind: str, count: int, share: float | None) -> None:
+    rng = np.random.default_rng(boards.KINDS.index(kind))
+    truth: dict[str, list[tuple[int, int, int, int]]] = {}
+    for folder in ("golden", "line", "good"):
+        Path(kind, folder).mkdir(parents=True)
+    for i in range(count):
+        drawn, flawless, defective, boxes = boards.board(kind, rng)
+        for folder, pixels in (("golden", drawn), ("good" if i < 8 else "line", flawless if i < 8 else defective)):
+            Path(kind, folder, f"{i:03}.png").write_bytes(encode_png(pixels))
+        truth[f"{i:03}.png"] = boxes
+    request = InspectRequest(
+        images=Path(kind, "line"),
+        reference=Path(kind, "golden"),
+        calibrate=Path(kind, "good"),
+        out=Path(kind, "report"),
+        share=share,
+    )
+    touched = true = false = 0
+    job = inspect(request)
+    began = time.perf_counter()
+    names = [Path(each.row["image"]).name for each in job]
+    seconds = time.perf_counter() - began
+    for line in (request.out / "report.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found = [(x, y, x + width, y + height) for x, y, width, height in row["boxes"]]
+        boxes = [
+            (x - NEAR, y - NEAR, right + NEAR, bottom + NEAR) for x, y, right, bottom in truth[Path(row["image"]).name]
+        ]
+        inner = [box for box in boxes if box[2] > EDGE and box[3] > EDGE and max(box[:2]) < boards.SIDE - EDGE]
+        true += len(inner)
+        touched += sum(any(overlap(box, each) for each in found) for box in inner)
+        false += sum(not any(overlap(box, each) for box in boxes) for each in found)
+    print(
+        f"boards, {kind}: {touched}/{true} boxes touched ({touched / true:.3f}), {false / len(names):.2f} false parts "
+        f"a board, threshold {job.criteria.threshold:.4f}, {len(names) / seconds:.1f} images/s"
+    )
+
+
+def overlap(a: Sequence[int], b: Sequence[int]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ import pytest
 
 import defectgen
 from defectgen.__main__ import main
+from defectgen.errors import WeightsError
 from defectgen.files import sha256
 from defectgen.imaging.images import DecodedImage, encode_jpeg, encode_png, read_image, read_mask
-from defectgen.inspection import inspector, reconstruction
+from defectgen.inspection import features, inspector, reconstruction
 from defectgen.models import checkpoint, registry
-from defectgen.models.model import criteria_of
+from defectgen.models.model import criteria_of, load_model
 from defectgen.models.registry import Entry
 from defectgen.pipelines import inspect as pipeline
 
@@ -647,3 +648,117 @@ def test_the_page_is_written_while_images_are_watched_for(line: Path, monkeypatc
         next(images)
         assert len(rows_of_page()) == 6
     assert len(rows_of_page()) == 7
+
+
+@pytest.fixture
+def part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Flawless images in `good`, spots with masks in `bad/spot`, and in `line` three of each that are new."""
+    monkeypatch.setattr(features, "_STEPS", 60)
+    monkeypatch.setattr(features, "_REMEMBERED", 100)
+    for name in ("good", "bad/spot", "bad/masks/spot", "line"):
+        (tmp_path / name).mkdir(parents=True)
+    for i in range(15):
+        image, mask = np.random.default_rng(i).normal(120, 8, (64, 72)), np.zeros((64, 72), np.uint8)
+        if i % 2:
+            cv2.circle(mask, (20 + 3 * i, 40 - i), 6, 255, -1)
+            image[mask > 0] -= 80
+        folder = "line" if i >= 9 else "bad/spot" if i % 2 else "good"
+        (tmp_path / folder / f"{i}.png").write_bytes(encode_png(image.clip(0, 255).astype(np.uint8)))
+        if folder == "bad/spot":
+            (tmp_path / f"bad/masks/spot/{i}.png").write_bytes(encode_png(mask))
+    return tmp_path
+
+
+LEARN = ["inspect", "line", "--normals", "good", "--defects", "bad", "--name", "part", "--score", "classifier"]
+
+
+def test_flawless_images_and_known_defects_are_learned(part: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LEARN, "--json", "--fail-on-defect"]) == 9
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(Path(row["image"]).stem, row["defective"]) for row in records()] == [
+        ("10", False), ("11", True), ("12", False), ("13", True), ("14", False), ("9", True),
+    ]  # fmt: skip
+    assert (summary["score"], summary["model"]) == ("classifier", "part")
+    assert (summary["calibration"]["normals"], summary["calibration"]["defects"]) == (5, 4)
+    assert summary["calibration"]["f1"] == 1
+    x, y, width, height = records()[1]["boxes"][0]
+    assert x - 8 <= 53 <= x + width + 8
+    assert y - 8 <= 29 <= y + height + 8
+    page = Path("report/report.html").read_text()
+    assert "judged by model part" in page
+    assert "<span>defect-free version</span>" not in page
+    entry = registry.read(Path("weights.toml"))[0]
+    assert (entry.name, entry.method, entry.categories) == ("part", "memory-bank", ("spot",))
+    learned = entry.file.read_bytes()
+    assert main([*LEARN, "--resume"]) == 0  # the same images: nothing is learned again
+    assert "learning" not in capsys.readouterr().err
+    assert main(["inspect", "line", "--model", "part", "--out", "b"]) == 0
+    assert [row["score"] for row in records("b")] == [row["score"] for row in records()]
+    assert entry.file.read_bytes() == learned
+    (part / "good/8.png").unlink()
+    assert main([*LEARN, "--out", "c"]) == 0  # other images
+    assert entry.file.read_bytes() != learned
+    assert main([*LEARN, "--resume"]) == 2
+    assert "its images were judged with reference model part of" in capsys.readouterr().err
+
+
+def test_flawless_images_alone_are_remembered(part: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "line", "--normals", "good"]) == 0
+    assert registry.read(Path("weights.toml"))[0].name == part.name  # the folder around `good`
+    assert {row["scorer"] for row in records()} == {"memory"}
+    assert "calibrated on 5 flawless images" in capsys.readouterr().err
+    scores = {Path(row["image"]).stem: row["score"] for row in records()}
+    assert min(scores[name] for name in ("9", "11", "13")) > max(scores[name] for name in ("10", "12", "14"))
+    (part / "good/0.png").write_text("x")
+    assert main(["inspect", "line", "--normals", "good", "--out", "b"]) == 3
+    assert "--normals: skipped good/0.png: not an image" in capsys.readouterr().err
+    with pytest.raises(WeightsError, match="memory bank, which only inspect uses"):
+        load_model(part.name)
+    assert main(["synthesize", "-n", "1", "--out", "c"]) == 5
+    assert "no model" in capsys.readouterr().err
+
+
+def test_a_calibration_chooses_the_score(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is the one that tells known defects best."""
+    Path("bad/scratch").mkdir(parents=True)
+    for i in (1, 4):
+        Path(f"bad/scratch/{i}.png").write_bytes((line / f"{i}.png").read_bytes())
+    known = ["--calibrate", "good", "--defects", "bad"]
+    assert main(["inspect", "line", "--reference", "golden", *known, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["defective"] for row in records()].count(True) == 2
+    assert summary["calibration"]["auroc"] == 1
+    assert (summary["calibration"]["normals"], summary["calibration"]["defects"]) == (6, 2)
+    for score in ("ssim", "difference", "features"):
+        out = ["--score", score, "--out", score, "-q"]
+        assert main(["inspect", "line", "--reference", "golden", *known, *out]) == 0
+        assert {row["scorer"] for row in records(score)} == {score}
+        assert [row["defective"] for row in records(score)].count(True) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--normals", "good", "--reference", "golden"], 2, "--reference replaces --normals"),
+        (["--normals", "good", "--calibrate", "good"], 2, "--normals calibrates, too"),
+        (["--defects", "golden", "--reference", "golden"], 2, "--defects: give flawless images as well"),
+        (["--name", "a", "--reference", "golden"], 2, "--name: names what is learned"),
+        (["--normals", "good", "--name", "a b"], 2, "--name a b: use letters"),
+        (["--normals", "good", "--score", "ssim"], 2, "--score ssim"),
+        (["--normals", "good", "--score", "classifier"], 2, "--score classifier: it learns from defects with masks"),
+        (["--reference", "golden", "--score", "memory"], 2, "--score memory: golden can give difference or ssim"),
+        (["--normals", "few"], 4, "few: 2 usable images; give 4 or more"),
+        (["--normals", "nowhere"], 4, "nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_learned_is_one_line(
+    line: Path, arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("few").mkdir()
+    for i in range(2):
+        Path(f"few/{i}.png").write_bytes(Path(f"good/{i}.png").read_bytes())
+    assert main(["inspect", "line", *arguments, "-q"]) == code
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("defectgen: error: " + message) or message in error
+    assert "\n" not in error
+    assert not Path("runs").exists()

@@ -71,6 +71,8 @@ def test_the_edges_of_an_image_are_not_compared() -> None:
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 def test_strips_are_those_of_the_whole_map(scorer: Scorer, shape: tuple[int, ...], depth: type) -> None:
     rng = np.random.default_rng(0)
+    x: Any
+    y: Any
     x, y = (rng.integers(0, 255 if depth == np.uint8 else 4000, shape).astype(depth) for _ in range(2))
     rows = scorer(DecodedImage(x), y)
     whole = rows(0, 200)
