@@ -1,16 +1,20 @@
 """Finds the images in folders of the common layouts, and the mask of each."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from defectgen import files, label_table
+from defectgen import annotations, files, label_table
+from defectgen.annotations import Annotation, Shape
 from defectgen.errors import BadInputError, UsageError
+from defectgen.imaging.mask_files import DrawnMask, Mask
+from defectgen.marking import MASKS, Marking
 from defectgen.mask_matching import (
     MASK_FOLDERS,
+    about,
     image_files,
     listed,
     mask_places,
@@ -19,6 +23,7 @@ from defectgen.mask_matching import (
     match_beside,
     normalized,
     shared_mask,
+    some,
     unread_folders,
     unread_formats,
     without_masks,
@@ -28,6 +33,7 @@ NORMAL: Final = "normal"
 
 _NORMALS = ("good", "normal", "normals")
 """The folders of normals in or beside one of defects."""
+_OF_MASKS = (*MASK_FOLDERS, "SegmentationClass", "SegmentationObject")
 _LAYOUTS = "expected images, or a folder of images for each category (README.md, train)"
 
 
@@ -40,6 +46,7 @@ class ProductFolders(BaseModel):
     normals: Path
     defects: Path | None
     masks: Path | None = None
+    marking: Marking = MASKS
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Found:
     """A file that has been found but not read yet."""
 
     path: Path
-    mask: Path | None
+    mask: Mask | None
     category: str
     product: str
 
@@ -73,24 +80,43 @@ class _Group:
     names: Sequence[str]
 
 
-def find_normals(folder: Path, product: str) -> Part:
-    """The normal images in a folder. Raises BadInputError if there are none."""
-    paths, lines = without_masks(_images_of(folder))
+def find_normals(folder: Path, product: str, marking: Marking = MASKS, defects: Path | None = None) -> Part:
+    """The normal images in a folder.
+
+    With annotations, images with annotated defects are left out. If it is also the folder of the defects, so are
+    those that the annotations do not list as free of defects.
+
+    Raises:
+        BadInputError: there are none.
+    """
+    if marking.annotations is None:
+        paths, lines = without_masks(_images_of(folder))
+        lines += annotations.beside([folder])
+    else:
+        paths, lines = _unmarked(folder, marking, shared=defects is not None and folder.resolve() == defects.resolve())
     found = tuple(Found(path=path, mask=None, category=NORMAL, product=product) for path in paths)
     return Part(folder=folder, found=found, warnings=(*unread_formats(folder), *unread_folders(folder), *lines))
 
 
-def find_labeled(folder: Path) -> list[Part]:
+def find_labeled(folder: Path, marking: Marking = MASKS) -> list[Part]:
     """The normals, and the defects with their masks, of a labeled folder.
 
     Defects have a folder for each category in `defects`, in MVTec AD's `test`, or in the folder itself; normals are in
-    `good`, `normal` or `normals`, among or beside these.
+    `good`, `normal` or `normals`, among or beside these. With annotations, images that these list as free of defects
+    are normals, too, and folders say nothing else.
 
     Raises:
         BadInputError: there are no normals or no defects, or as `find_defects`.
     """
     if not folder.is_dir():
         raise BadInputError(f"{folder}: no such folder; give a labeled one")
+    if marking.annotations is not None:
+        good = next((folder / name for name in _NORMALS if (folder / name).is_dir()), None)
+        source = ProductFolders(product="product", normals=good or folder, defects=folder, marking=marking)
+        parts = [find_normals(good, source.product, marking)] if good else []
+        if good is None or _annotated(folder, marking, good).free:
+            parts.append(find_normals(folder, source.product, marking, folder))
+        return [*parts, find_defects(source, folder, ())]
     defects = next((folder / name for name in ("defects", "test") if (folder / name).is_dir()), folder)
     places = (parent / name for parent in (defects, defects.parent) for name in _NORMALS)
     normals = next((place for place in places if place.is_dir() and not place.samefile(defects)), None)
@@ -99,7 +125,7 @@ def find_labeled(folder: Path) -> list[Part]:
             f"{folder}: no normals in it; a labeled folder has a folder for each category of defects, and one of "
             f"normals: {', '.join(_NORMALS)}"
         )
-    source = ProductFolders(product="product", normals=normals, defects=defects)
+    source = ProductFolders(product="product", normals=normals, defects=defects, marking=marking)
     part = find_defects(source, defects, (), flawless=_NORMALS)
     if not part.found:
         raise BadInputError(f"{defects}: no images of defects in it; {_LAYOUTS}")
@@ -110,6 +136,8 @@ def find_defects(
     source: ProductFolders, defects: Path, wanted: Sequence[str], *, flawless: Collection[str] = ()
 ) -> Part:
     """The defect images in a folder, with their masks.
+
+    Their categories are the folders', those of `labels.csv`, the labels of annotations, or those of a mask's values.
 
     Args:
         wanted: the categories to find; empty means all. A single one names the images of a flat folder.
@@ -124,6 +152,22 @@ def find_defects(
         raise BadInputError(f"{defects}: no such folder")
     if source.masks is not None and not source.masks.is_dir():
         raise BadInputError(f"--masks {source.masks}: no such folder")
+    marking = source.marking
+    if marking.annotations is not None:
+        return _find_annotated(source, defects, wanted)
+    if not image_files(defects) and any((defects / name).is_dir() for name in MASK_FOLDERS):
+        defects = next((place for place in (defects / "images",) if place.is_dir()), defects)
+    if marking.values:
+        return _by_value(_find_in_folders(source, defects, (), flawless), marking, wanted)
+    part = _find_in_folders(source, defects, wanted, flawless)
+    if marking.threshold is None:
+        return part
+    found = (replace(e, mask=marking.of(e.mask, e.category) if isinstance(e.mask, Path) else None) for e in part.found)
+    return replace(part, found=tuple(found))
+
+
+def _find_in_folders(source: ProductFolders, defects: Path, wanted: Sequence[str], flawless: Collection[str]) -> Part:
+    """As `find_defects`, where folders or `labels.csv` tell the categories."""
     flat, table = image_files(defects), defects / label_table.NAME
     labels = _read_labels(table, flat) if flat and table.is_file() else None
     groups = _groups(source, defects, flat, labels, wanted, flawless)
@@ -140,16 +184,20 @@ def find_defects(
         lines += unread_formats(folder) + unread_folders(folder)
     for place in dict.fromkeys(place for group in chosen for place in mask_places(group.roots, group.names)):
         lines += unread_formats(place)
+    lines += annotations.beside(dict.fromkeys(group.folder for group in chosen))
     masks, unused = _match_masks(groups, chosen)
     if labels is None:
         for group in chosen:
-            beside, more = match_beside(group.paths, masks[group.category])
+            beside, more = match_beside(group.paths, masks[group.category], is_mask=source.marking.is_mask)
             masks[group.category] |= beside
             lines += more
         pairs = [(path, each.category) for each in chosen for path in each.paths]
     else:
         beside, more = match_beside(
-            flat, {path: mask for each in masks.values() for path, mask in each.items()}, labels
+            flat,
+            {path: mask for each in masks.values() for path, mask in each.items()},
+            labels,
+            source.marking.is_mask,
         )
         if missing := sorted(path.name for path in flat if path not in labels and path not in beside.values()):
             raise BadInputError(f"{table}: {missing[0]} is not listed{' (and others)' if len(missing) > 1 else ''}")
@@ -166,6 +214,181 @@ def find_defects(
         raise _unmatched_masks(source.masks, found[0].path)
     unused += _unused_folders(source, defects, groups, masked=bool(taken))
     return Part(folder=defects, found=found, warnings=tuple(lines), unused=tuple(unused))
+
+
+# --- Annotations ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Annotated:
+    """What annotations say about the images in a folder and below."""
+
+    paths: list[Path]
+    listed: dict[Path, list[Annotation]]
+    """The annotations of each image that has any, which may be without shapes: it is free of defects."""
+    missing: list[Annotation]
+    """Those with shapes whose image is nowhere."""
+
+    def shapes(self, path: Path) -> dict[str, list[Shape]]:
+        """The shapes on an image by category."""
+        found: dict[str, list[Shape]] = {}
+        for annotation in self.listed.get(path, ()):
+            for shape in annotation.shapes:
+                found.setdefault(normalized(shape.label), []).append(shape)
+        return found
+
+    @property
+    def free(self) -> list[Path]:
+        """The images that are listed as free of defects."""
+        return [path for path, of in self.listed.items() if not any(each.shapes or each.unread for each in of)]
+
+    @property
+    def unlisted(self) -> list[Path]:
+        """The images that have no annotation."""
+        return [path for path in self.paths if path not in self.listed]
+
+
+def _annotated(folder: Path, marking: Marking, but: Path | None = None) -> _Annotated:
+    """What the annotations say about a folder, without the folder `but` in it."""
+    paths = list(_all_images(folder, but and but.resolve()))
+    listed_, unused = annotations.match(marking.read, paths)
+    missing = [each for each in unused if each.shapes and not annotations.is_elsewhere(each)]
+    return _Annotated(paths, listed_, missing)
+
+
+def _all_images(folder: Path, but: Path | None) -> Iterator[Path]:
+    """The images in a folder and below, without those in folders of masks."""
+    yield from image_files(folder)
+    for inner in listed(folder, lambda path: path.is_dir() and path.name not in _OF_MASKS and not path.is_symlink()):
+        if inner.resolve() != but:
+            yield from _all_images(inner, but)
+
+
+def _unmarked(folder: Path, marking: Marking, *, shared: bool) -> tuple[list[Path], list[str]]:
+    """The images in a folder without annotated defects, and warnings. See `find_normals`."""
+    found = _annotated(folder, marking)
+    if shared:
+        if not found.free:
+            raise BadInputError(
+                f"{folder}: {marking.annotations} lists no image in it as free of defects; give normals"
+            )
+        return found.free, []
+    paths = [path for path in _images_of(folder) if not found.shapes(path)]
+    marked = [path for path in _images_of(folder) if found.shapes(path)]
+    if not paths:
+        raise BadInputError(f"{folder}: all its images have annotated defects; give a folder of normals")
+    one, many = "image has annotated defects", "images have annotated defects"
+    return paths, [about(marked, one, many, "left out of the normals")] if marked else []
+
+
+def _find_annotated(source: ProductFolders, defects: Path, wanted: Sequence[str]) -> Part:
+    """The images with annotated defects in a folder and below: once for each category, with the mask of that."""
+    marking = source.marking
+    shared = source.normals.resolve() == defects.resolve()
+    found = _annotated(defects, marking, None if shared else source.normals)
+    shapes = {path: found.shapes(path) for path in found.paths}
+    names = sorted({name for of in shapes.values() for name in of} - {""})
+    if not names:
+        raise _none_annotated(defects, marking, found)
+    if unknown := set(wanted) - set(names):
+        raise UsageError(f"--category {min(unknown)}: {marking.annotations} has {', '.join(names)}")
+    if NORMAL in (wanted or names):
+        raise BadInputError(
+            f"{marking.annotations}: the label '{NORMAL}' is reserved for images without defects; rename it"
+        )
+    pairs = [(path, name) for path in found.paths for name in sorted(shapes[path]) if name in (wanted or names)]
+    lines = [*marking.read.warnings, *_about_images(found, defects, marking, shared=shared)]
+    lines += _about_shapes([shape for path, name in pairs for shape in shapes[path][name]], marking)
+    if unlabeled := [path for path, of in shapes.items() if "" in of]:
+        lines.append(about(unlabeled, "image has shapes without a label", "images have shapes without a label",
+                           "these are not read"))  # fmt: skip
+    return Part(
+        folder=defects,
+        found=tuple(
+            Found(path, _drawn(found.listed[path], name, shapes[path][name], marking), name, source.product)
+            for path, name in pairs
+        ),
+        warnings=tuple(lines),
+    )
+
+
+def _drawn(of: Sequence[Annotation], name: str, shapes: Sequence[Shape], marking: Marking) -> DrawnMask:
+    """The mask of an image for a category."""
+    first = next(each for each in of if each.shapes)
+    size = next((each.size for each in of if each.size is not None), None)
+    return DrawnMask(
+        first.file, next(filter(None, first.names)), name, size, marking.read.displayed, tuple(s.draw for s in shapes)
+    )
+
+
+def _about_images(found: _Annotated, folder: Path, marking: Marking, *, shared: bool) -> list[str]:
+    """Lines about images without annotations, and annotations without an image."""
+    lines = []
+    if found.unlisted:
+        one, many = "image has no annotation", "images have no annotation"
+        lines.append(about(found.unlisted, one, many, "left out"))
+    if found.free and not shared:
+        one, many = "image is annotated as free of defects", "images are annotated as free of defects"
+        lines.append(about(found.free, one, many, "left out; give them as normals to use them"))
+    if found.missing:
+        names = some(next(filter(None, each.names)) for each in found.missing)
+        are = "annotated image is" if len(found.missing) == 1 else "annotated images are"
+        lines.append(f"{marking.annotations}: {len(found.missing)} {are} not in {folder} ({names})")
+    return lines
+
+
+def _about_shapes(shapes: Sequence[Shape], marking: Marking) -> list[str]:
+    """Lines about shapes that do not follow the outline of a defect."""
+    boxes, lines = (sum(shape.kind == kind for shape in shapes) for kind in ("box", "line"))
+    found = []
+    if boxes:
+        are = "1 box is used as a mask" if boxes == 1 else f"{boxes} boxes are used as masks"
+        found.append(f"{marking.annotations}: {are}, with all the ground in it; outline defects for better masks")
+    if lines:
+        are = "1 line or point is" if lines == 1 else f"{lines} lines and points are"
+        found.append(f"{marking.annotations}: {are} drawn {annotations.LINE_WIDTH}; outline defects for better masks")
+    return found
+
+
+def _none_annotated(folder: Path, marking: Marking, found: _Annotated) -> BadInputError:
+    """The error for a folder in which no image has an annotated defect."""
+    if not found.paths:
+        return BadInputError(f"{folder}: no images in it or below")
+    named = next((name for each in marking.read.images for name in each.names if name), "none")
+    if found.listed:
+        return BadInputError(f"{folder}: {marking.annotations} marks no defect on its images")
+    return BadInputError(
+        f"{folder}: {marking.annotations} annotates none of its images; it names {named}, the folder has "
+        f"{found.paths[0].name}"
+    )
+
+
+# --- Masks of several values ------------------------------------------------------------------------------------
+
+
+def _by_value(part: Part, marking: Marking, wanted: Sequence[str]) -> Part:
+    """The images of a part once for each category that the values of their masks stand for."""
+    names = sorted({name for _, name in marking.values})
+    if unknown := set(wanted) - set(names):
+        raise UsageError(f"--category {min(unknown)}: --mask-values names {', '.join(names)}")
+    if NORMAL in names:
+        raise UsageError(f"--mask-values: the name '{NORMAL}' is reserved for images without defects")
+    masks = {each.path: each.mask for each in part.found if isinstance(each.mask, Path)}
+    shown, lines = marking.categories(list(dict.fromkeys(masks.values())))
+    product = part.found[0].product if part.found else ""
+    found = [
+        Found(path, marking.of(mask, name), name, product)
+        for path, mask in masks.items()
+        for name in shown[mask]
+        if name in (wanted or names)
+    ]
+    one, many = "image has no mask with a named value", "images have no mask with a named value"
+    if blank := [path for path in dict.fromkeys(e.path for e in part.found) if not shown.get(masks.get(path, path))]:
+        lines.append(about(blank, one, many, "left out"))
+    return replace(part, found=tuple(found), warnings=(*part.warnings, *lines))
+
+
+# --- Folders ----------------------------------------------------------------------------------------------------
 
 
 def _images_of(folder: Path) -> list[Path]:

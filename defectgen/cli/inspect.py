@@ -32,6 +32,9 @@ def inspect(
             "defects, and one of normals.",
         ),
     ] = False,
+    annotations: options.Annotations = None,
+    mask_values: options.MaskValues = None,
+    mask_threshold: options.MaskThreshold = None,
     model: Annotated[
         str | None,
         option("--model", metavar="NAME", help="Model that reconstructs images without defects  [default: the newest]"),
@@ -87,6 +90,7 @@ def inspect(
         InspectRequest(
             images=images,
             labels=labels,
+            marking=options.marking(annotations, mask_values, mask_threshold),
             model=model,
             weights=weights,
             reference=reference,

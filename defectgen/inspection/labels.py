@@ -7,8 +7,9 @@ import numpy as np
 
 from defectgen.finding import NORMAL, Found, find_labeled
 from defectgen.imaging.images import DecodedImage, ImageError
-from defectgen.imaging.mask_files import read_masks
+from defectgen.imaging.mask_files import Mask, fitted, mask_files, read_masks
 from defectgen.imaging.windows import BoolArray
+from defectgen.marking import MASKS, Marking
 from defectgen.mask_matching import about
 from defectgen.text import recorded
 
@@ -18,7 +19,7 @@ class Label:
     """The label of an image. `categories` are those of its defects, and `masks` their masks, if all have one."""
 
     categories: tuple[str, ...]
-    masks: tuple[Path, ...] | None
+    masks: tuple[Mask, ...] | None
 
     @property
     def category(self) -> str:
@@ -33,8 +34,8 @@ class Labels:
         BadInputError: as `finding.find_labeled`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        parts = find_labeled(folder)
+    def __init__(self, folder: Path, marking: Marking = MASKS) -> None:
+        parts = find_labeled(folder, marking)
         found: dict[Path, list[Found]] = {}
         for part in parts:
             for each in part.found:
@@ -67,8 +68,8 @@ class Labels:
         if masks is None or not self.masked:
             return None
         truth = np.zeros((photograph.height, photograph.width), np.bool_)
-        for file in masks:
-            mask = read_masks(file)
+        for each in masks:
+            mask, file = read_masks(fitted(each, photograph)), mask_files(each)[0]
             if mask.shape != truth.shape:
                 sizes = f"{mask.shape[1]}x{mask.shape[0]}, but its image is {photograph.width}x{photograph.height}"
                 raise ImageError(file, f"the mask is {sizes}")

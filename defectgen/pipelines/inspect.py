@@ -16,6 +16,7 @@ from defectgen.inspection.inspector import Finding, Repair, Unreadable
 from defectgen.inspection.labels import Labels
 from defectgen.inspection.report import InspectionReport, Settings
 from defectgen.inspection.scoring import Judged, PixelCounts, image_figures, pixel_figures
+from defectgen.marking import MASKS, Marking
 from defectgen.methods import which
 from defectgen.models import registry
 from defectgen.text import recorded
@@ -40,6 +41,8 @@ class InspectRequest:
     """A folder of images, or one image; with `labels` a folder as of `finding.find_labeled`."""
     labels: bool = False
     """Inspect the normals and defects of a labeled folder, and tell how well the verdicts agree with the labels."""
+    marking: Marking = MASKS
+    """How the defects of a labeled folder are marked, if not by masks in files."""
     model: str | None = None
     """None means the newest model that can repair images."""
     weights: Path | None = None
@@ -102,10 +105,12 @@ class InspectionJob:
             raise UsageError("--calibrate determines the threshold that --threshold sets: give one of them")
         if request.labels and request.watch:
             raise UsageError("--watch never ends, --labels counts when all is inspected: give one of them")
+        if request.marking != MASKS and not request.labels:
+            raise UsageError("--annotations, --mask-values and --mask-threshold belong to --labels: give it, too")
         if not request.images.exists():
             raise BadInputError(f"{request.images}: no such file or folder")
         self._request = request
-        self.labels = Labels(request.images) if request.labels else None
+        self.labels = Labels(request.images, request.marking) if request.labels else None
         self._repair, known, model_border, self.maker, compared_with = _repair(request)
         self.border = request.border if request.border is not None else model_border if request.calibrate is None else 0
         self.unusable: list[Unreadable] = []

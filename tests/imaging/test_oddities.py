@@ -14,11 +14,13 @@ from defectgen.imaging.oddities import covered, is_bilevel, is_transparent, is_t
         (True, np.s_[4:6, 4:6], 0.96),
         (True, np.s_[0:2, 4:6], 0.96),  # the defect reaches the border
         (True, np.s_[0:0, 0:0], 1.0),
-        (False, np.s_[1:9, 1:9], 0.0),  # large, but its border is free
+        (False, np.s_[1:9, 1:9], 0.64),  # large, though its border is free
+        (True, np.s_[1:9, 1:9], 0.36),  # all four borders
+        (True, np.s_[0:9, 1:9], 0.0),  # three of them
         (False, np.s_[0:3, 0:10], 0.0),
     ],
 )
-def test_a_mask_of_most_of_the_image_and_its_border_may_be_inverted(
+def test_a_mask_of_most_of_the_image_or_all_its_borders_may_be_inverted(
     ground: bool, defect: tuple[slice, slice], share: float
 ) -> None:
     mask = np.full((10, 10), ground)
