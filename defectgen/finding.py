@@ -89,13 +89,18 @@ def find_normals(folder: Path, product: str, marking: Marking = MASKS, defects: 
     Raises:
         BadInputError: there are none.
     """
-    if marking.annotations is None:
+    shared = marking.annotations is not None and defects is not None and folder.resolve() == defects.resolve()
+    if shared:
+        paths, lines = _free(folder, marking), []
+    elif marking.annotations is not None:
+        paths, lines = _unmarked(folder, marking)
+    else:
         paths, lines = without_masks(_images_of(folder))
         lines += annotations.beside([folder])
-    else:
-        paths, lines = _unmarked(folder, marking, shared=defects is not None and folder.resolve() == defects.resolve())
+    if not shared:
+        lines = [*unread_formats(folder), *unread_folders(folder), *lines]
     found = tuple(Found(path=path, mask=None, category=NORMAL, product=product) for path in paths)
-    return Part(folder=folder, found=found, warnings=(*unread_formats(folder), *unread_folders(folder), *lines))
+    return Part(folder=folder, found=found, warnings=tuple(lines))
 
 
 def find_labeled(folder: Path, marking: Marking = MASKS) -> list[Part]:
@@ -121,9 +126,10 @@ def find_labeled(folder: Path, marking: Marking = MASKS) -> list[Part]:
     places = (parent / name for parent in (defects, defects.parent) for name in _NORMALS)
     normals = next((place for place in places if place.is_dir() and not place.samefile(defects)), None)
     if normals is None:
+        more = "".join(f"; {line}" for line in annotations.beside([folder]))
         raise BadInputError(
             f"{folder}: no normals in it; a labeled folder has a folder for each category of defects, and one of "
-            f"normals: {', '.join(_NORMALS)}"
+            f"normals: {', '.join(_NORMALS)}{more}"
         )
     source = ProductFolders(product="product", normals=normals, defects=defects, marking=marking)
     part = find_defects(source, defects, (), flawless=_NORMALS)
@@ -264,15 +270,23 @@ def _all_images(folder: Path, but: Path | None) -> Iterator[Path]:
             yield from _all_images(inner, but)
 
 
-def _unmarked(folder: Path, marking: Marking, *, shared: bool) -> tuple[list[Path], list[str]]:
-    """The images in a folder without annotated defects, and warnings. See `find_normals`."""
+def _free(folder: Path, marking: Marking) -> list[Path]:
+    """The images in a folder and below that are listed as free of defects. Raises BadInputError if there are none."""
+    free = _annotated(folder, marking).free
+    if not free:
+        raise BadInputError(
+            f"{folder}: {marking.annotations} lists no image in it as free of defects; give a folder of normals"
+        )
+    return free
+
+
+def _unmarked(folder: Path, marking: Marking) -> tuple[list[Path], list[str]]:
+    """The images in a folder without annotated defects, and a line about the others.
+
+    Raises:
+        BadInputError: none is left.
+    """
     found = _annotated(folder, marking)
-    if shared:
-        if not found.free:
-            raise BadInputError(
-                f"{folder}: {marking.annotations} lists no image in it as free of defects; give normals"
-            )
-        return found.free, []
     paths = [path for path in _images_of(folder) if not found.shapes(path)]
     marked = [path for path in _images_of(folder) if found.shapes(path)]
     if not paths:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from defectgen import files
+from defectgen import annotations, files
 from defectgen.errors import BadInputError, UsageError
 from defectgen.finding import NORMAL, Found, Part, ProductFolders, find_defects, find_normals
 from defectgen.imaging.images import DecodedImage, ImageError, read_image
@@ -265,9 +265,14 @@ def require_masks(catalog: Catalog) -> None:
     defects = [image for image in catalog.images if image.category != NORMAL]
     unmasked = [image.path for image in defects if image.mask is None]
     if unmasked:
+        beside = "; ".join(annotations.beside(dict.fromkeys(path.parent for path in unmasked)))
         raise BadInputError(
-            f"{len(unmasked)} of {len(defects)} defect images have no mask (first: {unmasked[0]}); masks are needed to "
-            "cut out defects: add them as described in README.md (train), or create them with `defectgen inspect`"
+            f"{len(unmasked)} of {len(defects)} defect images have no mask (first: {unmasked[0]}); "
+            + (
+                beside
+                or "masks are needed to cut out defects: add them as described in README.md (train), or create them "
+                "with `defectgen inspect`"
+            )
         )
 
 

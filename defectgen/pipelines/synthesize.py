@@ -306,7 +306,7 @@ def prepare_composition(request: ComposeRequest) -> SynthesisJob:
     else:
         entry = find_model(request.model, request.categories, request.weights)
         maker, categories, cut_outs = entry.name, request.categories or entry.categories, None
-    real = _read_gate(request)
+    real = _read_gate(request, [request.defects] if request.defects else [], request.marking)
     plan = {
         "contents": maker, "categories": categories, **_plan(catalog, request.num), **request.placement.summary(),
     }  # fmt: skip
@@ -379,7 +379,7 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
         for product, folder in request.to
     )
     references, style = _read_guides(request, entry, request.masks, request.marking)
-    real = _read_gate(request)
+    real = _read_gate(request, [folder for _, folder in request.source], request.marking)
     categories = request.categories or _common(entry, references)
     given = [_as_given(folder) for folder in request.source]
     maker = entry.name if entry else ", ".join(given)
@@ -538,9 +538,12 @@ def _passes(request: _Request) -> str:
     return " or passes --gate" if request.gate else ""
 
 
-def _read_gate(request: _Request) -> Catalog | None:
-    """The real defects that samples must resemble."""
-    return None if request.gate is None else read_defects(request.gate, on_bad=request.on_bad)
+def _read_gate(request: _Request, defects: Sequence[Path] = (), marking: Marking = MASKS) -> Catalog | None:
+    """The real defects that samples must resemble. If their folder is one of `defects`, they are marked as these."""
+    if request.gate is None:
+        return None
+    same = request.gate.resolve() in [folder.resolve() for folder in defects]
+    return read_defects(request.gate, marking=marking if same else MASKS, on_bad=request.on_bad)
 
 
 def _gate(request: _Request, real: Catalog | None, *, copies: bool = True) -> Gatekeeper | None:
