@@ -1,5 +1,6 @@
 """Finds the images in folders of the common layouts, and the mask of each."""
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from defectgen.mask_matching import (
 )
 
 NORMAL: Final = "normal"
+MANIFEST: Final = "manifest.jsonl"
+"""The file of a dataset of our own that tells the image, the mask and the category of each sample."""
 
 _NORMALS = ("good", "normal", "normals")
 """The folders of normals in or beside one of defects."""
@@ -89,9 +92,10 @@ def find_normals(folder: Path, product: str, marking: Marking = MASKS, defects: 
     Raises:
         BadInputError: there are none.
     """
+    lines: list[str] = []
     shared = marking.annotations is not None and defects is not None and folder.resolve() == defects.resolve()
     if shared:
-        paths, lines = _free(folder, marking), []
+        paths = _free(folder, marking)
     elif marking.annotations is not None:
         paths, lines = _unmarked(folder, marking)
     else:
@@ -160,7 +164,11 @@ def find_defects(
         raise BadInputError(f"--masks {source.masks}: no such folder")
     marking = source.marking
     if marking.annotations is not None:
+        if source.masks is not None:
+            raise UsageError("--annotations replaces --masks: give one of them")
         return _find_annotated(source, defects, wanted)
+    if (defects / MANIFEST).is_file() and source.masks is None and not marking.picked:
+        return _find_made(source, defects, wanted)
     if not image_files(defects) and any((defects / name).is_dir() for name in MASK_FOLDERS):
         defects = next((place for place in (defects / "images",) if place.is_dir()), defects)
     if marking.values:
@@ -222,6 +230,38 @@ def _find_in_folders(source: ProductFolders, defects: Path, wanted: Sequence[str
     return Part(folder=defects, found=found, warnings=tuple(lines), unused=tuple(unused))
 
 
+def _find_made(source: ProductFolders, dataset: Path, wanted: Sequence[str]) -> Part:
+    """The samples of a dataset of defectgen's own, in any layout, with their masks.
+
+    Raises:
+        UsageError: a category does not exist.
+        BadInputError: the manifest is damaged, or names a file that is not inside.
+    """
+    manifest = dataset / MANIFEST
+    *lines, last = manifest.read_bytes().split(b"\n")
+    lines += [last] if last.endswith(b"}") else []  # a killed run leaves half a line
+    found, missing = [], 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            image, mask = (files.inside(dataset, row[key]) for key in ("image", "mask"))
+            category = normalized(row["category"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInputError(f"{manifest}: line {number} cannot be read; make the dataset again") from error
+        if image.is_file() and mask.is_file():
+            found.append(Found(path=image, mask=mask, category=category, product=source.product))
+        else:
+            missing += 1
+    names = sorted({each.category for each in found})
+    if not names:
+        raise BadInputError(f"{manifest}: no samples")
+    if unknown := set(wanted) - set(names):
+        raise UsageError(f"--category {min(unknown)}: {manifest} has {', '.join(names)}")
+    warnings = [f"{manifest}: {missing} of {missing + len(found)} samples are missing"] if missing else []
+    chosen = tuple(each for each in found if each.category in (wanted or names))
+    return Part(folder=dataset, found=chosen, warnings=tuple(warnings))
+
+
 # --- Annotations ------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +304,8 @@ def _annotated(folder: Path, marking: Marking, but: Path | None = None) -> _Anno
 
 def _all_images(folder: Path, but: Path | None) -> Iterator[Path]:
     """The images in a folder and below, without those in folders of masks."""
-    yield from image_files(folder)
+    if not (folder / MANIFEST).is_file():  # beside it lies the sheet of a dataset
+        yield from image_files(folder)
     for inner in listed(folder, lambda path: path.is_dir() and path.name not in _OF_MASKS and not path.is_symlink()):
         if inner.resolve() != but:
             yield from _all_images(inner, but)

@@ -1,5 +1,6 @@
 """COCO: one JSON file for all images, with polygons, run lengths or boxes. https://cocodataset.org/#format-data"""
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -12,11 +13,12 @@ NAME: Final = "COCO JSON"
 DISPLAYED: Final = False
 
 _KEYS = ("images", "annotations", "categories")
+_LIST = re.compile(r'"(images|annotations|categories|licenses)"\s*:\s*\[\s*[{\]]')
 
 
 def matches(path: Path, head: str) -> bool:
     """Whether a file, which begins with `head`, may have this format."""
-    return path.suffix.lower() == ".json" and any(f'"{key}"' in head for key in (*_KEYS, "licenses"))
+    return path.suffix.lower() == ".json" and _LIST.search(head) is not None
 
 
 def read(path: Path) -> list[Annotation]:
