@@ -1,7 +1,7 @@
 """Finds the images in folders of the common layouts, and the mask of each."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -9,9 +9,18 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from defectgen import annotations, files, label_table
-from defectgen.annotations import Annotation, Shape
+from defectgen.annotated import (
+    MANIFEST,
+    about_images,
+    about_shapes,
+    drawn_mask,
+    free_of_defects,
+    none_annotated,
+    read_folder,
+    without_marked,
+)
 from defectgen.errors import BadInputError, UsageError
-from defectgen.imaging.mask_files import DrawnMask, Mask
+from defectgen.imaging.mask_files import Mask
 from defectgen.marking import MASKS, Marking
 from defectgen.mask_matching import (
     MASK_FOLDERS,
@@ -24,19 +33,15 @@ from defectgen.mask_matching import (
     match_beside,
     normalized,
     shared_mask,
-    some,
     unread_folders,
     unread_formats,
     without_masks,
 )
 
 NORMAL: Final = "normal"
-MANIFEST: Final = "manifest.jsonl"
-"""The file of a dataset of our own that tells the image, the mask and the category of each sample."""
 
 _NORMALS = ("good", "normal", "normals")
 """The folders of normals in or beside one of defects."""
-_OF_MASKS = (*MASK_FOLDERS, "SegmentationClass", "SegmentationObject")
 _LAYOUTS = "expected images, or a folder of images for each category (README.md, train)"
 
 
@@ -95,9 +100,9 @@ def find_normals(folder: Path, product: str, marking: Marking = MASKS, defects: 
     lines: list[str] = []
     shared = marking.annotations is not None and defects is not None and folder.resolve() == defects.resolve()
     if shared:
-        paths = _free(folder, marking)
+        paths = free_of_defects(folder, marking)
     elif marking.annotations is not None:
-        paths, lines = _unmarked(folder, marking)
+        paths, lines = without_marked(_images_of(folder), marking, defects)
     else:
         paths, lines = without_masks(_images_of(folder))
         lines += annotations.beside([folder])
@@ -123,7 +128,7 @@ def find_labeled(folder: Path, marking: Marking = MASKS) -> list[Part]:
         good = next((folder / name for name in _NORMALS if (folder / name).is_dir()), None)
         source = ProductFolders(product="product", normals=good or folder, defects=folder, marking=marking)
         parts = [find_normals(good, source.product, marking)] if good else []
-        if good is None or _annotated(folder, marking, good).free:
+        if good is None or read_folder(folder, marking, good).free:
             parts.append(find_normals(folder, source.product, marking, folder))
         return [*parts, find_defects(source, folder, ())]
     defects = next((folder / name for name in ("defects", "test") if (folder / name).is_dir()), folder)
@@ -262,89 +267,15 @@ def _find_made(source: ProductFolders, dataset: Path, wanted: Sequence[str]) -> 
     return Part(folder=dataset, found=chosen, warnings=tuple(warnings))
 
 
-# --- Annotations ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Annotated:
-    """What annotations say about the images in a folder and below."""
-
-    paths: list[Path]
-    listed: dict[Path, list[Annotation]]
-    """The annotations of each image that has any, which may be without shapes: it is free of defects."""
-    missing: list[Annotation]
-    """Those with shapes whose image is nowhere."""
-
-    def shapes(self, path: Path) -> dict[str, list[Shape]]:
-        """The shapes on an image by category."""
-        found: dict[str, list[Shape]] = {}
-        for annotation in self.listed.get(path, ()):
-            for shape in annotation.shapes:
-                found.setdefault(normalized(shape.label), []).append(shape)
-        return found
-
-    @property
-    def free(self) -> list[Path]:
-        """The images that are listed as free of defects."""
-        return [path for path, of in self.listed.items() if not any(each.shapes or each.unread for each in of)]
-
-    @property
-    def unlisted(self) -> list[Path]:
-        """The images that have no annotation."""
-        return [path for path in self.paths if path not in self.listed]
-
-
-def _annotated(folder: Path, marking: Marking, but: Path | None = None) -> _Annotated:
-    """What the annotations say about a folder, without the folder `but` in it."""
-    paths = list(_all_images(folder, but and but.resolve()))
-    listed_, unused = annotations.match(marking.read, paths)
-    missing = [each for each in unused if each.shapes and not annotations.is_elsewhere(each)]
-    return _Annotated(paths, listed_, missing)
-
-
-def _all_images(folder: Path, but: Path | None) -> Iterator[Path]:
-    """The images in a folder and below, without those in folders of masks."""
-    if not (folder / MANIFEST).is_file():  # beside it lies the sheet of a dataset
-        yield from image_files(folder)
-    for inner in listed(folder, lambda path: path.is_dir() and path.name not in _OF_MASKS and not path.is_symlink()):
-        if inner.resolve() != but:
-            yield from _all_images(inner, but)
-
-
-def _free(folder: Path, marking: Marking) -> list[Path]:
-    """The images in a folder and below that are listed as free of defects. Raises BadInputError if there are none."""
-    free = _annotated(folder, marking).free
-    if not free:
-        raise BadInputError(
-            f"{folder}: {marking.annotations} lists no image in it as free of defects; give a folder of normals"
-        )
-    return free
-
-
-def _unmarked(folder: Path, marking: Marking) -> tuple[list[Path], list[str]]:
-    """The images in a folder without annotated defects, and a line about the others.
-
-    Raises:
-        BadInputError: none is left.
-    """
-    found = _annotated(folder, marking)
-    paths = [path for path in _images_of(folder) if not found.shapes(path)]
-    marked = [path for path in _images_of(folder) if found.shapes(path)]
-    if not paths:
-        raise BadInputError(f"{folder}: all its images have annotated defects; give a folder of normals")
-    one, many = "image has annotated defects", "images have annotated defects"
-    return paths, [about(marked, one, many, "left out of the normals")] if marked else []
-
-
 def _find_annotated(source: ProductFolders, defects: Path, wanted: Sequence[str]) -> Part:
     """The images with annotated defects in a folder and below: once for each category, with the mask of that."""
     marking = source.marking
     shared = source.normals.resolve() == defects.resolve()
-    found = _annotated(defects, marking, None if shared else source.normals)
+    found = read_folder(defects, marking, None if shared else source.normals)
     shapes = {path: found.shapes(path) for path in found.paths}
     names = sorted({name for of in shapes.values() for name in of} - {""})
     if not names:
-        raise _none_annotated(defects, marking, found)
+        raise none_annotated(defects, marking, found)
     if unknown := set(wanted) - set(names):
         raise UsageError(f"--category {min(unknown)}: {marking.annotations} has {', '.join(names)}")
     if NORMAL in (wanted or names):
@@ -352,69 +283,18 @@ def _find_annotated(source: ProductFolders, defects: Path, wanted: Sequence[str]
             f"{marking.annotations}: the label '{NORMAL}' is reserved for images without defects; rename it"
         )
     pairs = [(path, name) for path in found.paths for name in sorted(shapes[path]) if name in (wanted or names)]
-    lines = [*marking.read.warnings, *_about_images(found, defects, marking, shared=shared)]
-    lines += _about_shapes([shape for path, name in pairs for shape in shapes[path][name]], marking)
+    lines = [*marking.read.warnings, *about_images(found, defects, marking, shared=shared)]
+    lines += about_shapes([shape for path, name in pairs for shape in shapes[path][name]], marking)
     if unlabeled := [path for path, of in shapes.items() if "" in of]:
         lines.append(about(unlabeled, "image has shapes without a label", "images have shapes without a label",
                            "these are not read"))  # fmt: skip
     return Part(
         folder=defects,
         found=tuple(
-            Found(path, _drawn(found.listed[path], name, shapes[path][name], marking), name, source.product)
+            Found(path, drawn_mask(found.listed[path], name, shapes[path][name], marking), name, source.product)
             for path, name in pairs
         ),
         warnings=tuple(lines),
-    )
-
-
-def _drawn(of: Sequence[Annotation], name: str, shapes: Sequence[Shape], marking: Marking) -> DrawnMask:
-    """The mask of an image for a category."""
-    first = next(each for each in of if each.shapes)
-    size = next((each.size for each in of if each.size is not None), None)
-    return DrawnMask(
-        first.file, next(filter(None, first.names)), name, size, marking.read.displayed, tuple(s.draw for s in shapes)
-    )
-
-
-def _about_images(found: _Annotated, folder: Path, marking: Marking, *, shared: bool) -> list[str]:
-    """Lines about images without annotations, and annotations without an image."""
-    lines = []
-    if found.unlisted:
-        one, many = "image has no annotation", "images have no annotation"
-        lines.append(about(found.unlisted, one, many, "left out"))
-    if found.free and not shared:
-        one, many = "image is annotated as free of defects", "images are annotated as free of defects"
-        lines.append(about(found.free, one, many, "left out; give them as normals to use them"))
-    if found.missing:
-        names = some(next(filter(None, each.names)) for each in found.missing)
-        are = "annotated image is" if len(found.missing) == 1 else "annotated images are"
-        lines.append(f"{marking.annotations}: {len(found.missing)} {are} not in {folder} ({names})")
-    return lines
-
-
-def _about_shapes(shapes: Sequence[Shape], marking: Marking) -> list[str]:
-    """Lines about shapes that do not follow the outline of a defect."""
-    boxes, lines = (sum(shape.kind == kind for shape in shapes) for kind in ("box", "line"))
-    found = []
-    if boxes:
-        are = "1 box is used as a mask" if boxes == 1 else f"{boxes} boxes are used as masks"
-        found.append(f"{marking.annotations}: {are}, with all the ground in it; outline defects for better masks")
-    if lines:
-        are = "1 line or point is" if lines == 1 else f"{lines} lines and points are"
-        found.append(f"{marking.annotations}: {are} drawn {annotations.LINE_WIDTH}; outline defects for better masks")
-    return found
-
-
-def _none_annotated(folder: Path, marking: Marking, found: _Annotated) -> BadInputError:
-    """The error for a folder in which no image has an annotated defect."""
-    if not found.paths:
-        return BadInputError(f"{folder}: no images in it or below")
-    named = next((name for each in marking.read.images for name in each.names if name), "none")
-    if found.listed:
-        return BadInputError(f"{folder}: {marking.annotations} marks no defect on its images")
-    return BadInputError(
-        f"{folder}: {marking.annotations} annotates none of its images; it names {named}, the folder has "
-        f"{found.paths[0].name}"
     )
 
 

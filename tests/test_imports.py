@@ -17,6 +17,7 @@ LAYERS: tuple[set[str], ...] = (
     {"mask_matching", "poisson", "device"},
     {"annotations", "label_table"},
     {"marking"},
+    {"annotated"},
     {"finding"},
     {"folders"},
     {"nn"},  # what networks share: tensors alone

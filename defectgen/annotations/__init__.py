@@ -21,7 +21,7 @@ from defectgen.mask_matching import image_files, listed, normalized, some, stem
 LINE_WIDTH: Final = "1/200 of the image's longer side wide, at least 3 pixels"
 """How lines and points are drawn (`imaging.shapes.thickness`)."""
 
-__all__ = ["LINE_WIDTH", "Annotation", "Annotations", "Shape", "beside", "is_elsewhere", "match", "read"]
+__all__ = ["LINE_WIDTH", "Annotation", "Annotations", "Shape", "beside", "homes", "match", "read"]
 
 _FORMATS: Final[tuple[ModuleType, ...]] = (labelme, coco, yolo, cvat, voc)
 _SUFFIXES: Final = (".json", ".txt", ".xml")
@@ -85,15 +85,18 @@ def read(path: Path) -> Annotations:
     return Annotations(path, tuple(images), reader.DISPLAYED, tuple(lines))
 
 
-def match(annotations: Annotations, images: Sequence[Path]) -> tuple[dict[Path, list[Annotation]], list[Annotation]]:
+def match(
+    annotations: Iterable[Annotation], images: Sequence[Path]
+) -> tuple[dict[Path, list[Annotation]], list[Annotation]]:
     """The annotations of each image that has any, and those that belong to none.
 
-    An image has the recorded name; or it has its stem, since tools convert images, and label files have it alone. Of
-    several such images it is the one in the folder of that name.
+    An image has the name that its annotation says, or the stem, since tools convert images, and label files have it
+    alone. Of several such images it is the one that lies where the annotation says, or in the folder of that name.
 
     Raises:
         BadInputError: it is not clear which image an annotation is of.
     """
+    by_place = {path.resolve(): path for path in images}
     by_name: dict[str, list[Path]] = {}
     by_stem: dict[str, list[Path]] = {}
     for path in images:
@@ -101,37 +104,37 @@ def match(annotations: Annotations, images: Sequence[Path]) -> tuple[dict[Path, 
         by_stem.setdefault(stem(path), []).append(path)
     found: dict[Path, list[Annotation]] = {}
     unused = []
-    for each in annotations.images:
+    for each in annotations:
         names = [normalized(name) for name in each.names if name]
-        candidates = next(
-            filter(None, [
-                *(by_name.get(PurePosixPath(name).name, []) for name in names),
-                *(by_stem.get(_stem(name), []) for name in names),
-            ]),
-            [],
-        )  # fmt: skip
-        nearest = _nearest(candidates, each.file, names)
-        if len(nearest) > 1:
+        named = (by_name.get(PurePosixPath(name).name) or by_stem.get(_stem(name), []) for name in names)
+        candidates = next(filter(None, named), [])
+        if len(candidates) > 1:
+            here = [by_place[path] for path in map(Path.resolve, homes(each)) if path in by_place]
+            candidates = here or _nearest(candidates, each.file, names)
+        if len(candidates) > 1:
             raise BadInputError(
-                f"{each.file}: is {names[0]} {nearest[0]} or {nearest[1]}? Give folders without equal names"
+                f"{each.file}: is {names[0]} {candidates[0]} or {candidates[1]}? Give folders without equal names"
             )
-        if nearest:
-            found.setdefault(nearest[0], []).append(each)
+        if candidates:
+            found.setdefault(candidates[0], []).append(each)
         else:
             unused.append(each)
     return found, unused
 
 
-def is_elsewhere(annotation: Annotation) -> bool:
-    """Whether the image of an annotation exists where its file says, or where the owner of the format looks for it."""
-    for name in annotation.names:
-        place = annotation.file.parent / name
-        swapped = Path(*("images" if part == "labels" else part for part in place.parts))
-        inner = annotation.file.parent / "images" / name, annotation.file.parent.parent / "images" / name
-        for path in (place, swapped, *inner):
-            if any(Path(f"{path}{suffix}").is_file() for suffix in ("", *SUFFIXES)):
-                return True
-    return False
+def homes(annotation: Annotation) -> list[Path]:
+    """The images of an annotation where its file says, or where the owner of the format looks for them.
+
+    They may be images that nobody gave, so only their paths may be used.
+    """
+    folder = annotation.file.parent
+    swapped = Path(*("images" if part == "labels" else part for part in folder.parts))
+    for name in filter(None, annotation.names):
+        suffixes = ("",) if PurePosixPath(name).suffix.lower() in SUFFIXES else sorted(SUFFIXES)
+        for place in (folder, swapped, folder / "images", folder.parent / "images"):
+            if found := [path for suffix in suffixes if (path := place / f"{name}{suffix}").is_file()]:
+                return found
+    return []
 
 
 def beside(folders: Iterable[Path]) -> list[str]:
@@ -191,8 +194,6 @@ def _recognized(paths: Iterable[Path]) -> Iterator[tuple[Path, ModuleType]]:
 
 def _nearest(images: Sequence[Path], file: Path, names: Sequence[str]) -> list[Path]:
     """Those of several images whose folders agree most, from the last one up, with what an annotation says."""
-    if len(images) < 2:
-        return list(images)
     places = [Path(os.path.normpath(file.absolute().parent / name)).parent.parts for name in names]
     agreeing = [max(_agreeing(image.absolute().parent.parts, place) for place in places) for image in images]
     return [image for image, number in zip(images, agreeing, strict=True) if number == max(agreeing)]

@@ -61,8 +61,7 @@ def _shapes(each: dict[str, Any], label: str) -> list[Shape]:
     outline = each.get("segmentation")
     if isinstance(outline, dict):
         counts, (height, width) = outline["counts"], outline["size"]
-        if isinstance(counts, str):
-            counts = shapes.uncompressed(counts)
+        counts = shapes.uncompressed(counts) if isinstance(counts, str) else list(map(int, counts))
         return [Shape(label, partial(_runs, counts, (int(height), int(width))))]
     if outline:
         parts = outline if isinstance(outline[0], list) else [outline]  # some tools write a single one flat

@@ -45,7 +45,7 @@ def read(path: Path) -> list[Annotation]:
             else:
                 found.append(shape)
         size = size_of(data.get("imageHeight"), data.get("imageWidth"))
-        names = (name_of(data.get("imagePath")), path.stem)
+        names = (path.stem, name_of(data.get("imagePath")))  # LabelMe opens the file that is named as the image
         return [Annotation(path, names, size, tuple(found), tuple(unread))]
 
 
@@ -53,7 +53,7 @@ def _shape(each: dict[str, Any], label: str, kind: str) -> Shape | None:
     corners = shapes.points(each["points"])
     if kind == "mask":
         x, y = corners[0].astype(int).tolist()
-        return Shape(label, partial(shapes.bitmap, each["mask"], (x, y)))
+        return Shape(label, partial(shapes.bitmap, str(each["mask"]), (x, y)))
     for kinds, fewest, of, name in _KINDS:
         if kind in kinds and len(corners) >= fewest:
             return Shape(label, of(corners), name)

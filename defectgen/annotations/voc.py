@@ -37,4 +37,4 @@ def read(path: Path) -> list[Annotation]:
             corners = shapes.box(x0 - 1, y0 - 1, x1, y1)
             found.append(Shape(each.findtext("name", "").strip(), partial(shapes.polygon, corners), "box"))
         size = size_of(int(root.findtext("size/height", "0")), int(root.findtext("size/width", "0")))
-        return [Annotation(path, (name_of(root.findtext("filename")), path.stem), size, tuple(found), tuple(unread))]
+        return [Annotation(path, (path.stem, name_of(root.findtext("filename"))), size, tuple(found), tuple(unread))]

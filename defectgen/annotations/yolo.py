@@ -82,7 +82,10 @@ def class_names(folder: Path) -> dict[int, str]:
         BadInputError: such a file is unreadable, or two of one folder differ.
     """
     for place in (folder, *folder.absolute().parents[:3]):
-        candidates = sorted(path for path in place.iterdir() if path.suffix.lower() in YAML or path.name in _LISTS)
+        try:
+            candidates = sorted(path for path in place.iterdir() if path.suffix.lower() in YAML or path.name in _LISTS)
+        except OSError:  # one above may be closed to us
+            return {}
         known = {path: found for path in candidates if (found := read_names(path))}
         first = next(iter(known), None)
         for path, names in known.items():
@@ -96,7 +99,11 @@ def class_names(folder: Path) -> dict[int, str]:
 def read_names(path: Path) -> dict[int, str]:
     """The names of the classes in a file, by number; none if it has none. Raises BadInputError if it is unreadable."""
     with malformed(path, "a list of classes"):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return _names(path)
+
+
+def _names(path: Path) -> dict[int, str]:
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     if path.suffix.lower() not in YAML:
         return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
     start = next((number for number, line in enumerate(lines) if re.match(r"names\s*:", line)), None)

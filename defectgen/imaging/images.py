@@ -298,11 +298,12 @@ def _marked(path: Path, pixels: Pixels, what: str, threshold: int | None) -> NDA
         return marked
     values = np.unique(gray)
     shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
-    advice = (
-        "JPEG compression changes values; save masks as PNG, or use --mask-threshold 128"
-        if path.suffix.lower() in (".jpg", ".jpeg")
-        else "write 255 on the defect and 0 elsewhere, or use --mask-threshold 128 or --mask-values 1=crack,2=dent"
-    )
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        advice = "JPEG compression changes values; save masks as PNG, or use --mask-threshold 128"
+    elif len(values) > 6:
+        advice = "write 255 on the defect and 0 elsewhere, or use --mask-threshold 128"
+    else:
+        advice = f"write 255 on the defect and 0 elsewhere, or say what they mark: --mask-values {values[-1]}=crack"
     raise ImageError(path, f"{what} has the values {shown}, not 0 and 255 (or 0 and 1); {advice}")
 
 

@@ -166,8 +166,8 @@ def bitmap(png: str, at: tuple[int, int], height: int, width: int) -> BoolArray:
         with Image.open(io.BytesIO(base64.b64decode(png)), formats=("PNG",)) as image:
             _checked_area((image.height, image.width), height, width)
             pixels = np.asarray(image)
-    except (OSError, SyntaxError) as error:
-        raise ValueError("a mask that is no PNG") from error
+    except Exception as error:  # on damaged data the decoder raises errors of all kinds
+        raise ValueError(f"its mask is no PNG for the image ({' '.join(str(error).split())[:80]})") from error
     return _placed(np.asarray(pixels.reshape(*pixels.shape[:2], -1).any(axis=2)), at, height, width)
 
 
