@@ -132,7 +132,7 @@ def homes(annotation: Annotation) -> list[Path]:
     for name in filter(None, annotation.names):
         suffixes = ("",) if PurePosixPath(name).suffix.lower() in SUFFIXES else sorted(SUFFIXES)
         for place in (folder, swapped, folder / "images", folder.parent / "images"):
-            if found := [path for suffix in suffixes if (path := place / f"{name}{suffix}").is_file()]:
+            if found := [path for suffix in suffixes if os.path.isfile(path := place / f"{name}{suffix}")]:
                 return found
     return []
 

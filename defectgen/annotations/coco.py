@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from defectgen.annotations.record import Annotation, Shape, load_json, malformed, name_of, size_of
+from defectgen.annotations.record import Annotation, Shape, label_of, load_json, malformed, name_of, size_of
 from defectgen.imaging import shapes
 from defectgen.imaging.windows import BoolArray
 
@@ -31,7 +31,7 @@ def read(path: Path) -> list[Annotation]:
         data = load_json(path)
         if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in _KEYS):
             return []
-        names = {each["id"]: str(each["name"]).strip() for each in data["categories"]}
+        names = {each["id"]: label_of(each["name"]) for each in data["categories"]}
         found: dict[Any, list[Shape]] = {each["id"]: [] for each in data["images"]}
         unread: dict[Any, list[str]] = {each["id"]: [] for each in data["images"]}
         for each in data["annotations"]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from defectgen.annotations.record import Annotation, Kind, Shape, load_json, malformed, name_of, size_of
+from defectgen.annotations.record import Annotation, Kind, Shape, label_of, load_json, malformed, name_of, size_of
 from defectgen.imaging import shapes
 from defectgen.imaging.shapes import Draw, Points
 
@@ -36,7 +36,7 @@ def read(path: Path) -> list[Annotation]:
         found: list[Shape] = []
         unread: list[str] = []
         for each in data["shapes"]:
-            label, kind = str(each["label"]).strip(), str(each.get("shape_type") or "polygon")
+            label, kind = label_of(each["label"]), str(each.get("shape_type") or "polygon")
             if label in _NO_DEFECTS:
                 continue
             shape = _shape(each, label, kind)

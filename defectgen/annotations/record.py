@@ -66,6 +66,11 @@ def size_of(height: Any, width: Any) -> tuple[int, int] | None:
     return (int(height), int(width)) if height and width else None
 
 
+def label_of(text: Any) -> str:
+    """A label as valid text: JSON can hold halves of characters."""
+    return str(text).encode("utf-8", "replace").decode().strip()
+
+
 def name_of(text: Any) -> str:
     """The recorded name of an image, with forward slashes."""
     return str(text or "").replace("\\", "/")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from defectgen.imaging.windows import BoolArray
 
@@ -20,7 +20,7 @@ Draw = Callable[[int, int], BoolArray]
 """(height, width) -> the mask of a shape."""
 Points = NDArray[np.float64]
 
-_SLACK = 0.01  # pixels by which a corner on a pixel's edge may miss it: formats round, YOLO to 6 digits of the side
+_SLACK = 0.01  # pixels by which a fraction of 6 digits may miss the pixel that it stands for
 _FAR = 2**20  # pixels; corners farther out are moved here
 _THINNEST, _LINES = 3, 200  # a line is 1/200 of the longer side wide, at least 3 pixels
 
@@ -39,12 +39,18 @@ def points(values: ArrayLike) -> Points:
 
 def polygon(corners: Points, height: int, width: int) -> BoolArray:
     """The pixels whose centers are inside, by the even-odd rule; those that it touches if none is."""
+    mask = np.zeros((height, width), np.bool_)
+    _fill(mask, corners)
+    return mask if mask.any() else outlined(corners, height, width)
+
+
+def _fill(mask: BoolArray, corners: Points) -> None:
+    """Mark the pixels whose centers are inside a polygon."""
+    height, width = mask.shape
     low = np.floor(corners.min(axis=0)).clip(0, [width, height]).astype(int)
     high = np.ceil(corners.max(axis=0)).clip(0, [width, height]).astype(int)
-    inside = _inside(corners - low, int(high[1] - low[1]), int(high[0] - low[0]))
-    if not inside.any():
-        return outlined(corners, height, width)
-    return _placed(inside, (int(low[0]), int(low[1])), height, width)
+    part = mask[low[1] : high[1], low[0] : high[0]]
+    part |= _inside(corners - low, *part.shape)
 
 
 def _inside(corners: Points, height: int, width: int) -> BoolArray:
@@ -62,15 +68,17 @@ def _inside(corners: Points, height: int, width: int) -> BoolArray:
 
 
 def outlined(corners: Points, height: int, width: int) -> BoolArray:
-    """The pixels inside or under the outline."""
-    mask = np.zeros((height, width), np.uint8)
-    cv2.fillPoly(mask, [_pixels(corners)], 1)
-    return mask.astype(np.bool_)
+    """The pixels inside or under the outline, as LabelMe has Pillow draw it."""
+    image = Image.new("1", (width, height))
+    ImageDraw.Draw(image).polygon([(x, y) for x, y in _pixels(corners).tolist()], outline=1, fill=1)
+    return np.array(image)
 
 
 def relative(corners: Points, height: int, width: int) -> BoolArray:
-    """As `outlined`, of corners that are fractions of the width and height."""
-    return outlined(corners * [width, height], height, width)
+    """As `outlined`, of corners that are fractions of the width and height, as Ultralytics has OpenCV draw it."""
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [_pixels(corners * [width, height] + _SLACK)], 1)
+    return mask.astype(np.bool_)
 
 
 def relative_box(center_and_size: Points, height: int, width: int) -> BoolArray:
@@ -92,16 +100,21 @@ def ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0.0) -> P
 
 def line(corners: Points, height: int, width: int) -> BoolArray:
     """A line through points, `thickness` wide, with round ends."""
-    mask = np.zeros((height, width), np.uint8)
-    cv2.polylines(mask, [_pixels(corners)], False, 1, thickness(height, width))
-    return mask.astype(np.bool_)
+    mask = dots(corners, height, width)
+    radius = thickness(height, width) / 2
+    for one, other in zip(corners, corners[1:], strict=False):
+        if length := float(np.hypot(*(other - one))):
+            aside = (other - one)[::-1] * [-radius / length, radius / length]
+            _fill(mask, np.stack([one + aside, other + aside, other - aside, one - aside]))
+    return mask
 
 
 def dots(corners: Points, height: int, width: int) -> BoolArray:
     """A dot on each point, as wide as a line."""
     mask = np.zeros((height, width), np.bool_)
-    for each in corners:
-        mask |= line(np.stack([each, each]), height, width)
+    radius = thickness(height, width) / 2
+    for x, y in corners:
+        _fill(mask, ellipse(x, y, radius, radius))
     return mask
 
 
@@ -195,4 +208,4 @@ def _turned(corners: Points, x: float, y: float, degrees: float) -> Points:
 
 def _pixels(corners: Points) -> NDArray[np.int32]:
     """The pixels on which corners lie."""
-    return np.floor(corners + _SLACK).astype(np.int32)
+    return np.floor(corners).astype(np.int32)
