@@ -8,6 +8,7 @@ it touches (`outlined`: LabelMe and YOLO, where the corners are pixels, and a li
 import base64
 import io
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -102,7 +103,7 @@ def line(corners: Points, height: int, width: int) -> BoolArray:
     """A line through points, `thickness` wide, with round ends."""
     mask = dots(corners, height, width)
     radius = thickness(height, width) / 2
-    for one, other in zip(corners, corners[1:], strict=False):
+    for one, other in pairwise(corners):
         if length := float(np.hypot(*(other - one))):
             aside = (other - one)[::-1] * [-radius / length, radius / length]
             _fill(mask, np.stack([one + aside, other + aside, other - aside, one - aside]))

@@ -22,13 +22,14 @@ def as_ultralytics(mask: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
 
 
 def test_outlines_as_ultralytics_writes_them_are_the_mask() -> None:
-    noise = cv2.GaussianBlur(np.random.default_rng(0).normal(size=(190, 333)), (0, 0), 6)
+    height, width = 190, 333
+    noise = cv2.GaussianBlur(np.random.default_rng(0).normal(size=(height, width)), (0, 0), 6)
     blobs, _ = cv2.findContours((noise > 0.02).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     mask = np.zeros(noise.shape, np.uint8)
     cv2.drawContours(mask, blobs, -1, 1, -1)
     drawn = np.zeros(mask.shape, np.bool_)
     for outline in as_ultralytics(mask):
-        drawn |= shapes.relative(outline, mask.shape[0], mask.shape[1])
+        drawn |= shapes.relative(outline, height, width)
     assert (drawn & (mask > 0)).sum() / (drawn | (mask > 0)).sum() > 0.99
 
 
