@@ -306,7 +306,7 @@ def _read(parts: Sequence[Part], on_bad: OnBad, progress: OnFile | None) -> Cata
             mine = _without_strays(mine)
             readings += mine
             lines += [*part.warnings, *_oddities(part, mine)]
-    skipped = tuple(each.image for each in readings if isinstance(each.image, Skipped))
+    skipped = tuple(dict.fromkeys(each.image for each in readings if isinstance(each.image, Skipped)))
     if skipped and on_bad == "fail":
         raise BadInputError(f"{len(skipped)} of {total} files cannot be used: {_reasons(skipped)}")
     images = tuple(each.image for each in readings if isinstance(each.image, SourceImage))

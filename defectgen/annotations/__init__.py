@@ -72,7 +72,8 @@ def read(path: Path) -> Annotations:
         found.pop(yolo, None)  # empty text files, of whatever
     if not found:
         known = ", ".join(each.NAME for each in _FORMATS)
-        raise BadInputError(f"--annotations {path}: no annotations; formats that are read: {known}")
+        unpack = " (unpack it first)" if path.suffix.lower() == ".zip" else ""
+        raise BadInputError(f"--annotations {path}: no annotations{unpack}; formats that are read: {known}")
     if len(found) > 1:
         kinds = " and ".join(each.NAME for each in found)
         raise UsageError(f"--annotations {path}: holds {kinds}; give the file, or a folder of one format")
@@ -153,7 +154,10 @@ def beside(folders: Iterable[Path]) -> list[str]:
     what = " and ".join(f"{count} {name} {'file' if count == 1 else 'files'}" for name, count in counts.items())
     place = Path(os.path.commonpath(seen))
     lie, them = ("lies", "it") if counts.total() == 1 else ("lie", "them")
-    return [f"{place}: {what} {lie} beside the images, not read; to use {them}, give --annotations {place}"]
+    return [
+        f"{place}: {what} {lie} beside the images, not read; to use {them}, give --annotations {place} "
+        "to train, compose, transfer, inspect --labels or evaluate"
+    ]
 
 
 def _places(folder: Path) -> list[Path]:

@@ -165,7 +165,8 @@ class TestBeside:
         photo(tmp_path / "photos/a.png")
         save(tmp_path / name, text)
         line = f"{tmp_path / place}: 1 {kind} file lies beside the images, not read; "
-        line += f"to use it, give --annotations {tmp_path / place}"
+        line += f"to use it, give --annotations {tmp_path / place} "
+        line += "to train, compose, transfer, inspect --labels or evaluate"
         assert beside([tmp_path / "photos"]) == [line]
         assert read_normals(tmp_path / "photos").warnings == (line,)
         assert line in read_defects(tmp_path / "photos", masked=False).warnings
