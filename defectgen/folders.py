@@ -317,15 +317,16 @@ def _read_one(found: Found) -> _Reading:
     marked, turned = 0.0, False
     try:
         image = read_image(found.path)
-        if found.mask is not None:
-            found = replace(found, mask=fitted(found.mask, image))
-            assert found.mask is not None
-            mask = read_masks(found.mask)
+        given = found.mask
+        if given is not None:
+            fitting = fitted(given, image)
+            mask = read_masks(fitting)
             if mask.shape != (image.height, image.width):
-                raise _unequal(found.path, found.mask, image, mask)
+                raise _unequal(found.path, fitting, image, mask)
             if not mask.any():
-                return _Reading(Skipped(path=found.path, reason=f"its mask {found.mask} is empty"))
-            marked, turned = covered(mask), is_turned_alone(found.path, found.mask, image)
+                return _Reading(Skipped(path=found.path, reason=f"its mask {given} is empty"))
+            marked, turned = covered(mask), is_turned_alone(found.path, given, image)
+            found = replace(found, mask=fitting)
     except ImageError as error:
         which = f"its mask {error.path}: " if error.path != found.path else ""
         return _Reading(Skipped(path=found.path, reason=f"{which}{error.reason}"))

@@ -165,8 +165,8 @@ def _places(folder: Path) -> list[Path]:
     whole = folder.absolute()
     above = [parent / name for parent in (folder, folder.parent) for name in _FOLDERS]
     twins = [folder.parent.parent / name / whole.name for name in _FOLDERS]
-    beside = [folder.parent] if whole.name.lower() in _OF_IMAGES else []
-    return [place for place in dict.fromkeys((folder, *above, *twins, *beside)) if place.is_dir()]
+    parent = [folder.parent] if whole.name.lower() in _OF_IMAGES else []
+    return [place for place in dict.fromkeys((folder, *above, *twins, *parent)) if place.is_dir()]
 
 
 def _files(path: Path) -> Iterator[tuple[Path, ModuleType]]:

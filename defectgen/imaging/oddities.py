@@ -21,11 +21,14 @@ def covered(mask: BoolArray) -> float:
 
 
 def is_turned_alone(path: Path, mask: Mask, image: DecodedImage) -> bool:
-    """Whether an image is turned by EXIF, but its mask is not, and they have one size either way."""
+    """Whether an image is turned by EXIF, but its mask is not, and they have one size either way.
+
+    Coordinates of annotations that say no size fit either way, too; `mask` is as it was before `fitted`.
+    """
     turn = orientation(path)
-    if isinstance(mask, DrawnMask):
-        return turn > 1 and not mask.displayed
     hidden = turn in (2, 3, 4) or (turn >= 5 and image.height == image.width)
+    if isinstance(mask, DrawnMask):
+        return not mask.displayed and (hidden or (turn >= 5 and mask.size is None))
     return hidden and all(orientation(each) == 1 for each in mask_files(mask))
 
 
