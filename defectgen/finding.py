@@ -97,17 +97,17 @@ def find_normals(folder: Path, product: str, marking: Marking = MASKS, defects: 
     Raises:
         BadInputError: there are none.
     """
-    lines: list[str] = []
     shared = marking.annotations is not None and defects is not None and folder.resolve() == defects.resolve()
     if shared:
-        paths = free_of_defects(folder, marking)
-    elif marking.annotations is not None:
-        paths, lines = without_marked(_images_of(folder), marking, defects)
+        paths, lines = free_of_defects(folder, marking), list[str]()
     else:
-        paths, lines = without_masks(_images_of(folder))
-        lines += annotations.beside([folder])
-    if not shared:
-        lines = [*unread_formats(folder), *unread_folders(folder), *lines]
+        paths, about_masks = without_masks(_images_of(folder))
+        lines = [*unread_formats(folder), *unread_folders(folder), *about_masks]
+        if marking.annotations is None:
+            lines += annotations.beside([folder])
+        else:
+            paths, about_marked = without_marked(paths, marking, defects)
+            lines += about_marked
     found = tuple(Found(path=path, mask=None, category=NORMAL, product=product) for path in paths)
     return Part(folder=folder, found=found, warnings=tuple(lines))
 
@@ -174,8 +174,6 @@ def find_defects(
         return _find_annotated(source, defects, wanted)
     if (defects / MANIFEST).is_file() and source.masks is None and not marking.picked:
         return _find_made(source, defects, wanted)
-    if not image_files(defects) and any((defects / name).is_dir() for name in MASK_FOLDERS):
-        defects = next((place for place in (defects / "images",) if place.is_dir()), defects)
     if marking.values:
         return _by_value(_find_in_folders(source, defects, (), flawless), marking, wanted)
     part = _find_in_folders(source, defects, wanted, flawless)
