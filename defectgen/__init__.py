@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from defectgen.evaluation import EvaluateRequest
     from defectgen.folders import ProductFolders, read_catalog
     from defectgen.imaging.windows import Box
+    from defectgen.marking import Marking
     from defectgen.models.model import Model, load_model
     from defectgen.pipelines.evaluate import EvaluateResult, evaluate
     from defectgen.pipelines.inspect import InspectRequest, inspect
@@ -55,6 +56,7 @@ _HOME = {
         "evaluation": "EvaluateRequest",
         "folders": "ProductFolders read_catalog",
         "imaging.windows": "Box",
+        "marking": "Marking",
         "models.model": "Model load_model",
         "pipelines.evaluate": "EvaluateResult evaluate",
         "pipelines.inspect": "InspectRequest inspect",
@@ -68,8 +70,8 @@ _HOME = {
 
 __all__ = [
     "Box", "ComposeRequest", "DatasetRequest", "DatasetResult", "EvaluateRequest", "EvaluateResult", "InspectRequest",
-    "Layout", "Model", "Placement", "ProductFolders", "Region", "Sample", "SynthesizeRequest", "TrainRequest",
-    "TrainResult", "TransferRequest", "__version__", "compose", "evaluate", "inspect", "load_model",
+    "Layout", "Marking", "Model", "Placement", "ProductFolders", "Region", "Sample", "SynthesizeRequest",
+    "TrainRequest", "TrainResult", "TransferRequest", "__version__", "compose", "evaluate", "inspect", "load_model",
     "prepare_composition", "prepare_synthesis", "prepare_transfer", "read_catalog", "synthesize", "train", "transfer",
     "write",
 ]  # fmt: skip

@@ -1,16 +1,30 @@
 """Finds the images in folders of the common layouts, and the mask of each."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from defectgen import files, label_table
+from defectgen import annotations, files, label_table
+from defectgen.annotated import (
+    MANIFEST,
+    about_images,
+    about_shapes,
+    drawn_mask,
+    free_of_defects,
+    none_annotated,
+    read_folder,
+    without_marked,
+)
 from defectgen.errors import BadInputError, UsageError
+from defectgen.imaging.mask_files import Mask
+from defectgen.marking import MASKS, Marking
 from defectgen.mask_matching import (
     MASK_FOLDERS,
+    about,
     image_files,
     listed,
     mask_places,
@@ -40,6 +54,7 @@ class ProductFolders(BaseModel):
     normals: Path
     defects: Path | None
     masks: Path | None = None
+    marking: Marking = MASKS
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class Found:
     """A file that has been found but not read yet."""
 
     path: Path
-    mask: Path | None
+    mask: Mask | None
     category: str
     product: str
 
@@ -73,33 +88,59 @@ class _Group:
     names: Sequence[str]
 
 
-def find_normals(folder: Path, product: str) -> Part:
-    """The normal images in a folder. Raises BadInputError if there are none."""
-    paths, lines = without_masks(_images_of(folder))
+def find_normals(folder: Path, product: str, marking: Marking = MASKS, defects: Path | None = None) -> Part:
+    """The normal images in a folder.
+
+    With annotations, images with annotated defects are left out. If it is also the folder of the defects, so are
+    those that the annotations do not list as free of defects.
+
+    Raises:
+        BadInputError: there are none.
+    """
+    shared = marking.annotations is not None and defects is not None and folder.resolve() == defects.resolve()
+    if shared:
+        paths, lines = free_of_defects(folder, marking), list[str]()
+    else:
+        paths, about_masks = without_masks(_images_of(folder))
+        lines = [*unread_formats(folder), *unread_folders(folder), *about_masks]
+        if marking.annotations is None:
+            lines += annotations.beside([folder])
+        else:
+            paths, about_marked = without_marked(paths, marking, defects)
+            lines += about_marked
     found = tuple(Found(path=path, mask=None, category=NORMAL, product=product) for path in paths)
-    return Part(folder=folder, found=found, warnings=(*unread_formats(folder), *unread_folders(folder), *lines))
+    return Part(folder=folder, found=found, warnings=tuple(lines))
 
 
-def find_labeled(folder: Path) -> list[Part]:
+def find_labeled(folder: Path, marking: Marking = MASKS) -> list[Part]:
     """The normals, and the defects with their masks, of a labeled folder.
 
     Defects have a folder for each category in `defects`, in MVTec AD's `test`, or in the folder itself; normals are in
-    `good`, `normal` or `normals`, among or beside these.
+    `good`, `normal` or `normals`, among or beside these. With annotations, images that these list as free of defects
+    are normals, too, and folders say nothing else.
 
     Raises:
         BadInputError: there are no normals or no defects, or as `find_defects`.
     """
     if not folder.is_dir():
         raise BadInputError(f"{folder}: no such folder; give a labeled one")
+    if marking.annotations is not None:
+        good = next((folder / name for name in NORMAL_FOLDERS if (folder / name).is_dir()), None)
+        source = ProductFolders(product="product", normals=good or folder, defects=folder, marking=marking)
+        parts = [find_normals(good, source.product, marking)] if good else []
+        if good is None or read_folder(folder, marking, good).free:
+            parts.append(find_normals(folder, source.product, marking, folder))
+        return [*parts, find_defects(source, folder, ())]
     defects = next((folder / name for name in ("defects", "test") if (folder / name).is_dir()), folder)
     places = (parent / name for parent in (defects, defects.parent) for name in NORMAL_FOLDERS)
     normals = next((place for place in places if place.is_dir() and not place.samefile(defects)), None)
     if normals is None:
+        more = "".join(f"; {line}" for line in annotations.beside([folder]))
         raise BadInputError(
             f"{folder}: no normals in it; a labeled folder has a folder for each category of defects, and one of "
-            f"normals: {', '.join(NORMAL_FOLDERS)}"
+            f"normals: {', '.join(NORMAL_FOLDERS)}{more}"
         )
-    source = ProductFolders(product="product", normals=normals, defects=defects)
+    source = ProductFolders(product="product", normals=normals, defects=defects, marking=marking)
     part = find_defects(source, defects, (), flawless=NORMAL_FOLDERS)
     if not part.found:
         raise BadInputError(f"{defects}: no images of defects in it; {_LAYOUTS}")
@@ -110,6 +151,8 @@ def find_defects(
     source: ProductFolders, defects: Path, wanted: Sequence[str], *, flawless: Collection[str] = ()
 ) -> Part:
     """The defect images in a folder, with their masks.
+
+    Their categories are the folders', those of `labels.csv`, the labels of annotations, or those of a mask's values.
 
     Args:
         wanted: the categories to find; empty means all. A single one names the images of a flat folder.
@@ -124,6 +167,24 @@ def find_defects(
         raise BadInputError(f"{defects}: no such folder")
     if source.masks is not None and not source.masks.is_dir():
         raise BadInputError(f"--masks {source.masks}: no such folder")
+    marking = source.marking
+    if marking.annotations is not None:
+        if source.masks is not None:
+            raise UsageError("--annotations replaces --masks: give one of them")
+        return _find_annotated(source, defects, wanted)
+    if (defects / MANIFEST).is_file() and source.masks is None and not marking.picked:
+        return _find_made(source, defects, wanted)
+    if marking.values:
+        return _by_value(_find_in_folders(source, defects, (), flawless), marking, wanted)
+    part = _find_in_folders(source, defects, wanted, flawless)
+    if marking.threshold is None:
+        return part
+    found = (replace(e, mask=marking.of(e.mask, e.category) if isinstance(e.mask, Path) else None) for e in part.found)
+    return replace(part, found=tuple(found))
+
+
+def _find_in_folders(source: ProductFolders, defects: Path, wanted: Sequence[str], flawless: Collection[str]) -> Part:
+    """As `find_defects`, where folders or `labels.csv` tell the categories."""
     flat, table = image_files(defects), defects / label_table.NAME
     labels = _read_labels(table, flat) if flat and table.is_file() else None
     groups = _groups(source, defects, flat, labels, wanted, flawless)
@@ -140,16 +201,20 @@ def find_defects(
         lines += unread_formats(folder) + unread_folders(folder)
     for place in dict.fromkeys(place for group in chosen for place in mask_places(group.roots, group.names)):
         lines += unread_formats(place)
+    lines += annotations.beside(dict.fromkeys(group.folder for group in chosen))
     masks, unused = _match_masks(groups, chosen)
     if labels is None:
         for group in chosen:
-            beside, more = match_beside(group.paths, masks[group.category])
+            beside, more = match_beside(group.paths, masks[group.category], is_mask=source.marking.is_mask)
             masks[group.category] |= beside
             lines += more
         pairs = [(path, each.category) for each in chosen for path in each.paths]
     else:
         beside, more = match_beside(
-            flat, {path: mask for each in masks.values() for path, mask in each.items()}, labels
+            flat,
+            {path: mask for each in masks.values() for path, mask in each.items()},
+            labels,
+            source.marking.is_mask,
         )
         if missing := sorted(path.name for path in flat if path not in labels and path not in beside.values()):
             raise BadInputError(f"{table}: {missing[0]} is not listed{' (and others)' if len(missing) > 1 else ''}")
@@ -166,6 +231,97 @@ def find_defects(
         raise _unmatched_masks(source.masks, found[0].path)
     unused += _unused_folders(source, defects, groups, masked=bool(taken))
     return Part(folder=defects, found=found, warnings=tuple(lines), unused=tuple(unused))
+
+
+def _find_made(source: ProductFolders, dataset: Path, wanted: Sequence[str]) -> Part:
+    """The samples of a dataset of defectgen's own, in any layout, with their masks.
+
+    Raises:
+        UsageError: a category does not exist.
+        BadInputError: the manifest is damaged, or names a file that is not inside.
+    """
+    manifest = dataset / MANIFEST
+    *lines, last = manifest.read_bytes().split(b"\n")
+    lines += [last] if last.endswith(b"}") else []  # a killed run leaves half a line
+    found, missing = [], 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            image, mask = (files.inside(dataset, row[key]) for key in ("image", "mask"))
+            category = normalized(row["category"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInputError(f"{manifest}: line {number} cannot be read; make the dataset again") from error
+        if image.is_file() and mask.is_file():
+            found.append(Found(path=image, mask=mask, category=category, product=source.product))
+        else:
+            missing += 1
+    names = sorted({each.category for each in found})
+    if not names:
+        raise BadInputError(f"{manifest}: no samples")
+    if unknown := set(wanted) - set(names):
+        raise UsageError(f"--category {min(unknown)}: {manifest} has {', '.join(names)}")
+    warnings = [f"{manifest}: {missing} of {missing + len(found)} samples are missing"] if missing else []
+    chosen = tuple(each for each in found if each.category in (wanted or names))
+    return Part(folder=dataset, found=chosen, warnings=tuple(warnings))
+
+
+def _find_annotated(source: ProductFolders, defects: Path, wanted: Sequence[str]) -> Part:
+    """The images with annotated defects in a folder and below: once for each category, with the mask of that."""
+    marking = source.marking
+    shared = source.normals.resolve() == defects.resolve()
+    found = read_folder(defects, marking, None if shared else source.normals)
+    shapes = {path: found.shapes(path) for path in found.paths}
+    names = sorted({name for of in shapes.values() for name in of} - {""})
+    if not names:
+        raise none_annotated(defects, marking, found)
+    if unknown := set(wanted) - set(names):
+        raise UsageError(f"--category {min(unknown)}: {marking.annotations} has {', '.join(names)}")
+    if NORMAL in (wanted or names):
+        raise BadInputError(
+            f"{marking.annotations}: the label '{NORMAL}' is reserved for images without defects; rename it"
+        )
+    pairs = [(path, name) for path in found.paths for name in sorted(shapes[path]) if name in (wanted or names)]
+    lines = [*marking.read.warnings, *about_images(found, defects, marking, shared=shared)]
+    lines += about_shapes([shape for path, name in pairs for shape in shapes[path][name]], marking)
+    if unlabeled := [path for path, of in shapes.items() if "" in of]:
+        lines.append(about(unlabeled, "image has shapes without a label", "images have shapes without a label",
+                           "these are not read"))  # fmt: skip
+    return Part(
+        folder=defects,
+        found=tuple(
+            Found(path, drawn_mask(found.listed[path], name, shapes[path][name], marking), name, source.product)
+            for path, name in pairs
+        ),
+        warnings=tuple(lines),
+    )
+
+
+# --- Masks of several values ------------------------------------------------------------------------------------
+
+
+def _by_value(part: Part, marking: Marking, wanted: Sequence[str]) -> Part:
+    """The images of a part once for each category that the values of their masks stand for."""
+    names = sorted({name for _, name in marking.values})
+    if unknown := set(wanted) - set(names):
+        raise UsageError(f"--category {min(unknown)}: --mask-values names {', '.join(names)}")
+    if NORMAL in names:
+        raise UsageError(f"--mask-values: the name '{NORMAL}' is reserved for images without defects")
+    masks = {each.path: each.mask for each in part.found if isinstance(each.mask, Path)}
+    shown, lines = marking.categories(list(dict.fromkeys(masks.values())))
+    product = part.found[0].product if part.found else ""
+    found = [
+        Found(path, marking.of(mask, name), name, product)
+        for path, mask in masks.items()
+        for name in shown[mask]
+        if name in (wanted or names)
+    ]
+    one, many = "image has no mask with a named value", "images have no mask with a named value"
+    if blank := [path for path in dict.fromkeys(e.path for e in part.found) if not shown.get(masks.get(path, path))]:
+        lines.append(about(blank, one, many, "left out"))
+    return replace(part, found=tuple(found), warnings=(*part.warnings, *lines))
+
+
+# --- Folders ----------------------------------------------------------------------------------------------------
 
 
 def _images_of(folder: Path) -> list[Path]:

@@ -2,19 +2,20 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from defectgen import files
+from defectgen import annotations, files
 from defectgen.errors import BadInputError, UsageError
 from defectgen.finding import NORMAL, Found, Part, ProductFolders, find_defects, find_normals
 from defectgen.imaging.images import DecodedImage, ImageError, read_image
-from defectgen.imaging.mask_files import read_masks
+from defectgen.imaging.mask_files import Mask, fitted, read_masks
 from defectgen.imaging.oddities import covered, is_bilevel, is_transparent, is_turned_alone, orientation
 from defectgen.imaging.windows import BoolArray
+from defectgen.marking import MASKS, Marking
 from defectgen.mask_matching import READERS, about, some, stem
 
 __all__ = [
@@ -35,19 +36,19 @@ class _Record(BaseModel):
 class SourceImage(_Record):
     """A readable image and its category. Sizes are in pixels, `channels` is 1 or 3, `depth` is 8 or 16 bits.
 
-    `mask` is a file, or a folder of several masks of the image (`imaging.mask_files`).
+    `mask` is a file, a folder of several masks of the image, or drawn from annotations (`imaging.mask_files`).
     An image that shows several categories has one record for each. `also` lists the other categories and their masks.
     """
 
     path: Path
-    mask: Path | None
+    mask: Mask | None
     category: str
     product: str
     height: int
     width: int
     channels: int
     depth: int
-    also: tuple[tuple[str, Path | None], ...] = ()
+    also: tuple[tuple[str, Mask | None], ...] = ()
 
 
 class Skipped(_Record):
@@ -154,7 +155,10 @@ def read_catalog(
     parts: list[Part] = []
     for source in sources:
         normals, defects = _mvtec(source)
-        parts.append(find_normals(normals, source.product))
+        if defects is None and source.marking.annotations is not None:  # which tell the ones from the others
+            defects = normals
+        source = source.model_copy(update={"normals": normals})
+        parts.append(find_normals(normals, source.product, source.marking, defects))
         if defects is None:
             raise BadInputError(f"{source.normals}: no folder of defects is given; give it after this one")
         parts.append(find_defects(source, defects, () if category is None else (category,)))
@@ -166,10 +170,25 @@ def read_catalog(
     return catalog
 
 
-def read_normals(folder: Path, *, product: str = "product", on_bad: OnBad = "skip") -> Catalog:
-    """Read normal images only, from a flat folder or an MVTec AD category folder. Raises as `read_catalog`."""
+def read_normals(
+    folder: Path,
+    *,
+    product: str = "product",
+    marking: Marking = MASKS,
+    defects: Path | None = None,
+    on_bad: OnBad = "skip",
+) -> Catalog:
+    """Read normal images only, from a flat folder or an MVTec AD category folder.
+
+    Args:
+        marking: its annotations tell which images have defects, and are left out.
+        defects: the folder of defects, which may be the same.
+
+    Raises:
+        BadInputError: as `read_catalog`.
+    """
     normals, _ = _mvtec(ProductFolders(product=product, normals=folder, defects=None))
-    catalog = _read([find_normals(normals, product)], on_bad, None)
+    catalog = _read([find_normals(normals, product, marking, defects)], on_bad, None)
     if not catalog.images:
         raise BadInputError(f"{folder}: no usable normals: {_reasons(catalog.skipped)}")
     return catalog
@@ -180,6 +199,8 @@ def read_defects(
     *,
     product: str = "defects",
     masks: Path | None = None,
+    marking: Marking = MASKS,
+    normals: Path | None = None,
     masked: bool = True,
     categories: Sequence[str] = (),
     on_bad: OnBad = "skip",
@@ -188,6 +209,8 @@ def read_defects(
 
     Args:
         masks: the folder of masks, if it is not beside the defects.
+        marking: annotations instead of masks, or how masks are read.
+        normals: a folder of normals, which may be in that of the defects, or be the same.
         masked: whether every image must have a mask.
         categories: the categories to read; empty for all. A single one names the images of a flat folder.
 
@@ -197,7 +220,7 @@ def read_defects(
     """
     if (folder / "train" / "good").is_dir() and (folder / "test").is_dir():
         folder = folder / "test"
-    source = ProductFolders(product=product, normals=folder, defects=folder, masks=masks)
+    source = ProductFolders(product=product, normals=normals or folder, defects=folder, masks=masks, marking=marking)
     catalog = _read([find_defects(source, folder, categories)], on_bad, None)
     if not catalog.images:
         raise BadInputError(f"{folder}: no usable defects: {_reasons(catalog.skipped)}")
@@ -221,7 +244,7 @@ def unite(catalog: Catalog) -> Catalog:
     for image in catalog.images:
         if image.category != NORMAL:
             by_name.setdefault((image.product, image.path.name), []).append(image)
-    also: dict[tuple[Path, str], tuple[tuple[str, Path | None], ...]] = {}
+    also: dict[tuple[Path, str], tuple[tuple[str, Mask | None], ...]] = {}
     for group in by_name.values():
         if len({image.category for image in group}) == 1:
             continue
@@ -242,9 +265,14 @@ def require_masks(catalog: Catalog) -> None:
     defects = [image for image in catalog.images if image.category != NORMAL]
     unmasked = [image.path for image in defects if image.mask is None]
     if unmasked:
+        beside = "; ".join(annotations.beside(dict.fromkeys(path.parent for path in unmasked)))
         raise BadInputError(
-            f"{len(unmasked)} of {len(defects)} defect images have no mask (first: {unmasked[0]}); masks are needed to "
-            "cut out defects: add them as described in README.md (train), or create them with `defectgen inspect`"
+            f"{len(unmasked)} of {len(defects)} defect images have no mask (first: {unmasked[0]}); "
+            + (
+                beside
+                or "masks are needed to cut out defects: add them as described in README.md (train), or create them "
+                "with `defectgen inspect`"
+            )
         )
 
 
@@ -278,7 +306,7 @@ def _read(parts: Sequence[Part], on_bad: OnBad, progress: OnFile | None) -> Cata
             mine = _without_strays(mine)
             readings += mine
             lines += [*part.warnings, *_oddities(part, mine)]
-    skipped = tuple(each.image for each in readings if isinstance(each.image, Skipped))
+    skipped = tuple(dict.fromkeys(each.image for each in readings if isinstance(each.image, Skipped)))
     if skipped and on_bad == "fail":
         raise BadInputError(f"{len(skipped)} of {total} files cannot be used: {_reasons(skipped)}")
     images = tuple(each.image for each in readings if isinstance(each.image, SourceImage))
@@ -289,13 +317,16 @@ def _read_one(found: Found) -> _Reading:
     marked, turned = 0.0, False
     try:
         image = read_image(found.path)
-        if found.mask is not None:
-            mask = read_masks(found.mask)
+        given = found.mask
+        if given is not None:
+            fitting = fitted(given, image)
+            mask = read_masks(fitting)
             if mask.shape != (image.height, image.width):
-                raise _unequal(found.path, found.mask, image, mask)
+                raise _unequal(found.path, fitting, image, mask)
             if not mask.any():
-                return _Reading(Skipped(path=found.path, reason=f"its mask {found.mask} is empty"))
-            marked, turned = covered(mask), is_turned_alone(found.path, found.mask, image)
+                return _Reading(Skipped(path=found.path, reason=f"its mask {given} is empty"))
+            marked, turned = covered(mask), is_turned_alone(found.path, given, image)
+            found = replace(found, mask=fitting)
     except ImageError as error:
         which = f"its mask {error.path}: " if error.path != found.path else ""
         return _Reading(Skipped(path=found.path, reason=f"{which}{error.reason}"))
@@ -306,7 +337,7 @@ def _read_one(found: Found) -> _Reading:
     return _Reading(read, marked, turned, is_transparent(image), found.mask is None and is_bilevel(image))
 
 
-def _unequal(path: Path, mask_path: Path, image: DecodedImage, mask: BoolArray) -> BadInputError:
+def _unequal(path: Path, mask_path: Mask, image: DecodedImage, mask: BoolArray) -> BadInputError:
     turned = mask.shape == (image.width, image.height) and orientation(path) >= 5
     advice = (
         "the image is turned by its EXIF orientation, the mask is not: turn the mask, too"
@@ -329,15 +360,17 @@ def _oddities(part: Part, readings: Sequence[_Reading]) -> list[str]:
     """Warnings about images and masks that are used as they are."""
     used = [(each, each.image) for each in readings if isinstance(each.image, SourceImage)]
     lines = _missing_masks(part, [image for _, image in used])
-    inverted = {image.mask: each.covered for each, image in used if each.covered and image.mask}
+    inverted = {
+        image.mask if isinstance(image.mask, Path) else image.path: each.covered for each, image in used if each.covered
+    }
     if inverted:
         share = f"{min(inverted.values()):.0%}"
         lines.append(
             about(
                 list(inverted),
-                f"mask marks {share} of its image, the border included",
-                f"masks mark {share} or more of their images, the borders included",
-                "inverted? Write 255 on the defect and 0 elsewhere",
+                f"mask marks {share} of its image, or all its borders",
+                f"masks mark {share} or more of their images, or all their borders",
+                "inverted? Only the defect must be marked",
             )
         )
     turned = list(dict.fromkeys(image.path for each, image in used if each.turned))

@@ -71,6 +71,15 @@ def normalized(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def is_mask(path: Path) -> bool:
+    """Whether a file is a mask by its pixels: two values, 0 and 255 or 1."""
+    try:
+        read_mask(path)
+    except ImageError:
+        return False
+    return True
+
+
 def some(names: Iterable[str]) -> str:
     """The first names, and how many more there are."""
     names = list(names)
@@ -165,12 +174,15 @@ def _by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def match_beside(
-    paths: Sequence[Path], masked: Mapping[Path, Path], images: Collection[Path] = ()
+    paths: Sequence[Path],
+    masked: Mapping[Path, Path],
+    images: Collection[Path] = (),
+    is_mask: Callable[[Path], bool] = is_mask,
 ) -> tuple[dict[Path, Path], list[str]]:
     """The masks that lie among their images, by image, and warnings.
 
     Such a mask has its image's name with another suffix, or with `_mask` or the like. `masked` are the masks that lie
-    elsewhere, by image, and `images` are files that are known to be images.
+    elsewhere, by image, and `images` are files that are known to be images. `is_mask` tells a mask by its pixels.
 
     Raises:
         BadInputError: it is not clear which file is the mask.
@@ -178,11 +190,11 @@ def match_beside(
     free = [path for path in paths if path not in masked and path not in images]
     named = _by_stem(paths)
     twins = [group for group in named.values() if len(group) > 1 and any(path in free for path in group)]
-    is_mask = _are_masks({path for group in twins for path in group if path in free})
+    are_masks = _are_masks({path for group in twins for path in group if path in free}, is_mask)
     beside: dict[Path, Path] = {}
     lines = []
     for group in twins:
-        masks = [path for path in group if is_mask.get(path)]
+        masks = [path for path in group if are_masks.get(path)]
         if not masks:
             lines.append(about(group, "", "images have one name", "is one of them a mask? Write it as 0 and 255"))
         elif len(group) == 2 and len(masks) == 1:
@@ -202,7 +214,7 @@ def match_beside(
         other = masked.get(owner) or beside.get(owner)
         if other is None:
             beside[owner] = path
-        elif _is_mask(path):
+        elif is_mask(path):
             raise _two_masks(owner, other, path)
     if beside:
         one, many = (
@@ -220,22 +232,13 @@ def without_masks(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     named = _by_stem(paths)
     suspects = {path for group in named.values() if len(group) > 1 for path in group}
     suspects |= {path for path in paths if (base := _MASK_SUFFIX.sub("", stem(path))) != stem(path) and base in named}
-    masks = {path for path, found in _are_masks(suspects).items() if found}
+    masks = {path for path, found in _are_masks(suspects, is_mask).items() if found}
     if not masks:
         return list(paths), []
     line = about(sorted(masks), "mask lies among normal images", "masks lie among normal images", "they are left out")
     return [path for path in paths if path not in masks], [line]
 
 
-def _are_masks(paths: Collection[Path]) -> dict[Path, bool]:
+def _are_masks(paths: Collection[Path], wanted: Callable[[Path], bool]) -> dict[Path, bool]:
     with ThreadPoolExecutor(READERS, thread_name_prefix="masks") as pool:
-        return dict(zip(paths, pool.map(_is_mask, paths), strict=True))
-
-
-def _is_mask(path: Path) -> bool:
-    """Whether a file is a mask by its pixels: two values, 0 and 255 or 1."""
-    try:
-        read_mask(path)
-    except ImageError:
-        return False
-    return True
+        return dict(zip(paths, pool.map(wanted, paths), strict=True))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from defectgen.dataset import Layout, Sample, open_folder
+from defectgen.dataset.manifest import Provenance
 from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import (
     NORMAL,
@@ -18,6 +20,8 @@ from defectgen.folders import (
     read_normals,
     unite,
 )
+from defectgen.imaging.mask_files import read_masks
+from defectgen.marking import Marking
 
 Put = Callable[..., Path]
 
@@ -53,10 +57,43 @@ def catalog(root: Path, normals: str = "normals", defects: str | None = "defects
 def described(found: Catalog, root: Path) -> set[tuple[str, str, str | None]]:
     """Category, image and mask of each defect."""
     return {
-        (s.category, str(s.path.relative_to(root)), str(s.mask.relative_to(root)) if s.mask else None)
+        (s.category, str(s.path.relative_to(root)), str(s.mask.relative_to(root)) if isinstance(s.mask, Path) else None)
         for s in found.images
         if s.category != NORMAL
     }
+
+
+def test_a_dataset_of_our_own_is_a_folder_of_defects_in_any_layout(tmp_path: Path) -> None:
+    mask = np.zeros((30, 40), np.bool_)
+    mask[5:12, 8:20] = True
+    provenance = Provenance(source="a.png", method="cut-outs")
+    pixels = np.full((30, 40), 90, np.uint8)
+    samples = [Sample(i, ("crack", "blow hole: 2")[i % 2], "part", pixels, mask, provenance) for i in range(6)]
+    for layout in Layout:
+        folder = tmp_path / layout.value
+        open_folder(folder, layout=layout, command="x", resume=False, overwrite=False).write(samples)
+        found = read_defects(folder)
+        assert [image.category for image in found.images].count("blow hole: 2") == 3
+        assert all(image.mask is not None and read_masks(image.mask).sum() == 84 for image in found.images)
+        assert not found.warnings
+        only = read_defects(folder, categories=["crack"])
+        assert len(only.images) == 3
+        first = only.images[0].path
+        first.unlink()
+        assert any("1 of 6 samples are missing" in line for line in read_defects(folder).warnings)
+    for layout in (Layout.COCO, Layout.YOLO):
+        folder = tmp_path / layout.value
+        by_manifest = {(image.path, image.category) for image in read_defects(folder).images}
+        annotated = read_defects(folder, marking=Marking(folder))
+        assert {(image.path, image.category) for image in annotated.images} == by_manifest
+        assert all(image.mask is not None and (read_masks(image.mask) == mask).all() for image in annotated.images)
+
+
+@pytest.mark.parametrize("line", ["{", '{"image": "../a.png", "mask": "m.png", "category": "a"}', '{"image": 3}', "[]"])
+def test_a_damaged_dataset_of_our_own_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "manifest.jsonl").write_text(line + "\n{}")
+    with pytest.raises(BadInputError, match=r"manifest\.jsonl: line 1|is not inside"):
+        read_defects(tmp_path)
 
 
 class TestLayouts:

@@ -15,7 +15,9 @@ LAYERS: tuple[set[str], ...] = (
     {"files"},
     {"imaging"},  # images, masks, windows, patches as arrays; no catalog, no network
     {"mask_matching", "poisson", "device"},
-    {"label_table"},
+    {"annotations", "label_table"},
+    {"marking"},
+    {"annotated"},
     {"finding"},
     {"folders"},
     {"nn"},  # what networks share: tensors alone

@@ -40,6 +40,9 @@ def compose(
     masks: Annotated[
         Path | None, option("--masks", metavar="DIR", help="Folder of masks, if not beside the defects.")
     ] = None,
+    annotations: options.Annotations = None,
+    mask_values: options.MaskValues = None,
+    mask_threshold: options.MaskThreshold = None,
     category: Annotated[
         list[str] | None,
         option(
@@ -93,6 +96,7 @@ def compose(
             model=model,
             weights=weights,
             masks=masks,
+            marking=options.marking(annotations, mask_values, mask_threshold),
             categories=tuple(dict.fromkeys(category or ())),
             placement=output.placement(
                 scale, rotation, per_image, region, place=place.value, vary=vary, mode=blend.value

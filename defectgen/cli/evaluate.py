@@ -38,6 +38,9 @@ def evaluate(
     normals: Annotated[
         Path | None, option("--normals", metavar="DIR", help="Folder of normal images, if not beside the real defects.")
     ] = None,
+    annotations: options.Annotations = None,
+    mask_values: options.MaskValues = None,
+    mask_threshold: options.MaskThreshold = None,
     quick: Annotated[bool, option("--quick", help="Run a smaller evaluation: minutes on a CPU.")] = False,
     seeds: Annotated[
         int | None, option("--seeds", min=1, help="Number of networks per training set  [default: 5, 2 with --quick]")
@@ -100,6 +103,7 @@ def evaluate(
         synthetic=tuple(synthetic),
         out=out,
         normals=normals,
+        marking=options.marking(annotations, mask_values, mask_threshold),
         test=test,
         extent=(pipeline.QUICK if quick else pipeline.WHOLE).of(seeds, steps),
         shots=_shots(shots),

@@ -49,6 +49,9 @@ def inspect(
             "defects, and one of normals.",
         ),
     ] = False,
+    annotations: options.Annotations = None,
+    mask_values: options.MaskValues = None,
+    mask_threshold: options.MaskThreshold = None,
     model: Annotated[
         str | None,
         option(
@@ -138,6 +141,7 @@ def inspect(
     request = InspectRequest(
         images=images,
         labels=labels,
+        marking=options.marking(annotations, mask_values, mask_threshold),
         model=model,
         weights=weights,
         reference=reference,

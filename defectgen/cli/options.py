@@ -5,12 +5,15 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from defectgen import toml
 from defectgen.errors import UsageError
+
+if TYPE_CHECKING:
+    from defectgen.marking import Marking
 
 WORKERS = min(8, os.cpu_count() or 1)
 
@@ -99,6 +102,17 @@ def exclusive(resume: bool, overwrite: bool, what: str) -> None:
         raise UsageError(f"--resume continues a {what}, --overwrite replaces it: give one of them")
 
 
+def marking(annotations: Path | None, values: str | None, threshold: int | None) -> "Marking":
+    """How defects are marked, by the options of that.
+
+    Raises:
+        UsageError: a malformed value, or several options.
+    """
+    from defectgen.marking import Marking, parse_values
+
+    return Marking(annotations, parse_values(values) if values is not None else (), threshold)
+
+
 def seconds(text: str) -> float:
     """Parse a duration such as `90s`, `30m`, `2h` or `1h30m` into seconds.
 
@@ -142,6 +156,31 @@ BatchSize = Annotated[
     option("--batch-size", min=1, help="Batch size  [default: from preset or device]"),
 ]
 Workers = Annotated[int, option("--workers", min=1, help="Number of threads that read, crop and encode images.")]
+Annotations = Annotated[
+    Path | None,
+    option(
+        "--annotations",
+        metavar="FILE|DIR",
+        help="Annotations of the defects, instead of masks: LabelMe, COCO, YOLO, CVAT or Pascal VOC.",
+    ),
+]
+MaskValues = Annotated[
+    str | None,
+    option(
+        "--mask-values",
+        metavar="VALUE=NAME,...",
+        help="Categories that values of the masks stand for, such as 2=crack,3=dent.",
+    ),
+]
+MaskThreshold = Annotated[
+    int | None,
+    option(
+        "--mask-threshold",
+        min=1,
+        max=65535,
+        help="Accept masks of any values, such as JPEGs; those from this one up mark the defect.",
+    ),
+]
 Resume = Annotated[bool, option("--resume", help="Continue an earlier run where it stopped.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the output of an earlier run.")]
 Wait = Annotated[bool, option("--wait", help="Wait for another run that writes to the same folder, instead of ending.")]

@@ -13,6 +13,7 @@ from defectgen.methods import info, names
 
 if TYPE_CHECKING:
     from defectgen.folders import ProductFolders
+    from defectgen.marking import Marking
 
 EXAMPLES = f"""\b
 Examples:
@@ -46,6 +47,9 @@ def train(
     masks: Annotated[
         Path | None, option("--masks", metavar="DIR", help="Folder of masks, if not beside the defects.")
     ] = None,
+    annotations: options.Annotations = None,
+    mask_values: options.MaskValues = None,
+    mask_threshold: options.MaskThreshold = None,
     category: Annotated[
         str | None,
         option("--category", "-c", metavar="NAME", help="Category of a flat folder  [default: its name]"),
@@ -107,7 +111,9 @@ def train(
     console = Console(as_json=as_json, quiet=quiet)
     request = TrainRequest(
         method=method,
-        sources=_sources(normals, defects, product or [], masks),
+        sources=_sources(
+            normals, defects, product or [], masks, options.marking(annotations, mask_values, mask_threshold)
+        ),
         category=category,
         on_bad=on_bad.value,
         preset=preset,
@@ -196,14 +202,14 @@ def _key_value(setting: str) -> tuple[str, str]:
 
 
 def _sources(
-    normals: Path | None, defects: Path | None, products: list[str], masks: Path | None
+    normals: Path | None, defects: Path | None, products: list[str], masks: Path | None, marking: "Marking"
 ) -> "tuple[ProductFolders, ...]":
     from defectgen.folders import ProductFolders, parse_product
 
     if products:
         if normals or masks:
             raise UsageError("--product replaces NORMALS, DEFECTS and --masks: give one or the other")
-        sources = tuple(parse_product(text) for text in products)
+        sources = tuple(parse_product(text).model_copy(update={"marking": marking}) for text in products)
         given = [source.product for source in sources]
         if twice := next((each for each in given if given.count(each) > 1), None):
             raise UsageError(f"--product {twice}: given twice")
@@ -212,7 +218,7 @@ def _sources(
         raise UsageError(
             "give the folders NORMALS and DEFECTS, or --product NAME=NORMALS:DEFECTS (defectgen train --help)"
         )
-    return (ProductFolders(product=_product(normals), normals=normals, defects=defects, masks=masks),)
+    return (ProductFolders(product=_product(normals), normals=normals, defects=defects, masks=masks, marking=marking),)
 
 
 def _product(normals: Path) -> str:

@@ -54,6 +54,9 @@ def transfer(
     masks: Annotated[
         Path | None, option("--masks", metavar="DIR", help="Folder of masks of --from, if not beside the defects.")
     ] = None,
+    annotations: options.Annotations = None,
+    mask_values: options.MaskValues = None,
+    mask_threshold: options.MaskThreshold = None,
     style: output.Style = "own",
     category: Annotated[
         list[str] | None,
@@ -113,6 +116,7 @@ def transfer(
             model=model,
             weights=weights,
             masks=masks,
+            marking=options.marking(annotations, mask_values, mask_threshold),
             style=output.style(style),
             categories=tuple(dict.fromkeys(category or ())),
             placement=None if default_placement else placement,

@@ -34,8 +34,9 @@ from defectgen.evaluation.networks import Kind
 from defectgen.evaluation.splitting import Real, check_sides, remove_test_leakage, separate, split
 from defectgen.folders import DEFECT, NORMAL, collapsed
 from defectgen.imaging.images import read_image
-from defectgen.imaging.mask_files import mask_files
+from defectgen.imaging.mask_files import digests
 from defectgen.imaging.windows import BoolArray, FloatArray, common_range, value_range
+from defectgen.marking import MASKS, Marking
 from defectgen.nn.features import Lite0, extractor
 from defectgen.version import __version__
 
@@ -77,6 +78,8 @@ class EvaluateRequest:
     """Datasets. Several are compared in one report."""
     out: Path = Path("report")
     normals: Path | None = None
+    marking: Marking = MASKS
+    """How the real defects are marked, if not by masks in files."""
     test: Path | None = None
     extent: Extent = WHOLE
     shots: tuple[int | None, ...] = (None,)
@@ -230,7 +233,7 @@ def read(request: EvaluateRequest) -> Found:
     Raises:
         BadInputError, UsageError: as `evaluate`.
     """
-    source = read_real(request.real, request.normals)
+    source = read_real(request.real, request.normals, marking=request.marking)
     read_all = [read_synthetic(folder) for folder in request.synthetic]
     images, skipped = source.images, [*source.skipped, *(text for each in read_all for text in each.skipped)]
     warnings = [*source.warnings, *(text for each in read_all for text in each.warnings)]
@@ -242,7 +245,7 @@ def read(request: EvaluateRequest) -> Found:
         )
         real = split(images, together, request.seed)
     else:
-        held_out = read_real(request.test, apart=True)
+        held_out = read_real(request.test, marking=request.marking, apart=True)
         skipped += held_out.skipped
         warnings += held_out.warnings
         real = separate(images, held_out.images, frozenset().union(*(each.used for each in read_all)))
@@ -305,7 +308,7 @@ def _identity(
 ) -> str:
     """A hash of everything that the scores depend on; `--resume` accepts only scores with the same hash."""
     images = (*real, *(image for each in made.values() for image in each))
-    masks = [None if each.mask is None else "+".join(map(files.sha256, mask_files(each.mask))) for each in images]
+    masks = [None if each.mask is None else "+".join(digests(each.mask)) for each in images]
     parts = [(each.sha256, mask, each.category) for each, mask in zip(images, masks, strict=True)]
     how = [asdict(request.extent), request.seed, request.kind, request.reversal, request.share, list(made)]
     return hashlib.sha256(json.dumps([how, parts]).encode()).hexdigest()

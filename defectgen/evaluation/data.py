@@ -15,8 +15,9 @@ from defectgen.dataset import manifest, record
 from defectgen.errors import BadInputError
 from defectgen.folders import NORMAL, Catalog, read_defects, read_normals
 from defectgen.imaging.images import DecodedImage, read_image
-from defectgen.imaging.mask_files import read_masks
+from defectgen.imaging.mask_files import Mask, read_masks
 from defectgen.imaging.windows import BoolArray, BoundedCache, FloatArray, Limits, normalize, value_range
+from defectgen.marking import MASKS, Marking
 
 _MAX_SIDE = 512  # pixels; images with a longer side are reduced to it
 _CACHE_BYTES = 1 << 28  # of images in memory, for each set
@@ -32,7 +33,7 @@ class LabeledImage:
 
     path: Path
     category: str
-    mask: Path | None = None
+    mask: Mask | None = None
     made_of: frozenset[str] = frozenset()
     source: Path | None = None
 
@@ -75,23 +76,27 @@ def _sha256(path: Path) -> str:
     return files.sha256(path)
 
 
-def read_real(folder: Path, normals: Path | None = None, *, apart: bool = False) -> Found:
+def read_real(folder: Path, normals: Path | None = None, *, marking: Marking = MASKS, apart: bool = False) -> Found:
     """Read defects, all with masks, and normals: an MVTec AD category, folders `defects` and `normals`, or one of each.
 
-    With `apart` the folder is a held-out test set: its normals must be inside it, not beside it.
+    With `apart` the folder is a held-out test set: its normals must be inside it, not beside it. With annotations, all
+    may be in one folder.
 
     Raises:
         BadInputError: no normals, or no usable defects.
     """
-    inner = next((folder / name for name in ("defects", "test") if (folder / name).is_dir()), folder)
+    annotated = marking.annotations is not None
+    names = ("defects",) if annotated else ("defects", "test")
+    inner = next((folder / name for name in names if (folder / name).is_dir()), folder)
     parents = (folder,) if apart else (folder, folder.parent)
     candidates = (folder / "train" / "good", *(each / name for each in parents for name in ("normals", "good")))
-    found = normals or next((path for path in candidates if path.is_dir()), None)
+    found = normals or next((path for path in candidates if path.is_dir()), inner if annotated else None)
     if found is None:
         if apart:
             raise BadInputError(f"{folder}: no normals in it; a test folder needs defects, masks and normals")
         raise BadInputError(f"{folder}: no normals beside the defects; give their folder with --normals")
-    return _from_catalog(Catalog.of([read_defects(inner), read_normals(found)]))
+    defects = read_defects(inner, marking=marking, normals=found)
+    return _from_catalog(Catalog.of([defects, read_normals(found, marking=marking, defects=inner)]))
 
 
 def _from_catalog(catalog: Catalog) -> Found:
@@ -156,9 +161,9 @@ def to_model_range(image: DecodedImage, limits: Limits | None = None) -> NDArray
     return normalize(pixels, low_high, image.channels)
 
 
-def load_mask(path: Path | None, size: tuple[int, int]) -> BoolArray:
-    """Read a mask and resize it to `size` (height, width); without a path the mask is empty."""
-    return np.zeros(size, np.bool_) if path is None else resize_mask(read_masks(path), size)
+def load_mask(mask: Mask | None, size: tuple[int, int]) -> BoolArray:
+    """Read a mask and resize it to `size` (height, width); None is an empty one."""
+    return np.zeros(size, np.bool_) if mask is None else resize_mask(read_masks(mask), size)
 
 
 def resize_mask(mask: BoolArray, size: tuple[int, int]) -> BoolArray:
@@ -211,7 +216,7 @@ class Example:
         return Example(load, self.label, synthetic=self.synthetic)
 
 
-def _load(limits: Limits | None, files_of: tuple[Path, Path | None]) -> tuple[FloatArray, BoolArray]:
+def _load(limits: Limits | None, files_of: tuple[Path, Mask | None]) -> tuple[FloatArray, BoolArray]:
     """An image and its mask."""
     path, mask = files_of
     x = load_image(path, limits)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from defectgen.evaluation.data import LabeledImage, load_image, load_mask
+from defectgen.imaging.mask_files import Mask
 from defectgen.imaging.windows import BoolArray, BoundedCache, Box, FloatArray, defect_pieces
 
 _CLOSE, _AROUND = 8, 16  # pixels around a defect: its own surroundings, and those whose texture is compared
@@ -45,7 +46,7 @@ def rephotographed(images: Sequence[LabeledImage], others: Sequence[LabeledImage
     return found
 
 
-def _photograph(files: tuple[Path, Path]) -> _Photograph | None:
+def _photograph(files: tuple[Path, Mask]) -> _Photograph | None:
     path, mask = files
     gray = np.ascontiguousarray(load_image(path).mean(axis=0), np.float32)
     pieces = defect_pieces(load_mask(mask, gray.shape))

@@ -245,10 +245,13 @@ def _area(width: int, height: int) -> int:
     return width * height
 
 
-def read_mask(path: Path) -> NDArray[np.bool_]:
+def read_mask(path: Path, threshold: int | None = None) -> NDArray[np.bool_]:
     """Decode a mask, [H, W]. Its gray values must be 0 and 255, or 0 and 1; others are an error, not thresholded.
 
     A stencil, of one color on a transparent one, is read from its alpha channel, which must be 0 and 255.
+
+    Args:
+        threshold: accept all values; the pixels that have at least this one in any channel are marked.
 
     Raises:
         ImageError: as `read_image`, or the mask has colors or other values. The message lists the values found.
@@ -256,11 +259,11 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     pixels = read_image(path).pixels
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[2] in (1, 3):
-        return _marked(path, pixels, "the mask")
+        return _marked(path, pixels, "the mask", threshold)
     colors, alpha = pixels[..., :-1], pixels[..., -1:]
     if _is_stencil(colors, alpha[..., 0]):
-        return _marked(path, alpha, "the mask, whose colors show nothing, has an alpha channel that")
-    marked = _marked(path, colors, "the mask")
+        return _marked(path, alpha, "the mask, whose colors show nothing, has an alpha channel that", threshold)
+    marked = _marked(path, colors, "the mask", threshold)
     if alpha.any() and marked[alpha[..., 0] == 0].any():
         raise ImageError(path, "the mask marks places that its alpha channel hides; save it without alpha")
     return marked
@@ -279,12 +282,14 @@ def _is_stencil(colors: Pixels, alpha: Pixels) -> bool:
     return two not in [{black, white} for white in whites]
 
 
-def _marked(path: Path, pixels: Pixels, what: str) -> NDArray[np.bool_]:
+def _marked(path: Path, pixels: Pixels, what: str, threshold: int | None) -> NDArray[np.bool_]:
     """Where pixels, [H, W, C], are not black: [H, W]. `what` they are begins the reason why they are no mask."""
+    if threshold is not None:
+        return np.asarray(pixels.max(axis=2) >= threshold)
     colored = (pixels != pixels[..., :1]).any(axis=2)
     if colored.any():
         color = tuple(pixels[colored][0].tolist())
-        advice = "write one black and white mask for each category, 255 on the defect"
+        advice = "write one black and white mask for each category, or name them: --mask-values '#ff0000=crack'"
         raise ImageError(path, f"{what} has colors, such as the RGB values {color}; {advice}")
     gray = pixels[..., 0]
     marked = gray != 0
@@ -293,11 +298,12 @@ def _marked(path: Path, pixels: Pixels, what: str) -> NDArray[np.bool_]:
         return marked
     values = np.unique(gray)
     shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
-    advice = (
-        "JPEG compression changes values; save masks as PNG"
-        if path.suffix.lower() in (".jpg", ".jpeg")
-        else "write 255 on the defect and 0 elsewhere"
-    )
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        advice = "JPEG compression changes values; save masks as PNG, or use --mask-threshold 128"
+    elif len(values) > 6:
+        advice = "write 255 on the defect and 0 elsewhere, or use --mask-threshold 128"
+    else:
+        advice = f"write 255 on the defect and 0 elsewhere, or say what they mark: --mask-values {values[-1]}=crack"
     raise ImageError(path, f"{what} has the values {shown}, not 0 and 255 (or 0 and 1); {advice}")
 
 

@@ -6,24 +6,29 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from defectgen.imaging.images import DecodedImage
-from defectgen.imaging.mask_files import mask_files
+from defectgen.imaging.mask_files import DrawnMask, Mask, mask_files
 from defectgen.imaging.windows import BoolArray
 
-_COVERED, _BORDERED = 0.5, 0.75  # fractions of an image and of its border above which a mask may be inverted
+_COVERED, _BORDERED = 0.5, 0.75  # fractions of an image, or of each of its borders, above which it may be inverted
 _SKIM = 8  # pixels between those that are looked at first
 
 
 def covered(mask: BoolArray) -> float:
-    """The fraction of the image that a mask marks, if that is most of it and of its border; else 0."""
+    """The fraction of the image that a mask marks, if that is most of it, or most of each border; else 0."""
     share = float(mask.mean())
-    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    return share if share > _COVERED and border.mean() > _BORDERED else 0.0
+    borders = min(float(border.mean()) for border in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+    return share if share > _COVERED or borders > _BORDERED else 0.0
 
 
-def is_turned_alone(path: Path, mask: Path, image: DecodedImage) -> bool:
-    """Whether an image is turned by EXIF, but its mask is not, and they have one size either way."""
+def is_turned_alone(path: Path, mask: Mask, image: DecodedImage) -> bool:
+    """Whether an image is turned by EXIF, but its mask is not, and they have one size either way.
+
+    Coordinates of annotations that say no size fit either way, too; `mask` is as it was before `fitted`.
+    """
     turn = orientation(path)
     hidden = turn in (2, 3, 4) or (turn >= 5 and image.height == image.width)
+    if isinstance(mask, DrawnMask):
+        return not mask.displayed and (hidden or (turn >= 5 and mask.size is None))
     return hidden and all(orientation(each) == 1 for each in mask_files(mask))
 
 

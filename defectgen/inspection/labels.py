@@ -18,8 +18,9 @@ from defectgen.finding import (
     find_normals,
 )
 from defectgen.imaging.images import DecodedImage, ImageError
-from defectgen.imaging.mask_files import read_masks
+from defectgen.imaging.mask_files import Mask, fitted, mask_files, read_masks
 from defectgen.imaging.windows import BoolArray
+from defectgen.marking import MASKS, Marking
 from defectgen.mask_matching import about
 from defectgen.text import recorded
 
@@ -31,7 +32,7 @@ class Label:
     """The label of an image. `categories` are those of its defects, and `masks` their masks, if all have one."""
 
     categories: tuple[str, ...]
-    masks: tuple[Path, ...] | None
+    masks: tuple[Mask, ...] | None
 
     @property
     def category(self) -> str:
@@ -59,12 +60,12 @@ class Labels:
             self.warnings.append(about(unmasked, one, many, "the figures of pixels leave it out"))
 
     @classmethod
-    def of(cls, folder: Path) -> "Labels":
+    def of(cls, folder: Path, marking: Marking = MASKS) -> "Labels":
         """Those of a labeled folder. Raises BadInputError as `finding.find_labeled`."""
-        return cls(find_labeled(folder))
+        return cls(find_labeled(folder, marking))
 
     @classmethod
-    def known(cls, normals: Path, defects: Path | None) -> "Labels":
+    def known(cls, normals: Path, defects: Path | None, marking: Marking = MASKS) -> "Labels":
         """Those of a folder of flawless images, and of one of defects, if there is one.
 
         Raises:
@@ -74,7 +75,7 @@ class Labels:
             raise BadInputError(f"{normals}: no such folder")
         parts = [find_normals(normals, _PRODUCT)]
         if defects is not None:
-            source = ProductFolders(product=_PRODUCT, normals=normals, defects=defects)
+            source = ProductFolders(product=_PRODUCT, normals=normals, defects=defects, marking=marking)
             parts.append(find_defects(source, defects, (), flawless=NORMAL_FOLDERS))
         return cls(parts)
 
@@ -100,8 +101,8 @@ class Labels:
         if masks is None or not self.masked:
             return None
         truth = np.zeros((photograph.height, photograph.width), np.bool_)
-        for file in masks:
-            mask = read_masks(file)
+        for each in masks:
+            mask, file = read_masks(fitted(each, photograph)), mask_files(each)[0]
             if mask.shape != truth.shape:
                 sizes = f"{mask.shape[1]}x{mask.shape[0]}, but its image is {photograph.width}x{photograph.height}"
                 raise ImageError(file, f"the mask is {sizes}")

@@ -80,7 +80,7 @@ def find(
     known = []
     for file in files:
         entries = read(file)
-        known += entries
+        known += [entry for entry in entries if methods or entry.method != MEMORY_BANK]
         fitting = [
             entry
             for entry in entries

@@ -18,6 +18,7 @@ from defectgen.inspection.inspector import Criteria, Finding, Unreadable
 from defectgen.inspection.labels import Labels
 from defectgen.inspection.report import InspectionReport, settings_of
 from defectgen.inspection.scoring import Judged, PixelCounts, image_figures, pixel_figures
+from defectgen.marking import MASKS, Marking
 from defectgen.pipelines import judges
 from defectgen.pipelines.judges import Judge, OnImage
 from defectgen.text import recorded
@@ -44,6 +45,8 @@ class InspectRequest:
     """A folder of images, or one image; with `labels` a folder as of `finding.find_labeled`."""
     labels: bool = False
     """Inspect the normals and defects of a labeled folder, and tell how well the verdicts agree with the labels."""
+    marking: Marking = MASKS
+    """How the defects of a labeled folder, and known ones, are marked, if not by masks in files."""
     model: str | None = None
     """None means the newest model that can repair images, or was learned from `normals`."""
     weights: Path | None = None
@@ -117,7 +120,7 @@ class InspectionJob:
         """
         _check(request)
         self._request = request
-        self.labels = Labels.of(request.images) if request.labels else None
+        self.labels = Labels.of(request.images, request.marking) if request.labels else None
         self.known: Labels | None = None
         self.calibration: Calibration | None = None
         self.unusable: list[Unreadable] = []
@@ -171,7 +174,7 @@ class InspectionJob:
     def _calibrate(self, judge: Judge, folder: Path, on_image: OnImage) -> Calibration:
         """The calibration of the kind of score that suits known defects best; of the default kind if there are none."""
         request = self._request
-        self.known = known = Labels.known(folder, request.defects)
+        self.known = known = Labels.known(folder, request.defects, request.marking)
         kinds = [request.score] if request.score else judge.scores if request.defects else judge.scores[:1]
         bad = {str(path) for path in known.paths if known[path].categories}
         found, done = list[Calibration](), 0
@@ -342,6 +345,8 @@ def _check(request: InspectRequest) -> None:
         raise UsageError("--name: names what is learned; give --normals DIR")
     if request.labels and request.watch:
         raise UsageError("--watch never ends, --labels counts when all is inspected: give one of them")
+    if request.marking != MASKS and not (request.labels or request.defects):
+        raise UsageError("--annotations, --mask-values and --mask-threshold mark the defects of --labels or --defects")
     if not request.images.exists():
         raise BadInputError(f"{request.images}: no such file or folder")
 
@@ -349,9 +354,9 @@ def _check(request: InspectRequest) -> None:
 def _learning(request: InspectRequest) -> judges.LearnRequest:
     assert request.normals is not None
     return judges.LearnRequest(
-        normals=request.normals, defects=request.defects, name=request.name, weights=request.weights,
-        share=request.share, border=request.border, score=request.score, device=request.device,
-        workers=request.workers,
+        normals=request.normals, defects=request.defects, marking=request.marking, name=request.name,
+        weights=request.weights, share=request.share, border=request.border, score=request.score,
+        device=request.device, workers=request.workers,
     )  # fmt: skip
 
 

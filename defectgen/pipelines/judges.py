@@ -14,14 +14,15 @@ import numpy as np
 from defectgen import files
 from defectgen.errors import BadInputError, UsageError, WeightsError
 from defectgen.finding import NORMAL_FOLDERS
-from defectgen.imaging.images import DecodedImage
-from defectgen.imaging.mask_files import mask_files
+from defectgen.imaging.images import DecodedImage, ImageError
+from defectgen.imaging.mask_files import digests
 from defectgen.imaging.windows import BoolArray
 from defectgen.inspection import inspector
 from defectgen.inspection.calibration import BORDERS, Calibration, calibrate
 from defectgen.inspection.inspector import Criteria, Finding, Repair, Unreadable
 from defectgen.inspection.labels import Labels
 from defectgen.inspection.scores import COMPARING, DIFFERENCE, LEARNED, SSIM, Scorer
+from defectgen.marking import MASKS, Marking
 from defectgen.methods import which
 from defectgen.models import registry
 from defectgen.models.registry import MEMORY_BANK
@@ -149,6 +150,7 @@ class LearnRequest:
 
     normals: Path
     defects: Path | None = None
+    marking: Marking = MASKS
     name: str | None = None
     """None means that of the normals' folder, or of the one around it."""
     out: Path = Path("runs")
@@ -181,7 +183,7 @@ def learn(request: LearnRequest, on_image: OnImage = lambda done, total: None) -
     """
     from defectgen.models import checkpoint
 
-    labels = Labels.known(request.normals, request.defects)
+    labels = Labels.known(request.normals, request.defects, request.marking)
     name = request.name or _name_of(request.normals)
     if name != slug(name):
         raise UsageError(f"--name {name}: use letters, digits, '-', '_' and '.', such as {slug(name)}")
@@ -310,9 +312,10 @@ def truth_of(labels: Labels, path: Path, photograph: DecodedImage) -> BoolArray 
 def _digests(labels: Labels) -> Iterator[str]:
     """The SHA-256 of each image and mask that can be read."""
     for path in labels.paths:
-        for file in (path, *(part for mask in labels[path].masks or () for part in mask_files(mask))):
-            with suppress(OSError):
-                yield files.sha256(file)
+        with suppress(OSError, ImageError):
+            yield files.sha256(path)
+            for mask in labels[path].masks or ():
+                yield from digests(mask)
 
 
 def _is_of(file: Path, identity: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from defectgen import dataset, files
 from defectgen.dataset import Layout, Sample
 from defectgen.errors import BadInputError, UsageError, UserError, WeightsError
 from defectgen.folders import Catalog, OnBad, Skipped, SourceImage, read_defects, read_normals
+from defectgen.marking import MASKS, Marking
 from defectgen.methods import having, info
 from defectgen.models import registry
 from defectgen.models.registry import Entry
@@ -81,6 +82,8 @@ class ComposeRequest(_Request):
     defects: Path | None = None
     masks: Path | None = None
     """The folder of the masks, if it is not next to the defects."""
+    marking: Marking = MASKS
+    """Annotations instead of masks, or how masks are read."""
     placement: Placement = field(default_factory=Placement)
 
 
@@ -91,6 +94,7 @@ class TransferRequest(_Request):
     to: tuple[Folder, ...]
     source: tuple[Folder, ...] = ()
     masks: Path | None = None
+    marking: Marking = MASKS
     style: Literal["own", "sampled"] | Path = "own"
     placement: Placement | None = None
     """None means `Placement(colour="match")` if the method generates patches; other methods have no placement."""
@@ -286,17 +290,23 @@ def prepare_composition(request: ComposeRequest) -> SynthesisJob:
         raise UsageError("give either a folder of defects or a model that generates defect patches")
     if request.masks is not None and request.model is not None:
         raise UsageError(f"--masks {request.masks}: a model has no masks to find; leave it out")
-    catalog = read_normals(request.normals, product=request.normals.resolve().name, on_bad=request.on_bad)
+    if request.marking != MASKS and request.model is not None:
+        raise UsageError("a model has no masks to find; leave out --annotations, --mask-values and --mask-threshold")
+    catalog = read_normals(
+        request.normals, product=request.normals.resolve().name, marking=request.marking, defects=request.defects,
+        on_bad=request.on_bad,
+    )  # fmt: skip
     if request.defects is not None:
         maker = str(request.defects)
         cut_outs = read_defects(
-            request.defects, masks=request.masks, categories=request.categories, on_bad=request.on_bad
-        )
+            request.defects, masks=request.masks, marking=request.marking, normals=request.normals,
+            categories=request.categories, on_bad=request.on_bad,
+        )  # fmt: skip
         categories = request.categories or cut_outs.categories
     else:
         entry = find_model(request.model, request.categories, request.weights)
         maker, categories, cut_outs = entry.name, request.categories or entry.categories, None
-    real = _read_gate(request)
+    real = _read_gate(request, [request.defects] if request.defects else [], request.marking)
     plan = {
         "contents": maker, "categories": categories, **_plan(catalog, request.num), **request.placement.summary(),
     }  # fmt: skip
@@ -368,8 +378,8 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
         read_normals(folder, product=_product(product, folder, entry), on_bad=request.on_bad)
         for product, folder in request.to
     )
-    references, style = _read_guides(request, entry, request.masks)
-    real = _read_gate(request)
+    references, style = _read_guides(request, entry, request.masks, request.marking)
+    real = _read_gate(request, [folder for _, folder in request.source], request.marking)
     categories = request.categories or _common(entry, references)
     given = [_as_given(folder) for folder in request.source]
     maker = entry.name if entry else ", ".join(given)
@@ -528,9 +538,12 @@ def _passes(request: _Request) -> str:
     return " or passes --gate" if request.gate else ""
 
 
-def _read_gate(request: _Request) -> Catalog | None:
-    """The real defects that samples must resemble."""
-    return None if request.gate is None else read_defects(request.gate, on_bad=request.on_bad)
+def _read_gate(request: _Request, defects: Sequence[Path] = (), marking: Marking = MASKS) -> Catalog | None:
+    """The real defects that samples must resemble. If their folder is one of `defects`, they are marked as these."""
+    if request.gate is None:
+        return None
+    same = request.gate.resolve() in [folder.resolve() for folder in defects]
+    return read_defects(request.gate, marking=marking if same else MASKS, on_bad=request.on_bad)
 
 
 def _gate(request: _Request, real: Catalog | None, *, copies: bool = True) -> Gatekeeper | None:
@@ -606,14 +619,17 @@ def _product(product: str | None, folder: Path, entry: Entry | None) -> str:
 
 
 def _read_guides(
-    request: SynthesizeRequest | TransferRequest, entry: Entry | None, masks: Path | None = None
+    request: SynthesizeRequest | TransferRequest,
+    entry: Entry | None,
+    masks: Path | None = None,
+    marking: Marking = MASKS,
 ) -> tuple[Catalog | None, Literal["own", "sampled"] | Catalog]:
     """The images whose defects are transferred, if there are any, and whose style they have."""
 
-    def read(folders: Sequence[Folder], masks: Path | None = None) -> Catalog:
+    def read(folders: Sequence[Folder], masks: Path | None = None, marking: Marking = MASKS) -> Catalog:
         return Catalog.of(
             read_defects(
-                folder, product=_product(product, folder, entry), masks=masks,
+                folder, product=_product(product, folder, entry), masks=masks, marking=marking,
                 masked=entry is None or info(entry.method).needs_masks,
                 categories=request.categories, on_bad=request.on_bad,
             )
@@ -622,7 +638,7 @@ def _read_guides(
 
     style = request.style
     return (
-        read(request.source, masks) if request.source else None,
+        read(request.source, masks, marking) if request.source else None,
         read([(None, style)]) if isinstance(style, Path) else style,
     )
 

@@ -21,7 +21,7 @@ from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, limits_of
 from defectgen.imaging import level
 from defectgen.imaging.control_maps import KnownMask, draw_map, pick, to_text
 from defectgen.imaging.images import DecodedImage
-from defectgen.imaging.mask_files import read_masks
+from defectgen.imaging.mask_files import Mask, read_masks
 from defectgen.imaging.patches import (
     RIM,
     DefectPatch,
@@ -63,6 +63,7 @@ _MARGIN = 1.15  # a window is this many times as large as the defect that determ
 _FIT = 0.9  # fraction of a category's defects that fit into a window
 _THINNEST = 4  # pixels of the window: the median thickness of a category's defects is kept from falling below it
 _TWINS_LIMIT = 1 << 30  # bytes of repaired images that are kept
+_MASKS_LIMIT = 2 << 30  # bytes of masks
 _FLIPS = ((False, False), (False, True), (True, False), (True, True))  # vertically, horizontally
 
 
@@ -190,7 +191,11 @@ class TrainingWindows:
         self.channels = max(image.channels for image in catalog.images)
         self.ranges = find_ranges(catalog)
         self._cache = ImageCache(limits=limits_of(catalog, self.ranges))
-        self._masks = ImageCache(read=lambda path: DecodedImage(read_masks(path).astype(np.uint8) * 255))
+        self._masks = BoundedCache[Mask, DecodedImage](
+            lambda mask: DecodedImage(read_masks(mask).astype(np.uint8) * 255),
+            lambda image: image.pixels.nbytes,
+            _MASKS_LIMIT,
+        )
         self._twins = BoundedCache[SourceImage, DecodedImage](
             self._repair, lambda image: image.pixels.nbytes, _TWINS_LIMIT
         )

@@ -18,7 +18,7 @@ from defectgen.device import torch_rng
 from defectgen.errors import BadInputError, UsageError, WeightsError
 from defectgen.folders import Catalog, ProductFolders, SourceImage
 from defectgen.imaging.images import encode_jpeg
-from defectgen.imaging.mask_files import mask_files
+from defectgen.imaging.mask_files import digests
 from defectgen.methods.base import Batch, GenerateBatch, Interpolating, Method, MethodConfig, Staged, Task
 from defectgen.methods.networks import Average, unflatten
 from defectgen.models import checkpoint, model
@@ -253,16 +253,13 @@ def _sheet(x: Tensor) -> NDArray[np.uint8]:
 
 def inputs(catalog: Catalog) -> list[list[str]]:
     """For each image to train on: its path, product and category, and the SHA-256 of its file and of its masks."""
-    sha256 = cache(files.sha256)
+    sha256, of_mask = cache(files.sha256), cache(digests)
 
-    def read_from(image: SourceImage) -> list[Path]:
+    def read_from(image: SourceImage) -> list[str]:
         masks = (mask for mask in (image.mask, *(mask for _, mask in image.also)) if mask is not None)
-        return [image.path, *(file for mask in masks for file in mask_files(mask))]
+        return [sha256(image.path), *(each for mask in masks for each in of_mask(mask))]
 
-    return [
-        [recorded(str(image.path)), image.product, image.category, *map(sha256, read_from(image))]
-        for image in catalog.images
-    ]
+    return [[recorded(str(image.path)), image.product, image.category, *read_from(image)] for image in catalog.images]
 
 
 def identity(

@@ -75,7 +75,7 @@ def place(image: SourceImage, part: str) -> None:
     folder = Path(part, "normals") if image.category == NORMAL else Path(part, "defects", image.category)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / image.path.name).symlink_to(image.path)
-    if image.mask is not None:
+    if isinstance(image.mask, Path):
         masks = Path(part, "masks", image.category)
         masks.mkdir(parents=True, exist_ok=True)
         (masks / f"{image.path.stem}.png").symlink_to(image.mask)

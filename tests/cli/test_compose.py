@@ -1,6 +1,7 @@
 """`defectgen compose`, for real with cut-outs, with the generating stood in for with a model."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,6 +48,25 @@ def test_what_is_odd_about_images_is_a_warning(defects: Path, capsys: pytest.Cap
     assert main(["compose", "tiles/defects", "tiles/good", "-n", "1", "--quiet"]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("defectgen: warning: tiles/masks/crack: 1 mask marks 96% of its image")
+
+
+def test_annotations_instead_of_masks(defects: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree("tiles/masks")
+    for path in (defects / "defects/crack").iterdir():
+        shape = {"label": "scratch", "points": [[29, 19], [51, 19], [51, 31], [29, 31]], "shape_type": "polygon"}
+        document = {"shapes": [shape], "imagePath": path.name, "imageHeight": 60, "imageWidth": 80}
+        path.with_suffix(".json").write_text(json.dumps(document))
+    compose = ["compose", "tiles/defects", "tiles/good", "-n", "2", "--quiet"]
+    assert main(compose) == 4
+    assert "2 LabelMe JSON files lie beside the images, not read" in capsys.readouterr().err
+    assert main([*compose, "--annotations", "tiles/defects", "--gate", "tiles/defects", "--dry-run"]) == 0
+    assert main([*compose, "--annotations", "tiles/defects"]) == 0
+    assert capsys.readouterr().err == ""
+    assert [row["category"] for row in rows()] == ["scratch", "scratch"]
+    transfer = ["transfer", "--from", "tiles/defects", "--to", "tiles/good", "-n", "1", "--out", "other", "-q"]
+    assert main([*transfer, "--annotations", "tiles/defects"]) == 0
+    assert main(["compose", "--model", "m", "tiles/good", "-n", "1", "--annotations", "tiles/defects"]) == 2
+    assert "leave out --annotations" in capsys.readouterr().err
 
 
 def test_the_same_again_is_the_same_and_a_dataset_grows(defects: Path) -> None:

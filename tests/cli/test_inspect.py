@@ -94,7 +94,7 @@ def test_a_threshold_is_calibrated_on_flawless_images(line: Path, capsys: pytest
     assert main(["inspect", "line", "--reference", "golden", "--calibrate", "good"]) == 0
     threshold = records()[0]["threshold"]
     assert 0.0005 < threshold < 0.1
-    assert "calibrated on 4 flawless images" in capsys.readouterr().err
+    assert "calibrated on 6 flawless images" in capsys.readouterr().err
     assert [row["defective"] for row in records()].count(True) == 2
     assert main(["inspect", "line", "--reference", "golden", "--threshold", "1.99", "--out", "b"]) == 0
     assert not any(row["defective"] for row in records("b"))
@@ -461,6 +461,32 @@ def test_verdicts_are_compared_with_labels(labeled: Path, capsys: pytest.Capture
     assert figures("b")["pixels"]["auroc"] == pixels["auroc"]
 
 
+def test_labels_from_annotations(labeled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All in one folder, where the annotations alone tell normals from defects."""
+    assert main([*LABELED, "-q", "--out", "a"]) == 0
+    by_folders = figures("a")
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for root in ("photos", "gold"):
+        for folder in ("normals", "defects/scratch"):
+            for path in sorted(Path(root, folder).iterdir()):
+                moved = Path("all", root, f"{folder[:2]}{path.name}")
+                moved.parent.mkdir(parents=True, exist_ok=True)
+                moved.write_bytes(path.read_bytes())
+                if root == "photos":
+                    images.append({"id": len(images), "file_name": moved.name, "height": 100, "width": 120})
+                    if folder != "normals":
+                        box = {"bbox": [30, 40, 50, 6], "image_id": images[-1]["id"], "category_id": 1}
+                        annotations.append(box)
+    document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "scratch"}]}
+    Path("coco.json").write_text(json.dumps(document))
+    inspect = ["inspect", "all/photos", "--reference", "all/gold", "--annotations", "coco.json", "-q", "--out", "b"]
+    assert main(inspect) == 2
+    assert "mark the defects of --labels or --defects" in capsys.readouterr().err
+    assert main([*inspect, "--labels"]) == 0
+    assert figures("b") == by_folders
+
+
 def test_without_labels_nothing_is_added(labeled: Path) -> None:
     assert main([*LABELED, "-q"]) == 0
     assert main(["inspect", "photos/defects/scratch", "--reference", "gold", "-q", "--overwrite"]) == 3
@@ -713,7 +739,7 @@ def test_flawless_images_alone_are_remembered(part: Path, capsys: pytest.Capture
     assert main(["inspect", "line", "--normals", "good", "--out", "b"]) == 3
     assert "--normals: skipped good/0.png: not an image" in capsys.readouterr().err
     with pytest.raises(WeightsError, match="memory bank, which only inspect uses"):
-        load_model(part.name)
+        load_model(registry.read(Path("weights.toml"))[0].file)
     assert main(["synthesize", "-n", "1", "--out", "c"]) == 5
     assert "no model" in capsys.readouterr().err
 

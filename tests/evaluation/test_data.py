@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from defectgen import files
+from defectgen.dataset.coco import run_lengths
 from defectgen.errors import BadInputError, UsageError
 from defectgen.evaluation.data import (
     LabeledImage,
@@ -23,6 +24,7 @@ from defectgen.evaluation.data import (
 from defectgen.evaluation.splitting import near_duplicates, remove_test_leakage, split
 from defectgen.imaging.images import DecodedImage, encode_png, read_image
 from defectgen.imaging.windows import common_range, value_range
+from defectgen.marking import Marking
 
 
 def copy_of(path: Path, to: Path, brighter: int = 0) -> LabeledImage:
@@ -32,6 +34,31 @@ def copy_of(path: Path, to: Path, brighter: int = 0) -> LabeledImage:
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_bytes(encode_png(np.clip(pixels, 0, 255).astype(np.uint8)))
     return LabeledImage(to, "disc")
+
+
+def test_real_photographs_of_one_folder_are_told_apart_by_annotations(real: Path, tmp_path: Path) -> None:
+    images, annotations = [], []
+    for number, each in enumerate(read_real(real).images):
+        moved = tmp_path / "all" / f"{number}.png"
+        moved.parent.mkdir(exist_ok=True)
+        shutil.copy(each.path, moved)
+        images.append({"id": number, "file_name": moved.name, "height": 100, "width": 100})
+        if each.category != "normal":
+            outline = run_lengths(load_mask(each.mask, (100, 100)))
+            kind = 1 + (each.category == "disc")
+            annotations.append({"image_id": number, "category_id": kind, "segmentation": outline})
+    categories = [{"id": 1, "name": "bar"}, {"id": 2, "name": "disc"}]
+    (tmp_path / "x.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    found = read_real(tmp_path / "all", marking=Marking(tmp_path / "x.json"))
+    for mine, other in zip(
+        sorted(found.images, key=lambda each: each.sha256),
+        sorted(read_real(real).images, key=lambda each: each.sha256),
+        strict=True,
+    ):
+        assert (mine.sha256, mine.category) == (other.sha256, other.category)
+        np.testing.assert_array_equal(load_mask(mine.mask, (100, 100)), load_mask(other.mask, (100, 100)))
 
 
 def test_real_photographs_are_found_in_the_usual_folders(real: Path, tmp_path: Path) -> None:

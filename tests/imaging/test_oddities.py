@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from defectgen.imaging.images import DecodedImage, read_image
+from defectgen.imaging.mask_files import DrawnMask
 from defectgen.imaging.oddities import covered, is_bilevel, is_transparent, is_turned_alone, orientation
 
 
@@ -14,11 +15,13 @@ from defectgen.imaging.oddities import covered, is_bilevel, is_transparent, is_t
         (True, np.s_[4:6, 4:6], 0.96),
         (True, np.s_[0:2, 4:6], 0.96),  # the defect reaches the border
         (True, np.s_[0:0, 0:0], 1.0),
-        (False, np.s_[1:9, 1:9], 0.0),  # large, but its border is free
+        (False, np.s_[1:9, 1:9], 0.64),  # large, though its border is free
+        (True, np.s_[1:9, 1:9], 0.36),  # all four borders
+        (True, np.s_[0:9, 1:9], 0.0),  # three of them
         (False, np.s_[0:3, 0:10], 0.0),
     ],
 )
-def test_a_mask_of_most_of_the_image_and_its_border_may_be_inverted(
+def test_a_mask_of_most_of_the_image_or_all_its_borders_may_be_inverted(
     ground: bool, defect: tuple[slice, slice], share: float
 ) -> None:
     mask = np.full((10, 10), ground)
@@ -56,6 +59,25 @@ def test_an_image_that_exif_turns_without_its_mask(
     tmp_path: Path, turn: int, size: tuple[int, int], of_mask: int, alone: bool
 ) -> None:
     path, mask = saved(tmp_path / "a.jpg", turn, size), saved(tmp_path / "a.png", of_mask, size)
+    assert is_turned_alone(path, mask, read_image(path)) is alone
+
+
+@pytest.mark.parametrize(
+    ("turn", "recorded", "displayed", "alone"),
+    [
+        (1, None, False, False),
+        (6, None, False, True),  # fractions of the sides fit either way
+        (6, (20, 10), False, False),  # the size tells
+        (3, (10, 20), False, True),
+        (6, None, True, False),
+        (3, (10, 20), True, False),
+    ],
+)
+def test_an_image_that_exif_turns_without_its_annotations(
+    tmp_path: Path, turn: int, recorded: tuple[int, int] | None, displayed: bool, alone: bool
+) -> None:
+    path = saved(tmp_path / "a.jpg", turn, (20, 10))
+    mask = DrawnMask(tmp_path / "a.json", "a.jpg", "crack", recorded, displayed)
     assert is_turned_alone(path, mask, read_image(path)) is alone
 
 

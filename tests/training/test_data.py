@@ -122,7 +122,7 @@ class TestTrainingWindows:
         mask = np.zeros((200, 300), np.uint8)
         mask[90:95, 10:290] = 255
         for sample in catalog.images:
-            if sample.category == "crack" and sample.mask is not None:
+            if sample.category == "crack" and isinstance(sample.mask, Path):
                 sample.mask.write_bytes(encode_png(mask))
         scale = TrainingWindows(catalog, 64, ["p"], [NORMAL, "crack", "dent"]).scales["p"]["crack"]
         assert scale == pytest.approx(4 / 6, abs=0.02)  # four pixels, of six as its depth counts them
@@ -142,7 +142,7 @@ class TestTrainingWindows:
         for image in catalog.images:
             if image.category == "crack":
                 pixels = np.full((200, 300), 40, np.uint8)
-                assert image.mask is not None
+                assert isinstance(image.mask, Path)
                 pixels[read_mask(image.mask)] = 10
                 image.path.write_bytes(encode_png(pixels))
                 bright.append(image)
