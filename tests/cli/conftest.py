@@ -91,6 +91,7 @@ class _Samples:
         self.failed = [1]
         self.metadata: dict[str, Any] = {}
         self.refused: dict[str, int] = {}
+        self.warnings: list[str] = []
 
     def __len__(self) -> int:
         return self.wanted.num - len(self.wanted.skip)

@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from defectgen import files
-from defectgen.dataset import Dataset, Layout, Sample, ascii_name, boxes, folder_name, open_folder
+from defectgen.dataset import Dataset, Layout, Normal, Options, Sample, boxes, open_folder
 from defectgen.dataset.manifest import Provenance
+from defectgen.dataset.names import ascii_name, folder_name
 from defectgen.errors import BadInputError, DiskFullError, StoppedError, UsageError
 from defectgen.imaging.images import read_image, read_mask
 
@@ -36,8 +37,17 @@ def several(count: int, start: int = 0) -> Iterator[Sample]:
     return (sample(i, ("crack", "pit hole")[i % 2]) for i in range(start, count))
 
 
-def fresh(out: Path, layout: Layout = Layout.PLAIN, *, resume: bool = False, overwrite: bool = False) -> Dataset:
-    return open_folder(out, layout=layout, command="defectgen synthesize", resume=resume, overwrite=overwrite)
+def goods(count: int, product: str = "tile", *, validates: bool = False) -> list[Normal]:
+    return [Normal(product, validates, lambda: sample(0).image)] * count
+
+
+def fresh(
+    out: Path, layout: Layout = Layout.PLAIN, *, resume: bool = False, overwrite: bool = False, **options: Any
+) -> Dataset:
+    return open_folder(
+        out, layout=layout, command="defectgen synthesize", resume=resume, overwrite=overwrite,
+        options=Options(**options),
+    )  # fmt: skip
 
 
 def manifest(out: Path) -> list[dict[str, Any]]:
@@ -188,7 +198,7 @@ class TestOverwrite:
     @pytest.mark.parametrize("layout", list(Layout))
     def test_overwriting_removes_only_files_of_the_dataset(self, tmp_path: Path, layout: Layout) -> None:
         out = tmp_path / "d"
-        fresh(out, layout).write(several(6), normals=[("tile", sample(0).image)])
+        fresh(out, layout).write(several(6), normals=goods(1))
         (out / "notes.txt").write_text("mine")
         fresh(out, Layout.PLAIN, overwrite=True).write([sample(0)])
         assert set(contents(out)) == {
@@ -196,6 +206,7 @@ class TestOverwrite:
             "images/crack/000000.png",
             "manifest.jsonl",
             "masks/crack/000000.png",
+            "metadata.jsonl",
             "notes.txt",
             "sheet.jpg",
         }
@@ -217,7 +228,7 @@ class TestOverwrite:
 
 
 def filled(out: Path, layout: Layout, count: int = 6) -> None:
-    fresh(out, layout).write(several(count), normals=[("tile", sample(0).image)] * 2)
+    fresh(out, layout).write(several(count), normals=goods(2))
 
 
 class TestPeoplesFiles:
@@ -237,17 +248,20 @@ class TestPeoplesFiles:
         (out / "empty/mine").mkdir(parents=True)
         if after is Layout.MVTEC and layout is not after:  # a person's normal is where one of ours would go
             with pytest.raises(UsageError, match=r"000001\.png: is in the way, and not of this dataset"):
-                fresh(out, after, overwrite=True).write(several(2), normals=[("tile", sample(0).image)] * 2)
+                fresh(out, after, overwrite=True).write(several(2), normals=goods(2))
         else:
-            fresh(out, after, overwrite=True).write(several(2), normals=[("tile", sample(0).image)])
+            fresh(out, after, overwrite=True).write(several(2), normals=goods(1))
         kept = [path for path in mine if path.is_file() and path.read_text(errors="ignore") == f"mine: {path.name}"]
         # A label of the new dataset's own image is not a person's.
         assert mine - set(kept) <= {out / "labels/train/000001.txt"}
         assert (out / "empty/mine").is_dir()
 
-    @pytest.mark.parametrize(("layout", "name"), [(Layout.COCO, "annotations.json"), (Layout.YOLO, "data.yaml")])
+    @pytest.mark.parametrize(
+        ("layout", "name"), [(Layout.COCO, "annotations/instances_val.json"), (Layout.YOLO, "data.yaml")]
+    )
     def test_another_layout_does_not_replace_them(self, tmp_path: Path, layout: Layout, name: str) -> None:
         filled(tmp_path / "d", Layout.PLAIN)
+        (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "d" / name).write_text("mine")
         before = contents(tmp_path / "d")
         with pytest.raises(UsageError, match=f"{name}: is in the way"):
@@ -267,7 +281,7 @@ class TestPeoplesFiles:
         assert [row["index"] for row in manifest(tmp_path / "d")] == [0, 1, 2, 3]
         (tmp_path / "d" / theirs).unlink()
         again = fresh(tmp_path / "d", layout, resume=True)
-        again.write(several(6, start=4), normals=[("tile", sample(0).image)] * 2)
+        again.write(several(6, start=4), normals=goods(2))
         assert contents(tmp_path / "d") == contents(tmp_path / "whole")
 
     def test_normals_of_a_dataset_without_their_list_stay(self, tmp_path: Path) -> None:
@@ -314,7 +328,7 @@ class TestLinks:
         before = contents(tmp_path)
         with pytest.raises(BadInputError, match=f"{link}: is a link"):
             fresh(out, layout, resume=flag == "resume", overwrite=flag == "overwrite").write(
-                several(9, start=6), normals=[("tile", sample(0).image)] * 3
+                several(9, start=6), normals=goods(3)
             )
         if flag == "overwrite" or link in (
             "images",
@@ -374,7 +388,7 @@ class TestKilled:
         (tmp_path / "d" / manifest(tmp_path / "d")[3]["mask"]).unlink()
         again = fresh(tmp_path / "d", layout, resume=True)
         assert again.done == {0, 1, 2}
-        again.write([], normals=[("tile", sample(0).image)] * 2)
+        again.write([], normals=goods(2))
         assert contents(tmp_path / "d") == contents(tmp_path / "whole")
 
     @pytest.mark.parametrize("after", [0, 1, 5, 9, 13])
@@ -396,10 +410,10 @@ class TestKilled:
 
         monkeypatch.setattr(Path, "unlink", killed)
         with pytest.raises(KeyboardInterrupt):
-            fresh(tmp_path / "d", Layout.YOLO, overwrite=True).write(several(6))
+            fresh(tmp_path / "d", Layout.YOLO, overwrite=True).write(several(6), normals=goods(2))
         monkeypatch.undo()
         again = fresh(tmp_path / "d", Layout.YOLO, resume=flag == "resume", overwrite=flag == "overwrite")
-        again.write(made for made in several(6) if made.index not in again.done)
+        again.write((made for made in several(6) if made.index not in again.done), normals=goods(2))
         assert contents(tmp_path / "d") == contents(tmp_path / "whole")
 
 
@@ -516,11 +530,11 @@ class TestMvtec:
     def test_follows_the_rules_of_anomalib(self, tmp_path: Path) -> None:
         out = tmp_path / "d"
         made = [sample(i, ("crack", "Löcher")[i % 2], "Fliese ß") for i in range(12)]
-        fresh(out, Layout.MVTEC).write(made, normals=[("other", made[0].image)] + [("Fliese ß", made[0].image)] * 3)
+        fresh(out, Layout.MVTEC).write(made, normals=[*goods(1, "other"), *goods(3, "Fliese ß")])
         (category,) = [path for path in out.iterdir() if path.is_dir()]
         self.load(category)
         assert len(list((category / "train/good").iterdir())) == 3
-        assert {path.name for path in (category / "test").iterdir()} == {"crack", ascii_name("Löcher")}
+        assert {path.name for path in (category / "test").iterdir()} == {"crack", "Locher"}
         assert manifest(out)[1]["category"] == "Löcher"
 
     @staticmethod
