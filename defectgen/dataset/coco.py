@@ -1,8 +1,9 @@
 """COCO: `annotations/instances_train.json` and `instances_val.json`, with an annotation for each defect.
 
 https://cocodataset.org/#format-data. `iscrowd` is always 0, because COCO evaluation ignores crowds. Segmentations are
-polygons, one for each piece of the defect, or run lengths if it has holes, which polygons cannot express; or all are of
-one kind, for loaders that take no other. Then polygons have holes by cuts of zero width.
+polygons, one for each piece of the defect, or run lengths if it has holes, which polygons cannot express. Or all are of
+one kind, for loaders that take no other: then a defect is one polygon, its pieces joined, and its holes cut, by lines
+of zero width. Label Studio's converter reads the first polygon of an annotation only.
 """
 
 import json
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from defectgen import files
 from defectgen.dataset.instances import Instances, read
 from defectgen.dataset.manifest import Row
-from defectgen.dataset.polygons import Piece, bridged
+from defectgen.dataset.polygons import Piece, bridged, together
 from defectgen.imaging.images import read_image, read_mask
 from defectgen.imaging.windows import paste_on_zeros
 from defectgen.version import __version__
@@ -113,8 +114,10 @@ def _annotations(
 def _segmentation(
     defect: Sequence[Piece], box: tuple[int, int, int, int], size: tuple[int, ...], how: Segmentation
 ) -> Any:
-    if how == "polygon" or (how == "auto" and not any(piece.holes for piece in defect)):
-        return [bridged(piece).ravel().tolist() for piece in defect]
+    if how == "polygon":
+        return [together([bridged(piece) for piece in defect]).ravel().tolist()]
+    if how == "auto" and not any(piece.holes for piece in defect):
+        return [piece.outline.ravel().tolist() for piece in defect]
     x, y, width, height = box
     part = np.zeros((height, width), np.bool_)
     for piece in defect:
