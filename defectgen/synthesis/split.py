@@ -25,8 +25,9 @@ class Split:
     only_normals: bool = False
 
     def holds_out(self, number: int) -> bool:
-        """Whether the sample of that number in its category, from 0, is for validation: evenly spread, one of few."""
-        return self.only_normals or math.floor((number + 1) * self.val + 0.5) > math.floor(number * self.val + 0.5)
+        """Whether the sample of that number in its category, from 0, is for validation. They are evenly spread."""
+        before, after = (math.floor(count * self.val + 0.5 - 1e-9) for count in (number, number + 1))
+        return self.only_normals or after > before
 
 
 class Photographs:

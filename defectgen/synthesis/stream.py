@@ -195,7 +195,8 @@ class SampleStream(ABC, Generic[D, G]):
 
     def _defects(self, catalog: Catalog) -> Callable[[int, str], Sequence[SourceImage]]:
         """The real defects of a category of which a sample, by its index, may be made."""
-        of = self._divide(catalog.images, "defects", lambda image: image.category)
+        wanted = [image for image in catalog.images if image.category in self._wanted.categories]
+        of = self._divide(wanted, "defects", lambda image: image.category)
         known = cache(lambda validates, category: [each for each in of(validates) if each.category == category])
         return lambda index, category: known(self._validates(index), category)
 
