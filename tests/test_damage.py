@@ -107,8 +107,8 @@ def test_of_a_dataset(tmp_path: Path, layout: Layout, name: str) -> None:
             ends_well(lambda out=out: read_synthetic(out))  # type: ignore[misc]
 
             def again(out: Path = out, flag: str = flag) -> None:
-                settings = {"resume": flag == "resume", "overwrite": flag == "overwrite"}
-                opened = open_folder(out, layout=layout, command="", **settings)
+                resume, overwrite = flag == "resume", flag == "overwrite"
+                opened = open_folder(out, layout=layout, command="", resume=resume, overwrite=overwrite)
                 todo = [each for each in samples(5) if each.index not in opened.done]
                 opened.write(todo, normals=normals)
 
