@@ -20,9 +20,10 @@ def check(
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> int:
-    """Say which loaders take a dataset unedited, and why others do not.
+    """Say which loaders take a dataset as it is.
 
-    None of them needs to be installed. Files that are missing, damaged or not of the dataset are an error.
+    And why others do not. None of them needs to be installed. Files that are missing, damaged or not of the dataset are
+    an error.
     """
     from defectgen.dataset.checking import check as run
 

@@ -150,6 +150,8 @@ class Dataset:
         self.warnings: tuple[str, ...] = ()
         """What stays of a damaged dataset that is replaced, and what a loader may miss."""
         self._options = options
+        self.sides: dict[str, bool] = {}
+        """The photographs, by SHA-256, of one side of the split alone: whether it is that for validation."""
         self._folders: dict[str, str] = {}  # of categories, in the mvtec layout
         self._layout = layout
         self._command = command
@@ -170,7 +172,10 @@ class Dataset:
         if before.layout is None:
             raise BadInputError(f"{self.out / record.NAME}: not of a defectgen dataset; choose another --out")
         named: dict[str, str] = {}
+        sides: dict[str, set[bool]] = {}
         for row in self._rows():
+            for sha256 in row.used_photographs:
+                sides.setdefault(sha256, set()).add(row.split == "val" or self._layout is Layout.MVTEC)
             self._note(row)
             named.update(row.named)
             if self._layout is Layout.MVTEC:
@@ -188,6 +193,7 @@ class Dataset:
             )
         self._check_derived(before)
         _check_unchanged({manifest.located(self.out, name): sha256 for name, sha256 in named.items()})
+        self.sides = {sha256: True in both for sha256, both in sides.items() if len(both) == 1}
         self._normals = before.normals
         self.done = frozenset(index for index in self._files if self._is_complete(index))
 

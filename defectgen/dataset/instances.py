@@ -35,7 +35,8 @@ def numbered(labels: NDArray[np.int32], count: int, numbers: NDArray[np.uint16])
 
     Args:
         labels: the component of each pixel, [H, W], from 1 to `count`; 0 elsewhere.
-        numbers: the defect of each pixel, [H, W], from 1; 0 elsewhere. Defects that share a component count as one.
+        numbers: the defect of each pixel, [H, W], from 1; 0 where that is not known. Defects that share a component
+            count as one, and a component of no known defect is one of its own.
     """
     first: dict[int, int] = {}  # of defects that are one, the first
 
@@ -48,8 +49,9 @@ def numbered(labels: NDArray[np.int32], count: int, numbers: NDArray[np.uint16])
     pairs = np.unique(np.stack([labels[inside], numbers[inside]]), axis=1).T.tolist()
     of: dict[int, int] = {}
     for label, number in pairs:
-        one, other = sorted((root(of.setdefault(label, number)), root(number)))
-        first[other] = one
-    roots = [root(of[label]) for label in range(1, count + 1)]
+        if number:
+            one, other = sorted((root(of.setdefault(label, number)), root(number)))
+            first[other] = one
+    roots = [root(of[label]) if label in of else -label for label in range(1, count + 1)]
     order = list(dict.fromkeys(roots))
     return [order.index(each) for each in roots]

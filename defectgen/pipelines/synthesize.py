@@ -3,7 +3,7 @@
 A stream generates samples lazily, one at a time. `write` writes it to a dataset folder.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -475,7 +475,6 @@ def write(
     options = request.options
     if options.product is not None and len(job.products) > 1:
         raise UsageError(f"--product {options.product}: the normals are of {', '.join(job.products)}; leave it out")
-    split = _split(request.layout, options)
     with files.locked(request.out, wait=request.wait):
         target = dataset.open_folder(
             request.out,
@@ -485,7 +484,7 @@ def write(
             overwrite=request.overwrite,
             options=options,
         )
-        samples = job.samples(target.done, split)
+        samples = job.samples(target.done, _split(request.layout, options, target.sides))
         on_start(samples)
         summary = target.write(
             samples, normals=samples.normals(), metadata=samples.metadata, workers=job.workers, on_sample=on_sample
@@ -499,11 +498,11 @@ def write(
     )  # fmt: skip
 
 
-def _split(layout: Layout, options: Options) -> Split | None:
+def _split(layout: Layout, options: Options, known: Mapping[str, bool]) -> Split | None:
     """How samples are divided: mvtec is for testing, but for the normals of training."""
     if layout is Layout.PLAIN or options.val == 0:
         return None
-    return Split(options.val, only_normals=layout is Layout.MVTEC)
+    return Split(options.val, only_normals=layout is Layout.MVTEC, known=known)
 
 
 # --- Shared helpers -------------------------------------------------------------------------------------------

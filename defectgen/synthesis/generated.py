@@ -465,7 +465,8 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
                 **({} if self._strength == (1.0, 1.0) else {"strength": strength}),
             },
         }
-        return Sample(draw.index, draw.category, draw.sample.product, image, mask, Provenance(**provenance), restored)
+        made = Sample(draw.index, draw.category, draw.sample.product, image, mask, Provenance(**provenance), restored)
+        return replace(made, numbers=_numbers(draw, mask))
 
 
 class RestoredSamples(SampleStream[Draw, Pixels]):
@@ -790,6 +791,15 @@ def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     if len(mask) == side:
         return mask
     return cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def _numbers(draw: _WindowDraw, mask: NDArray[np.bool_]) -> NDArray[np.uint16] | None:
+    """The defect at each pixel of a mask, [H, W], if several categories are painted: each is one of its own."""
+    if draw.a is None or np.any(draw.a > 0.5, axis=(1, 2)).sum() < 2:
+        return None
+    asked = np.where(draw.a.max(axis=0) > 0.5, draw.a.argmax(axis=0) + 1, 0).astype(np.uint16)
+    native = cv2.resize(asked, (draw.window.side, draw.window.side), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(paste_on_zeros(native, (draw.window.x, draw.window.y), mask.shape) * mask, np.uint16)
 
 
 def laid(rng: np.random.Generator, box: Box, extent: Extent, side: int, size: int) -> Window:

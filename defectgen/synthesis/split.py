@@ -6,8 +6,8 @@ photographs, and no division would be clean.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from defectgen.folders import SourceImage
@@ -23,6 +23,8 @@ class Split:
 
     val: float
     only_normals: bool = False
+    known: Mapping[str, bool] = field(default_factory=dict)
+    """The photographs, by SHA-256, whose side is settled by an earlier run: whether it is for validation."""
 
     def holds_out(self, number: int) -> bool:
         """Whether the sample of that number in its category, from 0, is for validation. They are evenly spread."""
@@ -34,18 +36,19 @@ class Photographs:
     """Photographs by side. Those of a group that has a single one are on both; `shared` names these groups."""
 
     def __init__(
-        self, images: Sequence[SourceImage], val: float, group: Callable[[SourceImage], str],
+        self, images: Sequence[SourceImage], split: Split, group: Callable[[SourceImage], str],
         sha256: Callable[[Path], str],
     ) -> None:  # fmt: skip
         contents = [sha256(image.path) for image in images]
         groups: dict[str, set[str]] = {}
         for image, content in zip(images, contents, strict=True):
             groups.setdefault(group(image), set()).add(content)
-        held, kept = set[str](), set[str]()
+        held = {content for content in contents if split.known.get(content) is True}
+        kept = {content for content in contents if split.known.get(content) is False}
         # The smallest group first, because a photograph of several groups is on one side only. The order by hash is
         # random, but the same in each run.
         for own in sorted(groups.values(), key=lambda own: (len(own), sorted(own))):
-            wanted = min(max(1, round(val * len(own))), len(own) - 1) - len(own & held)
+            wanted = min(max(1, round(split.val * len(own))), len(own) - 1) - len(own & held)
             free = sorted(own - held - kept)
             held.update(free[: max(0, wanted)])
             kept.update(free[max(0, wanted) :])

@@ -188,7 +188,7 @@ class SampleStream(ABC, Generic[D, G]):
         split = self._wanted.split
         if split is None or not images or (split.only_normals and what != "normals"):
             return lambda _: images
-        divided = Photographs(images, split.val, group, self._sha256)
+        divided = Photographs(images, split, group, self._sha256)
         if divided.shared:
             self.warnings.append(said(what, divided.shared))
         return divided.of

@@ -33,7 +33,7 @@ def image(name: str, category: str, product: str = "p") -> SourceImage:
 @pytest.mark.parametrize("each", [1, 2, 3, 12])
 def test_photographs_are_on_one_side_and_each_category_on_both(categories: int, each: int) -> None:
     images = [image(f"{c}-{i}", f"c{c:02}") for c in range(categories) for i in range(each)]
-    divided = Photographs(images, 0.2, lambda one: one.category, str)
+    divided = Photographs(images, Split(0.2), lambda one: one.category, str)
     train, val = set(divided.of(False)), set(divided.of(True))
     if each == 1:
         assert divided.shared == tuple(f"c{c:02}" for c in range(categories))
@@ -50,10 +50,26 @@ def test_a_photograph_of_two_categories_or_two_files_is_on_one_side() -> None:
     images = [image(f"{i}.png", category) for category in ("a", "b") for i in range(5)]
     images += [image("copies/3.png", "a")]
     for val in (0.2, 0.5):
-        divided = Photographs(images, val, lambda one: one.category, lambda path: path.name)
+        divided = Photographs(images, Split(val), lambda one: one.category, lambda path: path.name)
         train, held = ({one.path.name for one in divided.of(side)} for side in (False, True))
         assert not train & held
         assert {one.category for one in divided.of(True)} == {one.category for one in divided.of(False)} == {"a", "b"}
+
+
+@pytest.mark.parametrize("known", [{}, {"a3": True}, {"a3": False, "a7": False}])
+def test_photographs_of_an_earlier_run_stay_on_their_side(known: dict[str, bool]) -> None:
+    """Also if others are added, and without others the division is the same."""
+    images = [image(f"a{i}", "a") for i in range(10)]
+    first = Photographs(images, Split(0.2, known=known), lambda one: one.category, str)
+    sides = {one.path.name: side for side in (False, True) for one in first.of(side)}
+    assert {name: sides[name] for name in known} == known
+    for part in ({**dict(list(sides.items())[::2]), **known}, sides):
+        again = Photographs(images, Split(0.2, known=part), lambda one: one.category, str)
+        assert (again.of(True), again.of(False)) == (first.of(True), first.of(False))
+        more = Photographs([image(f"0{i}", "a") for i in range(9)] + images, Split(0.2, known=part), lambda _: "a", str)
+        now = {one.path.name: side for side in (False, True) for one in more.of(side)}
+        assert {name: now[name] for name in part} == part
+        assert len(more.of(True)) == 4
 
 
 @pytest.fixture(scope="module")
