@@ -6,7 +6,8 @@
 #   sh examples/loaders.sh [FOLDER [OWNER...]]
 #
 # Each owner gets an environment of its own in FOLDER/env (default: a temporary folder, removed at the end); those that
-# are there are used again. All of them take 20 GB and half an hour. DEFECTGEN is the command (default: defectgen).
+# are there are used again. All of them take 15 GB and half an hour. PYTHON makes the environments and draws the images,
+# with NumPy and Pillow (default: python3); DEFECTGEN is the command (default: defectgen).
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:-}
@@ -49,6 +50,10 @@ reads() {
     esac
 }
 
+for owner in $owners; do
+    reads "$owner" > /dev/null
+done
+
 # --- Datasets: with ASCII names, and with names that need quotes, escapes or other letters.
 python=${PYTHON:-python3}
 rm -rf "$folder/data"
@@ -74,7 +79,6 @@ cd / || exit 2
 echo "| loader | dataset | images | with defects | IoU, least | IoU, mean | |"
 echo "|---|---|---|---|---|---|---|"
 for owner in $owners; do
-    reads "$owner" > /dev/null || exit 2
     env="$folder/env/$owner"
     if [ ! -x "$env/bin/pip" ]; then
         # shellcheck disable=SC2046 # several packages
