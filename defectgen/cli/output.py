@@ -11,7 +11,7 @@ from defectgen.cli.options import Switches, option
 from defectgen.errors import BadInputError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from defectgen.dataset import Options, Sample
+    from defectgen.dataset import LayoutOptions, Sample
     from defectgen.pipelines.synthesize import Folder, SynthesisJob
     from defectgen.synthesis.pasted import Placement, Region
     from defectgen.synthesis.stream import AnyStream
@@ -165,7 +165,7 @@ def run(
     maker: str,
     out: Path,
     layout: Format,
-    options: "Options",
+    options: "LayoutOptions",
     resume: bool,
     overwrite: bool,
     wait: bool,
@@ -235,13 +235,13 @@ def run(
     return ExitCode.SKIPPED if job.skipped else ExitCode.OK
 
 
-def options(layout: Format, **given: Any) -> "Options":
+def options(layout: Format, **given: Any) -> "LayoutOptions":
     """The choices for a layout. Those that are None are not given.
 
     Raises:
         UsageError: one does not apply to the layout, or is no name.
     """
-    from defectgen.dataset import Options
+    from defectgen.dataset import LayoutOptions
 
     chosen = {
         key: value.value if isinstance(value, Enum) else value for key, value in given.items() if value is not None
@@ -252,7 +252,7 @@ def options(layout: Format, **given: Any) -> "Options":
             raise UsageError(f"{name}: has no effect with --format {layout.value}; it is for {', '.join(_OF[key])}")
     if not chosen.get("product", "x").strip():
         raise UsageError("--product: the name is empty")
-    return Options(**chosen)
+    return LayoutOptions(**chosen)
 
 
 def folder(text: str) -> "Folder":

@@ -56,7 +56,7 @@ _BACKGROUNDS = {Layout.YOLO: 0.1}  # normals per sample, unless asked for
 
 
 @dataclass(frozen=True)
-class Options:
+class LayoutOptions:
     """How a layout is written, as far as it has a choice."""
 
     val: float = 0.2
@@ -111,7 +111,7 @@ class Summary:
 
 
 def open_folder(
-    out: Path, *, layout: Layout, command: str, resume: bool, overwrite: bool, options: Options | None = None
+    out: Path, *, layout: Layout, command: str, resume: bool, overwrite: bool, options: LayoutOptions | None = None
 ) -> "Dataset":
     """Open the dataset folder `out`: a new one, or that of an earlier run to resume or overwrite.
 
@@ -132,7 +132,7 @@ def open_folder(
             )
         if not new and not (out / record.NAME).is_file():
             raise BadInputError(f"{out}: not a defectgen dataset (it has no {record.NAME}); choose another --out")
-        dataset = Dataset(out, layout, command, options or Options())
+        dataset = Dataset(out, layout, command, options or LayoutOptions())
         if not new and overwrite:
             dataset.replace()
         elif not new:
@@ -144,7 +144,7 @@ def open_folder(
 class Dataset:
     """A dataset folder. `done` holds the indices of the complete samples."""
 
-    def __init__(self, out: Path, layout: Layout, command: str, options: Options) -> None:
+    def __init__(self, out: Path, layout: Layout, command: str, options: LayoutOptions) -> None:
         self.out = out
         self.done: frozenset[int] = frozenset()
         self.warnings: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from defectgen import dataset, files
-from defectgen.dataset import Layout, Options, Sample
+from defectgen.dataset import Layout, LayoutOptions, Sample
 from defectgen.errors import BadInputError, UsageError, UserError, WeightsError
 from defectgen.folders import Catalog, OnBad, Skipped, SourceImage, read_defects, read_normals
 from defectgen.methods import having, info
@@ -133,7 +133,7 @@ class DatasetRequest:
 
     out: Path
     layout: Layout = Layout.PLAIN
-    options: Options = field(default_factory=Options)
+    options: LayoutOptions = field(default_factory=LayoutOptions)
     command: str = "python"
     resume: bool = False
     overwrite: bool = False
@@ -498,7 +498,7 @@ def write(
     )  # fmt: skip
 
 
-def _split(layout: Layout, options: Options, known: Mapping[str, bool]) -> Split | None:
+def _split(layout: Layout, options: LayoutOptions, known: Mapping[str, bool]) -> Split | None:
     """How samples are divided: mvtec is for testing, but for the normals of training."""
     if layout is Layout.PLAIN or options.val == 0:
         return None

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defectgen.dataset import Layout, Normal, Options, Sample, open_folder
+from defectgen.dataset import Layout, LayoutOptions, Normal, Sample, open_folder
 from defectgen.dataset.checking import Loader, check
 from defectgen.dataset.manifest import Provenance
 from defectgen.errors import BadInputError
@@ -24,7 +24,9 @@ def made(out: Path, layout: Layout, *, depth: int = 8, category: str = "crack", 
         Sample(i, category, "tile", image, each, Provenance(), validates=i == 1) for i, each in enumerate((mask, two))
     ]
     normals = [Normal("tile", i == 1, lambda: image) for i in range(2)]
-    dataset = open_folder(out, layout=layout, command="", resume=False, overwrite=False, options=Options(**options))
+    dataset = open_folder(
+        out, layout=layout, command="", resume=False, overwrite=False, options=LayoutOptions(**options)
+    )
     dataset.write(samples, normals=normals)
     return out
 

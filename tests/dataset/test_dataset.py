@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from defectgen import files
-from defectgen.dataset import Dataset, Layout, Normal, Options, Sample, boxes, open_folder
+from defectgen.dataset import Dataset, Layout, LayoutOptions, Normal, Sample, boxes, open_folder
 from defectgen.dataset.manifest import Provenance
 from defectgen.dataset.names import ascii_name, folder_name
 from defectgen.errors import BadInputError, DiskFullError, StoppedError, UsageError
@@ -47,7 +47,7 @@ def fresh(
 ) -> Dataset:
     return open_folder(
         out, layout=layout, command="defectgen synthesize", resume=resume, overwrite=overwrite,
-        options=Options(**options),
+        options=LayoutOptions(**options),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectgen.dataset import Layout, Normal, Options, Sample, open_folder
+from defectgen.dataset import Layout, LayoutOptions, Normal, Sample, open_folder
 from defectgen.dataset.coco import run_lengths
 from defectgen.dataset.manifest import Provenance
 from defectgen.dataset.polygons import bridged, pieces, together
@@ -144,7 +144,9 @@ def write(out: Path, layout: Layout, **options: Any) -> list[Sample]:
         for i, mask in enumerate(masks().values())
     ]
     normals = [Normal("p", validates, lambda: image) for validates in (False, True)]
-    dataset = open_folder(out, layout=layout, command="", resume=False, overwrite=False, options=Options(**options))
+    dataset = open_folder(
+        out, layout=layout, command="", resume=False, overwrite=False, options=LayoutOptions(**options)
+    )
     dataset.write(made, normals=normals)
     return made
 
