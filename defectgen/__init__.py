@@ -24,7 +24,7 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 
 
 if TYPE_CHECKING:
-    from defectgen.dataset import Layout, Sample
+    from defectgen.dataset import Layout, LayoutOptions, Sample
     from defectgen.evaluation import EvaluateRequest
     from defectgen.folders import ProductFolders, read_catalog
     from defectgen.imaging.windows import Box
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 _HOME = {
     name: module
     for module, names in {
-        "dataset": "Layout Sample",
+        "dataset": "Layout LayoutOptions Sample",
         "evaluation": "EvaluateRequest",
         "folders": "ProductFolders read_catalog",
         "imaging.windows": "Box",
@@ -69,11 +69,11 @@ _HOME = {
 }
 
 __all__ = [
-    "Box", "ComposeRequest", "DatasetRequest", "DatasetResult", "EvaluateRequest", "EvaluateResult", "InspectRequest",
-    "Layout", "Marking", "Model", "Placement", "ProductFolders", "Region", "Sample", "SynthesizeRequest",
-    "TrainRequest", "TrainResult", "TransferRequest", "__version__", "compose", "evaluate", "inspect", "load_model",
-    "prepare_composition", "prepare_synthesis", "prepare_transfer", "read_catalog", "synthesize", "train", "transfer",
-    "write",
+    "Box", "ComposeRequest", "DatasetRequest", "DatasetResult", "EvaluateRequest", "EvaluateResult",
+    "InspectRequest", "Layout", "LayoutOptions", "Marking", "Model", "Placement", "ProductFolders", "Region",
+    "Sample", "SynthesizeRequest", "TrainRequest", "TrainResult", "TransferRequest", "__version__", "compose",
+    "evaluate", "inspect", "load_model", "prepare_composition", "prepare_synthesis", "prepare_transfer",
+    "read_catalog", "synthesize", "train", "transfer", "write",
 ]  # fmt: skip
 
 

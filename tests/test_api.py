@@ -95,7 +95,7 @@ def test_a_function_and_its_command_make_the_same_samples(plant: Path) -> None:
         for root in ("by-function", "by-command")
     )
     assert ours == theirs
-    assert len(ours) == 3 + 3 + 2
+    assert len(ours) == 3 + 3 + 3
 
 
 def test_the_script_with_cells_runs(plant: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defectgen.dataset import Layout, Sample, open_folder
+from defectgen.dataset import Layout, Normal, Sample, open_folder
 from defectgen.dataset.manifest import Provenance
 from defectgen.errors import UserError
 from defectgen.evaluation.data import read_synthetic
@@ -92,7 +92,7 @@ def ends_well(action: Callable[[], object]) -> bool:
 @pytest.mark.parametrize("name", ["manifest.jsonl", "dataset.json"])
 def test_of_a_dataset(tmp_path: Path, layout: Layout, name: str) -> None:
     rng = np.random.default_rng(0)
-    normals = [("tile", np.zeros((20, 24), np.uint8))]
+    normals = [Normal("tile", False, lambda: np.zeros((20, 24), np.uint8))]
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/a.png").write_bytes(b"mine")
     whole = tmp_path / "whole"
@@ -107,8 +107,8 @@ def test_of_a_dataset(tmp_path: Path, layout: Layout, name: str) -> None:
             ends_well(lambda out=out: read_synthetic(out))  # type: ignore[misc]
 
             def again(out: Path = out, flag: str = flag) -> None:
-                settings = {"resume": flag == "resume", "overwrite": flag == "overwrite"}
-                opened = open_folder(out, layout=layout, command="", **settings)
+                resume, overwrite = flag == "resume", flag == "overwrite"
+                opened = open_folder(out, layout=layout, command="", resume=resume, overwrite=overwrite)
                 todo = [each for each in samples(5) if each.index not in opened.done]
                 opened.write(todo, normals=normals)
 

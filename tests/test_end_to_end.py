@@ -131,7 +131,7 @@ class TestTheModelThatShips:
         ("layout", "files"),
         [
             ("mvtec", ["steel/train/good/000000.png", "steel/test/spot", "steel/ground_truth/spot"]),
-            ("coco", ["annotations.json", "images/000000.png"]),
+            ("coco", ["annotations/instances_train.json", "images/000000.png"]),
             ("yolo", ["data.yaml", "labels/train/000000.txt", "images/train/000000.png"]),
         ],
     )

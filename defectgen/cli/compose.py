@@ -62,6 +62,11 @@ def compose(
     on_bad: options.Skip = options.OnBad.SKIP,
     out: output.Out = Path("dataset"),
     layout: output.Layout = output.Format.PLAIN,
+    val: output.Val = None,
+    normals_share: output.NormalsShare = None,
+    segmentation: output.Segmentations = None,
+    instances: output.Annotations = None,
+    product: output.Product = None,
     batch_size: options.BatchSize = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -81,6 +86,9 @@ def compose(
     Real defects are cut out by their masks. This needs no training and no network.
     """
     options.exclusive(resume, overwrite, "dataset")
+    written = output.options(
+        layout, val=val, normals_share=normals_share, segmentation=segmentation, instances=instances, product=product
+    )
     if model is not None and normals is None:
         defects, normals = None, defects
     if normals is None or (defects is None) == (model is None):
@@ -111,6 +119,6 @@ def compose(
     )
     return output.run(
         Console(as_json=as_json, quiet=quiet), job, ctx.ensure_object(options.Switches), title="composing",
-        maker="contents", out=out, layout=layout, resume=resume, overwrite=overwrite, wait=wait,
+        maker="contents", out=out, layout=layout, options=written, resume=resume, overwrite=overwrite, wait=wait,
         dry_run=dry_run, verbose=verbose,
     )  # fmt: skip

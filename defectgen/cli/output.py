@@ -11,7 +11,7 @@ from defectgen.cli.options import Switches, option
 from defectgen.errors import BadInputError, ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from defectgen.dataset import Sample
+    from defectgen.dataset import LayoutOptions, Sample
     from defectgen.pipelines.synthesize import Folder, SynthesisJob
     from defectgen.synthesis.pasted import Placement, Region
     from defectgen.synthesis.stream import AnyStream
@@ -29,6 +29,61 @@ class Format(str, Enum):
 Num = Annotated[int, option("--num", "-n", min=1, help="Number of samples to generate.")]
 Out = Annotated[Path, option("--out", "-o", metavar="DIR", help="Output folder of the dataset.")]
 Layout = Annotated[Format, option("--format", help="Layout of the dataset.")]
+Val = Annotated[
+    float | None,
+    option(
+        "--val",
+        min=0.0,
+        max=0.5,
+        help="Share for validation, of other normals and real defects than those for training: yolo, coco; for mvtec, "
+        "of the normals for testing  [default: 0.2]",
+    ),
+]
+NormalsShare = Annotated[
+    float | None,
+    option(
+        "--normals-share",
+        min=0.0,
+        metavar="SHARE",
+        help="Normals to add as images without defects, per sample: yolo, coco  [default: 0.1 for yolo, 0 for coco]",
+    ),
+]
+
+
+class Segmentation(str, Enum):
+    """As `defectgen.dataset.coco.Segmentation`."""
+
+    AUTO = "auto"
+    POLYGON = "polygon"
+    RLE = "rle"
+
+
+class Instances(str, Enum):
+    """As `defectgen.dataset.instances.Instances`."""
+
+    DEFECTS = "defects"
+    PIECES = "pieces"
+
+
+Segmentations = Annotated[
+    Segmentation | None,
+    option(
+        "--segmentation",
+        help="Masks in coco: polygons, with cuts to holes; run lengths; or polygons, and run lengths for those with "
+        "holes  [default: auto]",
+    ),
+]
+Annotations = Annotated[
+    Instances | None,
+    option("--instances", help="Annotate whole defects, or each piece: yolo, coco  [default: defects]"),
+]
+Product = Annotated[
+    str | None, option("--product", metavar="NAME", help="Name of the product: mvtec  [default: the normals' folder]")
+]
+_OF = {
+    "val": ("yolo", "coco", "mvtec"), "normals_share": ("yolo", "coco"), "segmentation": ("coco",),
+    "instances": ("yolo", "coco"), "product": ("mvtec",),
+}  # fmt: skip
 Model = Annotated[
     str | None, option("--model", metavar="NAME", help="Model to use  [default: the newest with the categories]")
 ]
@@ -110,6 +165,7 @@ def run(
     maker: str,
     out: Path,
     layout: Format,
+    options: "LayoutOptions",
     resume: bool,
     overwrite: bool,
     wait: bool,
@@ -134,8 +190,8 @@ def run(
             return ExitCode.SKIPPED if job.skipped else ExitCode.OK
         console.note(f"configuration:\n{table(plan)}")
     request = DatasetRequest(
-        out=out, layout=DatasetLayout(layout.value), command=switches.command, resume=resume, overwrite=overwrite,
-        wait=wait,
+        out=out, layout=DatasetLayout(layout.value), options=options, command=switches.command, resume=resume,
+        overwrite=overwrite, wait=wait,
     )  # fmt: skip
     with console.progress(title) as report:
         stream: AnyStream | None = None
@@ -177,6 +233,26 @@ def run(
         f"{result.failed} failed; see {result.sheet}",
     )
     return ExitCode.SKIPPED if job.skipped else ExitCode.OK
+
+
+def options(layout: Format, **given: Any) -> "LayoutOptions":
+    """The choices for a layout. Those that are None are not given.
+
+    Raises:
+        UsageError: one does not apply to the layout, or is no name.
+    """
+    from defectgen.dataset import LayoutOptions
+
+    chosen = {
+        key: value.value if isinstance(value, Enum) else value for key, value in given.items() if value is not None
+    }
+    for key in chosen:
+        if layout.value not in _OF[key]:
+            name = f"--{key.replace('_', '-')}"
+            raise UsageError(f"{name}: has no effect with --format {layout.value}; it is for {', '.join(_OF[key])}")
+    if not chosen.get("product", "x").strip():
+        raise UsageError("--product: the name is empty")
+    return LayoutOptions(**chosen)
 
 
 def folder(text: str) -> "Folder":

@@ -125,6 +125,11 @@ def synthesize(
     layout: Annotated[
         PatchFormat, option("--format", help="Layout of the dataset; 'patches' are defects alone, without normals.")
     ] = PatchFormat.PLAIN,
+    val: output.Val = None,
+    normals_share: output.NormalsShare = None,
+    segmentation: output.Segmentations = None,
+    instances: output.Annotations = None,
+    product: output.Product = None,
     batch_size: options.BatchSize = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -145,6 +150,9 @@ def synthesize(
     """
     options.exclusive(resume, overwrite, "dataset")
     plain = output.Format.PLAIN if layout is PatchFormat.PATCHES else output.Format(layout.value)
+    written = output.options(
+        plain, val=val, normals_share=normals_share, segmentation=segmentation, instances=instances, product=product
+    )
 
     from defectgen.pipelines.synthesize import SynthesizeRequest, prepare_synthesis
 
@@ -176,7 +184,7 @@ def synthesize(
     )
     return output.run(
         Console(as_json=as_json, quiet=quiet), job, ctx.ensure_object(options.Switches), title="synthesizing",
-        maker="model", out=out, layout=plain, resume=resume, overwrite=overwrite, wait=wait,
+        maker="model", out=out, layout=plain, options=written, resume=resume, overwrite=overwrite, wait=wait,
         dry_run=dry_run, verbose=verbose,
     )  # fmt: skip
 

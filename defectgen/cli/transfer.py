@@ -81,6 +81,11 @@ def transfer(
     on_bad: options.Skip = options.OnBad.SKIP,
     out: output.Out = Path("dataset"),
     layout: output.Layout = output.Format.PLAIN,
+    val: output.Val = None,
+    normals_share: output.NormalsShare = None,
+    segmentation: output.Segmentations = None,
+    instances: output.Annotations = None,
+    product: output.Product = None,
     batch_size: options.BatchSize = None,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -100,6 +105,9 @@ def transfer(
     Real defects are cut out by their masks. A model transfers the defects of --from or generates its own.
     """
     options.exclusive(resume, overwrite, "dataset")
+    written = output.options(
+        layout, val=val, normals_share=normals_share, segmentation=segmentation, instances=instances, product=product
+    )
 
     from defectgen.pipelines.synthesize import TransferRequest, prepare_transfer
 
@@ -131,6 +139,6 @@ def transfer(
     )
     return output.run(
         Console(as_json=as_json, quiet=quiet), job, ctx.ensure_object(options.Switches), title="transferring",
-        maker="from", out=out, layout=layout, resume=resume, overwrite=overwrite, wait=wait,
+        maker="from", out=out, layout=layout, options=written, resume=resume, overwrite=overwrite, wait=wait,
         dry_run=dry_run, verbose=verbose,
     )  # fmt: skip

@@ -5,17 +5,15 @@ sample before its files, so that it names every file that is there; the sample c
 the manifest (annotations, the sheet) are written at the end.
 """
 
-import hashlib
 import os
-import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -23,8 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectgen import files
-from defectgen.dataset import coco, manifest, record, sheet, yolo
+from defectgen.dataset import coco, imagefolder, manifest, record, sheet, yolo
+from defectgen.dataset.coco import Segmentation
+from defectgen.dataset.instances import Instances, numbered
 from defectgen.dataset.manifest import Provenance, Row
+from defectgen.dataset.names import ascii_name, folder_name
 from defectgen.errors import BadInputError, UsageError
 from defectgen.imaging.images import Pixels, encode_jpeg, encode_png
 from defectgen.version import __version__
@@ -32,7 +33,6 @@ from defectgen.version import __version__
 _SHEET = "sheet.jpg"
 _HELD = 2**28  # bytes of samples that wait for the disk, or a single one
 _PLACED = 200  # samples whose places the sheet shows
-_LONGEST_NAME = 255  # bytes
 _EXTRA_IMAGES = ("restored", "normal")  # that some samples have
 
 
@@ -45,7 +45,28 @@ class Layout(str, Enum):
     YOLO = "yolo"
 
 
-_DERIVED = {Layout.COCO.value: (coco.ANNOTATIONS,), Layout.YOLO.value: (yolo.DATA,)}  # and the sheet
+_DERIVED = {
+    Layout.PLAIN: (imagefolder.NAME,),
+    Layout.COCO: tuple(coco.ANNOTATIONS.values()),
+    Layout.YOLO: (yolo.DATA,),
+}  # and the sheet
+_DERIVED_BEFORE = {"coco": ("annotations.json",), "yolo": (yolo.DATA,)}  # by versions that did not record it
+_DIVIDED = (Layout.COCO, Layout.YOLO)
+_BACKGROUNDS = {Layout.YOLO: 0.1}  # normals per sample, unless asked for
+
+
+@dataclass(frozen=True)
+class LayoutOptions:
+    """How a layout is written, as far as it has a choice."""
+
+    val: float = 0.2
+    """The share for validation; for mvtec, of the normals for testing."""
+    normals_share: float | None = None
+    """Normals per sample that are written as images without defects. None: 0.1 for yolo, 0 for coco."""
+    segmentation: Segmentation = "auto"
+    instances: Instances = "defects"
+    product: str | None = None
+    """The name of the product. None: its own."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +86,19 @@ class Sample:
     """The image with its defects removed by the model, if requested."""
     normal: Pixels | None = None
     """The version without defects, if the model generates both together."""
+    validates: bool = False
+    """Whether it is for validation, if the layout has such samples."""
+    numbers: NDArray[np.uint16] | None = None
+    """The defect at each pixel, [H, W], from 1; 0 where there is none. None: all are of one."""
+
+
+@dataclass(frozen=True)
+class Normal:
+    """An image without defects. `validates` is whether it is for validation, or for testing."""
+
+    product: str
+    validates: bool
+    read: Callable[[], Pixels] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -76,7 +110,9 @@ class Summary:
     sheet: Path
 
 
-def open_folder(out: Path, *, layout: Layout, command: str, resume: bool, overwrite: bool) -> "Dataset":
+def open_folder(
+    out: Path, *, layout: Layout, command: str, resume: bool, overwrite: bool, options: LayoutOptions | None = None
+) -> "Dataset":
     """Open the dataset folder `out`: a new one, or that of an earlier run to resume or overwrite.
 
     A folder without files counts as new, also if a killed run left temporary ones.
@@ -96,7 +132,7 @@ def open_folder(out: Path, *, layout: Layout, command: str, resume: bool, overwr
             )
         if not new and not (out / record.NAME).is_file():
             raise BadInputError(f"{out}: not a defectgen dataset (it has no {record.NAME}); choose another --out")
-        dataset = Dataset(out, layout, command)
+        dataset = Dataset(out, layout, command, options or LayoutOptions())
         if not new and overwrite:
             dataset.replace()
         elif not new:
@@ -108,16 +144,21 @@ def open_folder(out: Path, *, layout: Layout, command: str, resume: bool, overwr
 class Dataset:
     """A dataset folder. `done` holds the indices of the complete samples."""
 
-    def __init__(self, out: Path, layout: Layout, command: str) -> None:
+    def __init__(self, out: Path, layout: Layout, command: str, options: LayoutOptions) -> None:
         self.out = out
         self.done: frozenset[int] = frozenset()
         self.warnings: tuple[str, ...] = ()
-        """What stays of a damaged dataset that is replaced."""
+        """What stays of a damaged dataset that is replaced, and what a loader may miss."""
+        self._options = options
+        self.sides: dict[str, bool] = {}
+        """The photographs, by SHA-256, of one side of the split alone: whether it is that for validation."""
+        self._folders: dict[str, str] = {}  # of categories, in the mvtec layout
         self._layout = layout
         self._command = command
         self._manifest = out / manifest.NAME
         self._files: dict[int, tuple[str, ...]] = {}
         self._normals: tuple[str, ...] = ()
+        self._validating: frozenset[str] = frozenset()  # of these
         self._old: list[Path] = []
         self._run: dict[str, Any] | None = None
 
@@ -131,15 +172,28 @@ class Dataset:
         if before.layout is None:
             raise BadInputError(f"{self.out / record.NAME}: not of a defectgen dataset; choose another --out")
         named: dict[str, str] = {}
+        sides: dict[str, set[bool]] = {}
         for row in self._rows():
+            for sha256 in row.used_photographs:
+                sides.setdefault(sha256, set()).add(row.split == "val" or self._layout is Layout.MVTEC)
             self._note(row)
             named.update(row.named)
+            if self._layout is Layout.MVTEC:
+                self._folders[row.category] = PurePosixPath(row.image).parent.name
         if before.layout != self._layout.value and self._files:
             raise UsageError(
                 f"{self.out}: has layout {before.layout}, not {self._layout.value}; use --format {before.layout} or "
                 "another --out"
             )
-        _check_unchanged(named)
+        if self._files and self._val is not None and before.val != self._val:
+            old = "that of an older version" if before.val is None else f"--val {before.val:g}"
+            raise UsageError(
+                f"{self.out}: cannot resume: the split was {old} and is now --val {self._val:g}; repeat the original "
+                "command, choose another --out, or replace the dataset with --overwrite"
+            )
+        self._check_derived(before)
+        _check_unchanged({manifest.located(self.out, name): sha256 for name, sha256 in named.items()})
+        self.sides = {sha256: True in both for sha256, both in sides.items() if len(both) == 1}
         self._normals = before.normals
         self.done = frozenset(index for index in self._files if self._is_complete(index))
 
@@ -157,16 +211,18 @@ class Dataset:
             before = record.Record()
         names: list[str] = []
         for row in self._rows(damaged.append):
-            names += [*row.files, *([yolo.label(row.image)] if before.layout == Layout.YOLO.value else [])]
+            names += row.files
         if before.layout is None and not names:
             raise BadInputError(f"{self.out}: not a defectgen dataset; choose another --out") from next(
                 iter(damaged), None
             )
-        for name in _DERIVED.get(self._layout.value, ()):
-            if before.layout not in (None, self._layout.value) and os.path.lexists(self.out / name):
-                raise _in_the_way(self.out / name)
+        names += before.normals
+        if before.layout == Layout.YOLO.value:
+            names += [yolo.label(name) for name in names if name.startswith("images/")]
+        if before.layout is not None:
+            self._check_derived(before)
         # The record goes last: until then the folder is a dataset, also if this is interrupted.
-        names += [*before.normals, *_DERIVED.get(str(before.layout), ()), _SHEET, manifest.NAME, record.NAME]
+        names += [*_derived_by(before), _SHEET, manifest.NAME, record.NAME]
         self._old = [files.inside(self.out, name) for name in names]
         if folder := next((path for path in self._old if path.is_dir()), None):
             raise BadInputError(f"{folder}: is a folder, but the dataset names it as a file; move it away")
@@ -178,7 +234,7 @@ class Dataset:
         self,
         samples: Iterable[Sample],
         *,
-        normals: Iterable[tuple[str, Pixels]] = (),
+        normals: Sequence[Normal] = (),
         metadata: Mapping[str, Any] | None = None,
         workers: int = 2,
         on_sample: Callable[[Sample], None] = lambda _: None,
@@ -189,7 +245,7 @@ class Dataset:
 
         Args:
             samples: in any order; read lazily, a few ahead of the disk.
-            normals: normal images with their products, for the layout that includes them (mvtec).
+            normals: normal images, for the layouts that include some.
             metadata: JSON-serializable facts about all samples, for `dataset.json`. They are read again at the end.
             on_sample: called for each recorded sample.
         """
@@ -225,9 +281,20 @@ class Dataset:
         finally:
             self._drop_incomplete()
             self._put_in_order()
-            self._derive(normals, metadata or {})
+            self._derive(normals, metadata or {}, workers)
             self._write_record(metadata)
         return Summary(written, len(self.done), self.out / _SHEET)
+
+    @property
+    def _val(self) -> float | None:
+        """The share for validation, if the layout has one."""
+        return self._options.val if self._layout in (*_DIVIDED, Layout.MVTEC) else None
+
+    def _check_derived(self, before: record.Record) -> None:
+        """Check that a file of someone else is not where a derived one goes."""
+        for name in _DERIVED.get(self._layout, ()):
+            if name not in _derived_by(before) and os.path.lexists(self.out / name):
+                raise _in_the_way(self.out / name)
 
     def _check_same_run(self, sample: Sample) -> None:
         for key, value in sample.provenance.run.items():
@@ -265,32 +332,47 @@ class Dataset:
             files.write(self.out / name, encode_png(pixels))
 
     def _row(self, sample: Sample, images: Mapping[str, tuple[str, Pixels]]) -> Row:
+        found = _components(sample.mask)
+        made = sample.provenance.model_dump(exclude_unset=True)
+        divided = {"split": "val" if sample.validates else "train"} if self._layout in _DIVIDED else {}
+        several = {} if sample.numbers is None else {"instances": found.numbers(sample.numbers)}
         return Row(
             index=sample.index,
             **{key: name for key, (name, _) in images.items()},
             category=sample.category,
-            product=sample.product,
-            boxes=boxes(sample.mask),
+            product=self._product(sample.product),
+            boxes=found.boxes,
+            **several,
             area=int(np.count_nonzero(sample.mask)),
-            **sample.provenance.model_dump(exclude_unset=True),
+            **divided,
+            **manifest.relative_to(self.out, made),
         )
+
+    def _product(self, own: str) -> str:
+        return own if self._options.product is None else self._options.product
 
     def _paths(self, sample: Sample) -> tuple[str, str]:
         """The names of the image and the mask of a sample."""
         name = f"{sample.index:06}"
-        category = folder_name(sample.category)
         match self._layout:
             case Layout.PLAIN:
+                category = folder_name(sample.category)
                 return f"images/{category}/{name}.png", f"masks/{category}/{name}.png"
             case Layout.MVTEC:
                 # anomalib accepts printable ASCII only.
-                product, category = ascii_name(sample.product), ascii_name(sample.category)
+                product, category = ascii_name(self._product(sample.product)), self._ascii_category(sample.category)
                 return f"{product}/test/{category}/{name}.png", f"{product}/ground_truth/{category}/{name}_mask.png"
             case Layout.COCO:
                 return f"images/{name}.png", f"masks/{name}.png"
             case Layout.YOLO:
-                split = yolo.split(sample.index)
+                split = "val" if sample.validates else "train"
                 return f"images/{split}/{name}.png", f"masks/{split}/{name}.png"
+
+    def _ascii_category(self, category: str) -> str:
+        category = manifest.recorded(category)
+        if category not in self._folders:
+            self._folders[category] = ascii_name(category, {"good", *self._folders.values()})
+        return self._folders[category]
 
     def _append(self, row: Row) -> None:
         path = files.inside(self.out, manifest.NAME)
@@ -343,41 +425,89 @@ class Dataset:
         rows = {row.index: row for row in self._rows()}
         files.write(self._manifest, "".join(rows[index].line() for index in sorted(rows)))
 
-    def _derive(self, normals: Iterable[tuple[str, Pixels]], metadata: Mapping[str, Any]) -> None:
+    def _derive(self, normals: Sequence[Normal], metadata: Mapping[str, Any], workers: int) -> None:
         if not self._files:
             return
+        self._write_normals(self._chosen(normals), metadata, workers)
         match self._layout:
             case Layout.COCO:
-                coco.write(self.out, self._rows)
+                coco.write(
+                    self.out, self._rows, self._backgrounds(), self._options.segmentation, self._options.instances
+                )
             case Layout.YOLO:
-                yolo.write(self.out, self._rows)
-            case Layout.MVTEC:
-                self._write_normals(normals, metadata)
+                yolo.write(
+                    self.out,
+                    self._rows,
+                    self._backgrounds()["train"] + self._backgrounds()["val"],
+                    self._options.instances,
+                )
             case Layout.PLAIN:
+                imagefolder.write(self.out, self._rows)
+            case Layout.MVTEC:
                 pass
+        if self._val and self._layout in _DIVIDED and all(row.split == "train" for row in self._rows()):
+            self.warnings += (f"{self.out}: too few samples for validation: all are for training; make more with -n",)
         count, drawn = len(self._files), sheet.draw(self.out, list(_spread(self._rows, len(self._files))))
         if places := metadata.get("places"):
             rows = list(_spread(self._rows, count, _PLACED))
             drawn = np.concatenate([drawn, sheet.draw_places(self.out, rows, places, drawn.shape[1])])
         files.write(self.out / _SHEET, encode_jpeg(drawn))
 
-    def _write_normals(self, normals: Iterable[tuple[str, Pixels]], metadata: Mapping[str, Any]) -> None:
-        """Write the normals of the products that have samples; anomalib does not load others."""
-        products = {row.product for row in self._rows()}
-        numbers: Counter[str] = Counter()
-        with ExitStack() as stack:
-            names = []
-            for product, pixels in normals:
+    def _backgrounds(self) -> dict[str, list[str]]:
+        """The images of normals, by split."""
+        names: dict[str, list[str]] = {"train": [], "val": []}
+        for name in self._normals:
+            names["val" if name in self._validating else "train"].append(name)
+        return names
+
+    def _chosen(self, normals: Sequence[Normal]) -> dict[str, Normal]:
+        """The normals to write, by their names: for mvtec all of the products that have samples, since anomalib does
+        not load others; for coco and yolo a share of the samples of their side, evenly spread."""
+        chosen: dict[str, Normal] = {}
+        if self._layout is Layout.MVTEC:
+            products, numbers = {row.product for row in self._rows()}, Counter[str]()
+            for normal in normals:
+                product = self._product(normal.product)
+                folder = f"{ascii_name(product)}/{'test' if normal.validates else 'train'}/good"
                 if product in products:
-                    names.append(f"{ascii_name(product)}/train/good/{numbers[product]:06}.png")
-                    numbers[product] += 1
-                    if names[-1] not in self._normals:
-                        self._check_free(names[-1], pixels)
-                    path = files.inside(self.out, names[-1])
-                    stack.enter_context(files.replacing(path)).write_bytes(encode_png(pixels))
+                    chosen[f"{folder}/{numbers[folder]:06}.png"] = normal
+                    numbers[folder] += 1
+        elif self._layout in _DIVIDED:
+            share = self._options.normals_share
+            share = _BACKGROUNDS.get(self._layout, 0.0) if share is None else share
+            counts = Counter(row.split for row in self._rows())
+            for split in ("train", "val"):
+                own = [(i, normal) for i, normal in enumerate(normals) if normal.validates == (split == "val")]
+                wanted = min(len(own), round(share * counts[split]))
+                folder = f"images/{split}" if self._layout is Layout.YOLO else "images"
+                for at in np.linspace(0, len(own) - 1, wanted).round().astype(int).tolist():
+                    chosen[f"{folder}/normal_{own[at][0]:06}.png"] = own[at][1]
+        return chosen
+
+    def _write_normals(self, chosen: Mapping[str, Normal], metadata: Mapping[str, Any], workers: int) -> None:
+        """Write these normals, and remove those of an earlier run that are not among them."""
+        old = self._normals
+
+        def encoded(item: tuple[str, Normal]) -> bytes:
+            name, normal = item
+            pixels = normal.read()
+            if name not in old:
+                self._check_free(name, pixels)
+            return encode_png(pixels)
+
+        with ExitStack() as stack:
+            with ThreadPoolExecutor(max(1, workers), thread_name_prefix="encoding") as pool:
+                for name, future in [(item[0], pool.submit(encoded, item)) for item in chosen.items()]:
+                    path = files.inside(self.out, name)
+                    stack.enter_context(files.replacing(path)).write_bytes(future.result())
             # Before the files get their names, so that the record names every file that is there.
-            self._normals = tuple(sorted({*self._normals, *names}))
+            self._normals = tuple(sorted({*old, *chosen}))
             self._write_record(metadata)
+        for name in sorted({*old} - {*chosen}):
+            for each in (name, yolo.label(name)) if self._layout is Layout.YOLO else (name,):
+                files.inside(self.out, each).unlink(missing_ok=True)
+        self._normals = tuple(sorted(chosen))
+        self._validating = frozenset(name for name, normal in chosen.items() if normal.validates)
 
     def _write_record(self, metadata: Mapping[str, Any] | None) -> None:
         counts, refused = Counter[str](), Counter[str]()
@@ -397,7 +527,9 @@ class Dataset:
             "categories": dict(sorted(counts.items())),
             **(metadata or {}),
             **({"refused": dict(refused)} if refused else {}),
+            **({} if self._val is None else {"val": self._val}),
             **({"normals": list(self._normals)} if self._normals else {}),
+            "derived": list(_DERIVED.get(self._layout, ())),
         }
         files.write(self.out / record.NAME, manifest.as_json(facts, indent=2) + "\n")
 
@@ -417,58 +549,52 @@ def _in_the_way(path: Path) -> UsageError:
     return UsageError(f"{path}: is in the way, and not of this dataset; move it away, or choose another --out")
 
 
-def _check_unchanged(named: Mapping[str, str]) -> None:
+def _derived_by(before: record.Record) -> tuple[str, ...]:
+    """The derived files of an earlier run."""
+    return _DERIVED_BEFORE.get(str(before.layout), ()) if before.derived is None else before.derived
+
+
+def _check_unchanged(named: Mapping[Path, str]) -> None:
     """Check that files have the SHA-256 that is recorded: `named`, from the rows of a dataset to resume.
 
     Raises:
         UsageError: one has changed, or is missing.
     """
-    for name, sha256 in named.items():
+    for path, sha256 in named.items():
         try:
-            changed = None if files.sha256(Path(name)) == sha256 else "has changed"
+            changed = None if files.sha256(path) == sha256 else "has changed"
         except (OSError, ValueError):
             changed = "cannot be read"
         if changed:
             raise UsageError(
-                f"{name:.255}: {changed} since samples were made from it; restore it, choose another --out, or replace "
-                "the dataset with --overwrite"
+                f"{path!s:.255}: {changed} since samples were made from it; restore it, choose another --out, or "
+                "replace the dataset with --overwrite"
             )
+
+
+@dataclass(frozen=True)
+class _Components:
+    """The 8-connected components of a mask: their labels in a part of it, and their boxes, [x, y, width, height]."""
+
+    labels: NDArray[np.int32]
+    part: tuple[slice, slice]
+    boxes: list[list[int]]
+
+    def numbers(self, defects: NDArray[np.uint16]) -> list[int]:
+        return numbered(self.labels, len(self.boxes), defects[self.part])
+
+
+def _components(mask: NDArray[np.bool_]) -> _Components:
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))  # defects are small in large images
+    part = slice(top, top + height), slice(left, left + width)
+    count, labels, found, _ = cv2.connectedComponentsWithStats(mask[part].astype(np.uint8), connectivity=8)
+    boxes = [[left + int(x), top + int(y), int(w), int(h)] for x, y, w, h, _ in found[1:count]]
+    return _Components(np.asarray(labels, np.int32), part, boxes)
 
 
 def boxes(mask: NDArray[np.bool_]) -> list[list[int]]:
     """The bounding box, [x, y, width, height], of each 8-connected component of a mask, [H, W]."""
-    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))  # defects are small in large images
-    inner = mask[top : top + height, left : left + width].astype(np.uint8)
-    count, _, statistics, _ = cv2.connectedComponentsWithStats(inner, connectivity=8)
-    return [[left + int(x), top + int(y), int(w), int(h)] for x, y, w, h, _ in statistics[1:count]]
-
-
-def folder_name(text: str) -> str:
-    """A category as a folder name that is valid on every operating system; unchanged if it already is."""
-    text = manifest.recorded(text)
-    name = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", text).strip(" .")
-    reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name)
-    return _shortened(f"_{name}" if reserved or not name else name, text)
-
-
-def ascii_name(text: str) -> str:
-    """A name reduced to ASCII letters, digits, '-' and '_'.
-
-    If that changes it, a hash of the original name is appended, so that different names stay different.
-    """
-    text = manifest.recorded(text)
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", text)
-    return _shortened(name if name == text else f"{name}_{_short_hash(text)}", text)
-
-
-def _shortened(name: str, text: str) -> str:
-    """A name of `text` that a file system takes; the names of mixtures of many categories may be too long."""
-    data = name.encode()
-    return name if len(data) <= _LONGEST_NAME else f"{data[:200].decode(errors='ignore')}_{_short_hash(text)}"
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
+    return _components(mask).boxes
 
 
 def _spread(rows: Callable[[], Iterable[Row]], count: int, most: int = 24) -> Iterator[Row]:

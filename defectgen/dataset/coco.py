@@ -1,32 +1,43 @@
-"""COCO: `annotations.json`, with an annotation for each connected component of a mask.
+"""COCO: `annotations/instances_train.json` and `instances_val.json`, with an annotation for each defect.
 
 https://cocodataset.org/#format-data. `iscrowd` is always 0, because COCO evaluation ignores crowds. Segmentations are
-polygons, or run lengths for components with holes, which polygons cannot express.
+polygons, one for each piece of the defect, or run lengths if it has holes, which polygons cannot express. Or all are of
+one kind, for loaders that take no other: then a defect is one polygon, its pieces joined, and its holes cut, by lines
+of zero width. Label Studio's converter reads the first polygon of an annotation only.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectgen import files
+from defectgen.dataset.instances import Instances, read
 from defectgen.dataset.manifest import Row
-from defectgen.dataset.polygons import pieces
-from defectgen.imaging.images import read_mask
+from defectgen.dataset.polygons import Piece, bridged, together
+from defectgen.imaging.images import read_image, read_mask
 from defectgen.imaging.windows import paste_on_zeros
 from defectgen.version import __version__
 
-ANNOTATIONS: Final = "annotations.json"
+ANNOTATIONS: Final = {split: f"annotations/instances_{split}.json" for split in ("train", "val")}
+Segmentation = Literal["auto", "polygon", "rle"]
 
 Rows = Callable[[], Iterable[Row]]
 
 
-def write(out: Path, rows: Rows) -> None:
-    """Write the annotations of all manifest rows, one row at a time."""
+def write(
+    out: Path, rows: Rows, normals: Mapping[str, Sequence[str]], segmentation: Segmentation, instances: Instances
+) -> None:
+    """Write the annotations of all manifest rows, one row at a time. A file without images is removed.
+
+    Args:
+        normals: the images without defects, by split.
+    """
     names = sorted({row.category for row in rows()})
     now = datetime.now(timezone.utc).date().isoformat()
     info = {
@@ -40,40 +51,78 @@ def write(out: Path, rows: Rows) -> None:
         "licenses": [],
         "categories": [{"id": i, "name": name, "supercategory": "defect"} for i, name in enumerate(names, start=1)],
     }
-    with files.replacing(out / ANNOTATIONS) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(head, ensure_ascii=False)[:-1])
-        for key, values in (("images", _images(out, rows)), ("annotations", _annotations(out, rows, names))):
-            file.write(f', "{key}": [')
-            for number, value in enumerate(values):
-                file.write((",\n" if number else "\n") + json.dumps(value, ensure_ascii=False))
-            file.write("]")
-        file.write("}\n")
+    for split, name in ANNOTATIONS.items():
+
+        def own(split: str = split) -> Iterator[Row]:
+            return (row for row in rows() if row.split == split)
+
+        path = files.inside(out, name)
+        if next(own(), None) is None and not normals[split]:
+            path.unlink(missing_ok=True)
+            continue
+        first = 2 + max(row.index for row in rows()) + (len(normals["train"]) if split == "val" else 0)
+        images = chain(_images(out, own), _without_defects(out, normals[split], first))
+        annotations = _annotations(out, own, names, segmentation, instances)
+        with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(head, ensure_ascii=False)[:-1])
+            for key, values in (("images", images), ("annotations", annotations)):
+                file.write(f', "{key}": [')
+                for number, value in enumerate(values):
+                    file.write((",\n" if number else "\n") + json.dumps(value, ensure_ascii=False))
+                file.write("]")
+            file.write("}\n")
 
 
 def _images(out: Path, rows: Rows) -> Iterator[dict[str, Any]]:
     for row in rows():
         height, width = read_mask(out / row.mask).shape
-        name = row.image.removeprefix("images/")
-        yield {"id": row.index + 1, "file_name": name, "width": width, "height": height}
+        yield _image(row.index + 1, row.image, width, height)
 
 
-def _annotations(out: Path, rows: Rows, names: list[str]) -> Iterator[dict[str, Any]]:
+def _without_defects(out: Path, names: Sequence[str], first: int) -> Iterator[dict[str, Any]]:
+    for number, name in enumerate(names, start=first):
+        image = read_image(out / name)
+        yield _image(number, name, image.width, image.height)
+
+
+def _image(number: int, name: str, width: int, height: int) -> dict[str, Any]:
+    return {"id": number, "file_name": name.removeprefix("images/"), "width": width, "height": height}
+
+
+def _annotations(
+    out: Path, rows: Rows, names: list[str], segmentation: Segmentation, instances: Instances
+) -> Iterator[dict[str, Any]]:
     number = 0
     for row in rows():
         mask = read_mask(out / row.mask)
-        for piece in pieces(mask):
+        for defect in read(mask, row, instances):
             number += 1
-            box = piece.box
-            polygon = [piece.outline.ravel().tolist()]
+            x, y = min(piece.box.x for piece in defect), min(piece.box.y for piece in defect)
+            width = max(piece.box.x + piece.box.width for piece in defect) - x
+            height = max(piece.box.y + piece.box.height for piece in defect) - y
             yield {
                 "id": number,
                 "image_id": row.index + 1,
                 "category_id": names.index(row.category) + 1,
                 "iscrowd": 0,
-                "bbox": [box.x, box.y, box.width, box.height],
-                "area": int(piece.mask.sum()),
-                "segmentation": run_lengths(piece.mask, (box.x, box.y), mask.shape) if piece.holes else polygon,
+                "bbox": [x, y, width, height],
+                "area": sum(int(piece.mask.sum()) for piece in defect),
+                "segmentation": _segmentation(defect, (x, y, width, height), mask.shape, segmentation),
             }
+
+
+def _segmentation(
+    defect: Sequence[Piece], box: tuple[int, int, int, int], size: tuple[int, ...], how: Segmentation
+) -> Any:
+    if how == "polygon":
+        return [together([bridged(piece) for piece in defect]).ravel().tolist()]
+    if how == "auto" and not any(piece.holes for piece in defect):
+        return [piece.outline.ravel().tolist() for piece in defect]
+    x, y, width, height = box
+    part = np.zeros((height, width), np.bool_)
+    for piece in defect:
+        part |= paste_on_zeros(piece.mask, (piece.box.x - x, piece.box.y - y), part.shape)
+    return run_lengths(part, (x, y), size)
 
 
 def run_lengths(

@@ -1,10 +1,11 @@
 """`manifest.jsonl`: one line per sample, with its files and its provenance. Only this module knows the keys."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -15,6 +16,7 @@ NAME: Final = "manifest.jsonl"
 _OUTSIDE: Final = "outside"
 _UNDECODED: Final = re.compile("[\udc80-\udcff]")
 _ESCAPED: Final = re.compile(r"\\x([89a-f][0-9a-f])")
+_NAMING: Final = ("source", "file", "content")  # the keys of files that a sample is made from
 
 
 class _Record(BaseModel):
@@ -107,11 +109,11 @@ class Provenance(_Record):
 
     @property
     def named(self) -> dict[str, str]:
-        """The files that it was made from, as they were named, with their SHA-256. Those without are left out."""
+        """The files that it was made from, for `located`, with their SHA-256. Those without are left out."""
         references = ((each.file, each.sha256) for each in (self.reference, self.style) if each is not None)
         cut_outs = ((each.content, each.content_sha256) for each in self._cut_outs)
         pairs = ((self.source, self.source_sha256), *references, *cut_outs)
-        return {_ESCAPED.sub(_undecoded, file): sha256 for file, sha256 in pairs if file and sha256}
+        return {file: sha256 for file, sha256 in pairs if file and sha256}
 
     @property
     def _cut_outs(self) -> list[CutOut]:
@@ -136,6 +138,10 @@ class _Files(_Record):
     product: str = ""
     boxes: tuple[tuple[int, int, int, int], ...] = ()
     """x, y, width and height of each connected component of the mask."""
+    instances: tuple[int, ...] | None = None
+    """The defect that each of these is a piece of, from 0. None: all of one."""
+    split: Literal["train", "val"] | None = None
+    """None: the layout has no such folders or lists."""
     area: int = 0
 
     @field_validator("image", "mask", "restored", "normal")
@@ -160,6 +166,40 @@ class Row(Provenance, _Files):
     def line(self) -> str:
         """The row as a line of the file."""
         return as_json(self.model_dump(mode="json", exclude_unset=True)) + "\n"
+
+
+def relative_to(folder: Path, named: Any) -> Any:
+    """A provenance as JSON values, with the files in it named relative to a dataset's folder; absolute ones stay.
+
+    So they are found from any working folder, and when both are moved together.
+    """
+    if isinstance(named, dict):
+        return {
+            key: _relative(folder, value) if key in _NAMING and isinstance(value, str) else relative_to(folder, value)
+            for key, value in named.items()
+        }
+    return [relative_to(folder, each) for each in named] if isinstance(named, (list, tuple)) else named
+
+
+def _relative(folder: Path, name: str) -> str:
+    if os.path.isabs(name):
+        return name
+    try:
+        return Path(os.path.relpath(os.path.abspath(name), os.path.realpath(folder))).as_posix()
+    except ValueError:  # on another drive
+        return os.path.abspath(name)
+
+
+def located(folder: Path, name: str) -> Path:
+    """A file that a row of the dataset in `folder` names as one that it was made from.
+
+    Rows of older versions name it relative to the folder where the command ran: often this one, or one above the
+    dataset.
+    """
+    path, root = Path(_ESCAPED.sub(_undecoded, name)), Path(os.path.realpath(folder))
+    own = Path(os.path.normpath(root / path))
+    older = (parent / path for parent in (Path(), *root.parents))
+    return next((each for each in (own, *older) if os.path.lexists(each)), own)
 
 
 def as_json(value: Any, indent: int | None = None) -> str:

@@ -23,6 +23,10 @@ class Record(BaseModel):
     """The SHA-256 of the images that the gate used."""
     normals: tuple[str, ...] = ()
     """The files of normal images that belong to the dataset, relative to it."""
+    derived: tuple[str, ...] | None = None
+    """The files that are made of the manifest, but for the sheet and YOLO's labels. None: an older version wrote it."""
+    val: float | None = None
+    """The share for validation, if the layout has one."""
 
 
 def read(folder: Path) -> Record:

@@ -123,7 +123,7 @@ def read_synthetic(folder: Path) -> Synthetic:
         traceable = traceable and row.traceable
         image, mask = files.inside(folder, row.image), files.inside(folder, row.mask)
         normal = None if row.normal is None else files.inside(folder, row.normal)
-        source = normal if row.source is None else Path(row.source)
+        source = normal if row.source is None else manifest.located(folder, row.source)
         if image.is_file() and mask.is_file():
             images.append(LabeledImage(image, row.category, mask, row.used_photographs, source))
         else:

@@ -3,13 +3,13 @@
 A stream generates samples lazily, one at a time. `write` writes it to a dataset folder.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from defectgen import dataset, files
-from defectgen.dataset import Layout, Sample
+from defectgen.dataset import Layout, LayoutOptions, Sample
 from defectgen.errors import BadInputError, UsageError, UserError, WeightsError
 from defectgen.folders import Catalog, OnBad, Skipped, SourceImage, read_defects, read_normals
 from defectgen.marking import MASKS, Marking
@@ -18,6 +18,7 @@ from defectgen.models import registry
 from defectgen.models.registry import Entry
 from defectgen.synthesis import pasted
 from defectgen.synthesis.pasted import Placement, Region
+from defectgen.synthesis.split import Split
 from defectgen.synthesis.stream import AnyStream, Gatekeeper, SampleSpec, mixture, require
 
 Folder = tuple[str | None, Path]
@@ -116,16 +117,18 @@ class SynthesisJob:
     workers: int
     none_made: Callable[[int], UserError]
     """Returns the error for when all of a number of samples failed, with the likely reason."""
-    _open: Callable[[frozenset[int]], AnyStream] = field(repr=False)
+    products: tuple[str, ...]
+    """Of the normals; empty if none are needed."""
+    _open: Callable[[frozenset[int], Split | None], AnyStream] = field(repr=False)
 
-    def samples(self, skip: Iterable[int] = ()) -> AnyStream:
-        """The stream of samples, except the indices in `skip`.
+    def samples(self, skip: Iterable[int] = (), split: Split | None = None) -> AnyStream:
+        """The stream of samples, except the indices in `skip`; with `split` some are for validation.
 
         Raises:
             UsageError: the request needs something that the method does not support.
             WeightsError: the model cannot be read.
         """
-        return self._open(frozenset(skip))
+        return self._open(frozenset(skip), split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,7 @@ class DatasetRequest:
 
     out: Path
     layout: Layout = Layout.PLAIN
+    options: LayoutOptions = field(default_factory=LayoutOptions)
     command: str = "python"
     resume: bool = False
     overwrite: bool = False
@@ -154,7 +158,7 @@ class DatasetResult:
     """The number of attempts that the gate rejected, by reason."""
     sheet: Path
     warnings: tuple[str, ...] = ()
-    """What stays of a damaged dataset that was replaced."""
+    """What stays of a damaged dataset that was replaced, and what is odd about the split."""
 
 
 # --- synthesize ------------------------------------------------------------------------------------------------
@@ -216,14 +220,14 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
         **_plan(catalog, num),
     }
 
-    def open_stream(skip: frozenset[int]) -> AnyStream:
+    def open_stream(skip: frozenset[int], split: Split | None) -> AnyStream:
         from defectgen.synthesis import generated
 
         gate = _gate(request, real)
         return generated.synthesize(
             generated.SynthesisRequest(
                 entry=entry,
-                wanted=SampleSpec(categories, num, catalog, request.seed, request.workers, skip, gate),
+                wanted=SampleSpec(categories, num, catalog, request.seed, request.workers, skip, gate, split),
                 device=request.device,
                 batch_size=request.batch_size,
                 regions=request.regions,
@@ -249,7 +253,8 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
 
     everything = _merged(catalog, references, style if isinstance(style, Catalog) else None, real)
     return SynthesisJob(
-        entry.name, categories, everything.skipped, everything.warnings, plan, request.workers, none_made, open_stream,
+        entry.name, categories, everything.skipped, everything.warnings, plan, request.workers, none_made,
+        catalog.products, open_stream,
     )  # fmt: skip
 
 
@@ -311,9 +316,9 @@ def prepare_composition(request: ComposeRequest) -> SynthesisJob:
         "contents": maker, "categories": categories, **_plan(catalog, request.num), **request.placement.summary(),
     }  # fmt: skip
 
-    def open_stream(skip: frozenset[int]) -> AnyStream:
+    def open_stream(skip: frozenset[int], split: Split | None) -> AnyStream:
         gate = _gate(request, real, copies=request.defects is None)
-        wanted = SampleSpec(categories, request.num, catalog, request.seed, request.workers, skip, gate)
+        wanted = SampleSpec(categories, request.num, catalog, request.seed, request.workers, skip, gate, split)
         if cut_outs is not None:
             return pasted.compose(pasted.ComposeRequest(wanted, cut_outs, maker, request.placement))
 
@@ -331,7 +336,8 @@ def prepare_composition(request: ComposeRequest) -> SynthesisJob:
 
     everything = _merged(catalog, cut_outs, real)
     return SynthesisJob(
-        maker, categories, everything.skipped, everything.warnings, plan, request.workers, none_made, open_stream,
+        maker, categories, everything.skipped, everything.warnings, plan, request.workers, none_made,
+        catalog.products, open_stream,
     )  # fmt: skip
 
 
@@ -394,9 +400,9 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
         **(placement.summary() if pastes else {}),
     }
 
-    def open_stream(skip: frozenset[int]) -> AnyStream:
+    def open_stream(skip: frozenset[int], split: Split | None) -> AnyStream:
         gate = _gate(request, real, copies=entry is not None)
-        wanted = SampleSpec(categories, request.num, normals, request.seed, request.workers, skip, gate)
+        wanted = SampleSpec(categories, request.num, normals, request.seed, request.workers, skip, gate, split)
         if entry is None:
             assert references is not None
             return pasted.compose(pasted.ComposeRequest(wanted, references, maker, placement))
@@ -426,7 +432,8 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
 
     everything = _merged(normals, references, style if isinstance(style, Catalog) else None, real)
     return SynthesisJob(
-        maker, categories, everything.skipped, everything.warnings, plan, request.workers, none_made, open_stream,
+        maker, categories, everything.skipped, everything.warnings, plan, request.workers, none_made,
+        normals.products, open_stream,
     )  # fmt: skip
 
 
@@ -463,7 +470,7 @@ def write(
     >>> request = defectgen.ComposeRequest(num=3, defects=Path("photos/defects"), normals=Path("photos/normals"))
     >>> job = defectgen.prepare_composition(request)
     >>> result = defectgen.write(job, defectgen.DatasetRequest(out=Path("dataset"), layout=defectgen.Layout.COCO))
-    >>> result.written, (result.out / "annotations.json").is_file()
+    >>> result.written, (result.out / "annotations/instances_train.json").is_file()
     (3, True)
 
     Args:
@@ -475,6 +482,9 @@ def write(
             writes to it.
         UserError: every sample failed.
     """
+    options = request.options
+    if options.product is not None and len(job.products) > 1:
+        raise UsageError(f"--product {options.product}: the normals are of {', '.join(job.products)}; leave it out")
     with files.locked(request.out, wait=request.wait):
         target = dataset.open_folder(
             request.out,
@@ -482,8 +492,9 @@ def write(
             command=request.command,
             resume=request.resume,
             overwrite=request.overwrite,
+            options=options,
         )
-        samples = job.samples(target.done)
+        samples = job.samples(target.done, _split(request.layout, options, target.sides))
         on_start(samples)
         summary = target.write(
             samples, normals=samples.normals(), metadata=samples.metadata, workers=job.workers, on_sample=on_sample
@@ -493,8 +504,15 @@ def write(
         raise job.none_made(failed)
     return DatasetResult(
         request.out, summary.written, summary.kept, samples.redrawn, failed, dict(samples.refused), summary.sheet,
-        target.warnings,
+        (*target.warnings, *samples.warnings),
     )  # fmt: skip
+
+
+def _split(layout: Layout, options: LayoutOptions, known: Mapping[str, bool]) -> Split | None:
+    """How samples are divided: mvtec is for testing, but for the normals of training."""
+    if layout is Layout.PLAIN or options.val == 0:
+        return None
+    return Split(options.val, only_normals=layout is Layout.MVTEC, known=known)
 
 
 # --- Shared helpers -------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defectgen.dataset import Sample
+from defectgen.dataset import Normal, Sample
 from defectgen.dataset.manifest import Parameters, Provenance
 from defectgen.device import resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
@@ -284,8 +284,9 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         self._regions = request.regions
         self._strength = request.strength
         self._move = request.move if any(map(any, request.move)) else None
-        self._references = request.references
-        self._style = request.style
+        self._references = None if request.references is None else self._defects(request.references)
+        self._style = self._defects(request.style) if isinstance(request.style, Catalog) else None
+        self._own_style = request.style == "own"
         self._guides = {"guides": request.guides} if request.guides else {}
         self._boxes = lru_cache(maxsize=1024)(lambda mask: defect_boxes(read_masks(mask)))
         self._area = lru_cache(maxsize=64)(lambda i, path: request.regions[i][1].within(self._images.read(path)))
@@ -298,10 +299,10 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         areas = [(i, category, self._area(i, drawn.sample.path)) for i, (category, _) in enumerate(self._regions)]
         x_ref = x_style = None
         if self._references is not None:
-            x_ref = self._pick_reference(rng, self._references, drawn.category)
-            x_style = x_ref if self._style == "own" else None
-        if isinstance(self._style, Catalog):
-            x_style = self._pick_reference(rng, self._style, drawn.category)
+            x_ref = self._pick_reference(rng, self._references(index, drawn.category), drawn.category)
+            x_style = x_ref if self._own_style else None
+        if self._style is not None:
+            x_style = self._pick_reference(rng, self._style(index, drawn.category), drawn.category)
         firsts, at, zoom, moved = {}, None, 1.0, (0, 0)
         if not areas and all(self._masks.get(name) for name in names):
             firsts = {name: pick(rng, self._masks[name]) for name in names}
@@ -359,9 +360,8 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         rng = torch_rng(self._wanted.seed, index, attempt)
         return self._method.extent(self._method.task.domains.index(category), rng, x_ref)
 
-    def _pick_reference(self, rng: np.random.Generator, catalog: Catalog, category: str) -> _Reference:
-        """A window of a random image of a category, around one of its defects if the image has a mask."""
-        samples = [sample for sample in catalog.images if sample.category == category]
+    def _pick_reference(self, rng: np.random.Generator, samples: Sequence[SourceImage], category: str) -> _Reference:
+        """A window of a random one of these images, around one of its defects if the image has a mask."""
         sample = samples[int(rng.integers(len(samples)))]
         boxes = self._boxes(sample.mask) if sample.mask is not None else []
         box = boxes[int(rng.integers(len(boxes)))] if boxes else None
@@ -465,7 +465,8 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
                 **({} if self._strength == (1.0, 1.0) else {"strength": strength}),
             },
         }
-        return Sample(draw.index, draw.category, draw.sample.product, image, mask, Provenance(**provenance), restored)
+        made = Sample(draw.index, draw.category, draw.sample.product, image, mask, Provenance(**provenance), restored)
+        return replace(made, numbers=_numbers(draw, mask))
 
 
 class RestoredSamples(SampleStream[Draw, Pixels]):
@@ -481,6 +482,14 @@ class RestoredSamples(SampleStream[Draw, Pixels]):
         self._network = network
         self._images.limits |= network.limits
         self.metadata |= network.metadata
+
+    def normals(self) -> list[Normal]:
+        """None: the images that it restores have defects."""
+        return []
+
+    def _number(self, index: int) -> int:
+        categories = [image.category for image in self._wanted.normals.images[: index + 1]]
+        return categories.count(categories[index]) - 1
 
     def _draw(self, index: int, attempt: int) -> Draw:
         sample = self._wanted.normals.images[index]
@@ -552,7 +561,7 @@ class PatchSamples(Composition[_PatchDraw, list[_Output]]):
         self._habits = {category: Habits([each.spot for each in spots]) for category, spots in self._spots.items()}
         if self._habits:
             self.metadata["places"] = {category: habits.summary() for category, habits in self._habits.items()}
-        self._references = request.references
+        self._references = None if request.references is None else self._defects(request.references)
         self._guides = {"guides": request.guides} if request.guides else {}
         if self._references is not None and not self._spots:
             raise UsageError(f"{network.provenance['model']} learned without level=true, and knows no codes of defects")
@@ -565,8 +574,7 @@ class PatchSamples(Composition[_PatchDraw, list[_Output]]):
     def _reference(self, draw: ComposeDraw) -> _LevelReference:
         """A defect of a random reference of the draw's category."""
         assert self._references is not None
-        mine = [image for image in self._references.images if image.category == draw.category]
-        image, number = self._pick_piece(draw.rng, mine)
+        image, number = self._pick_piece(draw.rng, self._references(draw.index, draw.category))
         task, spot, (box, piece) = (
             self._network.method.task,
             self._spot(image, number),
@@ -783,6 +791,15 @@ def native_mask(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     if len(mask) == side:
         return mask
     return cv2.resize(mask.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def _numbers(draw: _WindowDraw, mask: NDArray[np.bool_]) -> NDArray[np.uint16] | None:
+    """The defect at each pixel of a mask, [H, W], if several categories are painted: each is one of its own."""
+    if draw.a is None or np.any(draw.a > 0.5, axis=(1, 2)).sum() < 2:
+        return None
+    asked = np.where(draw.a.max(axis=0) > 0.5, draw.a.argmax(axis=0) + 1, 0).astype(np.uint16)
+    native = cv2.resize(asked, (draw.window.side, draw.window.side), interpolation=cv2.INTER_NEAREST)
+    return np.asarray(paste_on_zeros(native, (draw.window.x, draw.window.y), mask.shape) * mask, np.uint16)
 
 
 def laid(rng: np.random.Generator, box: Box, extent: Extent, side: int, size: int) -> Window:

@@ -176,6 +176,7 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         photograph, placement, rng = draw.photograph, self._placement, draw.rng
         size = (photograph.height, photograph.width)
         image, mask = photograph.pixels, np.zeros(size, np.bool_)
+        numbers = np.zeros(size, np.uint16) if len(patches) > 1 else None  # of the defect at each pixel
         free = None if placement.region is None else self._region(draw.sample.path)
         defects: list[dict[str, Any]] = []
         for patch, spot, pose in zip_longest(patches, spots, poses):
@@ -196,6 +197,8 @@ class Composition(SampleStream[D, G], Generic[D, G]):
             after, shown = lay(photograph, image, moved, at, placement.mode, placement.colour)
             if not visible(photograph, after, shown):
                 continue
+            if numbers is not None:
+                numbers[shown & ~mask] = len(defects) + 1
             image, mask = after, mask | shown
             free = (np.ones(size, np.bool_) if free is None else free) & ~paste_on_zeros(moved.blend_mask, at, size)
             own: dict[str, Any] = {} if variation is None else {"variation": vars(variation)}
@@ -215,7 +218,8 @@ class Composition(SampleStream[D, G], Generic[D, G]):
             **self._source_provenance(draw), **provenance,
             "seed": self._wanted.seed, "placement": placement.summary(), "parameters": parameters,
         }  # fmt: skip
-        return Sample(draw.index, draw.category, draw.sample.product, image, mask, Provenance(**provenance))
+        made = Sample(draw.index, draw.category, draw.sample.product, image, mask, Provenance(**provenance))
+        return replace(made, numbers=numbers) if len(defects) > 1 else made
 
     def _placed(
         self,
@@ -273,6 +277,7 @@ class CutoutSamples(Composition[ComposeDraw, None]):
         self._by_category: dict[str, list[SourceImage]] = {}
         for sample in request.patches.images:
             self._by_category.setdefault(sample.category, []).append(sample)
+        self._known = self._defects(request.patches)
         unknown = set(request.wanted.categories) - set(self._by_category)
         if unknown:
             raise UsageError(f"--category {sorted(unknown)[0]}: choose from {', '.join(sorted(self._by_category))}")
@@ -285,17 +290,17 @@ class CutoutSamples(Composition[ComposeDraw, None]):
         known = [(sample, number) for sample in few for number in range(len(self._pieces(sample.mask)))]
         return Habits([self._spot(*each) for each in known[:: -(-len(known) // _STUDIED)]])
 
-    def _cut_out(self, rng: np.random.Generator, category: str) -> tuple[DefectPatch, Spot]:
-        sample, number = self._pick_piece(rng, self._by_category[category])
+    def _cut_out(self, rng: np.random.Generator, samples: Sequence[SourceImage]) -> tuple[DefectPatch, Spot]:
+        sample, number = self._pick_piece(rng, samples)
         patch = cut_out(self._images.read(sample.path), *self._pieces(sample.mask)[number], RIM, sample.path)
         return patch, self._spot(sample, number)
 
-    def _cut_out_or_join(self, rng: np.random.Generator, category: str) -> tuple[DefectPatch, Spot]:
+    def _cut_out_or_join(self, rng: np.random.Generator, samples: Sequence[SourceImage]) -> tuple[DefectPatch, Spot]:
         """A cut-out, or two that reach no edge of their image, end to end."""
-        patch, spot = self._cut_out(rng, category)
+        patch, spot = self._cut_out(rng, samples)
         if rng.random() >= _JOINED * self._placement.vary or any(spot.touches):
             return patch, spot
-        second, other = self._cut_out(rng, category)
+        second, other = self._cut_out(rng, samples)
         if any(other.touches) or second.pixels.shape[2] != patch.pixels.shape[2]:
             return patch, spot
         return joined(patch, second, end_to_end(patch, second, (spot.degrees, other.degrees))), spot
@@ -307,7 +312,8 @@ class CutoutSamples(Composition[ComposeDraw, None]):
         return [None] * len(draws)
 
     def _finish(self, draw: ComposeDraw, generated: None) -> Sample | None:
-        patches, spots = zip(*(self._cut_out_or_join(draw.rng, draw.category) for _ in range(draw.count)), strict=True)
+        known = self._known(draw.index, draw.category)
+        patches, spots = zip(*(self._cut_out_or_join(draw.rng, known) for _ in range(draw.count)), strict=True)
         provenance = {"method": "cut-outs", "contents": self._name}
         return self._compose(draw, patches, provenance, spots, self._habits[draw.category])
 

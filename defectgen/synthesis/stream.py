@@ -9,21 +9,23 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectgen import files
-from defectgen.dataset import Sample
+from defectgen.dataset import Normal, Sample
 from defectgen.errors import UsageError
 from defectgen.folders import Catalog, SourceImage
 from defectgen.imaging import masks
 from defectgen.imaging.images import DecodedImage, Pixels
 from defectgen.imaging.windows import ImageCache, value_range
 from defectgen.methods import Control, MethodInfo, having
+from defectgen.synthesis.split import Photographs, Split, said
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class SampleSpec:
     workers: int = 2
     skip: frozenset[int] = field(default=frozenset())
     gate: Gatekeeper | None = None
+    split: Split | None = None
+    """None: samples are not divided into training and validation."""
 
 
 class SampleStream(ABC, Generic[D, G]):
@@ -94,6 +98,8 @@ class SampleStream(ABC, Generic[D, G]):
         """Facts about all samples, for `dataset.json`."""
         if wanted.gate is not None:
             self.metadata["gated_by"] = list(wanted.gate.photographs)
+        self.warnings: list[str] = []
+        self._sources = self._divide(wanted.normals.images, "normals", lambda image: image.product)
         self.refused: Counter[str] = Counter()
         self._refused: dict[int, list[str]] = {}
 
@@ -152,6 +158,8 @@ class SampleStream(ABC, Generic[D, G]):
         The provenance of an accepted sample lists why earlier attempts were rejected.
         """
         sample, gate = self._finish(draw, generated), self._wanted.gate
+        if sample is not None and self._wanted.split is not None:
+            sample = replace(sample, validates=self._validates(draw.index))
         if sample is None or gate is None:
             return sample
         refused = self._refused.setdefault(draw.index, [])
@@ -162,16 +170,50 @@ class SampleStream(ABC, Generic[D, G]):
         refused.append(reason)
         return None
 
-    def normals(self, count: int = 50) -> Iterator[tuple[str, Pixels]]:
-        """The first `count` normals with their products: a detector needs them in addition to the samples."""
-        for sample in self._wanted.normals.images[:count]:
-            yield sample.product, self._images.read(sample.path).pixels
+    def normals(self) -> list[Normal]:
+        """The normals, by side: detectors need them in addition to the samples."""
+        train, val = set(self._sources(False)), set(self._sources(True))
+        return [
+            Normal(image.product, image in val - train, partial(self._read, image.path))
+            for image in self._wanted.normals.images
+        ]
+
+    def _read(self, path: Path) -> Pixels:
+        return self._images.read(path).pixels
+
+    def _divide(
+        self, images: Sequence[SourceImage], what: str, group: Callable[[SourceImage], str]
+    ) -> Callable[[bool], Sequence[SourceImage]]:
+        """The images of which samples for validation, or those for training, are made. `group` as in `Photographs`."""
+        split = self._wanted.split
+        if split is None or not images or (split.only_normals and what != "normals"):
+            return lambda _: images
+        divided = Photographs(images, split, group, self._sha256)
+        if divided.shared:
+            self.warnings.append(said(what, divided.shared))
+        return divided.of
+
+    def _defects(self, catalog: Catalog) -> Callable[[int, str], Sequence[SourceImage]]:
+        """The real defects of a category of which a sample, by its index, may be made."""
+        wanted = [image for image in catalog.images if image.category in self._wanted.categories]
+        of = self._divide(wanted, "defects", lambda image: image.category)
+        known = cache(lambda validates, category: [each for each in of(validates) if each.category == category])
+        return lambda index, category: known(self._validates(index), category)
+
+    def _validates(self, index: int) -> bool:
+        """Whether a sample is for validation."""
+        split = self._wanted.split
+        return split is not None and split.holds_out(self._number(index))
+
+    def _number(self, index: int) -> int:
+        """The number of a sample in its category."""
+        return index // len(self._wanted.categories)
 
     def _category(self, index: int) -> str:
         return self._wanted.categories[index % len(self._wanted.categories)]
 
     def _draw_source(self, rng: np.random.Generator, index: int, attempt: int) -> Draw:
-        samples = self._wanted.normals.images
+        samples = self._sources(self._validates(index))
         sample = samples[int(rng.integers(len(samples)))]
         return Draw(index, attempt, self._category(index), sample, self._images.read(sample.path))
 

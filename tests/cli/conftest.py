@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -91,6 +91,7 @@ class _Samples:
         self.failed = [1]
         self.metadata: dict[str, Any] = {}
         self.refused: dict[str, int] = {}
+        self.warnings: list[str] = []
 
     def __len__(self) -> int:
         return self.wanted.num - len(self.wanted.skip)
@@ -105,6 +106,7 @@ class _Samples:
 class _Dataset:
     done = frozenset({0})
     warnings = ()
+    sides: ClassVar[dict[str, bool]] = {}
 
     def __init__(self, out: Path, **settings: Any) -> None:
         self.out = out

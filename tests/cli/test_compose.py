@@ -115,7 +115,7 @@ def test_few_defects_teach_little_of_places_and_that_is_said(defects: Path, caps
 @pytest.mark.parametrize("layout", ["mvtec", "coco", "yolo"])
 def test_other_layouts(defects: Path, layout: str) -> None:
     assert main(["compose", "tiles/defects", "tiles/good", "-n", "4", "--format", layout]) == 0
-    made = {"mvtec": "good/test/crack/000000.png", "coco": "annotations.json", "yolo": "data.yaml"}
+    made = {"mvtec": "good/test/crack/000000.png", "coco": "annotations/instances_train.json", "yolo": "data.yaml"}
     assert Path("dataset", made[layout]).is_file()
 
 

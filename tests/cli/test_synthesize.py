@@ -30,6 +30,7 @@ def test_synthesize_takes_all_from_the_model(
     assert target.out == Path("my set")
     assert target.settings == {
         "layout": dataset.Layout.COCO,
+        "options": dataset.LayoutOptions(),
         "command": "defectgen synthesize -n 5 --seed 3 --format coco --out 'my set' --resume",
         "resume": True,
         "overwrite": False,

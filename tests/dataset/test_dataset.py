@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from defectgen import files
-from defectgen.dataset import Dataset, Layout, Sample, ascii_name, boxes, folder_name, open_folder
+from defectgen.dataset import Dataset, Layout, LayoutOptions, Normal, Sample, boxes, open_folder
 from defectgen.dataset.manifest import Provenance
+from defectgen.dataset.names import ascii_name, folder_name
 from defectgen.errors import BadInputError, DiskFullError, StoppedError, UsageError
 from defectgen.imaging.images import read_image, read_mask
 
@@ -36,8 +38,17 @@ def several(count: int, start: int = 0) -> Iterator[Sample]:
     return (sample(i, ("crack", "pit hole")[i % 2]) for i in range(start, count))
 
 
-def fresh(out: Path, layout: Layout = Layout.PLAIN, *, resume: bool = False, overwrite: bool = False) -> Dataset:
-    return open_folder(out, layout=layout, command="defectgen synthesize", resume=resume, overwrite=overwrite)
+def goods(count: int, product: str = "tile", *, validates: bool = False) -> list[Normal]:
+    return [Normal(product, validates, lambda: sample(0).image)] * count
+
+
+def fresh(
+    out: Path, layout: Layout = Layout.PLAIN, *, resume: bool = False, overwrite: bool = False, **options: Any
+) -> Dataset:
+    return open_folder(
+        out, layout=layout, command="defectgen synthesize", resume=resume, overwrite=overwrite,
+        options=LayoutOptions(**options),
+    )  # fmt: skip
 
 
 def manifest(out: Path) -> list[dict[str, Any]]:
@@ -188,7 +199,7 @@ class TestOverwrite:
     @pytest.mark.parametrize("layout", list(Layout))
     def test_overwriting_removes_only_files_of_the_dataset(self, tmp_path: Path, layout: Layout) -> None:
         out = tmp_path / "d"
-        fresh(out, layout).write(several(6), normals=[("tile", sample(0).image)])
+        fresh(out, layout).write(several(6), normals=goods(1))
         (out / "notes.txt").write_text("mine")
         fresh(out, Layout.PLAIN, overwrite=True).write([sample(0)])
         assert set(contents(out)) == {
@@ -196,6 +207,7 @@ class TestOverwrite:
             "images/crack/000000.png",
             "manifest.jsonl",
             "masks/crack/000000.png",
+            "metadata.jsonl",
             "notes.txt",
             "sheet.jpg",
         }
@@ -217,7 +229,7 @@ class TestOverwrite:
 
 
 def filled(out: Path, layout: Layout, count: int = 6) -> None:
-    fresh(out, layout).write(several(count), normals=[("tile", sample(0).image)] * 2)
+    fresh(out, layout).write(several(count), normals=goods(2))
 
 
 class TestPeoplesFiles:
@@ -237,17 +249,20 @@ class TestPeoplesFiles:
         (out / "empty/mine").mkdir(parents=True)
         if after is Layout.MVTEC and layout is not after:  # a person's normal is where one of ours would go
             with pytest.raises(UsageError, match=r"000001\.png: is in the way, and not of this dataset"):
-                fresh(out, after, overwrite=True).write(several(2), normals=[("tile", sample(0).image)] * 2)
+                fresh(out, after, overwrite=True).write(several(2), normals=goods(2))
         else:
-            fresh(out, after, overwrite=True).write(several(2), normals=[("tile", sample(0).image)])
+            fresh(out, after, overwrite=True).write(several(2), normals=goods(1))
         kept = [path for path in mine if path.is_file() and path.read_text(errors="ignore") == f"mine: {path.name}"]
         # A label of the new dataset's own image is not a person's.
         assert mine - set(kept) <= {out / "labels/train/000001.txt"}
         assert (out / "empty/mine").is_dir()
 
-    @pytest.mark.parametrize(("layout", "name"), [(Layout.COCO, "annotations.json"), (Layout.YOLO, "data.yaml")])
+    @pytest.mark.parametrize(
+        ("layout", "name"), [(Layout.COCO, "annotations/instances_val.json"), (Layout.YOLO, "data.yaml")]
+    )
     def test_another_layout_does_not_replace_them(self, tmp_path: Path, layout: Layout, name: str) -> None:
         filled(tmp_path / "d", Layout.PLAIN)
+        (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "d" / name).write_text("mine")
         before = contents(tmp_path / "d")
         with pytest.raises(UsageError, match=f"{name}: is in the way"):
@@ -267,7 +282,7 @@ class TestPeoplesFiles:
         assert [row["index"] for row in manifest(tmp_path / "d")] == [0, 1, 2, 3]
         (tmp_path / "d" / theirs).unlink()
         again = fresh(tmp_path / "d", layout, resume=True)
-        again.write(several(6, start=4), normals=[("tile", sample(0).image)] * 2)
+        again.write(several(6, start=4), normals=goods(2))
         assert contents(tmp_path / "d") == contents(tmp_path / "whole")
 
     def test_normals_of_a_dataset_without_their_list_stay(self, tmp_path: Path) -> None:
@@ -314,7 +329,7 @@ class TestLinks:
         before = contents(tmp_path)
         with pytest.raises(BadInputError, match=f"{link}: is a link"):
             fresh(out, layout, resume=flag == "resume", overwrite=flag == "overwrite").write(
-                several(9, start=6), normals=[("tile", sample(0).image)] * 3
+                several(9, start=6), normals=goods(3)
             )
         if flag == "overwrite" or link in (
             "images",
@@ -374,7 +389,7 @@ class TestKilled:
         (tmp_path / "d" / manifest(tmp_path / "d")[3]["mask"]).unlink()
         again = fresh(tmp_path / "d", layout, resume=True)
         assert again.done == {0, 1, 2}
-        again.write([], normals=[("tile", sample(0).image)] * 2)
+        again.write([], normals=goods(2))
         assert contents(tmp_path / "d") == contents(tmp_path / "whole")
 
     @pytest.mark.parametrize("after", [0, 1, 5, 9, 13])
@@ -396,10 +411,10 @@ class TestKilled:
 
         monkeypatch.setattr(Path, "unlink", killed)
         with pytest.raises(KeyboardInterrupt):
-            fresh(tmp_path / "d", Layout.YOLO, overwrite=True).write(several(6))
+            fresh(tmp_path / "d", Layout.YOLO, overwrite=True).write(several(6), normals=goods(2))
         monkeypatch.undo()
         again = fresh(tmp_path / "d", Layout.YOLO, resume=flag == "resume", overwrite=flag == "overwrite")
-        again.write(made for made in several(6) if made.index not in again.done)
+        again.write((made for made in several(6) if made.index not in again.done), normals=goods(2))
         assert contents(tmp_path / "d") == contents(tmp_path / "whole")
 
 
@@ -516,11 +531,11 @@ class TestMvtec:
     def test_follows_the_rules_of_anomalib(self, tmp_path: Path) -> None:
         out = tmp_path / "d"
         made = [sample(i, ("crack", "Löcher")[i % 2], "Fliese ß") for i in range(12)]
-        fresh(out, Layout.MVTEC).write(made, normals=[("other", made[0].image)] + [("Fliese ß", made[0].image)] * 3)
+        fresh(out, Layout.MVTEC).write(made, normals=[*goods(1, "other"), *goods(3, "Fliese ß")])
         (category,) = [path for path in out.iterdir() if path.is_dir()]
         self.load(category)
         assert len(list((category / "train/good").iterdir())) == 3
-        assert {path.name for path in (category / "test").iterdir()} == {"crack", ascii_name("Löcher")}
+        assert {path.name for path in (category / "test").iterdir()} == {"crack", "Locher"}
         assert manifest(out)[1]["category"] == "Löcher"
 
     @staticmethod
@@ -540,6 +555,93 @@ class TestMvtec:
             assert image.stem in mask.stem
             assert image.parent.name == mask.parent.name
             assert read_image(image).pixels.shape[:2] == read_mask(mask).shape
+
+    def test_all_normals_are_there_those_for_testing_apart(self, tmp_path: Path) -> None:
+        normals = [*goods(60), *goods(7, validates=True)]
+        fresh(tmp_path, Layout.MVTEC).write(several(4), normals=normals)
+        assert len(list((tmp_path / "tile/train/good").iterdir())) == 60
+        assert len(list((tmp_path / "tile/test/good").iterdir())) == 7
+        assert not (tmp_path / "tile/ground_truth/good").exists()
+
+    def test_names_are_readable(self, tmp_path: Path) -> None:
+        names = ['Riß\'s: "x"', "blow hole", "blow-hole", "blow_hole", "Löcher", "good", "ひび", "con"]
+        fresh(tmp_path / "d", Layout.MVTEC, product="Gehäuse 7").write(sample(i, name) for i, name in enumerate(names))
+        folders = [Path(row["image"]).parent.name for row in manifest(tmp_path / "d")]
+        assert folders[:3] == ["Riss_s_x", "blow_hole", "blow-hole"]
+        assert folders[3].startswith("blow_hole_")
+        assert folders[4] == "Locher"
+        assert len({folder.lower() for folder in folders} | {"good"}) == len(names) + 1
+        assert {(row["product"], Path(row["image"]).parts[0]) for row in manifest(tmp_path / "d")} == {
+            ("Gehäuse 7", "Gehause_7")
+        }
+        again = fresh(tmp_path / "d", Layout.MVTEC, resume=True, product="Gehäuse 7")
+        again.write([sample(8, "blow_hole"), sample(9, "blow hole")])
+        later = [Path(row["image"]).parent.name for row in manifest(tmp_path / "d")[8:]]
+        assert later == [folders[3], folders[1]]
+
+
+class TestSplit:
+    @pytest.mark.parametrize("layout", [Layout.COCO, Layout.YOLO])
+    def test_normals_are_a_share_of_the_samples_of_their_side(self, tmp_path: Path, layout: Layout) -> None:
+        def made(count: int) -> Iterator[Sample]:
+            return (replace(sample(i), validates=i % 5 == 4) for i in range(count))
+
+        normals = [*goods(9), *goods(3, validates=True)]
+        fresh(tmp_path / "d", layout, normals_share=0.5).write(made(10), normals=normals)
+        pictures = list((tmp_path / "d/images").rglob("normal_*.png"))
+        assert len(pictures) == 5  # half of 8 and of 2
+        if layout is Layout.YOLO:
+            assert sorted(path.parent.name for path in pictures) == ["train"] * 4 + ["val"]
+        fresh(tmp_path / "d", layout, resume=True, normals_share=0.1).write([], normals=normals)
+        assert len(list((tmp_path / "d/images").rglob("normal_*.png"))) == 1
+        assert len(list((tmp_path / "d").rglob("normal_*.txt"))) == (layout is Layout.YOLO)
+        fresh(tmp_path / "d", Layout.PLAIN, overwrite=True).write([sample(0)])
+        assert not list((tmp_path / "d").rglob("normal_*"))
+
+    def test_the_default_for_yolo_is_a_tenth(self, tmp_path: Path) -> None:
+        for layout, count in ((Layout.YOLO, 1), (Layout.COCO, 0), (Layout.PLAIN, 0)):
+            fresh(tmp_path / layout.value, layout).write(several(10), normals=goods(20))
+            assert len(list((tmp_path / layout.value).rglob("normal_*.png"))) == count
+
+    @pytest.mark.parametrize("layout", [Layout.COCO, Layout.YOLO, Layout.MVTEC])
+    def test_it_stays_when_a_dataset_is_resumed(self, tmp_path: Path, layout: Layout) -> None:
+        fresh(tmp_path, layout, val=0.2).write(several(3))
+        assert fresh(tmp_path, layout, resume=True, val=0.2).done == {0, 1, 2}
+        with pytest.raises(UsageError, match=r"the split was --val 0\.2 and is now --val 0\.3; repeat"):
+            fresh(tmp_path, layout, resume=True, val=0.3)
+        record = json.loads((tmp_path / "dataset.json").read_text())
+        del record["val"], record["derived"]
+        (tmp_path / "dataset.json").write_text(json.dumps(record))
+        with pytest.raises(UsageError, match="that of an older version"):
+            fresh(tmp_path, layout, resume=True)
+
+    def test_a_dataset_of_an_older_version_is_replaced(self, tmp_path: Path) -> None:
+        """It had one file of annotations, and did not name it; a person's file has another name."""
+        fresh(tmp_path, Layout.COCO).write(several(3))
+        record = json.loads((tmp_path / "dataset.json").read_text())
+        del record["val"], record["derived"]
+        (tmp_path / "dataset.json").write_text(json.dumps(record))
+        (tmp_path / "annotations/instances_train.json").rename(tmp_path / "annotations.json")
+        (tmp_path / "metadata.jsonl").write_text("mine")
+        fresh(tmp_path, Layout.COCO, overwrite=True).write(several(3))
+        assert not (tmp_path / "annotations.json").exists()
+        with pytest.raises(UsageError, match=r"metadata\.jsonl: is in the way"):
+            fresh(tmp_path, Layout.PLAIN, overwrite=True)
+        assert (tmp_path / "metadata.jsonl").read_text() == "mine"
+
+
+def test_hugging_face_reads_image_mask_and_category(tmp_path: Path) -> None:
+    """The rules of its imagefolder: one metadata.jsonl, the same keys in each line, files relative to it."""
+    made = [replace(each, restored=each.image) for each in several(4)]
+    fresh(tmp_path).write(made)
+    lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {tuple(line) for line in lines} == {
+        ("file_name", "mask_file_name", "restored_file_name", "category", "product")
+    }
+    assert [line["category"] for line in lines] == ["crack", "pit hole"] * 2
+    for line, each in zip(lines, made, strict=True):
+        np.testing.assert_array_equal(read_image(tmp_path / line["file_name"]).pixels, each.image)
+        np.testing.assert_array_equal(read_mask(tmp_path / line["mask_file_name"]), each.mask)
 
 
 class TestNames:
@@ -561,9 +663,12 @@ class TestNames:
             assert all(len(short(name).encode()) <= 255 for name in names)
 
     def test_ascii_names_stay_distinct(self) -> None:
-        names = {ascii_name(name) for name in ("Löcher", "Lücher", "L_cher")}
-        assert len(names) == 3
-        assert all(name.isascii() for name in names)
+        taken: list[str] = []
+        for name in ("Löcher", "Locher", "LÖCHER", "ひび", "亀裂", "", "..", "nul"):
+            taken.append(ascii_name(name, taken))
+        assert taken[0] == "Locher"
+        assert len({name.lower() for name in taken}) == len(taken)
+        assert all(re.fullmatch("[A-Za-z0-9_-]+", name) for name in taken)
 
 
 def test_boxes_of_components() -> None:

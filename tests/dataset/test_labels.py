@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectgen.dataset import Layout, Sample, open_folder
+from defectgen.dataset import Layout, LayoutOptions, Normal, Sample, open_folder
 from defectgen.dataset.coco import run_lengths
 from defectgen.dataset.manifest import Provenance
-from defectgen.dataset.polygons import bridged, pieces
+from defectgen.dataset.polygons import bridged, pieces, together
 from defectgen.imaging.images import read_mask
 from defectgen.imaging.windows import paste_on_zeros
 
@@ -136,54 +136,79 @@ def test_run_lengths_agree_with_pycocotools() -> None:
         assert reader.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode() == run_lengths(mask)["counts"]
 
 
-def write(out: Path, layout: Layout) -> list[Sample]:
+def write(out: Path, layout: Layout, **options: Any) -> list[Sample]:
+    """A sample of each mask, every third for validation, and two normals."""
     image = np.full((40, 50), 100, np.uint8)
     made = [
-        Sample(i, ("hole", "crack")[i % 2], "p", image, mask, Provenance(seed=0))
+        Sample(i, ("hole", "crack")[i % 2], "p", image, mask, Provenance(seed=0), validates=i % 3 == 2)
         for i, mask in enumerate(masks().values())
     ]
-    open_folder(out, layout=layout, command="", resume=False, overwrite=False).write(made)
+    normals = [Normal("p", validates, lambda: image) for validates in (False, True)]
+    dataset = open_folder(
+        out, layout=layout, command="", resume=False, overwrite=False, options=LayoutOptions(**options)
+    )
+    dataset.write(made, normals=normals)
     return made
 
 
-def test_coco_annotations_add_up_to_the_masks(tmp_path: Path) -> None:
-    made = write(tmp_path, Layout.COCO)
-    document = json.loads((tmp_path / "annotations.json").read_text())
-    assert document["categories"] == [
-        {"id": 1, "name": "crack", "supercategory": "defect"},
-        {"id": 2, "name": "hole", "supercategory": "defect"},
-    ]
-    assert [image["id"] for image in document["images"]] == list(range(1, 10))
-    assert [each["id"] for each in document["annotations"]] == list(range(1, len(document["annotations"]) + 1))
-    wholes = {image["id"]: np.zeros((40, 50), np.bool_) for image in document["images"]}
-    for image in document["images"]:
-        assert (tmp_path / "images" / image["file_name"]).is_file()
-        assert (image["height"], image["width"]) == (40, 50)
-    for each in document["annotations"]:
-        assert each["iscrowd"] == 0
-        segmentation = each["segmentation"]
-        if isinstance(segmentation, dict):
-            mask = decoded(segmentation)
-        else:
-            mask = filled(np.array(segmentation[0]).reshape(-1, 2), (40, 50))
-        rows, columns = np.nonzero(mask)
-        assert each["area"] == mask.sum()
-        assert each["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
-        wholes[each["image_id"]] |= mask
+def decoded_coco(segmentation: Any, shape: tuple[int, ...] = (40, 50)) -> Mask:
+    if isinstance(segmentation, dict):
+        return decoded(segmentation)
+    return np.any([filled(np.array(each).reshape(-1, 2), shape) for each in segmentation], axis=0)
+
+
+@pytest.mark.parametrize("segmentation", ["auto", "polygon", "rle"])
+@pytest.mark.parametrize("instances", ["defects", "pieces"])
+def test_coco_annotations_add_up_to_the_masks(tmp_path: Path, segmentation: str, instances: str) -> None:
+    made = write(tmp_path, Layout.COCO, segmentation=segmentation, instances=instances, normals_share=0.2)
+    found = {}
+    for split in ("train", "val"):
+        document = json.loads((tmp_path / f"annotations/instances_{split}.json").read_text())
+        assert [each["name"] for each in document["categories"]] == ["crack", "hole"]
+        assert [each["id"] for each in document["categories"]] == [1, 2]
+        assert [each["id"] for each in document["annotations"]] == list(range(1, len(document["annotations"]) + 1))
+        for image in document["images"]:
+            assert (tmp_path / "images" / image["file_name"]).is_file()
+            assert (image["height"], image["width"]) == (40, 50)
+            assert image["id"] not in found
+            found[image["id"]] = (split, image["file_name"], np.zeros((40, 50), np.bool_), list[Any]())
+        for each in document["annotations"]:
+            assert each["iscrowd"] == 0
+            mask = decoded_coco(each["segmentation"])
+            rows, columns = np.nonzero(mask)
+            assert each["area"] == mask.sum()
+            assert each["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+            found[each["image_id"]][2][mask] = True
+            found[each["image_id"]][3].append(each["segmentation"])
     for sample in made:
-        np.testing.assert_array_equal(wholes[sample.index + 1], sample.mask)
+        split, name, mask, segmentations = found.pop(sample.index + 1)
+        assert (split, name) == (("train", "val")[sample.validates], f"{sample.index:06}.png")
+        np.testing.assert_array_equal(mask, sample.mask)
+        assert len(segmentations) == (1 if instances == "defects" else len(list(pieces(sample.mask))))
+        holes = any(piece.holes for piece in pieces(sample.mask))
+        kinds = {type(each) for each in segmentations}
+        if segmentation == "polygon" or (segmentation == "auto" and not holes):
+            assert kinds == {list}
+        else:
+            assert dict in kinds
+    assert sorted((split, name, int(mask.sum())) for split, name, mask, _ in found.values()) == [
+        ("train", "normal_000000.png", 0), ("val", "normal_000001.png", 0)
+    ]  # fmt: skip
 
 
-def test_yolo_rows_add_up_to_the_masks(tmp_path: Path) -> None:
-    made = write(tmp_path, Layout.YOLO)
+@pytest.mark.parametrize("instances", ["defects", "pieces"])
+def test_yolo_rows_add_up_to_the_masks(tmp_path: Path, instances: str) -> None:
+    made = write(tmp_path, Layout.YOLO, instances=instances, normals_share=0.2)
     assert (tmp_path / "data.yaml").read_text() == (
         'train: images/train\nval: images/val\nnames:\n  0: "crack"\n  1: "hole"\n'
     )
     for sample in made:
-        split = "val" if sample.index % 5 == 4 else "train"
+        split = ("train", "val")[sample.validates]
         assert (tmp_path / f"images/{split}/{sample.index:06}.png").is_file()
         whole = np.zeros((40, 50), np.bool_)
-        for line in (tmp_path / f"labels/{split}/{sample.index:06}.txt").read_text().splitlines():
+        lines = (tmp_path / f"labels/{split}/{sample.index:06}.txt").read_text().splitlines()
+        assert len(lines) == (1 if instances == "defects" else len(list(pieces(sample.mask))))
+        for line in lines:
             category, *values = line.split()
             assert ("crack", "hole")[int(category)] == sample.category
             points = np.array(values, float).reshape(-1, 2)
@@ -193,12 +218,78 @@ def test_yolo_rows_add_up_to_the_masks(tmp_path: Path) -> None:
             whole |= filled(points * [50, 40], (40, 50))
         np.testing.assert_array_equal(whole, sample.mask)
         np.testing.assert_array_equal(read_mask(tmp_path / f"masks/{split}/{sample.index:06}.png"), sample.mask)
+    for number, split in enumerate(("train", "val")):
+        assert (tmp_path / f"images/{split}/normal_{number:06}.png").is_file()
+        assert (tmp_path / f"labels/{split}/normal_{number:06}.txt").read_text() == ""
 
 
-def test_yolo_without_validation_samples_validates_on_training_samples(tmp_path: Path) -> None:
-    sample = Sample(0, "a", "p", np.zeros((40, 50), np.uint8), masks()["square"], Provenance())
+@pytest.mark.parametrize("layout", [Layout.COCO, Layout.YOLO])
+def test_pieces_of_two_defects_are_two_annotations(tmp_path: Path, layout: Layout) -> None:
+    """Three squares are of the first, and one of the second, which has two; where they touch, they are one."""
+    numbers = np.zeros((2, 40, 50), np.uint16)
+    for x, number in ((2, 1), (10, 2), (20, 1), (30, 1), (36, 2)):
+        numbers[:, 5:9, x : x + 4] = number
+    numbers[1, 5:9, 34:36] = 1
+    made = [Sample(i, "a", "p", np.zeros((40, 50), np.uint8), n > 0, Provenance(), numbers=n)
+            for i, n in enumerate(numbers)]  # fmt: skip
+    open_folder(tmp_path, layout=layout, command="", resume=False, overwrite=False).write(made)
+    rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    by_box = [dict(zip((box[0] for box in row["boxes"]), row["instances"], strict=True)) for row in rows]
+    assert by_box[0][2] == by_box[0][20] == by_box[0][30] != by_box[0][10] == by_box[0][36]
+    assert set(by_box[1].values()) == {0}
+    if layout is Layout.YOLO:
+        labels = [(tmp_path / f"labels/train/{i:06}.txt").read_text().splitlines() for i in range(2)]
+        assert [len(lines) for lines in labels] == [2, 1]
+    else:
+        document = json.loads((tmp_path / "annotations/instances_train.json").read_text())
+        assert sorted((each["image_id"], each["area"]) for each in document["annotations"]) == [
+            (1, 32), (1, 48), (2, 88)
+        ]  # fmt: skip
+
+
+def test_pieces_of_older_rows_with_several_defects_stay_apart(tmp_path: Path) -> None:
+    defects = {"defects": [{"at": (0, 0)}, {"at": (9, 9)}]}
+    mask = masks()["two"]
+    sample = Sample(0, "a", "p", np.zeros((40, 50), np.uint8), mask, Provenance(parameters=defects))
     open_folder(tmp_path, layout=Layout.YOLO, command="", resume=False, overwrite=False).write([sample])
-    assert "val: images/train\n" in (tmp_path / "data.yaml").read_text()
+    assert len((tmp_path / "labels/train/000000.txt").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("layout", [Layout.COCO, Layout.YOLO])
+def test_without_validation_samples(tmp_path: Path, layout: Layout) -> None:
+    """YOLO validates on those for training, since Ultralytics demands some; COCO has no file for none."""
+    sample = Sample(0, "a", "p", np.zeros((40, 50), np.uint8), masks()["square"], Provenance())
+    dataset = open_folder(tmp_path, layout=layout, command="", resume=False, overwrite=False)
+    dataset.write([sample])
+    assert "too few samples for validation" in dataset.warnings[0]
+    if layout is Layout.YOLO:
+        assert "val: images/train\n" in (tmp_path / "data.yaml").read_text()
+    else:
+        assert [path.name for path in (tmp_path / "annotations").iterdir()] == ["instances_train.json"]
+
+
+def test_polygons_of_thousands_of_holes_take_time_by_pixels() -> None:
+    rows, columns = np.mgrid[:800, :800]
+    (piece,) = pieces((rows % 10 < 7) | (columns % 10 < 7))
+    start = time.process_time()
+    line = bridged(piece)
+    assert time.process_time() - start < 2  # 0.3 s; each hole to the whole line takes a minute
+    assert len(piece.holes) > 6000
+    x, y = line.T
+    area = np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y) / 2
+    parts = [(each, 1 if i == 0 else -1) for i, each in enumerate((piece.outline, *piece.holes))]
+    areas = [
+        sign * abs(np.sum(p[:, 0] * np.roll(p[:, 1], -1) - np.roll(p[:, 0], -1) * p[:, 1])) / 2 for p, sign in parts
+    ]
+    assert abs(area) == pytest.approx(sum(areas))
+
+
+def test_joined_polygons_fill_to_all_of_them() -> None:
+    rng = np.random.default_rng(3)
+    mask = cv2.GaussianBlur(rng.normal(size=(60, 90)), (0, 0), 1.2) > 0.1
+    lines = [bridged(piece) for piece in pieces(mask)]
+    assert len(lines) > 10
+    np.testing.assert_array_equal(filled(together(lines), mask.shape), mask)
 
 
 NAMES = [
@@ -239,7 +330,7 @@ def test_any_name_of_a_category_is_read_back(tmp_path: Path, layout: Layout) -> 
         assert [number for number, _ in lines] == [f"  {i}" for i in range(len(NAMES))]
         assert [unquoted(text) for _, text in lines] == sorted(NAMES)
     elif layout is Layout.COCO:
-        document = json.loads((tmp_path / "annotations.json").read_text(encoding="utf-8"))
+        document = json.loads((tmp_path / "annotations/instances_train.json").read_text(encoding="utf-8"))
         assert [each["name"] for each in document["categories"]] == sorted(NAMES)
     else:
         folders = [path.parent for path in tmp_path.glob("*/test/*/*.png")]

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from defectgen.dataset.manifest import Parameters, PlacedDefect, Provenance, Reference, Row, parse
+from defectgen.dataset.manifest import (
+    Parameters,
+    PlacedDefect,
+    Provenance,
+    Reference,
+    Row,
+    located,
+    parse,
+    relative_to,
+)
 from defectgen.errors import BadInputError
 
 SHA = {name: name * 64 for name in "abcd"}
@@ -90,3 +99,40 @@ def test_samples_of_another_run_are_told_by_what_a_run_shares() -> None:
     assert row().run == row(index=4, source="other.png").run
     assert row().run != row(seed=1).run
     assert row().run != row(gate="defects").run
+
+
+def test_files_are_found_from_any_folder_and_when_all_is_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named relative to the dataset, unless they were absolute. A dataset may be a link to another drive."""
+    work = tmp_path / "work"
+    (work / "in").mkdir(parents=True)
+    (work / "in/a.png").write_bytes(b"a")
+    (tmp_path / "drive/deep/d").mkdir(parents=True)
+    (work / "out").symlink_to(tmp_path / "drive/deep")
+    monkeypatch.chdir(work)
+    for name, folder in (("in/a.png", Path("d")), ("in/a.png", Path("out/d")), (str(work / "in/a.png"), Path("out/d"))):
+        folder.mkdir(exist_ok=True)
+        made = {"source": name, "n": 3, "parameters": {"defects": [{"content": name, "joined": {"content": name}}]}}
+        row = relative_to(folder, made)
+        assert row["n"] == 3
+        (first,) = row["parameters"]["defects"]
+        assert row["source"] == first["content"] == first["joined"]["content"]
+        assert Path(row["source"]).is_absolute() == Path(name).is_absolute()
+        for elsewhere in (work, tmp_path, Path("/")):
+            monkeypatch.chdir(elsewhere)
+            assert located(work / folder, row["source"]).read_bytes() == b"a"
+        monkeypatch.chdir(work)
+    row = relative_to(Path("d"), {"source": "in/a.png"})
+    monkeypatch.chdir(tmp_path)
+    work.rename(tmp_path / "moved")
+    assert located(Path("moved/d"), row["source"]).read_bytes() == b"a"
+
+
+def test_files_of_older_rows_are_sought_from_the_folders_above_the_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").write_bytes(b"a")
+    (tmp_path / "out/d").mkdir(parents=True)
+    monkeypatch.chdir("/")
+    assert located(tmp_path / "out/d", "in/a.png").read_bytes() == b"a"
+    assert not located(tmp_path / "out/d", "in/b.png").exists()

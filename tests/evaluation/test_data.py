@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,17 @@ def test_a_manifest_tells_what_samples_were_made_of(dataset: Path, real: Path) -
     (dataset / "manifest.jsonl").write_text('{"image": 3}\n')
     with pytest.raises(BadInputError, match="line 1 cannot be read"):
         read_synthetic(dataset)
+
+
+def test_a_manifest_says_the_same_from_any_folder(dataset: Path, real: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one of an older version, with files named relative to the folder where the command ran."""
+    manifest, text = dataset / "manifest.jsonl", (dataset / "manifest.jsonl").read_text()
+    for named in (os.path.relpath(real, dataset), os.path.relpath(real, dataset.parent)):
+        manifest.write_text(text.replace(str(real), named))
+        for folder in (dataset, dataset.parent, Path("/")):
+            monkeypatch.chdir(folder)
+            sources = [each.source for each in read_synthetic(dataset).images]
+            assert [source and source.resolve() for source in sources] == [real / f"normals/{i}.png" for i in range(2)]
 
 
 @pytest.mark.parametrize("path", ["../real/0.png", "/etc/passwd", "linked/0.png", "images/link.png", "a\\b.png"])
