@@ -1,8 +1,8 @@
 """Scores by what a network trained on ImageNet sees (`nn.features`), which is not trained any further.
 
 `Memory` remembers flawless images, and needs no defect-free version of an image: PatchCore (Roth et al., "Towards
-Total Recall in Industrial Anomaly Detection", CVPR 2022). If defects with masks are known, a small classifier of the
-same features learns to tell them from flawless surfaces, which sees far more than the distance to flawless ones.
+Total Recall in Industrial Anomaly Detection", CVPR 2022). A small classifier of the same features, which learns to tell
+known or simulated defects from flawless surfaces, sees far more than the distance to flawless ones.
 `FeatureDifference` compares an image with its defect-free version.
 """
 
@@ -32,9 +32,9 @@ _REMEMBERED = 2000
 _CANDIDATES = 20_000  # among which the remembered patches are chosen
 _PATCHES = 2**18  # kept in memory while learning
 _HIDDEN, _DROPOUT, _STEPS, _ROUNDS, _BATCH = 128, 0.5, 4000, 4, 512
+_JOINED = 1.5  # weight of the distance beside a classifier of simulated defects
 _MARKED = 0.25  # fraction of a patch that a mask covers, for it to count as defective
 _HARD = 16  # patches of each image that are most mistaken for defects
-_LEAST_DEFECTS = 2
 _LEAST_DEVIATION = 0.5  # of a feature, as a part of the median of all
 
 
@@ -128,31 +128,31 @@ def _unlikeness(features: Tensor) -> Tensor:
 
 
 class Memory:
-    """The score of an image by its patches' distances to those of flawless images, or by a classifier of them.
+    """The score of an image by what was learned from flawless images and defects.
 
-    With distances d, it is 2 d / (d + u), where u is how far any two remembered patches are apart. With a classifier,
-    it is twice the logistic function of a quarter of the logit, so that it does not reach 2.
+    `memory` is by the distances d of its patches to those of flawless images: 2 d / (d + u), where u is how far any two
+    remembered patches are apart. `classifier` is by the logit l of a classifier that learned from known defects, and
+    `simulated` by that of one which learned from simulated defects, plus 1.5 times the standardized distance, since
+    real ones may be unlike both: twice the logistic function of l / 4.
     """
 
     pixels, uncalibrated = CELL**2, None
 
-    def __init__(self, network: Lite0, tensors: Mapping[str, Tensor], *, classify: bool) -> None:
-        """`tensors` as `learn` returns them; to `classify`, they must have a classifier."""
-        self._network = network
-        self.name = "classifier" if classify else "memory"
+    def __init__(self, network: Lite0, tensors: Mapping[str, Tensor], kind: str) -> None:
+        """`tensors` as `learn` returns them for the same kind."""
+        self._network, self.name = network, kind
         device = next(network.parameters()).device
-        self._mean, self._deviation, self._projection, self._bank, self._unit = (
-            tensors[name].float().to(device) for name in ("mean", "deviation", "projection", "bank", "unit")
+        given = {name: each.float().to(device) for name, each in tensors.items()}
+        self._mean, self._deviation, self._projection, self._bank, self._unit, self._typical, self._spread = (
+            given[name] for name in ("mean", "deviation", "projection", "bank", "unit", "typical", "spread")
         )
         self._squares = self._bank.square().sum(dim=1)
-        self._head: nn.Sequential | None = None
-        if classify:
-            self._head = _head(len(self._mean)).to(device)
+        self._head = _head(len(self._mean)).to(device)
+        if kind != "memory":
             prefix = "head."
-            self._head.load_state_dict(
-                {name.removeprefix(prefix): each.float() for name, each in tensors.items() if name.startswith(prefix)}
-            )
-            self._head.eval().requires_grad_(False)
+            state = {name.removeprefix(prefix): each for name, each in given.items() if name.startswith(prefix)}
+            self._head.load_state_dict(state)
+        self._head.eval().requires_grad_(False)
 
     def __call__(self, photograph: DecodedImage, repaired: Pixels | None = None) -> Rows:
         return _rows(_coarse(photograph, self._network, self._judge), photograph.width)
@@ -160,10 +160,15 @@ class Memory:
     def _judge(self, features: Tensor) -> Tensor:
         shape = features.shape[1:]
         patches = (features.flatten(1).T - self._mean) / self._deviation
-        if self._head is not None:
-            return 2 * torch.sigmoid(self._head(patches)[:, 0] / 4).reshape(shape)
-        distances = _distances(patches @ self._projection, self._bank, self._squares)
-        return (2 * distances / (distances + self._unit)).reshape(shape)
+        distances = torch.zeros(())
+        if self.name != "classifier":
+            distances = _distances(patches @ self._projection, self._bank, self._squares)
+        if self.name == "memory":
+            return (2 * distances / (distances + self._unit)).reshape(shape)
+        logits = self._head(patches)[:, 0]
+        if self.name == "simulated":
+            logits = logits + _JOINED * (distances - self._typical) / self._spread
+        return 2 * torch.sigmoid(logits / 4).reshape(shape)
 
 
 def _head(width: int) -> nn.Sequential:
@@ -177,26 +182,24 @@ def _distances(patches: Tensor, bank: Tensor, squares: Tensor) -> Tensor:
 
 
 class Lesson:
-    """Patches of an image to learn from: `flawless` [N, D], and `defective` [M, D] of its known defects, in float16."""
+    """Patches of an image to learn from, in float16: `flawless` [N, D], and `defective` [M, D] of its defects."""
 
     def __init__(self, network: Lite0, photograph: DecodedImage, truth: BoolArray | None, most: int, seed: int) -> None:
         """Take at most `most` patches of each kind at random. Without `truth`, [H, W], all are flawless."""
         levels, deviation = _light(photograph)
         image = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
-        shares = None if truth is None or not truth.any() else _shares(truth)
-        least = 0.0 if shares is None else min(_MARKED, float(shares.max()) / 2)
+        shares = np.zeros([-(-side // CELL) for side in image.shape[:2]], np.float32)
+        if truth is not None:
+            shares = _shares(truth)
+        least = min(_MARKED, float(shares.max()) / 2)
+        near = cv2.dilate((shares > 0).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         flawless, defective = [], []
         with torch.inference_mode():
             for row, column, features in _tiles(image, levels, deviation, network):
+                there = slice(row, row + features.shape[1]), slice(column, column + features.shape[2])
                 patches = features.flatten(1).T.half().cpu()
-                if shares is None:
-                    flawless.append(patches)
-                    continue
-                part = shares[row : row + features.shape[1], column : column + features.shape[2]]
-                near = cv2.dilate((shares > 0).astype(np.uint8), np.ones((3, 3), np.uint8))
-                beside = near[row : row + features.shape[1], column : column + features.shape[2]] > 0
-                defective.append(patches[torch.from_numpy((part > least).ravel())])
-                flawless.append(patches[torch.from_numpy(~beside.ravel())])
+                defective.append(patches[torch.from_numpy((shares[there] > least).ravel())])
+                flawless.append(patches[torch.from_numpy(~near[there].ravel())])
         generator = torch.Generator().manual_seed(seed)
         self.flawless, self.defective = (_some(each, most, generator) for each in (flawless, defective))
 
@@ -214,36 +217,36 @@ def _some(parts: Sequence[Tensor], most: int, generator: torch.Generator) -> Ten
     return joined if len(joined) <= most else joined[torch.randperm(len(joined), generator=generator)[:most]]
 
 
-def classifies(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether `learn` had defects to train a classifier with."""
-    return "head.0.weight" in tensors
-
-
 def most_patches(images: int) -> int:
     """The number of patches to take of each of so many images."""
     return max(_PATCHES // max(images, 1), 16)
 
 
-def learn(lessons: Sequence[Lesson], seed: int) -> dict[str, Tensor]:
-    """Choose the patches to remember, and train the classifier if several images have defects with masks.
+def learn(lessons: Sequence[Lesson], kind: str, seed: int) -> dict[str, Tensor]:
+    """Choose the patches to remember, and train the classifier if `kind` (see `Memory`) needs one.
 
     The same seed and lessons give the same tensors. The choice is PatchCore's: greedily the farthest from all chosen
     ones, in a random projection.
     """
     generator = torch.Generator().manual_seed(seed)
     flawless = [each.flawless for each in lessons]
-    each = max(_CANDIDATES // max(len(flawless), 1), 1)
-    sample = torch.cat([_some([of_image], each, generator) for of_image in flawless]).float()
+    share = max(_CANDIDATES // max(len(flawless), 1), 1)
+    sample = torch.cat([_some([of_image], share, generator) for of_image in flawless]).float()
     mean, deviation = sample.mean(dim=0), sample.std(dim=0, unbiased=False)
     # What hardly varies among a few flawless images is not to decide over others.
     deviation = deviation.clamp(min=max(_LEAST_DEVIATION * float(deviation.median()), 1e-3))
     projection = torch.randn(len(mean), _DIMENSIONS, generator=generator) / _DIMENSIONS**0.5
     projected = ((sample - mean) / deviation) @ projection
     bank = projected[_farthest(projected, _REMEMBERED)]
-    unit = torch.cdist(bank, bank).median().clamp(min=1e-3)
-    tensors = {"mean": mean, "deviation": deviation, "projection": projection, "bank": bank, "unit": unit}
-    defective = [each.defective for each in lessons if len(each.defective)]
-    if len(defective) >= _LEAST_DEFECTS:
+    others = (_some(flawless, _CANDIDATES // 4, generator).float() - mean) / deviation @ projection
+    distances = _distances(others, bank, bank.square().sum(dim=1))
+    tensors = {
+        "mean": mean, "deviation": deviation, "projection": projection, "bank": bank,
+        "unit": torch.cdist(bank, bank).median().clamp(min=1e-3),
+        "typical": distances.mean(), "spread": distances.std().clamp(min=1e-3),
+    }  # fmt: skip
+    if kind != "memory":
+        defective = [each.defective for each in lessons if len(each.defective)]
         head = _train(flawless, defective, mean, deviation, seed)
         tensors |= {f"head.{name}": each for name, each in head.state_dict().items()}
     return {name: each.half() for name, each in tensors.items()}

@@ -24,7 +24,7 @@ Exactly equal to those of the whole map if the first is a multiple of `ssim.STRI
 
 COMPARING: Final = ("ssim", "difference", "features")
 """The kinds that compare an image with a defect-free version."""
-LEARNED: Final = ("memory", "classifier")
+LEARNED: Final = ("simulated", "memory", "classifier")
 """The kinds that learn from flawless images and known defects, and need no defect-free version."""
 SHIFT: Final = 2
 """Pixels by which an edge may be elsewhere than in the defect-free version."""

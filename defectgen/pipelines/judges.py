@@ -1,7 +1,7 @@
 """What judges images: golden images, a model that repairs them, or what was learned from flawless ones and defects."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -21,7 +21,8 @@ from defectgen.inspection import inspector
 from defectgen.inspection.calibration import BORDERS, Calibration, calibrate
 from defectgen.inspection.inspector import Criteria, Finding, Repair, Unreadable
 from defectgen.inspection.labels import Labels
-from defectgen.inspection.scores import COMPARING, DIFFERENCE, LEARNED, SSIM, Scorer
+from defectgen.inspection.scores import COMPARING, DIFFERENCE, SSIM, Scorer
+from defectgen.inspection.simulation import simulated
 from defectgen.marking import MASKS, Marking
 from defectgen.methods import which
 from defectgen.models import registry
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from defectgen.models.model import SavedCriteria
 
 _FOLDS = 3
+_LEAST_DEFECTS = 4  # with masks, for a classifier of them
+_SIMULATED = 2  # images with simulated defects made of each flawless one
 _LEAST = 4  # flawless images: some to learn from, some to calibrate with
 
 OnImage = Callable[[int, int], None]
@@ -138,7 +141,7 @@ def load(file: Path, device: str) -> Judge:
             raise ValueError(f"a model of {record['method']}")
         criteria = criteria_of(record)
         assert criteria is not None
-        scorer = Memory(lite0(resolve(device)), tensors, classify=criteria.scorer == "classifier")
+        scorer = Memory(lite0(resolve(device)), tensors, criteria.scorer)
     except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(f"{file}: not a memory bank of this version; learn it again: {error}") from error
     return Judge(file.parent.name, file.parent.name, (scorer.name,), lambda _: scorer, lambda _: None, criteria)
@@ -175,7 +178,7 @@ class Learned:
 def learn(request: LearnRequest, on_image: OnImage = lambda done, total: None) -> Learned:
     """Learn from images, calibrate by cross-validation, and enter the memory bank in `weights.toml`.
 
-    Both kinds of `LEARNED` are tried if there are defects with masks, and the better one is kept.
+    Defects with masks are learned from, and simulated ones; which of the two tells the known defects better is kept.
 
     Raises:
         BadInputError: folders or images cannot be used.
@@ -221,74 +224,91 @@ class _Learning:
 
     def __init__(self, request: LearnRequest, labels: Labels, on_image: OnImage) -> None:
         from defectgen.device import resolve
-        from defectgen.inspection.features import classifies, learn, most_patches
         from defectgen.nn.features import lite0
 
         self._request, self._labels, self._on_image, self._done = request, labels, on_image, 0
         self._network = lite0(resolve(request.device))
         self._truth = partial(truth_of, labels)
-        self._kinds: Sequence[str] = LEARNED if labels.masked else LEARNED[:1]
-        most, lessons = most_patches(len(labels.paths)), dict[Path, "Lesson"]()
+        self._kinds = self._suited()
+        self._lessons: dict[Path, list[Lesson]] = {}
         self.unusable: list[Unreadable] = []
         for seed, path in enumerate(labels.paths):
             if not labels[path].categories or labels[path].masks:
-                taken = inspector.attempt(path, partial(self._lesson, path, most, seed))
+                taken = inspector.attempt(path, partial(self._taught, path, seed))
                 if isinstance(taken, Unreadable):
                     self.unusable.append(taken)
                 else:
-                    lessons[path] = taken
+                    self._lessons[path] = taken
             self._step()
-        normals = sum(not labels[path].categories for path in lessons)
+        normals = sum(not labels[path].categories for path in self._lessons)
         if normals < _LEAST:
             raise BadInputError(f"{request.normals}: {normals} usable images; give {_LEAST} or more without defects")
         # Defects without masks are not learned from, but calibrate.
         unusable = {each.path for each in self.unusable}
         self._paths = [path for path in labels.paths if path not in unusable]
         self._folds = _folds(self._paths, labels)
-        self._partial = [
-            learn([lessons[path] for path in lessons if self._folds[path] != fold], 0) for fold in range(_FOLDS)
-        ]
-        self._whole = learn(list(lessons.values()), 0)
-        if not all(map(classifies, [*self._partial, self._whole])):
-            self._kinds = LEARNED[:1]
-        if request.score is not None:
-            if request.score not in self._kinds:
-                raise UsageError(f"--score {request.score}: it learns from defects with masks; give more --defects")
-            self._kinds = [request.score]
 
-    def _lesson(self, path: Path, most: int, seed: int, photograph: DecodedImage) -> "Lesson":
-        from defectgen.inspection.features import Lesson
+    def _suited(self) -> Sequence[str]:
+        """The kinds of score to try."""
+        masked = sum(bool(self._labels[path].masks) for path in self._labels.paths)
+        kinds = ("simulated", "classifier") if masked >= _LEAST_DEFECTS else ("simulated",)
+        if self._request.score is None:
+            return kinds
+        if self._request.score not in (*kinds, "memory"):
+            raise UsageError(
+                f"--score {self._request.score}: it learns from defects with masks; give {_LEAST_DEFECTS} or more with "
+                "--defects"
+            )
+        return (self._request.score,)
 
-        return Lesson(self._network, photograph, self._truth(path, photograph), most, seed)
+    def _taught(self, path: Path, seed: int, photograph: DecodedImage) -> "list[Lesson]":
+        """What is to be learned from an image; from a flawless one also with simulated defects."""
+        from defectgen.inspection.features import Lesson, most_patches
+
+        most = most_patches((1 + _SIMULATED) * len(self._labels.paths))
+        lessons = [Lesson(self._network, photograph, self._truth(path, photograph), most, seed)]
+        if not self._labels[path].categories and "simulated" in self._kinds:
+            rng = np.random.default_rng(seed)
+            lessons += [Lesson(self._network, *simulated(photograph, rng), most, seed) for _ in range(_SIMULATED)]
+        return lessons
+
+    def _learned(self, kind: str, paths: Iterable[Path]) -> "Mapping[str, Tensor]":
+        """What is learned from these images."""
+        from defectgen.inspection.features import learn
+
+        known = [path for path in paths if path in self._lessons]
+        if kind == "simulated":
+            known = [path for path in known if not self._labels[path].categories]
+            return learn([lesson for path in known for lesson in self._lessons[path]], kind, 0)
+        return learn([self._lessons[path][0] for path in known], kind, 0)
 
     def _step(self) -> None:
         self._done += 1
         self._on_image(self._done, (1 + len(self._kinds)) * len(self._labels.paths))
 
     def calibrated(self) -> tuple[Calibration, "Mapping[str, Tensor]"]:
-        """The calibration of the better kind, and its tensors."""
+        """The calibration of the better kind, and what it learned from all images."""
         bad = {str(path) for path in self._paths if self._labels[path].categories}
-        calibrations = [
-            calibrate(
-                self._memory(kind, self._whole), self._judged(kind), bad, share=self._request.share,
-                border=self._request.border,
-            )
-            for kind in self._kinds
-        ]  # fmt: skip
-        best = max(calibrations, key=lambda each: each.quality)
-        needed = self._whole
-        if best.scorer.name != "classifier":
-            needed = {name: each for name, each in needed.items() if not name.startswith("head.")}
-        return best, needed
+        share, border = self._request.share, self._request.border
+        best, whole = None, None
+        for kind in self._kinds:
+            tensors = self._learned(kind, self._paths)
+            found = calibrate(self._memory(kind, tensors), self._judged(kind), bad, share=share, border=border)
+            if best is None or found.quality > best.quality:
+                best, whole = found, tensors
+        assert best is not None
+        assert whole is not None
+        return best, whole
 
     def _memory(self, kind: str, tensors: "Mapping[str, Tensor]") -> Scorer:
         from defectgen.inspection.features import Memory
 
-        return Memory(self._network, tensors, classify=kind == "classifier")
+        return Memory(self._network, tensors, kind)
 
     def _judged(self, kind: str) -> Iterator[Finding | Unreadable]:
-        """What banks say of the images that they were not learned from."""
-        for fold, tensors in enumerate(self._partial):
+        """What is said of each image by what was learned from others."""
+        for fold in range(_FOLDS):
+            tensors = self._learned(kind, [path for path in self._paths if self._folds[path] != fold])
             criteria = Criteria(math.inf, self._memory(kind, tensors), self._request.border or 0, borders=BORDERS)
             held = [path for path in self._paths if self._folds[path] == fold]
             for finding in inspector.inspect(held, None, criteria, workers=self._request.workers, truth=self._truth):

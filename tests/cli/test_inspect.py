@@ -731,7 +731,7 @@ def test_flawless_images_and_known_defects_are_learned(part: Path, capsys: pytes
 def test_flawless_images_alone_are_remembered(part: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "line", "--normals", "good"]) == 0
     assert registry.read(Path("weights.toml"))[0].name == part.name  # the folder around `good`
-    assert {row["scorer"] for row in records()} == {"memory"}
+    assert {row["scorer"] for row in records()} == {"simulated"}
     assert "calibrated on 5 flawless images" in capsys.readouterr().err
     scores = {Path(row["image"]).stem: row["score"] for row in records()}
     assert min(scores[name] for name in ("9", "11", "13")) > max(scores[name] for name in ("10", "12", "14"))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from defectgen.imaging.images import DecodedImage
 from defectgen.inspection import features
-from defectgen.inspection.features import FeatureDifference, Lesson, Memory, classifies, learn, most_patches
+from defectgen.inspection.features import FeatureDifference, Lesson, Memory, learn, most_patches
 from defectgen.nn.features import CHANNELS, Lite0, lite0
 
 
@@ -60,9 +60,8 @@ class _Local(torch.nn.Module):
 
 
 def test_what_was_never_seen_scores_high_where_it_is(network: Lite0) -> None:
-    tensors = learn([lesson(network, surface(seed)) for seed in range(8)], 0)
-    assert not classifies(tensors)
-    memory = Memory(network, tensors, classify=False)
+    tensors = learn([lesson(network, surface(seed)) for seed in range(8)], "memory", 0)
+    memory = Memory(network, tensors, "memory")
     image, mask = spotted(9, 50, 80)
     scores = memory(DecodedImage(image))(0, 96)
     assert scores.shape == image.shape
@@ -76,18 +75,28 @@ def test_known_defects_teach_a_classifier(network: Lite0) -> None:
     known = [spotted(seed, 20 + 15 * seed, 30 + 20 * seed) for seed in range(4)]
     lessons = [lesson(network, surface(seed + 20)) for seed in range(4)]
     lessons += [lesson(network, image, mask) for image, mask in known]
-    tensors = learn(lessons, 0)
-    assert classifies(tensors)
+    tensors = learn(lessons, "classifier", 0)
     scores = {
-        name: Memory(network, tensors, classify=True)(DecodedImage(image))(0, 96)
+        name: Memory(network, tensors, "classifier")(DecodedImage(image))(0, 96)
         for name, image in (("bad", spotted(9, 50, 80)[0]), ("good", surface(11)))
     }
     mask = spotted(9, 50, 80)[1]
     assert mask[np.unravel_index(scores["bad"].argmax(), mask.shape)]
     assert scores["bad"].max() > 1.2 > 0.9 > scores["good"].max()
-    again = learn(lessons, 0)
+    again = learn(lessons, "classifier", 0)
     assert all(torch.equal(tensors[name], again[name]) for name in tensors)
-    assert not classifies(learn(lessons[:5], 0))  # too few defects
+
+
+def test_simulated_defects_and_the_distance_join(network: Lite0) -> None:
+    """What was never seen, and is like no simulated defect, is still far from all that was seen."""
+    lessons = [lesson(network, surface(seed)) for seed in range(6)]
+    lessons += [lesson(network, *spotted(seed, 20 + 10 * seed, 30 + 15 * seed)) for seed in range(4)]
+    tensors = learn(lessons, "simulated", 0)
+    scores = Memory(network, tensors, "simulated")
+    flawless = max(scores(DecodedImage(surface(seed)))(0, 96).max() for seed in range(10, 14))
+    stripes = np.where(np.arange(128) // 8 % 2, 90, 150).astype(np.uint8) * np.ones((96, 1), np.uint8)
+    for strange in (spotted(9, 50, 80)[0], stripes):
+        assert scores(DecodedImage(strange))(0, 96).max() > flawless
 
 
 def test_the_mask_decides_what_is_learned_as_defective(network: Lite0) -> None:
@@ -109,8 +118,8 @@ def test_the_light_does_not_matter(network: Lite0) -> None:
     image = surface(7)
     difference = FeatureDifference(network)
     dark = (image * 0.5 + 10).astype(np.uint8)
-    tensors = learn([lesson(network, surface(seed)) for seed in range(2)], 0)
-    memory = Memory(network, tensors, classify=False)
+    tensors = learn([lesson(network, surface(seed)) for seed in range(2)], "memory", 0)
+    memory = Memory(network, tensors, "memory")
     expected = memory(DecodedImage(image))(0, 96)
     assert expected.max() > 0.5
     for other in (dark, image.astype(np.uint16) * 200, np.repeat(image[..., None], 3, axis=2)):
@@ -133,7 +142,7 @@ def test_a_difference_is_seen_where_it_is(network: Lite0) -> None:
 @pytest.mark.parametrize("shape", [(5, 7), (33, 200), (130, 70)])
 def test_images_of_any_size_in_strips_and_tiles(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     network: Any = _Local()
-    memory = Memory(network, learn([lesson(network, surface(seed)) for seed in range(2)], 0), classify=False)
+    memory = Memory(network, learn([lesson(network, surface(seed)) for seed in range(2)], "memory", 0), "memory")
     image = surface(5, shape)
     rows = memory(DecodedImage(image))
     whole = rows(0, shape[0])
