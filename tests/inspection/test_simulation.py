@@ -22,9 +22,8 @@ def test_the_mask_is_where_the_image_changed(shape: tuple[int, ...], dtype: Any)
         found, mask = simulated(image, np.random.default_rng(seed))
         assert (found.pixels.shape, found.pixels.dtype) == (pixels[..., :3].shape if len(shape) == 3 else shape, dtype)
         assert mask.shape == shape[:2]
-        off = np.abs(np.atleast_3d(found.pixels).astype(float) - np.atleast_3d(pixels)[..., : image.channels]).max(
-            axis=2
-        )
+        before = np.atleast_3d(pixels)[..., : image.channels].astype(float)
+        off = np.abs(np.atleast_3d(found.pixels) - before).max(axis=2)
         areas.append(mask.mean())
         if mask.any():
             assert off[mask].mean() > 4 * off[~mask].mean()
@@ -43,5 +42,5 @@ def test_of_a_large_image_a_part_is_used(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_an_even_image_gets_visible_defects() -> None:
     even = DecodedImage(np.full((80, 80), 100, np.uint8))
-    seen = [np.ptp(simulated(even, np.random.default_rng(seed))[0].pixels) for seed in range(30)]
-    assert np.median(seen) >= 5
+    seen = [int(np.ptp(simulated(even, np.random.default_rng(seed))[0].pixels)) for seed in range(30)]
+    assert sorted(seen)[15] >= 5
