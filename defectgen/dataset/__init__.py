@@ -2,14 +2,15 @@
 
 Writing can stop at any moment and resume later: every file is either complete or absent. The manifest has the row of a
 sample before its files, so that it names every file that is there; the sample counts once they are. Files derived from
-the manifest (annotations, the sheet) are written at the end.
+the manifest (annotations, the sheet) are written at the end. Rejected samples, which `dataset.json` lists, stay until
+then: first the annotations leave them out, then their files are deleted, then their rows.
 """
 
 import hashlib
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -120,6 +121,12 @@ class Dataset:
         self._normals: tuple[str, ...] = ()
         self._old: list[Path] = []
         self._run: dict[str, Any] | None = None
+        self._rejected: dict[int, str] = {}
+
+    @property
+    def rejected(self) -> frozenset[int]:
+        """The indices that are rejected, now or earlier."""
+        return frozenset(self._rejected)
 
     def resume(self) -> None:
         """Continue: find the samples that are complete.
@@ -141,7 +148,39 @@ class Dataset:
             )
         _check_unchanged(named)
         self._normals = before.normals
-        self.done = frozenset(index for index in self._files if self._is_complete(index))
+        self._rejected = dict(before.rejected)
+        complete = (index for index in self._files if self._is_complete(index))
+        self.done = frozenset(index for index in complete if index not in self._rejected)
+
+    def reject(self, listed: Path) -> None:
+        """Reject the samples that a file names, one a line, by image, mask or number. `write` removes them.
+
+        Raises:
+            BadInputError: the file cannot be read, or names something else; then nothing is rejected.
+        """
+        known = dict[str, int]()
+        for row in self._rows():
+            known |= dict.fromkeys((row.image, row.mask, f"{row.index:06}.png", f"{row.index:06}"), row.index)
+        for index, image in self._rejected.items():
+            known |= dict.fromkeys((image, f"{index:06}.png", f"{index:06}"), index)
+        indices = {name: known.get(self._relative(name)) for name in _lines(listed)}
+        if unknown := [name for name, index in indices.items() if index is None]:
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            raise BadInputError(
+                f"{listed}: {self.out} has no sample {', '.join(unknown[:5])}{more}; give one image a line, as in its "
+                f"{manifest.NAME}; nothing was rejected"
+            )
+        found = {index for index in indices.values() if index is not None}
+        if before := len(found & self._rejected.keys()):
+            self.warnings += (f"{listed}: {before} of the samples in it were replaced before",)
+        self._rejected |= {index: self._files[index][0] for index in found - self._rejected.keys()}
+        self.done -= self._rejected.keys()
+
+    def _relative(self, name: str) -> str:
+        """A name as the manifest has it: relative to the dataset, also if it was given from the working folder."""
+        path = Path(os.path.abspath(name))
+        root = Path(os.path.abspath(self.out))
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else name.replace("\\", "/")
 
     def replace(self) -> None:
         """Start over. The old files are removed when `write` begins: only those that the dataset says are its own.
@@ -226,6 +265,7 @@ class Dataset:
             self._drop_incomplete()
             self._put_in_order()
             self._derive(normals, metadata or {})
+            self._drop(self._rejected.keys() & self._files.keys())
             self._write_record(metadata)
         return Summary(written, len(self.done), self.out / _SHEET)
 
@@ -302,6 +342,10 @@ class Dataset:
         self._files[row.index] = row.files
         self._run = self._run or row.run
 
+    def _kept(self) -> Iterator[Row]:
+        """The rows of all samples but the rejected ones."""
+        return (row for row in self._rows() if row.index not in self._rejected)
+
     def _rows(self, on_damaged: Callable[[BadInputError], None] | None = None) -> Iterator[Row]:
         """The rows. An incomplete last line is left out; `_drop_incomplete` removes it."""
         path = files.inside(self.out, manifest.NAME)
@@ -313,18 +357,21 @@ class Dataset:
         return all(files.inside(self.out, name).is_file() for name in self._files[index])
 
     def _drop_incomplete(self) -> None:
-        """Drop the rows whose files are not all there, delete the other files of these, and drop an incomplete line."""
-        missing = {index for index in self._files if index not in self.done and not self._is_complete(index)}
-        for index in missing:
+        """Drop the samples whose files are not all there."""
+        self._drop({index for index in self._files if index not in self.done and not self._is_complete(index)})
+
+    def _drop(self, indices: Set[int]) -> None:
+        """Delete the files of samples, then their rows, and an incomplete line."""
+        paths = []
+        for index in indices:
             image, *_ = self._files[index]
             labels = [yolo.label(image)] if self._layout is Layout.YOLO else []
-            for path in [files.inside(self.out, name) for name in (*self._files[index], *labels)]:
-                if path.is_file():
-                    path.unlink()
-        if missing or not self._ends_complete():
-            kept = (row.line() for row in self._rows() if row.index not in missing)
+            paths += [files.inside(self.out, name) for name in (*self._files[index], *labels)]
+        self._delete([path for path in paths if path.is_file()])
+        if indices or not self._ends_complete():
+            kept = (row.line() for row in self._rows() if row.index not in indices)
             files.write(self._manifest, "".join(kept))
-        for index in missing:
+        for index in indices:
             del self._files[index]
 
     def _ends_complete(self) -> bool:
@@ -344,26 +391,29 @@ class Dataset:
         files.write(self._manifest, "".join(rows[index].line() for index in sorted(rows)))
 
     def _derive(self, normals: Iterable[tuple[str, Pixels]], metadata: Mapping[str, Any]) -> None:
-        if not self._files:
+        count = len(self._files.keys() - self._rejected.keys())
+        if not count:
+            for name in (*_DERIVED.get(self._layout.value, ()), _SHEET) if self._rejected else ():
+                files.inside(self.out, name).unlink(missing_ok=True)
             return
         match self._layout:
             case Layout.COCO:
-                coco.write(self.out, self._rows)
+                coco.write(self.out, self._kept)
             case Layout.YOLO:
-                yolo.write(self.out, self._rows)
+                yolo.write(self.out, self._kept)
             case Layout.MVTEC:
                 self._write_normals(normals, metadata)
             case Layout.PLAIN:
                 pass
-        count, drawn = len(self._files), sheet.draw(self.out, list(_spread(self._rows, len(self._files))))
+        drawn = sheet.draw(self.out, list(_spread(self._kept, count)))
         if places := metadata.get("places"):
-            rows = list(_spread(self._rows, count, _PLACED))
+            rows = list(_spread(self._kept, count, _PLACED))
             drawn = np.concatenate([drawn, sheet.draw_places(self.out, rows, places, drawn.shape[1])])
         files.write(self.out / _SHEET, encode_jpeg(drawn))
 
     def _write_normals(self, normals: Iterable[tuple[str, Pixels]], metadata: Mapping[str, Any]) -> None:
         """Write the normals of the products that have samples; anomalib does not load others."""
-        products = {row.product for row in self._rows()}
+        products = {row.product for row in self._kept()}
         numbers: Counter[str] = Counter()
         with ExitStack() as stack:
             names = []
@@ -381,7 +431,7 @@ class Dataset:
 
     def _write_record(self, metadata: Mapping[str, Any] | None) -> None:
         counts, refused = Counter[str](), Counter[str]()
-        for row in self._rows():
+        for row in self._kept():
             counts[row.category] += 1
             refused.update(row.refused)
         facts = {
@@ -397,20 +447,25 @@ class Dataset:
             "categories": dict(sorted(counts.items())),
             **(metadata or {}),
             **({"refused": dict(refused)} if refused else {}),
+            **({"rejected": dict(sorted(self._rejected.items()))} if self._rejected else {}),
             **({"normals": list(self._normals)} if self._normals else {}),
         }
         files.write(self.out / record.NAME, manifest.as_json(facts, indent=2) + "\n")
 
     def _clear(self) -> None:
         """Remove the files of an earlier run that `replace` found, and the folders that this empties; nothing else."""
+        self._delete(self._old)
+        self._old = []
+
+    def _delete(self, paths: Sequence[Path]) -> None:
+        """Delete files of the dataset, and the folders that this empties."""
         with files.writable(self.out):
-            for path in self._old:
+            for path in paths:
                 path.unlink(missing_ok=True)
-        folders = {folder for path in self._old for folder in path.relative_to(self.out).parents[:-1]}
+        folders = {folder for path in paths for folder in path.relative_to(self.out).parents[:-1]}
         for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
             with suppress(OSError):  # not empty
                 (self.out / folder).rmdir()
-        self._old = []
 
 
 def _in_the_way(path: Path) -> UsageError:
@@ -433,6 +488,20 @@ def _check_unchanged(named: Mapping[str, str]) -> None:
                 f"{name:.255}: {changed} since samples were made from it; restore it, choose another --out, or replace "
                 "the dataset with --overwrite"
             )
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file, without empty ones.
+
+    Raises:
+        BadInputError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise BadInputError(f"{path}: {reason}; give a text file with one image a line") from error
+    return [line for each in text.splitlines() if (line := each.strip())]
 
 
 def boxes(mask: NDArray[np.bool_]) -> list[list[int]]:

@@ -46,8 +46,8 @@ def write(out: Path, rows: Callable[[], Iterable[Row]]) -> None:
             points = bridged(piece) / [width, height]
             lines.append(" ".join([str(names.index(row.category)), *(f"{value:.6f}" for value in points.ravel())]))
         files.write(files.inside(out, label(row.image)), "\n".join(lines) + "\n")
-    # Ultralytics fails if a named folder is missing, and a small dataset may have no validation samples.
-    val = "val" if (out / "images/val").is_dir() else "train"
+    # Ultralytics fails if a named folder is missing or empty, and a small dataset may have no validation samples.
+    val = "val" if any(row.image.startswith("images/val/") for row in rows()) else "train"
     listed = "".join(f"  {i}: {quoted(name)}\n" for i, name in enumerate(names))
     # Without `path`, which Ultralytics would take from the working folder, it takes the folder of this file.
     files.write(out / DATA, f"train: images/train\nval: images/{val}\nnames:\n{listed}")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from defectgen import files
 from defectgen.dataset import Sample
+from defectgen.dataset.manifest import Reference
 from defectgen.errors import UsageError
 from defectgen.folders import Catalog, SourceImage
 from defectgen.imaging import masks
@@ -49,21 +50,31 @@ G = TypeVar("G")
 _HELD = 2**28  # bytes of images that are in the making at a time, or a single one
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What a gate finds of a sample. `reason` says why it is rejected; None if it passes."""
+
+    reason: str | None
+    distance: float | None = None
+    """To the nearest real defect, as `Provenance.distance`; None if nothing can be said of it."""
+    nearest: Reference | None = None
+
+
 class Gatekeeper(Protocol):
-    """Returns the reason to reject a sample, given its source image; None if it passes."""
+    """Judges a sample, given its source image."""
 
     name: str
     photographs: Sequence[str]
     """The SHA-256 of the images that it compares with."""
 
-    def __call__(self, sample: Sample, source: Pixels | None) -> str | None: ...
+    def __call__(self, sample: Sample, source: Pixels | None) -> Judgement: ...
 
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What to generate: samples 0 to num - 1 except those in `skip`, with the categories in turn.
+    """What to generate: samples 0 to num - 1, with the categories in turn, others for those that were `rejected`.
 
-    Samples that `gate` rejects are regenerated.
+    Samples in `skip` are there already; those that `gate` rejects are regenerated.
     """
 
     categories: tuple[str, ...]
@@ -72,7 +83,21 @@ class SampleSpec:
     seed: int = 0
     workers: int = 2
     skip: frozenset[int] = field(default=frozenset())
+    rejected: frozenset[int] = field(default=frozenset())
     gate: Gatekeeper | None = None
+
+    @property
+    def indices(self) -> list[int]:
+        """The indices to generate. In place of a rejected one comes the first free one above all with its category."""
+        wanted, taken = [index for index in range(self.num) if index not in self.rejected], set(self.rejected)
+        step = len(self.categories)
+        for index in sorted(index for index in self.rejected if index < self.num):
+            other = index + -(-(self.num - index) // step) * step
+            while other in taken:
+                other += step
+            taken.add(other)
+            wanted.append(other)
+        return [index for index in sorted(wanted) if index not in self.skip]
 
 
 class SampleStream(ABC, Generic[D, G]):
@@ -110,10 +135,10 @@ class SampleStream(ABC, Generic[D, G]):
         """The sample, or None if its defect is not visible. Runs in a worker thread."""
 
     def __len__(self) -> int:
-        return self._wanted.num - sum(index < self._wanted.num for index in self._wanted.skip)
+        return len(self._wanted.indices)
 
     def __iter__(self) -> Iterator[Sample]:
-        pending = (index for index in range(self._wanted.num) if index not in self._wanted.skip)
+        pending = iter(self._wanted.indices)
         retries: deque[tuple[int, int]] = deque()
         order: deque[int] = deque()
         finished: dict[int, Sample | None] = {}
@@ -149,17 +174,20 @@ class SampleStream(ABC, Generic[D, G]):
     def _checked(self, draw: D, generated: G) -> Sample | None:
         """The sample of `_finish` if the gate accepts it, else None.
 
-        The provenance of an accepted sample lists why earlier attempts were rejected.
+        The provenance of an accepted sample says how near it is to which real defect, and why earlier attempts were
+        rejected.
         """
         sample, gate = self._finish(draw, generated), self._wanted.gate
         if sample is None or gate is None:
             return sample
         refused = self._refused.setdefault(draw.index, [])
-        reason = gate(sample, draw.photograph.pixels if isinstance(draw, Draw) else sample.normal)
-        if reason is None:
-            verdict = {"gate": gate.name, "refused": tuple(refused)}
+        found = gate(sample, draw.photograph.pixels if isinstance(draw, Draw) else sample.normal)
+        if found.reason is None:
+            verdict: dict[str, Any] = {"gate": gate.name, "refused": tuple(refused)}
+            verdict |= {} if found.distance is None else {"distance": round(found.distance, 4)}
+            verdict |= {} if found.nearest is None else {"nearest": found.nearest}
             return replace(sample, provenance=sample.provenance.model_copy(update=verdict))
-        refused.append(reason)
+        refused.append(found.reason)
         return None
 
     def normals(self, count: int = 50) -> Iterator[tuple[str, Pixels]]:

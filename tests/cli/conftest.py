@@ -104,6 +104,7 @@ class _Samples:
 
 class _Dataset:
     done = frozenset({0})
+    rejected = frozenset[int]()
     warnings = ()
 
     def __init__(self, out: Path, **settings: Any) -> None:

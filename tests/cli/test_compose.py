@@ -92,6 +92,37 @@ def test_few_defects_teach_little_of_places_and_that_is_said(defects: Path, caps
     assert "places of" not in capsys.readouterr().err
 
 
+def test_rejected_samples_are_replaced_and_those_that_are_not_there_are_named(
+    defects: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compose = ["compose", "tiles/defects", "tiles/good", "--quiet"]
+    assert main([*compose, "-n", "3"]) == 0
+    Path("rejected.txt").write_text("images/crack/000001.png\n")
+    reject = [*compose, "--resume", "--reject", "rejected.txt"]
+    before = Path("dataset/manifest.jsonl").read_bytes()
+    capsys.readouterr()
+    for arguments, code, words in (
+        ([*compose, "-n", "3", "--reject", "rejected.txt"], 2, "--reject rejected.txt: replaces samples of a dataset"),
+        ([*reject, "-n", "2"], 2, "--num: dataset has 3 samples; repeat the command that made it, with --reject"),
+        ([*reject[:-1], "nope.txt", "-n", "3"], 4, "nope.txt: No such file or directory"),
+    ):
+        assert main(arguments) == code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+        assert Path("dataset/manifest.jsonl").read_bytes() == before
+    assert main([*reject, "-n", "3"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "dataset: 1 samples written, 2 kept, 0 regenerated, 0 failed, 1 rejected;"
+    )
+    assert [row["index"] for row in rows()] == [0, 2, 3]
+    Path("rejected.txt").write_text("images/crack/000003.png\n")
+    assert main([*reject, "-n", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rejected"] == 1
+    assert main([*reject, "-n", "3"]) == 0
+    assert "rejected.txt: 1 of the samples in it were replaced before" in capsys.readouterr().err
+    assert [row["index"] for row in rows()] == [0, 2, 4]
+
+
 @pytest.mark.parametrize("layout", ["mvtec", "coco", "yolo"])
 def test_other_layouts(defects: Path, layout: str) -> None:
     assert main(["compose", "tiles/defects", "tiles/good", "-n", "4", "--format", layout]) == 0
