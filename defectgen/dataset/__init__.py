@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectgen import files
-from defectgen.dataset import coco, manifest, record, sheet, yolo
+from defectgen.dataset import coco, gallery, manifest, record, sheet, yolo
 from defectgen.dataset.manifest import Provenance, Row
 from defectgen.errors import BadInputError, UsageError
 from defectgen.imaging.images import Pixels, encode_jpeg, encode_png
@@ -205,7 +205,8 @@ class Dataset:
             if before.layout not in (None, self._layout.value) and os.path.lexists(self.out / name):
                 raise _in_the_way(self.out / name)
         # The record goes last: until then the folder is a dataset, also if this is interrupted.
-        names += [*before.normals, *_DERIVED.get(str(before.layout), ()), _SHEET, manifest.NAME, record.NAME]
+        pages = [gallery.NAME] if gallery.is_page(self.out / gallery.NAME) else []
+        names += [*before.normals, *_DERIVED.get(str(before.layout), ()), *pages, _SHEET, manifest.NAME, record.NAME]
         self._old = [files.inside(self.out, name) for name in names]
         if folder := next((path for path in self._old if path.is_dir()), None):
             raise BadInputError(f"{folder}: is a folder, but the dataset names it as a file; move it away")

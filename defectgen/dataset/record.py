@@ -17,6 +17,7 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     layout: str | None = None
+    command: str = ""
     trained_on: tuple[str, ...] = ()
     """The SHA-256 of the images that the model was trained on."""
     gated_by: tuple[str, ...] = ()

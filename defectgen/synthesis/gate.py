@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from defectgen.evaluation.data import Example, LabeledImage, load_examples, resi
 from defectgen.evaluation.fidelity import upsampled, window_around
 from defectgen.folders import Catalog
 from defectgen.imaging.images import DecodedImage, Pixels
+from defectgen.imaging.mask_files import read_masks
 from defectgen.imaging.windows import BoolArray, FloatArray, value_range
 from defectgen.nn.features import Features, Lite0, lite0
 from defectgen.synthesis.stream import Judgement
@@ -49,6 +51,16 @@ def appearance(network: Lite0, x: FloatArray, mask: BoolArray) -> Features:
     extent = float(np.hypot(np.ptp(rows) + 1, np.ptp(columns) + 1))
     shape = np.array([np.log(extent), np.log(mask.sum() / extent**2)]) * _SHAPE_WEIGHT
     return np.concatenate([*found, shape]).astype(np.float64)
+
+
+def _reference(image: LabeledImage) -> Reference:
+    """A real defect, and its box."""
+    box = None
+    if image.mask is not None:
+        box = dict(
+            zip(("x", "y", "width", "height"), cv2.boundingRect(read_masks(image.mask).view(np.uint8)), strict=True)
+        )
+    return Reference(file=str(image.path), sha256=image.sha256, window=box)
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ class Gate:
         for category in real.categories:
             mine = [LabeledImage(each.path, category, each.mask) for each in real.images if each.category == category]
             found = [
-                (Reference(file=str(image.path), sha256=image.sha256), example)
+                (_reference(image), example)
                 for image, example in zip(mine, load_examples(mine, [category]), strict=True)
                 if example.mask.any()
             ]
