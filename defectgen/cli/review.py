@@ -26,9 +26,9 @@ def review(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> int:
-    """Write a page to look at all samples, and to accept or reject each by a key.
+    """Write a page to accept or reject samples on.
 
-    It exports rejected.txt, for the option --reject of the command that made the dataset.
+    It shows all samples of a dataset, and exports rejected.txt for --reject of the command that made it.
     """
     from defectgen.pipelines.review import ReviewRequest
     from defectgen.pipelines.review import review as write

@@ -50,7 +50,7 @@ def test_the_first_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> Non
     assert not any(line.endswith("...") for line in lines[1:])
 
 
-@pytest.mark.parametrize("command", ["train", "synthesize", "transfer", "compose", "inspect", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "synthesize", "transfer", "compose", "review", "inspect", "evaluate"])
 def test_help_ends_with_two_examples_of_real_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
