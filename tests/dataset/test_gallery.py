@@ -101,12 +101,12 @@ def test_outlines_lie_on_the_defects_of_the_pictures(tmp_path: Path) -> None:
     for inside in page.inside:
         (picture,), (svg,), (path,) = inside["img"], inside["svg"], inside["path"]
         data = np.frombuffer(base64.b64decode(picture["src"].partition(",")[2]), np.uint8)
-        pixels = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
+        pixels = np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE))
         assert svg["viewbox"] == f"0 0 {pixels.shape[1]} {pixels.shape[0]}"
         assert max(pixels.shape) == 256
         points = np.array([float(value) for value in re.findall(r"[\d.]+", path["d"])]).reshape(-1, 2)
-        filled = cv2.fillPoly(np.zeros(pixels.shape, np.uint8), [points.astype(np.int32)], 1) > 0
-        dark = pixels < 70
+        filled = np.asarray(cv2.fillPoly(np.zeros(pixels.shape, np.uint8), [points.astype(np.int32)], 1)) > 0
+        dark = np.asarray(pixels < 70)
         assert (filled & dark).sum() > 0.9 * (filled | dark).sum()
         assert dark.sum() > 100
 
@@ -126,13 +126,10 @@ def test_what_a_sample_was_made_of_is_told_if_the_gate_says_nothing(tmp_path: Pa
     cut = {"content": "gone/005.jpg", "content_sha256": "0" * 64, "box": {"x": 1, "y": 2, "width": 3, "height": 4}}
     parameters = Parameters.model_validate({"defects": [cut]})
     reference = Reference(file="far/007.png", window={"x": 0, "y": 0, "side": 9})
-    for index, (changes, words) in enumerate(
-        [
-            ({"parameters": parameters}, "cut out of: 005.jpg"),
-            ({"reference": reference}, "made after: 007.png"),
-            ({}, ""),
-        ]
-    ):
+    known: list[tuple[dict[str, Any], str]] = [
+        ({"parameters": parameters}, "cut out of: 005.jpg"), ({"reference": reference}, "made after: 007.png"), ({}, ""),
+    ]  # fmt: skip
+    for index, (changes, words) in enumerate(known):
         made = Sample(0, "crack", "t", one.image, one.mask, one.provenance.model_copy(update=changes))
         page = written(tmp_path / f"{index}", iter([made]))
         assert words in page.texts[0]
@@ -180,7 +177,8 @@ _DRIVEN = """
 const said = {}, key = name => (document.activeElement || document.body).dispatchEvent(
   new KeyboardEvent("keydown", {key: name, bubbles: true, cancelable: true}));
 const choose = (id, value) => { by(id).value = value; by(id).dispatchEvent(new Event("input")); };
-const focused = () => document.activeElement.dataset.index, order = () => shown().map(card => card.dataset.index).join("");
+const focused = () => document.activeElement.dataset.index;
+const order = () => shown().map(card => card.dataset.index).join("");
 said.start = [by("count").textContent, by("controls").hidden, by("next").hidden, by("export").hasAttribute("href")];
 key("ArrowRight"); said.first = focused();
 key("r"); said.then = focused();
