@@ -6,18 +6,19 @@ from html import escape
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #222; --soft: #595959; --line: #999; --good: #06652f;
-  --bad: #a3151f; --mark: #c2101c; }
+  --bad: #a3151f; --doubt: #7a5200; --mark: #c2101c; }
 @media (prefers-color-scheme: dark) { :root { --ground: #17191c; --ink: #e6e6e6; --soft: #ababab; --line: #6b6b6b;
-  --good: #74d69c; --bad: #ff9494; --mark: #ff4d57; } }
+  --good: #74d69c; --bad: #ff9494; --doubt: #f0c060; --mark: #ff4d57; } }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: var(--ink);
-  background: var(--ground); overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
+  background: var(--ground); overflow-wrap: break-word; }
+.wide { overflow-x: auto; } .wide td:not(:first-child) { white-space: nowrap; }
 table { border-collapse: collapse; margin: .5em 0 1.5em; } th, td { padding: .25em .9em; text-align: right; }
 th { border-bottom: 1px solid var(--line); font-weight: 600; } td:first-child, th:first-child { text-align: left; }
 img { display: block; margin: .2em 0 .8em; max-width: 100%; } figure { display: inline-block; margin: 0 1em 1em 0; }
-svg { max-width: 100%; height: auto; } svg text { fill: currentColor; }
-.helps { color: var(--good); } .hurts, .do { color: var(--bad); } .verdict { font-size: 1.2em; font-weight: 600; }
+svg { max-width: 100%; height: auto; } svg text:not([fill]) { fill: currentColor; }
+.helps { color: var(--good); } .hurts, .do { color: var(--bad); }
+.cannot { color: var(--doubt); } .verdict { font-size: 1.2em; font-weight: 600; }
 .small { color: var(--soft); font-size: .9em; }
 a { color: inherit; } :focus-visible { outline: 3px solid #2f7ee6; outline-offset: 1px; }
 """
@@ -39,7 +40,7 @@ def head(title: str, style: str = "", *, extra: str = "") -> list[str]:
 
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of text below a row of names."""
-    cells = ["<tr>" + "".join(f"<th>{escape(name)}</th>" for name in names) + "</tr>"]
+    cells = ["<tr>" + "".join(f'<th scope="col">{escape(name)}</th>' for name in names) + "</tr>"]
     cells += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
     return f'<div class="wide"><table>{"".join(cells)}</table></div>'
 

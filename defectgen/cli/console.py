@@ -80,22 +80,6 @@ class Console:
             )
 
 
-def duration(total: float) -> str:
-    """Format a number of seconds: `45 s`, `3 min 20 s`, `2 h 05 min`."""
-    hours, rest = divmod(round(total), 3600)
-    minutes, left = divmod(rest, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {left:02} s" if minutes else f"{left} s"
-
-
-def speed(rate: float, unit: str) -> str:
-    """Format a number of things per second: `120 images/s`, `2.5 images/s`, or `8.0 s for each image` if it is slow."""
-    if rate < 1:
-        return f"{1 / max(rate, 1e-9):.1f} s for each {unit.removesuffix('s')}"
-    return f"{rate:,.{1 if rate < 100 else 0}f} {unit}/s"
-
-
 def table(values: Mapping[str, Any]) -> str:
     """Format names and values for people, one per line."""
     width = max(map(len, values))

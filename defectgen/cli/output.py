@@ -7,9 +7,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from defectgen.cli.console import Console, duration, speed, table
+from defectgen.cli.console import Console, table
 from defectgen.cli.options import Switches, option
 from defectgen.errors import BadInputError, ExitCode, UsageError
+from defectgen.text import duration, speed
 
 if TYPE_CHECKING:
     from defectgen.dataset import Sample

@@ -18,7 +18,7 @@ import pytest
 from defectgen import __version__, dataset, errors
 from defectgen.__main__ import main
 from defectgen.cli import options
-from defectgen.cli.console import Console, duration
+from defectgen.cli.console import Console
 from defectgen.cli.output import Format
 from defectgen.cli.synthesize import PatchFormat
 from defectgen.errors import ExitCode, UsageError
@@ -318,13 +318,6 @@ def test_one_value_stands_for_a_list_of_one(model: Entry, synthesized: SimpleNam
 
 
 # Output
-
-
-@pytest.mark.parametrize(
-    ("total", "words"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
-)
-def test_durations(total: float, words: str) -> None:
-    assert duration(total) == words
 
 
 def test_plain_progress_is_printed_periodically(

@@ -127,7 +127,8 @@ def test_what_a_sample_was_made_of_is_told_if_the_gate_says_nothing(tmp_path: Pa
     parameters = Parameters.model_validate({"defects": [cut]})
     reference = Reference(file="far/007.png", window={"x": 0, "y": 0, "side": 9})
     known: list[tuple[dict[str, Any], str]] = [
-        ({"parameters": parameters}, "cut out of: 005.jpg"), ({"reference": reference}, "made after: 007.png"), ({}, ""),
+        ({"parameters": parameters}, "cut out of: 005.jpg"), ({"reference": reference}, "made after: 007.png"),
+        ({}, ""),
     ]  # fmt: skip
     for index, (changes, words) in enumerate(known):
         made = Sample(0, "crack", "t", one.image, one.mask, one.provenance.model_copy(update=changes))

@@ -99,7 +99,7 @@ class TestTrain:
         assert [row["step"] for row in metrics(request.run)] == [10]
         assert list((request.run / "previews").glob("*.jpg"))
         assert {path.name for path in request.run.iterdir()} == {
-            "checkpoint.safetensors", "config.json", "metrics.jsonl", "model.safetensors", "previews",
+            "checkpoint.safetensors", "config.json", "index.html", "metrics.jsonl", "model.safetensors", "previews",
         }  # fmt: skip
 
     def test_the_model_file_holds_what_loading_needs(self, request_for: Callable[..., TrainSpec]) -> None:
