@@ -21,7 +21,7 @@ PREVIEWS: Final = "previews"
 _EVERY = 10.0  # seconds between two versions of the page
 _POINTS = 150  # of a curve; more are averaged
 _EARLIER = 12  # previews that the page links
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM = 300, 150, 58, 290, 112  # of a plot, in pixels
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM = 284, 150, 58, 276, 112  # of a plot, in pixels
 _MARGIN = 2  # percent of the values that may lie above a plot, and below
 
 _STYLE = """
