@@ -20,6 +20,9 @@ _SETS = {
     "none": "real images as they are", "traditional": "with flips, brightness, contrast",
     "mixing": "with these and CutMix, MixUp, CutOut",
 }  # fmt: skip
+_STYLE = """
+body { max-width: 78em; } p { max-width: 60em; } td:first-child { min-width: 9em; }
+"""
 _COLUMNS = {
     "real": "real", "synthetic": "synthetic", "swd": "sliced Wasserstein", "lite0_kid": "lite0-KID",
     "lite0_precision": "lite0-precision", "lite0_recall": "lite0-recall", "lite0_variety": "lite0-variety",
@@ -32,7 +35,7 @@ def write(path: Path, found: Mapping[str, Any], sheets: Mapping[str, Mapping[str
     names = list(found["datasets"])
     title = f"Does {names[0]} help?" if len(names) == 1 else f"Which helps: {', '.join(names)}?"
     parts = [
-        *markup.head(title),
+        *markup.head(title, _STYLE),
         *(line for of_shots in found["downstream"] for line in _verdicts(of_shots, found)),
         *(_gains_by_shots(found["downstream"]) if len(found["downstream"]) > 1 else ()),
         *(line for of_shots in found["downstream"] for line in _downstream(of_shots)),
