@@ -28,7 +28,8 @@ _STYLE = """
 progress { width: 100%; height: 1.2em; } .trouble { color: var(--bad); font-weight: 600; }
 .preview { display: grid; gap: 0 .6em; margin: 0 0 1.5em; max-width: 56em; }
 .preview img { width: 100%; height: 100%; margin: 0; grid-row: 2 / -1; grid-column: 2 / -1; }
-.preview b { text-align: center; font-size: clamp(.75rem, 2.6vw, .95rem); } .preview b.row { align-self: center; text-align: right; }
+.preview b { text-align: center; font-size: clamp(.75rem, 2.6vw, .95rem); }
+.preview b.row { align-self: center; text-align: right; }
 .losses { display: flex; flex-wrap: wrap; } .losses figcaption { font-weight: 600; }
 details img { width: 100%; max-width: 56em; }
 """
