@@ -11,10 +11,12 @@ import pytest
 
 from defectgen import dataset
 from defectgen.__main__ import main
+from defectgen.errors import UsageError
 from defectgen.imaging.images import encode_png
 from defectgen.imaging.windows import Box
 from defectgen.models import registry
 from defectgen.models.registry import Entry
+from defectgen.pipelines.synthesize import SynthesizeRequest, prepare_synthesis
 
 
 def test_synthesize_takes_all_from_the_model(
@@ -109,6 +111,18 @@ def test_regions_and_unions_are_passed_on(model: Entry, synthesized: SimpleNames
     assert second.wanted.categories == ("blowhole+crack",)
     assert [name for name, _ in second.regions] == [None]
     assert second.restored
+
+
+def test_rejected_samples_reach_the_stream_but_restored_images_have_no_others(
+    model: Entry, synthesized: SimpleNamespace, photographs: Path
+) -> None:
+    prepare_synthesis(SynthesizeRequest(num=2, categories=("crack",))).samples({0}, {1})
+    (request,) = synthesized.requests
+    assert (request.wanted.skip, request.wanted.rejected) == ({0}, {1})
+    job = prepare_synthesis(SynthesizeRequest(num=2, restore=photographs / "defects"))
+    job.samples({0})
+    with pytest.raises(UsageError, match="--restore has one result for each image"):
+        job.samples({0}, {1})
 
 
 def test_names_with_the_signs_of_the_syntax(
