@@ -88,7 +88,7 @@ class SampleSpec:
 
     @property
     def indices(self) -> list[int]:
-        """The indices to generate. In place of a rejected one comes the first free one above all with its category."""
+        """The indices to generate. In place of a rejected one comes the first free one from `num` on of its category."""
         wanted, taken = [index for index in range(self.num) if index not in self.rejected], set(self.rejected)
         step = len(self.categories)
         for index in sorted(index for index in self.rejected if index < self.num):
@@ -107,7 +107,7 @@ class SampleStream(ABC, Generic[D, G]):
     """Attempts at a sample without a visible, accepted defect, after which it counts as failed."""
 
     def __init__(self, wanted: SampleSpec, batch_size: int) -> None:
-        self._wanted = wanted
+        self._wanted, self._indices = wanted, wanted.indices
         sizes = (each.height * each.width * each.channels * each.depth // 8 for each in wanted.normals.images)
         largest = max(sizes, default=1)
         self._batch_size = max(1, min(batch_size, _HELD // largest))
@@ -135,10 +135,10 @@ class SampleStream(ABC, Generic[D, G]):
         """The sample, or None if its defect is not visible. Runs in a worker thread."""
 
     def __len__(self) -> int:
-        return len(self._wanted.indices)
+        return len(self._indices)
 
     def __iter__(self) -> Iterator[Sample]:
-        pending = iter(self._wanted.indices)
+        pending = iter(self._indices)
         retries: deque[tuple[int, int]] = deque()
         order: deque[int] = deque()
         finished: dict[int, Sample | None] = {}
