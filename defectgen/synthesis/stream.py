@@ -88,7 +88,7 @@ class SampleSpec:
 
     @property
     def indices(self) -> list[int]:
-        """The indices to generate. In place of a rejected one comes the first free one from `num` on of its category."""
+        """The indices to generate. For a rejected one comes the first free one from `num` on of its category."""
         wanted, taken = [index for index in range(self.num) if index not in self.rejected], set(self.rejected)
         step = len(self.categories)
         for index in sorted(index for index in self.rejected if index < self.num):
