@@ -196,9 +196,9 @@ class Run:
     def has_preview(self, step: int) -> bool:
         return (self._previews / f"{step:07d}.jpg").is_file()
 
-    def view(self, name: str) -> View:
-        """The page of the run, with what an earlier part of it logged."""
-        return View(self.folder, name, self._metrics)
+    def view(self, name: str, step: int, steps: int) -> View:
+        """The page of the run, after `step` steps of `steps`, with what an earlier part of it logged."""
+        return View(self.folder, name, self._metrics, step, steps)
 
     def preview(self, batch: Batch, step: int, seed: int) -> list[Sheet]:
         """Write a sheet with a row for each example: a normal, three defects on it, and a real defect of that category.

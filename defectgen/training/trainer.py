@@ -113,7 +113,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     checkpointed = previewed = time.monotonic()
     began = checkpointed - seconds_before
     step, losses = start, dict[str, float]()
-    monitor, view = _Monitor(method), run.view(request.name)
+    monitor, view = _Monitor(method), run.view(request.name, start, config.steps)
     try:
         examples = feeder.examples()
         if resumed and _previewed_early(start) and not run.has_preview(start):

@@ -17,6 +17,7 @@ from defectgen.text import duration, printable, speed
 
 NAME: Final = "index.html"
 PREVIEWS: Final = "previews"
+_TWINS = "twins.jpg"
 
 _EVERY = 10.0  # seconds between two versions of the page
 _POINTS = 150  # of a curve; more are averaged
@@ -51,13 +52,13 @@ class Sheet:
 class View:
     """Writes the page of a run every few seconds. It never ends a training: the page is only for people."""
 
-    def __init__(self, folder: Path, name: str, metrics: Path) -> None:
-        """Start with the losses that an earlier part of the run left in `metrics`."""
+    def __init__(self, folder: Path, name: str, metrics: Path, step: int = 0, steps: int = 0) -> None:
+        """Start after `step` steps of `steps`, with the losses that an earlier part of the run left in `metrics`."""
         self._folder, self._name = folder, name
+        self._step, self._steps = step, steps
         self._rows = list(_read(metrics))
         self._sheets: list[Sheet] = []
         self._troubles: list[str] = []
-        self._step = self._steps = 0
         self._written = -_EVERY
 
     def log(self, row: Mapping[str, float]) -> None:
@@ -110,14 +111,15 @@ class View:
         for sheet in self._sheets:
             with suppress(OSError):
                 yield _preview(sheet, (folder / sheet.name).read_bytes())
-        if not self._sheets:
-            yield "<p>There are none yet.</p>"
         now = {sheet.name for sheet in self._sheets}
         others = sorted((path.name for path in folder.glob("*.jpg") if path.name not in now), reverse=True)
+        if not self._sheets and others in ([], [_TWINS]):
+            yield "<p>There are none yet.</p>"
         for name in others[:_EARLIER]:
-            what = "Defects, and below the same repaired" if name == "twins.jpg" else f"Earlier: {printable(name)}"
+            what = "Defects, and below the same repaired" if name == _TWINS else f"Earlier: {printable(name)}"
+            newest = not self._sheets and name == next((each for each in others if each != _TWINS), None)
             yield (
-                f"<details><summary>{escape(what)}</summary>"
+                f"<details{' open' if newest else ''}><summary>{escape(what)}</summary>"
                 f'<img alt="{escape(what)}" src="{PREVIEWS}/{name}" loading="lazy"></details>'
             )
 

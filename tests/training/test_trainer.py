@@ -461,10 +461,10 @@ class TestFolder:
         """It comes after the checkpoint of its step: an early one, and that of the end."""
         preview = Run.preview
 
-        def killed(self: Run, batch: Any, number: int, seed: int) -> None:
+        def killed(self: Run, batch: Any, number: int, seed: int) -> Any:
             if number == step:
                 raise KeyboardInterrupt
-            preview(self, batch, number, seed)
+            return preview(self, batch, number, seed)
 
         monkeypatch.setattr(trainer, "_FIRST_PREVIEW", 4)
         config = CONFIG.model_copy(update={"steps": 6})

@@ -83,6 +83,18 @@ def test_a_resumed_run_shows_all_its_losses_and_earlier_previews(tmp_path: Path)
     ]
 
 
+def test_a_run_that_has_nothing_left_to_do_shows_its_end(tmp_path: Path) -> None:
+    shown = View(tmp_path, "run", tmp_path / "metrics.jsonl", 300, 300)
+    shown.end("done")
+    assert "Step 300 of 300: done" in page(tmp_path)
+    assert "There are none yet" in page(tmp_path)
+    for name in ("0000064.jpg", "0000128.jpg", "twins.jpg"):
+        preview(tmp_path, name)
+    shown.end("done")
+    assert "There are none yet" not in page(tmp_path)
+    assert re.findall(r"<details open><summary>(.*?)</summary>", page(tmp_path)) == ["Earlier: 0000128.jpg"]
+
+
 def test_it_never_ends_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff[1]\n{}\n")
     shown = View(tmp_path, "run", tmp_path / "metrics.jsonl")
