@@ -5,6 +5,7 @@ What the command line does, a program can do: each command is a request and a fu
 - `train(TrainRequest)` -> `TrainResult`: a model from normals and defects.
 - `synthesize(SynthesizeRequest)`, `transfer(TransferRequest)`, `compose(ComposeRequest)` -> an iterable of `Sample`.
 - `inspect(InspectRequest)` -> an iterable of what was found on each image.
+- `review(ReviewRequest)` -> `ReviewResult`: a page on which people accept and reject the samples of a dataset.
 - `evaluate(EvaluateRequest)` -> `EvaluateResult`: whether a dataset helps.
 - `write(job, DatasetRequest)`: samples as a dataset folder, of a request that `prepare_synthesis`,
   `prepare_transfer` or `prepare_composition` took.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from defectgen.models.model import Model, load_model
     from defectgen.pipelines.evaluate import EvaluateResult, evaluate
     from defectgen.pipelines.inspect import InspectRequest, inspect
+    from defectgen.pipelines.review import ReviewRequest, ReviewResult, review
     from defectgen.pipelines.synthesize import (
         ComposeRequest,
         DatasetRequest,
@@ -60,6 +62,7 @@ _HOME = {
         "models.model": "Model load_model",
         "pipelines.evaluate": "EvaluateResult evaluate",
         "pipelines.inspect": "InspectRequest inspect",
+        "pipelines.review": "ReviewRequest ReviewResult review",
         "pipelines.synthesize": "ComposeRequest DatasetRequest DatasetResult SynthesizeRequest TransferRequest compose "
         "prepare_composition prepare_synthesis prepare_transfer synthesize transfer write",
         "pipelines.train": "TrainRequest TrainResult train",
@@ -71,9 +74,9 @@ _HOME = {
 __all__ = [
     "Box", "ComposeRequest", "DatasetRequest", "DatasetResult", "EvaluateRequest", "EvaluateResult",
     "InspectRequest", "Layout", "LayoutOptions", "Marking", "Model", "Placement", "ProductFolders", "Region",
-    "Sample", "SynthesizeRequest", "TrainRequest", "TrainResult", "TransferRequest", "__version__", "compose",
-    "evaluate", "inspect", "load_model", "prepare_composition", "prepare_synthesis", "prepare_transfer",
-    "read_catalog", "synthesize", "train", "transfer", "write",
+    "ReviewRequest", "ReviewResult", "Sample", "SynthesizeRequest", "TrainRequest", "TrainResult", "TransferRequest",
+    "__version__", "compose", "evaluate", "inspect", "load_model", "prepare_composition", "prepare_synthesis",
+    "prepare_transfer", "read_catalog", "review", "synthesize", "train", "transfer", "write",
 ]  # fmt: skip
 
 

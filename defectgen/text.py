@@ -1,4 +1,4 @@
-"""File names as text: in records, which are UTF-8, and on the terminal, where they must not act as commands."""
+"""Text for people and records: file names, which may hold anything, durations and rates."""
 
 import re
 
@@ -23,6 +23,22 @@ def printable(text: str) -> str:
 def slug(text: str) -> str:
     """A name that is valid for a folder and for a table of `weights.toml`."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "product"
+
+
+def duration(total: float) -> str:
+    """Format a number of seconds: `45 s`, `3 min 20 s`, `2 h 05 min`."""
+    hours, rest = divmod(round(total), 3600)
+    minutes, left = divmod(rest, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {left:02} s" if minutes else f"{left} s"
+
+
+def speed(rate: float, unit: str) -> str:
+    """Format a number of things per second: `120 images/s`, `2.5 images/s`, or `8.0 s for each image` if it is slow."""
+    if rate < 1:
+        return f"{1 / max(rate, 1e-9):.1f} s for each {unit.removesuffix('s')}"
+    return f"{rate:,.{1 if rate < 100 else 0}f} {unit}/s"
 
 
 def _escape(character: str) -> str:

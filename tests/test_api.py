@@ -17,7 +17,8 @@ from defectgen.imaging.images import encode_png
 ROOT = Path(defectgen.__file__).parents[1]
 SAMPLES = ROOT / "examples/samples"
 FUNCTIONS = [
-    "train", "synthesize", "transfer", "compose", "write", "inspect", "evaluate", "read_catalog", "load_model",
+    "train", "synthesize", "transfer", "compose", "write", "review", "inspect", "evaluate", "read_catalog",
+    "load_model",
 ]  # fmt: skip
 
 

@@ -23,11 +23,11 @@ def dataset(out: Path) -> dict[str, object]:
 
 
 def run(folder: Path) -> dict[str, object]:
-    """All files; what does not hold the seconds of the metrics and the checkpoint."""
+    """All files but the page to watch; what does not hold the seconds of the metrics and the checkpoint."""
     found: dict[str, object] = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "checkpoint.safetensors"
+        if path.is_file() and path.name not in ("checkpoint.safetensors", "index.html")
     }
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {**found, "metrics.jsonl": [{**row, "seconds": None} for row in rows]}

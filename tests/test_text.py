@@ -1,7 +1,9 @@
 import os
 import random
 
-from defectgen.text import printable, recorded
+import pytest
+
+from defectgen.text import duration, printable, recorded, speed
 
 
 def test_names_that_are_utf_8_are_recorded_as_they_are() -> None:
@@ -24,3 +26,21 @@ def test_what_is_printed_is_one_line_without_commands() -> None:
     assert printable("a\n\r\tb\x1b[2J\x9b\u202e\u2028\udcfc\ud800\0") == (
         "a\\n\\r\\tb\\x1b[2J\\x9b\\u202e\\u2028\\xfc\\ud800\\x00"
     )
+
+
+@pytest.mark.parametrize(
+    ("total", "words"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
+def test_durations(total: float, words: str) -> None:
+    assert duration(total) == words
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (1234.5, "1,234 samples/s"), (99.94, "99.9 samples/s"), (2, "2.0 samples/s"), (1, "1.0 samples/s"),
+        (0.25, "4.0 s for each sample"), (0.0, "1000000000.0 s for each sample"),
+    ],
+)  # fmt: skip
+def test_rates(rate: float, words: str) -> None:
+    assert speed(rate, "samples") == words

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from defectgen.cli import check, compose, evaluate, inspect, synthesize, train, transfer
+from defectgen.cli import check, compose, evaluate, inspect, review, synthesize, train, transfer
 from defectgen.methods import names
 from defectgen.version import __version__
 
@@ -17,6 +17,7 @@ app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("synthesize", epilog=synthesize.EXAMPLES)(synthesize.synthesize)
 app.command("transfer", epilog=transfer.EXAMPLES)(transfer.transfer)
 app.command("compose", epilog=compose.EXAMPLES)(compose.compose)
+app.command("review", epilog=review.EXAMPLES)(review.review)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command("check", epilog=check.EXAMPLES)(check.check)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)

@@ -73,6 +73,7 @@ def compose(
     workers: options.Workers = options.WORKERS,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    reject: output.Reject = None,
     wait: options.Wait = False,
     dry_run: options.DryRun = False,
     config: options.Config = None,
@@ -119,6 +120,7 @@ def compose(
     )
     return output.run(
         Console(as_json=as_json, quiet=quiet), job, ctx.ensure_object(options.Switches), title="composing",
-        maker="contents", out=out, layout=layout, options=written, resume=resume, overwrite=overwrite, wait=wait,
+        maker="contents", out=out, layout=layout, options=written, resume=resume, overwrite=overwrite, reject=reject,
+        wait=wait,
         dry_run=dry_run, verbose=verbose,
     )  # fmt: skip

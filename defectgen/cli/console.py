@@ -80,15 +80,6 @@ class Console:
             )
 
 
-def duration(total: float) -> str:
-    """Format a number of seconds: `45 s`, `3 min 20 s`, `2 h 05 min`."""
-    hours, rest = divmod(round(total), 3600)
-    minutes, left = divmod(rest, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {left:02} s" if minutes else f"{left} s"
-
-
 def table(values: Mapping[str, Any]) -> str:
     """Format names and values for people, one per line."""
     width = max(map(len, values))

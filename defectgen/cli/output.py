@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from defectgen.cli.console import Console, table
 from defectgen.cli.options import Switches, option
 from defectgen.errors import BadInputError, ExitCode, UsageError
+from defectgen.text import duration, speed
 
 if TYPE_CHECKING:
     from defectgen.dataset import LayoutOptions, Sample
@@ -155,6 +157,15 @@ GateFolder = Annotated[
     ),
 ]
 
+Reject = Annotated[
+    Path | None,
+    option(
+        "--reject",
+        metavar="FILE",
+        help="With --resume: replace the samples that this file names, one a line, as 'defectgen review' writes it.",
+    ),
+]
+
 
 def run(
     console: Console,
@@ -168,6 +179,7 @@ def run(
     options: "LayoutOptions",
     resume: bool,
     overwrite: bool,
+    reject: Path | None,
     wait: bool,
     dry_run: bool,
     verbose: bool,
@@ -191,15 +203,15 @@ def run(
         console.note(f"configuration:\n{table(plan)}")
     request = DatasetRequest(
         out=out, layout=DatasetLayout(layout.value), options=options, command=switches.command, resume=resume,
-        overwrite=overwrite, wait=wait,
+        overwrite=overwrite, wait=wait, reject=reject,
     )  # fmt: skip
     with console.progress(title) as report:
         stream: AnyStream | None = None
-        written = 0
+        written, began = 0, 0.0
 
         def on_start(samples: "AnyStream") -> None:
-            nonlocal stream
-            stream = samples
+            nonlocal stream, began
+            stream, began = samples, time.monotonic()
             console.note(f"{len(samples)} samples of {', '.join(job.categories)} from {job.maker}, into {out}")
             for category, learned in samples.metadata.get("places", {}).items():
                 if learned["inside"] > 0 and len(learned["learned"]) < _ALL_LEARNED:
@@ -211,7 +223,11 @@ def run(
             nonlocal written
             written += 1
             assert stream is not None
-            report(written, len(stream), f"{stream.redrawn} regenerated", {"redrawn": stream.redrawn})
+            rate = written / max(time.monotonic() - began, 1e-9)
+            left = (len(stream) - written) / rate
+            detail = f"{speed(rate, 'samples')}, {duration(left)} left, {stream.redrawn} regenerated"
+            values = {"samples_per_second": round(rate, 3), "seconds_left": round(left, 1), "redrawn": stream.redrawn}
+            report(written, len(stream), detail, values)
 
         result = write(job, request, on_start, on_sample)
     for warning in result.warnings:
@@ -221,6 +237,7 @@ def run(
         maker: job.maker,
         "written": result.written,
         "kept": result.kept,
+        **({} if reject is None else {"rejected": result.rejected}),
         "redrawn": result.redrawn,
         "failed": result.failed,
         **({"refused": result.refused} if result.refused else {}),
@@ -230,7 +247,7 @@ def run(
     console.result(
         values,
         f"{out}: {result.written} samples written, {result.kept} kept, {result.redrawn} regenerated, "
-        f"{result.failed} failed; see {result.sheet}",
+        f"{result.failed} failed{'' if reject is None else f', {result.rejected} rejected'}; see {result.sheet}",
     )
     return ExitCode.SKIPPED if job.skipped else ExitCode.OK
 

@@ -136,6 +136,7 @@ def synthesize(
     workers: options.Workers = options.WORKERS,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    reject: output.Reject = None,
     wait: options.Wait = False,
     dry_run: options.DryRun = False,
     config: options.Config = None,
@@ -184,7 +185,8 @@ def synthesize(
     )
     return output.run(
         Console(as_json=as_json, quiet=quiet), job, ctx.ensure_object(options.Switches), title="synthesizing",
-        maker="model", out=out, layout=plain, options=written, resume=resume, overwrite=overwrite, wait=wait,
+        maker="model", out=out, layout=plain, options=written, resume=resume, overwrite=overwrite, reject=reject,
+        wait=wait,
         dry_run=dry_run, verbose=verbose,
     )  # fmt: skip
 

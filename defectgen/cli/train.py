@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from defectgen.cli import options
-from defectgen.cli.console import Console, duration, table
+from defectgen.cli.console import Console, table
 from defectgen.cli.options import option
 from defectgen.errors import ExitCode, UsageError
 from defectgen.methods import info, names
+from defectgen.text import duration, speed
 
 if TYPE_CHECKING:
     from defectgen.folders import ProductFolders
@@ -144,6 +145,7 @@ def train(
     chosen = "" if preset else f" (for {'CUDA' if job.device.type == 'cuda' else 'a CPU'})"
     end = f"{job.steps:,} steps" + (f" or {time}, whichever ends first" if time else "")
     console.note(f"training {job.name} in {job.run_folder}, on {job.images} images: preset {job.preset}{chosen}, {end}")
+    console.note(f"to watch it: open {job.run_folder / 'index.html'} in a browser")
     if verbose:
         console.note(f"configuration:\n{table(job.settings)}")
     with console.progress("training") as report:
@@ -155,15 +157,18 @@ def train(
             if progress.diagnosis is not None and progress.diagnosis not in diagnoses:
                 diagnoses.add(progress.diagnosis)
                 console.warn(f"step {progress.step}: {progress.diagnosis}")
-            terms = " ".join(f"{term} {value:.3g}" for term, value in losses.items())
-            detail = f"{progress.images_per_second:.1f} images/s, {duration(progress.seconds_left)} left"
+            detail = (
+                f"{speed(progress.images_per_second, 'images')}, {duration(progress.seconds_left)} left, "
+                f"{progress.passes:.1f} passes over the images"
+            )
             values = {
                 "images_per_second": progress.images_per_second,
                 "seconds_left": progress.seconds_left,
+                "passes": round(progress.passes, 2),
                 "losses": dict(losses),
                 **({"trouble": progress.diagnosis} if progress.diagnosis else {}),
             }
-            report(progress.step, progress.steps, f"{detail}, {terms}" if terms else detail, values)
+            report(progress.step, progress.steps, detail, values)
 
         result = job.run(on_step)
 
@@ -175,6 +180,7 @@ def train(
         "name": result.name,
         "model": str(result.model),
         "weights": str(result.weights),
+        "previews": str(job.run_folder / "previews"),
         "categories": result.categories,
         "products": result.products,
         "steps": result.steps,
@@ -186,7 +192,8 @@ def train(
     console.result(
         summary,
         f"{result.name}: {result.steps} steps in {duration(result.seconds)}, "
-        f"categories {', '.join(result.categories)}; {result.model}, listed in {result.weights}",
+        f"categories {', '.join(result.categories)}; {result.model}, listed in {result.weights}; look at "
+        f"{job.run_folder / 'previews'}",
     )
     if result.stopped is not None:
         console.warn(f"stopped, everything is saved; continue with --resume --name {result.name}")

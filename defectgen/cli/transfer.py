@@ -92,6 +92,7 @@ def transfer(
     workers: options.Workers = options.WORKERS,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    reject: output.Reject = None,
     wait: options.Wait = False,
     dry_run: options.DryRun = False,
     config: options.Config = None,
@@ -139,6 +140,7 @@ def transfer(
     )
     return output.run(
         Console(as_json=as_json, quiet=quiet), job, ctx.ensure_object(options.Switches), title="transferring",
-        maker="from", out=out, layout=layout, options=written, resume=resume, overwrite=overwrite, wait=wait,
+        maker="from", out=out, layout=layout, options=written, resume=resume, overwrite=overwrite, reject=reject,
+        wait=wait,
         dry_run=dry_run, verbose=verbose,
     )  # fmt: skip

@@ -2,12 +2,13 @@
 
 Writing can stop at any moment and resume later: every file is either complete or absent. The manifest has the row of a
 sample before its files, so that it names every file that is there; the sample counts once they are. Files derived from
-the manifest (annotations, the sheet) are written at the end.
+the manifest (annotations, the sheet) are written at the end. Rejected samples, which `dataset.json` lists, stay until
+then: first the annotations leave them out, then their files are deleted, then their rows.
 """
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectgen import files
-from defectgen.dataset import coco, imagefolder, manifest, record, sheet, yolo
+from defectgen.dataset import coco, gallery, imagefolder, manifest, record, sheet, yolo
 from defectgen.dataset.coco import Segmentation
 from defectgen.dataset.instances import Instances, numbered
 from defectgen.dataset.manifest import Provenance, Row
@@ -161,6 +162,12 @@ class Dataset:
         self._validating: frozenset[str] = frozenset()  # of these
         self._old: list[Path] = []
         self._run: dict[str, Any] | None = None
+        self._rejected: dict[int, str] = {}
+
+    @property
+    def rejected(self) -> frozenset[int]:
+        """The indices that are rejected, now or earlier."""
+        return frozenset(self._rejected)
 
     def resume(self) -> None:
         """Continue: find the samples that are complete.
@@ -195,7 +202,39 @@ class Dataset:
         _check_unchanged({manifest.located(self.out, name): sha256 for name, sha256 in named.items()})
         self.sides = {sha256: True in both for sha256, both in sides.items() if len(both) == 1}
         self._normals = before.normals
-        self.done = frozenset(index for index in self._files if self._is_complete(index))
+        self._rejected = dict(before.rejected)
+        complete = (index for index in self._files if self._is_complete(index))
+        self.done = frozenset(index for index in complete if index not in self._rejected)
+
+    def reject(self, listed: Path) -> None:
+        """Reject the samples that a file names, one a line, by image, mask or number. `write` removes them.
+
+        Raises:
+            BadInputError: the file cannot be read, or names something else; then nothing is rejected.
+        """
+        known = dict[str, int]()
+        for row in self._rows():
+            known |= dict.fromkeys((row.image, row.mask, f"{row.index:06}.png", f"{row.index:06}"), row.index)
+        for index, image in self._rejected.items():
+            known |= dict.fromkeys((image, f"{index:06}.png", f"{index:06}"), index)
+        indices = {name: known.get(self._relative(name)) for name in _lines(listed)}
+        if unknown := [name for name, index in indices.items() if index is None]:
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            raise BadInputError(
+                f"{listed}: {self.out} has no sample {', '.join(unknown[:5])}{more}; give one image a line, as in its "
+                f"{manifest.NAME}; nothing was rejected"
+            )
+        found = {index for index in indices.values() if index is not None}
+        if before := len(found & self._rejected.keys()):
+            self.warnings += (f"{listed}: {before} of the samples in it were replaced before",)
+        self._rejected |= {index: self._files[index][0] for index in found - self._rejected.keys()}
+        self.done -= self._rejected.keys()
+
+    def _relative(self, name: str) -> str:
+        """A name as the manifest has it: relative to the dataset, also if it was given from the working folder."""
+        path = Path(os.path.abspath(name))
+        root = Path(os.path.abspath(self.out))
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else name.replace("\\", "/")
 
     def replace(self) -> None:
         """Start over. The old files are removed when `write` begins: only those that the dataset says are its own.
@@ -222,7 +261,8 @@ class Dataset:
         if before.layout is not None:
             self._check_derived(before)
         # The record goes last: until then the folder is a dataset, also if this is interrupted.
-        names += [*_derived_by(before), _SHEET, manifest.NAME, record.NAME]
+        pages = [gallery.NAME] if gallery.is_page(self.out / gallery.NAME) else []
+        names += [*_derived_by(before), *pages, _SHEET, manifest.NAME, record.NAME]
         self._old = [files.inside(self.out, name) for name in names]
         if folder := next((path for path in self._old if path.is_dir()), None):
             raise BadInputError(f"{folder}: is a folder, but the dataset names it as a file; move it away")
@@ -282,6 +322,7 @@ class Dataset:
             self._drop_incomplete()
             self._put_in_order()
             self._derive(normals, metadata or {}, workers)
+            self._drop(self._rejected.keys() & self._files.keys())
             self._write_record(metadata)
         return Summary(written, len(self.done), self.out / _SHEET)
 
@@ -384,6 +425,10 @@ class Dataset:
         self._files[row.index] = row.files
         self._run = self._run or row.run
 
+    def _kept(self) -> Iterator[Row]:
+        """The rows of all samples but the rejected ones."""
+        return (row for row in self._rows() if row.index not in self._rejected)
+
     def _rows(self, on_damaged: Callable[[BadInputError], None] | None = None) -> Iterator[Row]:
         """The rows. An incomplete last line is left out; `_drop_incomplete` removes it."""
         path = files.inside(self.out, manifest.NAME)
@@ -395,18 +440,21 @@ class Dataset:
         return all(files.inside(self.out, name).is_file() for name in self._files[index])
 
     def _drop_incomplete(self) -> None:
-        """Drop the rows whose files are not all there, delete the other files of these, and drop an incomplete line."""
-        missing = {index for index in self._files if index not in self.done and not self._is_complete(index)}
-        for index in missing:
+        """Drop the samples whose files are not all there."""
+        self._drop({index for index in self._files if index not in self.done and not self._is_complete(index)})
+
+    def _drop(self, indices: Set[int]) -> None:
+        """Delete the files of samples, then their rows, and an incomplete line."""
+        paths = []
+        for index in indices:
             image, *_ = self._files[index]
             labels = [yolo.label(image)] if self._layout is Layout.YOLO else []
-            for path in [files.inside(self.out, name) for name in (*self._files[index], *labels)]:
-                if path.is_file():
-                    path.unlink()
-        if missing or not self._ends_complete():
-            kept = (row.line() for row in self._rows() if row.index not in missing)
+            paths += [files.inside(self.out, name) for name in (*self._files[index], *labels)]
+        self._delete([path for path in paths if path.is_file()])
+        if indices or not self._ends_complete():
+            kept = (row.line() for row in self._rows() if row.index not in indices)
             files.write(self._manifest, "".join(kept))
-        for index in missing:
+        for index in indices:
             del self._files[index]
 
     def _ends_complete(self) -> bool:
@@ -426,30 +474,33 @@ class Dataset:
         files.write(self._manifest, "".join(rows[index].line() for index in sorted(rows)))
 
     def _derive(self, normals: Sequence[Normal], metadata: Mapping[str, Any], workers: int) -> None:
-        if not self._files:
-            return
+        count = len(self._files.keys() - self._rejected.keys())
         self._write_normals(self._chosen(normals), metadata, workers)
+        if not count:
+            names = (*_DERIVED.get(self._layout, ()), _SHEET) if self._rejected else ()
+            self._delete([files.inside(self.out, name) for name in names])
+            return
         match self._layout:
             case Layout.COCO:
                 coco.write(
-                    self.out, self._rows, self._backgrounds(), self._options.segmentation, self._options.instances
+                    self.out, self._kept, self._backgrounds(), self._options.segmentation, self._options.instances
                 )
             case Layout.YOLO:
                 yolo.write(
                     self.out,
-                    self._rows,
+                    self._kept,
                     self._backgrounds()["train"] + self._backgrounds()["val"],
                     self._options.instances,
                 )
             case Layout.PLAIN:
-                imagefolder.write(self.out, self._rows)
+                imagefolder.write(self.out, self._kept)
             case Layout.MVTEC:
                 pass
-        if self._val and self._layout in _DIVIDED and all(row.split == "train" for row in self._rows()):
+        if self._val and self._layout in _DIVIDED and all(row.split == "train" for row in self._kept()):
             self.warnings += (f"{self.out}: too few samples for validation: all are for training; make more with -n",)
-        count, drawn = len(self._files), sheet.draw(self.out, list(_spread(self._rows, len(self._files))))
+        drawn = sheet.draw(self.out, list(_spread(self._kept, count)))
         if places := metadata.get("places"):
-            rows = list(_spread(self._rows, count, _PLACED))
+            rows = list(_spread(self._kept, count, _PLACED))
             drawn = np.concatenate([drawn, sheet.draw_places(self.out, rows, places, drawn.shape[1])])
         files.write(self.out / _SHEET, encode_jpeg(drawn))
 
@@ -465,7 +516,7 @@ class Dataset:
         not load others; for coco and yolo a share of the samples of their side, evenly spread."""
         chosen: dict[str, Normal] = {}
         if self._layout is Layout.MVTEC:
-            products, numbers = {row.product for row in self._rows()}, Counter[str]()
+            products, numbers = {row.product for row in self._kept()}, Counter[str]()
             for normal in normals:
                 product = self._product(normal.product)
                 folder = f"{ascii_name(product)}/{'test' if normal.validates else 'train'}/good"
@@ -475,7 +526,7 @@ class Dataset:
         elif self._layout in _DIVIDED:
             share = self._options.normals_share
             share = _BACKGROUNDS.get(self._layout, 0.0) if share is None else share
-            counts = Counter(row.split for row in self._rows())
+            counts = Counter(row.split for row in self._kept())
             for split in ("train", "val"):
                 own = [(i, normal) for i, normal in enumerate(normals) if normal.validates == (split == "val")]
                 wanted = min(len(own), round(share * counts[split]))
@@ -511,7 +562,7 @@ class Dataset:
 
     def _write_record(self, metadata: Mapping[str, Any] | None) -> None:
         counts, refused = Counter[str](), Counter[str]()
-        for row in self._rows():
+        for row in self._kept():
             counts[row.category] += 1
             refused.update(row.refused)
         facts = {
@@ -527,6 +578,7 @@ class Dataset:
             "categories": dict(sorted(counts.items())),
             **(metadata or {}),
             **({"refused": dict(refused)} if refused else {}),
+            **({"rejected": dict(sorted(self._rejected.items()))} if self._rejected else {}),
             **({} if self._val is None else {"val": self._val}),
             **({"normals": list(self._normals)} if self._normals else {}),
             "derived": list(_DERIVED.get(self._layout, ())),
@@ -535,14 +587,18 @@ class Dataset:
 
     def _clear(self) -> None:
         """Remove the files of an earlier run that `replace` found, and the folders that this empties; nothing else."""
+        self._delete(self._old)
+        self._old = []
+
+    def _delete(self, paths: Sequence[Path]) -> None:
+        """Delete files of the dataset, and the folders that this empties."""
         with files.writable(self.out):
-            for path in self._old:
+            for path in paths:
                 path.unlink(missing_ok=True)
-        folders = {folder for path in self._old for folder in path.relative_to(self.out).parents[:-1]}
+        folders = {folder for path in paths for folder in path.relative_to(self.out).parents[:-1]}
         for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
             with suppress(OSError):  # not empty
                 (self.out / folder).rmdir()
-        self._old = []
 
 
 def _in_the_way(path: Path) -> UsageError:
@@ -590,6 +646,20 @@ def _components(mask: NDArray[np.bool_]) -> _Components:
     count, labels, found, _ = cv2.connectedComponentsWithStats(mask[part].astype(np.uint8), connectivity=8)
     boxes = [[left + int(x), top + int(y), int(w), int(h)] for x, y, w, h, _ in found[1:count]]
     return _Components(np.asarray(labels, np.int32), part, boxes)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file, without empty ones.
+
+    Raises:
+        BadInputError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise BadInputError(f"{path}: {reason}; give a text file with one image a line") from error
+    return [line for each in text.splitlines() if (line := each.strip())]
 
 
 def boxes(mask: NDArray[np.bool_]) -> list[list[int]]:

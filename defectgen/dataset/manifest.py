@@ -93,6 +93,10 @@ class Provenance(_Record):
     gate: str | None = None
     refused: tuple[str, ...] = ()
     """Why the gate rejected the earlier attempts."""
+    distance: float | None = None
+    """From the nearest real defect of the gate, as a part of what it allows: 0 is alike, 1 as far as real ones are."""
+    nearest: Reference | None = None
+    """That real defect."""
 
     @property
     def used_photographs(self) -> frozenset[str]:

@@ -17,10 +17,13 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     layout: str | None = None
+    command: str = ""
     trained_on: tuple[str, ...] = ()
     """The SHA-256 of the images that the model was trained on."""
     gated_by: tuple[str, ...] = ()
     """The SHA-256 of the images that the gate used."""
+    rejected: dict[int, str] = {}
+    """The samples that were rejected, which other ones replace: their indices and images."""
     normals: tuple[str, ...] = ()
     """The files of normal images that belong to the dataset, relative to it."""
     derived: tuple[str, ...] | None = None

@@ -44,7 +44,7 @@ def write(out: Path, rows: Callable[[], Iterable[Row]], normals: Iterable[str], 
         files.write(files.inside(out, label(row.image)), "\n".join(lines) + "\n")
     for image in normals:
         files.write(files.inside(out, label(image)), "")
-    # Ultralytics fails if a named folder is missing, and a small dataset may have no validation samples.
+    # Ultralytics fails if a named folder is missing or empty, and a small dataset may have no validation samples.
     val = "val" if any(row.split == "val" for row in rows()) else "train"
     listed = "".join(f"  {i}: {quoted(name)}\n" for i, name in enumerate(names))
     # Without `path`, which Ultralytics would take from the working folder, it takes the folder of this file.

@@ -12,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from defectgen import files
 from defectgen.device import resolve
@@ -42,6 +43,7 @@ from defectgen.version import __version__
 
 _RESULTS, _REPORT, _PAGE = "results.json", "report.json", "report.html"
 _WORST_PAIRS = 6  # pairs that the report shows
+_RED = (230, 40, 40)
 
 CutOuts = Callable[[Sequence[LabeledImage], Sequence[LabeledImage], int], list[tuple[FloatArray, BoolArray]]]
 """(defects, normals, number) -> cut-outs of the defects on the normals, with their masks: the yardstick of fidelity."""
@@ -173,7 +175,7 @@ def evaluate(
         }
         sheets[name] = {
             "windows": _window_rows(defects, examples, categories),
-            "pairs": [(_strip(np.stack([a, b])), similarity) for a, b, similarity in pairs],
+            "pairs": [_strip(pair) for pair in pairs],
         }
     learning = Learning(
         Plan(extent.steps, device, request.kind, request.reversal),
@@ -353,8 +355,8 @@ class _Memory:
 
     def of(
         self, made: Sequence[Example], images: Sequence[LabeledImage]
-    ) -> tuple[dict[str, Any], list[tuple[FloatArray, FloatArray, float]]]:
-        """The number of near-copies with the paths of the nearest pairs, and the windows and similarity of these."""
+    ) -> tuple[dict[str, Any], list[tuple[Example, Example]]]:
+        """The number of near-copies with the paths of the nearest pairs, and these pairs, the synthetic one first."""
         shown = [(e, image.path) for e, image in zip(made, images, strict=True) if e.mask.any()]
         nearest = self._gallery.nearest((each.x, each.mask) for each, _ in shown)
         pairs, worst = [], []
@@ -362,7 +364,7 @@ class _Memory:
             (copy, path), original = shown[i], int(nearest.index[i])
             similarity = float(nearest.similarity[i])
             worst.append({"synthetic": str(path), "real": str(self._paths[original]), "similarity": similarity})
-            pairs.append((*fidelity.windows_around([copy, self._examples[original]]), similarity))
+            pairs.append((copy, self._examples[original]))
         found = {
             "threshold": copies.COPY,
             "share_among_real": self._share,
@@ -403,15 +405,22 @@ def _window_rows(
         for kind, examples in (("real", defects), ("synthetic", made)):
             mine = _of_label(examples, label)[:8]
             if mine:
-                rows.append((f"{category}, {kind}", _strip(fidelity.windows_around(mine))))
+                rows.append((f"{category}, {kind}", _strip(mine)))
     return rows
 
 
-def _strip(windows: FloatArray) -> Any:
-    """Windows [N, C, S, S] in [-1, 1] side by side, as 8-bit pixels at twice their size."""
-    strip = np.concatenate(list(windows), axis=2).transpose(1, 2, 0)
-    pixels = np.clip(np.rint((strip + 1) * 127.5), 0, 255).astype(np.uint8)
-    return cv2.resize(pixels, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+def _strip(examples: Sequence[Example]) -> NDArray[np.uint8]:
+    """Windows around defects side by side at twice their size, and below the same with outlines, [H, W, 3]."""
+    windows = np.concatenate(list(fidelity.windows_around(examples)), axis=2).transpose(1, 2, 0)
+    pixels = np.clip(np.rint((windows + 1) * 127.5), 0, 255).astype(np.uint8)
+    plain = np.asarray(cv2.resize(pixels, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC), np.uint8)
+    plain = np.ascontiguousarray(np.broadcast_to(np.atleast_3d(plain), (*plain.shape[:2], 3)))
+    masks = [fidelity.window_around(each.mask[None].astype(np.float32), each.mask)[0] for each in examples]
+    inside = np.asarray(cv2.resize(np.concatenate(masks, axis=1), None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR))
+    marked = (inside > 0.5).astype(np.uint8)
+    outlined = plain.copy()
+    outlined[cv2.dilate(marked, np.ones((3, 3), np.uint8)) > marked] = _RED
+    return np.concatenate([plain, outlined])
 
 
 # --- Verdicts ----------------------------------------------------------------------------------------------------
@@ -427,7 +436,9 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
                 metric = of_task["decided_by"]
                 before = of_shots["sets"][of_shots["augmentation"]]["scores"][metric]["mean"]
                 if answer["share"] == 0:
-                    lines.append(f"{name}, {shots}, {task}: do not use it ({NAMES[metric]} {before:.3f} without)")
+                    lines.append(
+                        f"{name}, {shots}, {task}: {of_task['verdict']} ({NAMES[metric]} {before:.3f} without)"
+                    )
                     continue
                 after = of_shots["sets"][name]["scores"][metric]["mean"]
                 reach = "" if of_task["low"] is None else f", gain {of_task['low']:+.3f} to {of_task['high']:+.3f}"

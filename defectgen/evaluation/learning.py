@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -31,10 +31,15 @@ NAMES = {
     "ap": "average precision", "auroc": "AUROC of images",
     "iou": "IoU", "recall": "recall", "f1_pixels": "F1 of pixels",
 }  # fmt: skip
+CANNOT_TELL = "cannot tell: the networks learnt nothing"
+"""The verdict where networks score no better than guesses, with a dataset and without."""
 _FOLDS = 3
 _USUAL: Augmentation = "traditional"
 _DEFAULT_SHARE = 0.25  # if a category has a single real defect, which rules out cross-validation
 _NOTABLE_GAIN = 0.05  # change of a category's score that is listed as a reason
+_TASKS = {"recall": "classification", "ap": "segmentation"}  # that a category's scores belong to
+_LUCK = 2.0  # standard errors of a guess
+_PIXEL_LUCK = 2.0, 0.02  # average precision of guesses: times the share of pixels with defects, and above it
 
 OnStage = Callable[[str, int, int], None]
 Key = TypeVar("Key")
@@ -118,6 +123,7 @@ class Learning:
         self._scores, self._on_stage = scores, on_stage
         self._threads = 1 if plan.device.type == "cuda" else max(1, os.cpu_count() or 1)
         self._lock, self._done, self._total, self._stopped = Lock(), 0, 0, False
+        self._guesses = guesses(test, len(seeds))
 
     def of(self, shots: int | None) -> dict[str, Any]:
         """Scores of all training sets with `shots` real defects per category over the seeds, and the comparisons."""
@@ -270,13 +276,23 @@ class Learning:
     ) -> dict[str, Any]:
         """Compare a dataset with the same training without it: a verdict for each task, and reasons by category."""
         answer: dict[str, Any] = {"share": share, "tasks": {}, "categories": {}, "reasons": []}
+        unknown = set[str]()
         for task, metric in METRICS.items():
-            if share == 0:
-                answer["tasks"][task] = {"verdict": "do not use it", "decided_by": metric}
-                continue
-            verdict = downstream.judge(*([row[metric] for row in by_set[own]] for own in (name, baseline)))
-            answer["tasks"][task] = {**asdict(verdict), "decided_by": metric}
-        if share == 0:
+            of_sets = [[row[metric] for row in by_set[own]] for own in (name, baseline) if own in by_set]
+            answer["tasks"][task] = {"verdict": "do not use it", "decided_by": metric}
+            if share > 0:
+                answer["tasks"][task] |= asdict(downstream.judge(*of_sets))
+            best, guess = max(float(np.mean(scores)) for scores in of_sets), self._guesses[metric]
+            if best <= guess.limit:
+                unknown.add(task)
+                answer["tasks"][task]["verdict"] = CANNOT_TELL
+                answer["reasons"].append(
+                    f"{task}: {NAMES[metric]} {best:.3f} is no better than guessing, {guess.mean:.3f}; train longer "
+                    "(--steps, or without --quick), or on more real images"
+                )
+        if unknown == METRICS.keys():
+            pass
+        elif share == 0:
             why = "networks scored best without it in cross-validation on the real training images"
             answer["reasons"].append(why if self._fixed_share is None else "--share 0 leaves it out")
         else:
@@ -284,7 +300,7 @@ class Learning:
                 gains = _gains(category, by_set[name], by_set[baseline])
                 answer["categories"][category] = {key: asdict(value) for key, (value, _, _) in gains.items()}
                 for metric, (verdict, before, after) in gains.items():
-                    if abs(verdict.gain) >= _NOTABLE_GAIN:
+                    if abs(verdict.gain) >= _NOTABLE_GAIN and _TASKS[metric] not in unknown:
                         way = "better" if verdict.gain > 0 else "worse"
                         answer["reasons"].append(f"{category} gets {way}: {NAMES[metric]} {before:.2f} -> {after:.2f}")
         if (note := self._shots_note(name, shots)) is not None:
@@ -302,6 +318,33 @@ class Learning:
             return None
         excess = ", ".join(f"{count} of {category}" for category, count in sorted(more.items()))
         return f"{name} was made from more real defects than {shots} shots: {excess}; its gain includes theirs"
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The mean score of guesses, and the highest that is still explained by luck."""
+
+    mean: float
+    limit: float
+
+
+def guesses(test: Sequence[Example], seeds: int) -> dict[str, Guess]:
+    """What networks that learnt nothing score on test images, for each of `METRICS`, as a mean over the seeds."""
+    images, defects, pixels = Counter[int](), Counter[int](), Counter[int]()
+    for each in test:
+        mask = each.mask
+        images[each.label] += 1
+        defects[each.label] += int(mask.sum())
+        pixels[each.label] += mask.size
+    chance = 1 / len(images)
+    error = math.sqrt(sum(chance * (1 - chance) / count for count in images.values()) / seeds) * chance
+    shares = [defects[label] / (pixels[label] + pixels[0]) for label in images if label]
+    share = float(np.mean(shares)) if shares else 0.0
+    times, above = _PIXEL_LUCK
+    return {
+        "balanced_accuracy": Guess(chance, chance + _LUCK * error),
+        "mean_ap": Guess(share, max(times * share, share + above)),
+    }
 
 
 def _summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

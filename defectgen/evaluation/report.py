@@ -12,6 +12,7 @@ from defectgen import files, markup
 from defectgen.evaluation.learning import NAMES
 from defectgen.folders import NORMAL
 from defectgen.imaging.images import encode_jpeg
+from defectgen.text import printable
 
 Pixels = NDArray[np.uint8]
 _COLORS = ("#888", "#2166ac", "#5aae61", "#b2182b", "#f4a582", "#762a83", "#c2a5cf", "#8c510a", "#dfc27d")
@@ -19,6 +20,9 @@ _SETS = {
     "none": "real images as they are", "traditional": "with flips, brightness, contrast",
     "mixing": "with these and CutMix, MixUp, CutOut",
 }  # fmt: skip
+_STYLE = """
+body { max-width: 78em; } p { max-width: 60em; } td:first-child { min-width: 9em; }
+"""
 _COLUMNS = {
     "real": "real", "synthetic": "synthetic", "swd": "sliced Wasserstein", "lite0_kid": "lite0-KID",
     "lite0_precision": "lite0-precision", "lite0_recall": "lite0-recall", "lite0_variety": "lite0-variety",
@@ -31,7 +35,7 @@ def write(path: Path, found: Mapping[str, Any], sheets: Mapping[str, Mapping[str
     names = list(found["datasets"])
     title = f"Does {names[0]} help?" if len(names) == 1 else f"Which helps: {', '.join(names)}?"
     parts = [
-        *markup.head(title),
+        *markup.head(title, _STYLE),
         *(line for of_shots in found["downstream"] for line in _verdicts(of_shots, found)),
         *(_gains_by_shots(found["downstream"]) if len(found["downstream"]) > 1 else ()),
         *(line for of_shots in found["downstream"] for line in _downstream(of_shots)),
@@ -41,7 +45,10 @@ def write(path: Path, found: Mapping[str, Any], sheets: Mapping[str, Mapping[str
         parts += _memorisation(name, of["memorisation"], sheets[name]["pairs"])
         parts += _masks(name, of["mask_agreement"])
         parts.append(f"<h2>Windows around defects: {escape(name)}</h2>")
-        parts += [f'<p class="small">{escape(row)}</p>{_image(strip, row)}' for row, strip in sheets[name]["windows"]]
+        parts.append('<p class="small">Below each row, the same with the masks outlined.</p>')
+        for row, strip in sheets[name]["windows"]:
+            alt = f"{row}: windows around defects; below, with their masks outlined"
+            parts.append(f"<figure><figcaption>{escape(row)}</figcaption>{_image(strip, alt)}</figure>")
     files.write(path, "\n".join([*parts, *_inputs(found), "</html>"]) + "\n")
 
 
@@ -53,7 +60,7 @@ def _verdicts(of_shots: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
     lines = [f"<h2>With {_shots_label(of_shots['shots'])}</h2>"]
     for name, answer in of_shots["datasets"].items():
         for task, of_task in answer["tasks"].items():
-            kind = of_task["verdict"].split()[0]
+            kind = of_task["verdict"].split()[0]  # the class of its style
             verdict = escape(f"{name}, {task}: {of_task['verdict']}")
             lines.append(f'<p class="verdict {kind}">{verdict}</p>')
             if "gain" not in of_task:
@@ -68,9 +75,32 @@ def _verdicts(of_shots: Mapping[str, Any], found: Mapping[str, Any]) -> list[str
             )
             lines.append(f'<p class="small">{escape(details)}</p>')
         lines += [f"<p>{escape(reason)}</p>" for reason in (*answer["reasons"], *filter(None, [answer.get("note")]))]
+        lines += _by_category(name, answer, of_shots, found["counts"]["real_test"])
     tested = sum(count for name, count in found["counts"]["real_test"].items() if name != NORMAL)
     note = f"The interval covers training and the choice of shots; the {tested} test defects are always the same."
     return [*lines, f'<p class="small">{note}</p>']
+
+
+def _by_category(
+    name: str, answer: Mapping[str, Any], of_shots: Mapping[str, Any], tested: Mapping[str, int]
+) -> list[str]:
+    """A table of each category without the dataset and with it."""
+    if not answer["categories"]:
+        return []
+    keys = ("recall", "ap")
+    rows = []
+    for category, gains in answer["categories"].items():
+        row = [category, str(tested.get(category, 0))]
+        for key in keys:
+            if key not in gains:
+                row += ["not tested"] * 3
+                continue
+            for own in (of_shots["augmentation"], name):
+                row.append(f"{of_shots['sets'][own]['categories'][category][key]['mean']:.3f}")
+            row.append(f"{gains[key]['gain']:+.3f}{_plus_minus(gains[key])}")
+        rows.append(row)
+    columns = [f"{NAMES[key]} {what}" for key in keys for what in ("without", "with", "gain")]
+    return [f"<h3>{escape(name)}, by category</h3>", markup.table(["category", "test images", *columns], rows)]
 
 
 def _gains_by_shots(downstream: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -143,11 +173,13 @@ def _fidelity(datasets: Mapping[str, Any]) -> list[str]:
     return ["<h2>Fidelity: resemblance to real defects</h2>", table, f'<p class="small">{note}</p>']
 
 
-def _memorisation(name: str, found: Mapping[str, Any], pairs: Sequence[tuple[Pixels, float]]) -> list[str]:
-    figures = [
-        f"<figure>{_image(strip, 'synthetic, and nearest real')}<figcaption>{similarity:.2f}</figcaption></figure>"
-        for strip, similarity in pairs
-    ]
+def _memorisation(name: str, found: Mapping[str, Any], pairs: Sequence[Pixels]) -> list[str]:
+    figures = []
+    for strip, pair in zip(pairs, found["worst"], strict=True):
+        synthetic, real = (printable(Path(pair[key]).name) for key in ("synthetic", "real"))
+        alt = f"The synthetic {synthetic} beside the real {real}, similarity {pair['similarity']:.2f}; below, outlined"
+        caption = f"{pair['similarity']:.2f}: {synthetic}, {real}"
+        figures.append(f"<figure>{_image(strip, alt)}<figcaption>{escape(caption)}</figcaption></figure>")
     return [
         f"<h2>Copies: {escape(name)}</h2>",
         f"<p>{found['near_copies']} of {found['of']} synthetic defects are near-copies of a real one, with a "
@@ -207,10 +239,17 @@ def _image(pixels: Pixels, alt: str) -> str:
     return markup.image(encode_jpeg(pixels), alt)
 
 
-def _curves(curves: Mapping[str, Sequence[float]], width: int = 640, height: int = 260) -> str:
+def _curves(curves: Mapping[str, Sequence[float]], width: int = 680, height: int = 290) -> str:
     """An SVG plot of precision over recall of the pixels, with one line for each training set."""
-    left, right, bottom = 60, 300, height - 40
+    left, right, bottom = 60, 320, height - 40
     lines = []
+    for quarter in (0.25, 0.5, 0.75):
+        x, y = left + quarter * (width - left - right), 10 + quarter * (bottom - 10)
+        lines.append(
+            f'<path d="M{x:.1f} 10V{bottom}M{left} {y:.1f}H{width - right}" stroke="#999" stroke-opacity=".3"/>'
+        )
+        lines.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{quarter:g}</text>')
+        lines.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{1 - quarter:g}</text>')
     for number, (name, values) in enumerate(curves.items()):
         color = _COLORS[number % len(_COLORS)]
         points = " ".join(
@@ -218,7 +257,10 @@ def _curves(curves: Mapping[str, Sequence[float]], width: int = 640, height: int
             for i, value in enumerate(values)
         )
         lines.append(f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{points}"/>')
-        lines.append(f'<text x="{width - right + 12}" y="{24 + 18 * number}" fill="{color}">{escape(name)}</text>')
-    frame = markup.axes(left, width - right, bottom, x=("recall of pixels", "0", "1"), y=("precision", "0", "1"))
+        x, y = width - right + 12, 20 + 18 * number
+        lines.append(f'<path d="M{x} {y}h18" stroke="{color}" stroke-width="3"/>')
+        lines.append(f'<text x="{x + 24}" y="{y + 4}">{escape(name)}</text>')
+    names = ("recall: share of defect pixels found", "0", "1"), ("precision of pixels", "0", "1")
+    frame = markup.axes(left, width - right, bottom, x=names[0], y=names[1])
     label = "Precision over recall of the pixels, a line for each training set"
     return markup.plot(width, height, label, [frame, *lines])

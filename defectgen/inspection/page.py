@@ -28,15 +28,16 @@ _SORTED_BY = (0, 2, 4, 5)  # columns
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM = 640, 200, 60, 620, 160  # of the histogram, in pixels
 
 _STYLE = """
-body { max-width: 72em; } #images { width: 100%; } #images thead th { position: sticky; top: 0; background: #fff; }
-#images tbody { border-bottom: 1px solid #ddd; } #images td { vertical-align: top; }
+body { max-width: 72em; } #images { width: 100%; }
+#images thead th { position: sticky; top: 0; background: var(--ground); }
+#images tbody { border-bottom: 1px solid var(--line); } #images td { vertical-align: top; }
 #images td:first-child { overflow-wrap: anywhere; min-width: 12em; } #images td[colspan] { text-align: left; }
-.defective td:nth-child(2), .error td { color: #a3151f; font-weight: 600; }
-.flawless td:nth-child(2) { color: #06652f; }
+.defective td:nth-child(2), .error td { color: var(--bad); font-weight: 600; }
+.flawless td:nth-child(2) { color: var(--good); }
 #images figure { display: block; margin: 0; width: fit-content; max-width: 100%; } #images img { margin: .2em 0; }
-figcaption, .columns { color: #555; font-size: .9em; }
+figcaption, .columns { color: var(--soft); font-size: .9em; }
 .columns { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; }
-fieldset { border: 1px solid #999; display: flex; flex-wrap: wrap; gap: .4em 1.5em; align-items: center; }
+fieldset { border: 1px solid var(--line); display: flex; flex-wrap: wrap; gap: .4em 1.5em; align-items: center; }
 fieldset, svg { max-width: 100%; } [hidden] { display: none !important; } #threshold { width: 20em; max-width: 60vw; }
 th button { all: unset; cursor: pointer; text-decoration: underline; } th button:focus-visible { outline: 2px solid; }
 [aria-sort=descending] button::after { content: " \\2193"; } [aria-sort=ascending] button::after { content: " \\2191"; }
@@ -256,7 +257,7 @@ def _histogram(judged: Sequence[Record]) -> list[str]:
         x = _LEFT + threshold / top * (_RIGHT - _LEFT)
         side = ("end", -5) if x > (_LEFT + _RIGHT) / 2 else ("start", 5)
         marks = [
-            f'<path d="M{x:.1f} 10V{_BOTTOM}" stroke="#222" stroke-width="1.5" stroke-dasharray="5 3"/>',
+            f'<path d="M{x:.1f} 10V{_BOTTOM}" stroke="currentColor" stroke-width="1.5" stroke-dasharray="5 3"/>',
             '<path id="slid" stroke="#762a83" stroke-width="1.5"/>',
             f'<text x="{x + side[1]:.1f}" y="20" text-anchor="{side[0]}">threshold {threshold}</text>',
         ]

@@ -119,16 +119,18 @@ class SynthesisJob:
     """Returns the error for when all of a number of samples failed, with the likely reason."""
     products: tuple[str, ...]
     """Of the normals; empty if none are needed."""
-    _open: Callable[[frozenset[int], Split | None], AnyStream] = field(repr=False)
+    _open: Callable[[frozenset[int], frozenset[int], Split | None], AnyStream] = field(repr=False)
 
-    def samples(self, skip: Iterable[int] = (), split: Split | None = None) -> AnyStream:
-        """The stream of samples, except the indices in `skip`; with `split` some are for validation.
+    def samples(self, skip: Iterable[int] = (), rejected: Iterable[int] = (), split: Split | None = None) -> AnyStream:
+        """The stream of samples, with others in place of the indices in `rejected`, and without those in `skip`.
+
+        With `split` some are for validation.
 
         Raises:
             UsageError: the request needs something that the method does not support.
             WeightsError: the model cannot be read.
         """
-        return self._open(frozenset(skip), split)
+        return self._open(frozenset(skip), frozenset(rejected), split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +145,8 @@ class DatasetRequest:
     overwrite: bool = False
     wait: bool = False
     """Wait for another run that writes to the same folder, instead of raising."""
+    reject: Path | None = None
+    """A file with the samples to replace by others, one a line, when a dataset is resumed."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,8 @@ class DatasetResult:
     sheet: Path
     warnings: tuple[str, ...] = ()
     """What stays of a damaged dataset that was replaced, and what is odd about the split."""
+    rejected: int = 0
+    """The number of samples that were removed, as `reject` says."""
 
 
 # --- synthesize ------------------------------------------------------------------------------------------------
@@ -220,14 +226,16 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
         **_plan(catalog, num),
     }
 
-    def open_stream(skip: frozenset[int], split: Split | None) -> AnyStream:
+    def open_stream(skip: frozenset[int], rejected: frozenset[int], split: Split | None) -> AnyStream:
         from defectgen.synthesis import generated
 
+        if request.restore is not None and rejected:
+            raise UsageError("--restore has one result for each image, and no others in place of rejected ones")
         gate = _gate(request, real)
         return generated.synthesize(
             generated.SynthesisRequest(
                 entry=entry,
-                wanted=SampleSpec(categories, num, catalog, request.seed, request.workers, skip, gate, split),
+                wanted=SampleSpec(categories, num, catalog, request.seed, request.workers, skip, rejected, gate, split),
                 device=request.device,
                 batch_size=request.batch_size,
                 regions=request.regions,
@@ -316,9 +324,11 @@ def prepare_composition(request: ComposeRequest) -> SynthesisJob:
         "contents": maker, "categories": categories, **_plan(catalog, request.num), **request.placement.summary(),
     }  # fmt: skip
 
-    def open_stream(skip: frozenset[int], split: Split | None) -> AnyStream:
+    def open_stream(skip: frozenset[int], rejected: frozenset[int], split: Split | None) -> AnyStream:
         gate = _gate(request, real, copies=request.defects is None)
-        wanted = SampleSpec(categories, request.num, catalog, request.seed, request.workers, skip, gate, split)
+        wanted = SampleSpec(
+            categories, request.num, catalog, request.seed, request.workers, skip, rejected, gate, split
+        )
         if cut_outs is not None:
             return pasted.compose(pasted.ComposeRequest(wanted, cut_outs, maker, request.placement))
 
@@ -400,9 +410,11 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
         **(placement.summary() if pastes else {}),
     }
 
-    def open_stream(skip: frozenset[int], split: Split | None) -> AnyStream:
+    def open_stream(skip: frozenset[int], rejected: frozenset[int], split: Split | None) -> AnyStream:
         gate = _gate(request, real, copies=entry is not None)
-        wanted = SampleSpec(categories, request.num, normals, request.seed, request.workers, skip, gate, split)
+        wanted = SampleSpec(
+            categories, request.num, normals, request.seed, request.workers, skip, rejected, gate, split
+        )
         if entry is None:
             assert references is not None
             return pasted.compose(pasted.ComposeRequest(wanted, references, maker, placement))
@@ -479,12 +491,15 @@ def write(
 
     Raises:
         UsageError: the folder is not empty, cannot be written, holds samples of a different request, or another process
-            writes to it.
+            writes to it; or samples are to be rejected of a dataset that is not resumed, or is larger than the request.
+        BadInputError: the file of rejected samples names something else.
         UserError: every sample failed.
     """
     options = request.options
     if options.product is not None and len(job.products) > 1:
         raise UsageError(f"--product {options.product}: the normals are of {', '.join(job.products)}; leave it out")
+    if request.reject is not None and not request.resume:
+        raise UsageError(f"--reject {request.reject}: replaces samples of a dataset that is there; add --resume")
     with files.locked(request.out, wait=request.wait):
         target = dataset.open_folder(
             request.out,
@@ -494,7 +509,15 @@ def write(
             overwrite=request.overwrite,
             options=options,
         )
-        samples = job.samples(target.done, _split(request.layout, options, target.sides))
+        before = len(target.done)
+        if request.reject is not None:
+            target.reject(request.reject)
+        rejected = before - len(target.done)
+        samples = job.samples(target.done, target.rejected, _split(request.layout, options, target.sides))
+        if rejected and len(target.done) + len(samples) < before:
+            raise UsageError(
+                f"--num: {request.out} has {before} samples; repeat the command that made it, with --reject"
+            )
         on_start(samples)
         summary = target.write(
             samples, normals=samples.normals(), metadata=samples.metadata, workers=job.workers, on_sample=on_sample
@@ -504,7 +527,7 @@ def write(
         raise job.none_made(failed)
     return DatasetResult(
         request.out, summary.written, summary.kept, samples.redrawn, failed, dict(samples.refused), summary.sheet,
-        (*target.warnings, *samples.warnings),
+        (*target.warnings, *samples.warnings), rejected,
     )  # fmt: skip
 
 

@@ -3,26 +3,29 @@
 Rejected samples are regenerated.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from defectgen import files
 from defectgen.dataset import Sample
+from defectgen.dataset.manifest import Reference
 from defectgen.evaluation import copies
 from defectgen.evaluation.data import Example, LabeledImage, load_examples, resize_mask, to_model_range
 from defectgen.evaluation.fidelity import upsampled, window_around
 from defectgen.folders import Catalog
 from defectgen.imaging.images import DecodedImage, Pixels
+from defectgen.imaging.mask_files import read_masks
 from defectgen.imaging.windows import BoolArray, FloatArray, value_range
 from defectgen.nn.features import Features, Lite0, lite0
+from defectgen.synthesis.stream import Judgement
 
-Reason = Literal["implausible", "copy", "unmarked"]
 _FALSE_REFUSALS = 0.05  # of real defects, at most
 _FEWEST = 4  # real defects, below which nothing can be said of what is plausible
 _SHAPE_WEIGHT = 0.15  # of the logarithms of size and density beside features of length 1
@@ -50,31 +53,47 @@ def appearance(network: Lite0, x: FloatArray, mask: BoolArray) -> Features:
     return np.concatenate([*found, shape]).astype(np.float64)
 
 
+def _reference(image: LabeledImage) -> Reference:
+    """A real defect, and its box."""
+    box = None
+    if image.mask is not None:
+        box = dict(
+            zip(("x", "y", "width", "height"), cv2.boundingRect(read_masks(image.mask).view(np.uint8)), strict=True)
+        )
+    return Reference(file=str(image.path), sha256=image.sha256, window=box)
+
+
 @dataclass(frozen=True)
 class _Category:
     """The real defects of a category: how they appear, how far a plausible one may be, and what copies are found in."""
 
     points: Features
+    files: Sequence[Reference]
     radius: float
     gallery: copies.Gallery
 
     @classmethod
-    def of(cls, network: Lite0, examples: Sequence[Example]) -> "_Category":
+    def of(cls, network: Lite0, files: Sequence[Reference], examples: Sequence[Example]) -> "_Category":
         points = np.stack([appearance(network, each.x, each.mask) for each in examples])
         distances = np.linalg.norm(points[:, None] - points[None], axis=2) + np.diag(np.full(len(points), np.inf))
         # Left out of the set, each real defect but one in twenty is nearer to another one than this.
         radius = np.inf
         if len(points) >= _FEWEST:
             radius = float(np.quantile(distances.min(axis=1), 1 - _FALSE_REFUSALS, method="higher"))
-        return cls(points, radius, copies.Gallery(network, [(each.x, each.mask) for each in examples]))
+        return cls(points, files, radius, copies.Gallery(network, [(each.x, each.mask) for each in examples]))
 
-    def plausible(self, own: Features) -> bool:
-        """Whether a defect lies as near to a real one as real ones do to each other."""
-        return bool(np.linalg.norm(self.points - own, axis=1).min() <= self.radius)
+    def nearest(self, own: Features) -> tuple[float, Reference]:
+        """The nearest real defect, and how far it is, in the distance that real ones have from each other."""
+        distances = np.linalg.norm(self.points - own, axis=1)
+        number = int(distances.argmin())
+        distance = float(distances[number])
+        if self.radius == 0:  # the real ones are all the same
+            return (math.inf if distance else 0.0), self.files[number]
+        return distance / self.radius, self.files[number]
 
 
 class Gate:
-    """Returns the reason to reject a sample, or None. `name` is the folder of real defects it compares with."""
+    """Compares samples with real defects. `name` is the folder of these."""
 
     def __init__(self, folder: Path, real: Catalog, *, copies: bool = True) -> None:
         """`real` are the defects, with masks, that samples must resemble; whether near-copies are rejected."""
@@ -85,12 +104,18 @@ class Gate:
         self._categories = {}
         for category in real.categories:
             mine = [LabeledImage(each.path, category, each.mask) for each in real.images if each.category == category]
-            examples = [each for each in load_examples(mine, [category]) if each.mask.any()]
-            if examples:
-                self._categories[category] = _Category.of(self._network, examples)
+            found = [
+                (_reference(image), example)
+                for image, example in zip(mine, load_examples(mine, [category]), strict=True)
+                if example.mask.any()
+            ]
+            if found:
+                self._categories[category] = _Category.of(
+                    self._network, [reference for reference, _ in found], [example for _, example in found]
+                )
 
-    def __call__(self, sample: Sample, source: Pixels | None) -> Reason | None:
-        """The reason to reject a sample, or None if it passes.
+    def __call__(self, sample: Sample, source: Pixels | None) -> Judgement:
+        """Judge a sample.
 
         A sample whose category has no real defects is compared with the defects of all categories.
 
@@ -102,11 +127,15 @@ class Gate:
         mask = resize_mask(sample.mask, x.shape[1:])
         before = None if source is None else to_model_range(reference)
         if not mask.any() or (before is not None and copies.agreement(x, before, mask) < _MIN_AGREEMENT):
-            return "unmarked"
+            return Judgement("unmarked")
         own, name = appearance(self._network, x, mask), sample.category
         mine = [self._categories[name]] if name in self._categories else list(self._categories.values())
-        if not any(each.plausible(own) for each in mine):
-            return "implausible"
-        if not self._copies:
-            return None
-        return "copy" if any(each.gallery.nearest([(x, mask)]).copies[0] for each in mine) else None
+        distance, nearest = min(
+            (each.nearest(own) for each in mine), key=lambda found: found[0], default=(math.inf, None)
+        )
+        if distance > 1:
+            return Judgement("implausible")
+        if self._copies and any(each.gallery.nearest([(x, mask)]).copies[0] for each in mine):
+            return Judgement("copy")
+        known = all(math.isfinite(each.radius) for each in mine)
+        return Judgement(None, distance if known else None, nearest)

@@ -487,9 +487,9 @@ class RestoredSamples(SampleStream[Draw, Pixels]):
         """None: the images that it restores have defects."""
         return []
 
-    def _number(self, index: int) -> int:
-        categories = [image.category for image in self._wanted.normals.images[: index + 1]]
-        return categories.count(categories[index]) - 1
+    def _validates(self, index: int) -> bool:
+        categories, split = [image.category for image in self._wanted.normals.images[: index + 1]], self._wanted.split
+        return split is not None and split.holds_out(categories.count(categories[index]) - 1)
 
     def _draw(self, index: int, attempt: int) -> Draw:
         sample = self._wanted.normals.images[index]

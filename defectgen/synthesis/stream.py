@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from defectgen import files
 from defectgen.dataset import Normal, Sample
+from defectgen.dataset.manifest import Reference
 from defectgen.errors import UsageError
 from defectgen.folders import Catalog, SourceImage
 from defectgen.imaging import masks
@@ -51,21 +52,31 @@ G = TypeVar("G")
 _HELD = 2**28  # bytes of images that are in the making at a time, or a single one
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What a gate finds of a sample. `reason` says why it is rejected; None if it passes."""
+
+    reason: str | None
+    distance: float | None = None
+    """To the nearest real defect, as `Provenance.distance`; None if nothing can be said of it."""
+    nearest: Reference | None = None
+
+
 class Gatekeeper(Protocol):
-    """Returns the reason to reject a sample, given its source image; None if it passes."""
+    """Judges a sample, given its source image."""
 
     name: str
     photographs: Sequence[str]
     """The SHA-256 of the images that it compares with."""
 
-    def __call__(self, sample: Sample, source: Pixels | None) -> str | None: ...
+    def __call__(self, sample: Sample, source: Pixels | None) -> Judgement: ...
 
 
 @dataclass(frozen=True)
 class SampleSpec:
-    """What to generate: samples 0 to num - 1 except those in `skip`, with the categories in turn.
+    """What to generate: samples 0 to num - 1, with the categories in turn, others for those that were `rejected`.
 
-    Samples that `gate` rejects are regenerated.
+    Samples in `skip` are there already; those that `gate` rejects are regenerated.
     """
 
     categories: tuple[str, ...]
@@ -74,9 +85,35 @@ class SampleSpec:
     seed: int = 0
     workers: int = 2
     skip: frozenset[int] = field(default=frozenset())
+    rejected: frozenset[int] = field(default=frozenset())
     gate: Gatekeeper | None = None
     split: Split | None = None
     """None: samples are not divided into training and validation."""
+
+    def category(self, index: int) -> str:
+        """The category of a sample."""
+        return self.categories[index % len(self.categories)]
+
+    def validates(self, index: int) -> bool:
+        """Whether a sample is for validation: that follows from its number in its category."""
+        return self.split is not None and self.split.holds_out(index // len(self.categories))
+
+    @property
+    def indices(self) -> list[int]:
+        """The indices to generate. For a rejected one comes one from `num` on, of the same category and side."""
+
+        def kind(index: int) -> tuple[str, bool]:
+            return self.category(index), self.validates(index)
+
+        wanted = [index for index in range(self.num) if index not in self.rejected]
+        missing = Counter(kind(index) for index in self.rejected if index < self.num)
+        index = self.num
+        while missing.total():
+            if index not in self.rejected and missing[kind(index)]:
+                missing[kind(index)] -= 1
+                wanted.append(index)
+            index += 1
+        return [index for index in wanted if index not in self.skip]
 
 
 class SampleStream(ABC, Generic[D, G]):
@@ -86,7 +123,7 @@ class SampleStream(ABC, Generic[D, G]):
     """Attempts at a sample without a visible, accepted defect, after which it counts as failed."""
 
     def __init__(self, wanted: SampleSpec, batch_size: int) -> None:
-        self._wanted = wanted
+        self._wanted, self._indices = wanted, wanted.indices
         sizes = (each.height * each.width * each.channels * each.depth // 8 for each in wanted.normals.images)
         largest = max(sizes, default=1)
         self._batch_size = max(1, min(batch_size, _HELD // largest))
@@ -116,10 +153,10 @@ class SampleStream(ABC, Generic[D, G]):
         """The sample, or None if its defect is not visible. Runs in a worker thread."""
 
     def __len__(self) -> int:
-        return self._wanted.num - sum(index < self._wanted.num for index in self._wanted.skip)
+        return len(self._indices)
 
     def __iter__(self) -> Iterator[Sample]:
-        pending = (index for index in range(self._wanted.num) if index not in self._wanted.skip)
+        pending = iter(self._indices)
         retries: deque[tuple[int, int]] = deque()
         order: deque[int] = deque()
         finished: dict[int, Sample | None] = {}
@@ -155,7 +192,8 @@ class SampleStream(ABC, Generic[D, G]):
     def _checked(self, draw: D, generated: G) -> Sample | None:
         """The sample of `_finish` if the gate accepts it, else None.
 
-        The provenance of an accepted sample lists why earlier attempts were rejected.
+        The provenance of an accepted sample says how near it is to which real defect, and why earlier attempts were
+        rejected.
         """
         sample, gate = self._finish(draw, generated), self._wanted.gate
         if sample is not None and self._wanted.split is not None:
@@ -163,11 +201,13 @@ class SampleStream(ABC, Generic[D, G]):
         if sample is None or gate is None:
             return sample
         refused = self._refused.setdefault(draw.index, [])
-        reason = gate(sample, draw.photograph.pixels if isinstance(draw, Draw) else sample.normal)
-        if reason is None:
-            verdict = {"gate": gate.name, "refused": tuple(refused)}
+        found = gate(sample, draw.photograph.pixels if isinstance(draw, Draw) else sample.normal)
+        if found.reason is None:
+            verdict: dict[str, Any] = {"gate": gate.name, "refused": tuple(refused)}
+            verdict |= {} if found.distance is None else {"distance": round(found.distance, 4)}
+            verdict |= {} if found.nearest is None else {"nearest": found.nearest}
             return replace(sample, provenance=sample.provenance.model_copy(update=verdict))
-        refused.append(reason)
+        refused.append(found.reason)
         return None
 
     def normals(self) -> list[Normal]:
@@ -202,15 +242,10 @@ class SampleStream(ABC, Generic[D, G]):
 
     def _validates(self, index: int) -> bool:
         """Whether a sample is for validation."""
-        split = self._wanted.split
-        return split is not None and split.holds_out(self._number(index))
-
-    def _number(self, index: int) -> int:
-        """The number of a sample in its category."""
-        return index // len(self._wanted.categories)
+        return self._wanted.validates(index)
 
     def _category(self, index: int) -> str:
-        return self._wanted.categories[index % len(self._wanted.categories)]
+        return self._wanted.category(index)
 
     def _draw_source(self, rng: np.random.Generator, index: int, attempt: int) -> Draw:
         samples = self._sources(self._validates(index))

@@ -23,6 +23,7 @@ from defectgen.methods.base import Batch, GenerateBatch, Interpolating, Method, 
 from defectgen.methods.networks import Average, unflatten
 from defectgen.models import checkpoint, model
 from defectgen.text import recorded
+from defectgen.training.view import PREVIEWS, Sheet, View
 from defectgen.version import __version__
 
 BACKBONE = "backbone.safetensors"
@@ -69,7 +70,7 @@ class Run:
         self._model = folder / "model.safetensors"
         self._config = folder / "config.json"
         self._metrics = folder / "metrics.jsonl"
-        self._previews = folder / "previews"
+        self._previews = folder / PREVIEWS
 
     def begin(self, *, overwrite: bool) -> tuple[int, float]:
         """Start in an empty folder, or replace a run: the first step, and 0 seconds.
@@ -195,35 +196,48 @@ class Run:
     def has_preview(self, step: int) -> bool:
         return (self._previews / f"{step:07d}.jpg").is_file()
 
-    def preview(self, batch: Batch, step: int, seed: int) -> None:
+    def view(self, name: str, step: int, steps: int) -> View:
+        """The page of the run, after `step` steps of `steps`, with what an earlier part of it logged."""
+        return View(self.folder, name, self._metrics, step, steps)
+
+    def preview(self, batch: Batch, step: int, seed: int) -> list[Sheet]:
         """Write a sheet with a row for each example: a normal, three defects on it, and a real defect of that category.
 
         For methods that make whole images: the image without the defect, its mask, the image with it, a real defect.
         """
-        columns = [batch.x]
+        columns, names = [batch.x], ["normal", "made 1", "made 2", "made 3", "real"]
         with self._average.in_place():
             for i in range(3):
                 rngs = [torch_rng(seed, i, row) for row in range(len(batch.x))]
                 made = self._method.generate(GenerateBatch(batch.x, batch.y_ref, rngs, a=batch.a))
                 if made.normal is not None and made.mask is not None:
                     columns = [made.normal, made.mask.expand_as(made.x) * 2 - 1, made.x]
+                    names = ["made normal", "its mask", "its defect", "real"]
                     break
                 columns.append(made.x)
         columns.append(batch.x_ref)
         columns = [column[:, : self._method.task.channels] for column in columns]  # without a channel for masks
-        image = _sheet(torch.stack(columns, dim=1))
-        files.write(self._previews / f"{step:07d}.jpg", encode_jpeg(image))
+        sheet = Sheet(f"{step:07d}.jpg", names, [self._method.task.domains[y] for y in batch.y_ref.tolist()])
+        files.write(self._previews / sheet.name, encode_jpeg(_sheet(torch.stack(columns, dim=1))))
         if isinstance(self._method, Interpolating) and len(self._method.task.domains) > _FEWEST:
-            self._preview_classes(step, seed)
+            return [sheet, self._preview_classes(step, seed)]
+        return [sheet]
 
-    def _preview_classes(self, step: int, seed: int) -> None:
+    def _preview_classes(self, step: int, seed: int) -> Sheet:
         """Write a sheet with a row for each category: from it to the next one under one code."""
         method = self._method
         assert isinstance(method, Interpolating)
         last = len(method.task.domains) - 1
         with self._average.in_place():
             rows = [method.interpolated(y, y % last + 1, _STEPS, torch_rng(seed, y)).x for y in range(1, last + 1)]
-        files.write(self._previews / f"{step:07d}-classes.jpg", encode_jpeg(_sheet(torch.stack(rows))))
+        names = method.task.domains[1:]
+        sheet = Sheet(
+            f"{step:07d}-classes.jpg",
+            [f"{100 * part // (_STEPS - 1)}%" for part in range(_STEPS)],
+            [f"{name} to {names[(y + 1) % last]}" for y, name in enumerate(names)],
+        )
+        files.write(self._previews / sheet.name, encode_jpeg(_sheet(torch.stack(rows))))
+        return sheet
 
     def finish_backbone(self) -> None:
         """End the first stage: copy the averaged weights into the networks, and save the backbone."""

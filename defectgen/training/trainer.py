@@ -28,6 +28,7 @@ from defectgen.methods.base import Method, MethodConfig, Monitored, Staged, Task
 from defectgen.methods.networks import Average
 from defectgen.models import checkpoint
 from defectgen.models.model import build
+from defectgen.text import duration
 from defectgen.training.data import (
     Feeder,
     TrainingData,
@@ -59,6 +60,8 @@ class Progress:
     seconds_left: float
     losses: Mapping[str, float] = field(default_factory=dict)
     diagnosis: str | None = None
+    passes: float = 0.0
+    """How often each image was seen, on average."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Trained:
 
 def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: None) -> Trained:
     """Train, and write `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and the model.
+
+    `index.html` shows how the training goes while it runs.
 
     Where defects have masks, also `previews/twins.jpg`: the defects above their repaired twins. A method with two
     stages also writes `backbone.safetensors`. A time limit is divided between the stages as the steps are, and counts
@@ -108,11 +113,11 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     checkpointed = previewed = time.monotonic()
     began = checkpointed - seconds_before
     step, losses = start, dict[str, float]()
-    monitor = _Monitor(method)
+    monitor, view = _Monitor(method), run.view(request.name, start, config.steps)
     try:
         examples = feeder.examples()
         if resumed and _previewed_early(start) and not run.has_preview(start):
-            run.preview(examples, start, request.seed)  # a kill came between the checkpoint and its preview
+            view.preview(*run.preview(examples, start, request.seed))  # a kill came between it and the checkpoint
         with _stop_signals() as stop:
             while (progress := clock.progress(step, time.monotonic() - began)) < 1 and not stop:
                 batch = feeder.batch(step)
@@ -127,25 +132,37 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
                 if logged:
                     losses = {name: float(value) for name, value in tensors.items()}
                     _check_finite(losses, step)
-                    run.log({"step": step, "seconds": round(now - began, 3), **losses})
+                    row = {"step": step, "seconds": round(now - began, 3), **losses}
+                    run.log(row)
+                    view.log(row)
                 rate = (step - start) / max(now - began - seconds_before, 1e-9)
                 told = _told(step, rate, config, request.seconds, now - began, losses if logged else {})
-                on_step(replace(told, diagnosis=monitor.add(losses)) if logged else told)
+                told = replace(told, passes=step * config.batch_size / len(found))
+                if logged:
+                    told = replace(told, diagnosis=monitor.add(losses))
+                view.step(told.step, told.steps, told.images_per_second, told.seconds_left, told.diagnosis)
+                on_step(told)
                 if _is_power_of_two(step) or now - checkpointed > _CHECKPOINT_SECONDS:
                     run.checkpoint(step, now - began)
                     checkpointed = time.monotonic()
                 if _previewed_early(step) or now - previewed > _PREVIEW_SECONDS:
-                    run.preview(examples, step, request.seed)
+                    view.preview(*run.preview(examples, step, request.seed))
                     previewed = time.monotonic()
             if step > start:
                 run.checkpoint(step, time.monotonic() - began)
             if step > start or (step > 0 and not run.has_preview(step)):
-                run.preview(examples, step, request.seed)
+                view.preview(*run.preview(examples, step, request.seed))
+        how = "stopped, --resume continues" if stop else "done"
+        view.end(f"{how}, after {duration(time.monotonic() - began)}")
     except torch.OutOfMemoryError as error:
+        view.end("ended: out of memory")
         smaller = max(1, config.batch_size // 2)
         raise OutOfMemoryError(
             f"{device} ran out of memory with --batch-size {config.batch_size}; try --batch-size {smaller}"
         ) from error
+    except BaseException as error:
+        view.end(f"ended: {str(error) or type(error).__name__}")
+        raise
     finally:
         feeder.close()
     if step == 0:

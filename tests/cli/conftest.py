@@ -62,7 +62,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Requests:
     def stand_in(request: TrainSpec, on_step: Callable[[trainer.Progress], None]) -> trainer.Trained:
         requests.append(request)
         for step in (1, 2, 3):
-            on_step(trainer.Progress(step, 3, 12.5, 60.0, {"d": 0.5, "g": 1.25}))
+            on_step(trainer.Progress(step, 3, 12.5, 60.0, {"d": 0.5, "g": 1.25}, passes=2.5))
         model = request.run / "model.safetensors"
         files.write(model, b"model")
         task: Any = SimpleNamespace(domains=("normal", "crack"), products=("tiles",), channels=1)
@@ -105,6 +105,7 @@ class _Samples:
 
 class _Dataset:
     done = frozenset({0})
+    rejected = frozenset[int]()
     warnings = ()
     sides: ClassVar[dict[str, bool]] = {}
 

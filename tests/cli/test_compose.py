@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 
 from defectgen import dataset
 from defectgen.__main__ import main
-from defectgen.imaging.images import encode_png, read_mask
+from defectgen.dataset.manifest import Row
+from defectgen.imaging.images import encode_png, read_image, read_mask
 from defectgen.models.registry import Entry
 
 
@@ -27,7 +30,7 @@ def defects(photographs: Path) -> Path:
     return photographs
 
 
-def rows(out: str = "dataset") -> list[dict[str, object]]:
+def rows(out: str = "dataset") -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(out, "manifest.jsonl").read_text().splitlines()]
 
 
@@ -110,6 +113,68 @@ def test_few_defects_teach_little_of_places_and_that_is_said(defects: Path, caps
     assert ("places of crack:" in said) == (places["inside"] > 0)
     assert main(["compose", "tiles/defects", "tiles/good", "-n", "2", "-c", "crack", "--overwrite", "--quiet"]) == 0
     assert "places of" not in capsys.readouterr().err
+
+
+def test_rejected_samples_are_replaced_and_those_that_are_not_there_are_named(
+    defects: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compose = ["compose", "tiles/defects", "tiles/good", "--quiet"]
+    assert main([*compose, "-n", "3"]) == 0
+    Path("rejected.txt").write_text("images/crack/000001.png\n")
+    reject = [*compose, "--resume", "--reject", "rejected.txt"]
+    before = Path("dataset/manifest.jsonl").read_bytes()
+    capsys.readouterr()
+    for arguments, code, words in (
+        ([*compose, "-n", "3", "--reject", "rejected.txt"], 2, "--reject rejected.txt: replaces samples of a dataset"),
+        ([*reject, "-n", "2"], 2, "--num: dataset has 3 samples; repeat the command that made it, with --reject"),
+        ([*reject[:-1], "nope.txt", "-n", "3"], 4, "nope.txt: No such file or directory"),
+    ):
+        assert main(arguments) == code
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+        assert Path("dataset/manifest.jsonl").read_bytes() == before
+    assert main([*reject, "-n", "3"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "dataset: 1 samples written, 2 kept, 0 regenerated, 0 failed, 1 rejected;"
+    )
+    assert [row["index"] for row in rows()] == [0, 2, 3]
+    Path("rejected.txt").write_text("images/crack/000003.png\n")
+    assert main([*reject, "-n", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rejected"] == 1
+    assert main([*reject, "-n", "3"]) == 0
+    assert "rejected.txt: 1 of the samples in it were replaced before" in capsys.readouterr().err
+    assert [row["index"] for row in rows()] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("layout", ["coco", "yolo"])
+def test_replacements_keep_the_split(defects: Path, layout: str) -> None:
+    """Also where all samples for validation are rejected: each category has as many, of photographs of their own."""
+    for kind in ("defects", "masks"):
+        shutil.copytree(f"tiles/{kind}/crack", f"tiles/{kind}/hole")
+    for number, path in enumerate([*Path("tiles/defects").rglob("*.png"), *Path("tiles/good").iterdir()]):
+        pixels = read_image(path).pixels.copy()
+        pixels[0, 0] = number  # else some have the same contents
+        path.write_bytes(encode_png(pixels))
+    compose = ["compose", "tiles/defects", "tiles/good", "-n", "20", "--format", layout, "--val", "0.3", "--quiet"]
+
+    def split(row: dict[str, Any]) -> tuple[str, str]:
+        return row["category"], row["split"]
+
+    assert main(compose) == 0
+    first = rows()
+    assert Counter(map(split, first)) == {(c, s): n for c in ("crack", "hole") for s, n in (("val", 3), ("train", 7))}
+    rejected = [str(row["image"]) for row in first if row["split"] == "val"] + ["000000", "000001", "000009"]
+    Path("rejected.txt").write_text("\n".join(rejected))
+    for _ in range(2):
+        assert main([*compose, "--resume", "--reject", "rejected.txt"]) == 0
+        now = rows()
+        assert not {row["index"] for row in now} & {row["index"] for row in first if str(row["image"]) in rejected}
+        assert Counter(map(split, now)) == Counter(map(split, first))
+        used = {side: set[str]() for side in ("train", "val")}
+        for row in now:
+            used[row["split"]] |= Row.model_validate(row).used_photographs
+        assert not used["train"] & used["val"]
+        assert main(["check", "dataset"]) == 0
 
 
 @pytest.mark.parametrize("layout", ["mvtec", "coco", "yolo"])

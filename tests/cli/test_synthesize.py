@@ -1,6 +1,7 @@
 """`defectgen synthesize`, with the generating and the writing stood in for."""
 
 import json
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ import pytest
 
 from defectgen import dataset
 from defectgen.__main__ import main
+from defectgen.errors import UsageError
 from defectgen.imaging.images import encode_png
 from defectgen.imaging.windows import Box
 from defectgen.models import registry
 from defectgen.models.registry import Entry
+from defectgen.pipelines.synthesize import SynthesizeRequest, prepare_synthesis
 
 
 def test_synthesize_takes_all_from_the_model(
@@ -39,7 +42,7 @@ def test_synthesize_takes_all_from_the_model(
     (line,) = captured.out.splitlines()
     for words in ("my set", "3 samples written", "1 kept", "2 regenerated", "1 failed", "sheet.jpg"):
         assert words in line
-    assert "synthesizing 4/4, 2 regenerated" in captured.err
+    assert re.search(r"synthesizing 4/4, [\d,]+ samples/s, 0 s left, 2 regenerated\n", captured.err)
 
 
 def test_synthesize_in_json(model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +112,18 @@ def test_regions_and_unions_are_passed_on(model: Entry, synthesized: SimpleNames
     assert second.wanted.categories == ("blowhole+crack",)
     assert [name for name, _ in second.regions] == [None]
     assert second.restored
+
+
+def test_rejected_samples_reach_the_stream_but_restored_images_have_no_others(
+    model: Entry, synthesized: SimpleNamespace, photographs: Path
+) -> None:
+    prepare_synthesis(SynthesizeRequest(num=2, categories=("crack",))).samples({0}, {1})
+    (request,) = synthesized.requests
+    assert (request.wanted.skip, request.wanted.rejected) == ({0}, {1})
+    job = prepare_synthesis(SynthesizeRequest(num=2, restore=photographs / "defects"))
+    job.samples({0})
+    with pytest.raises(UsageError, match="--restore has one result for each image"):
+        job.samples({0}, {1})
 
 
 def test_names_with_the_signs_of_the_syntax(

@@ -33,9 +33,9 @@ def test_train_leaves_a_model_that_can_be_found(
     assert entry.trained_on == {"tiles": photographs / "good"}
     registry.verify(entry)
     (line,) = captured.out.splitlines()
-    for word in ("dt-gan-tiles", "3 steps", "1 min 15 s", "crack", "model.safetensors", "weights.toml"):
+    for word in ("dt-gan-tiles", "3 steps", "1 min 15 s", "crack", "model.safetensors", "weights.toml", "/previews"):
         assert word in line
-    assert "training 1/3, 12.5 images/s, 1 min 00 s left, d 0.5 g 1.25\n" in captured.err
+    assert "training 1/3, 12.5 images/s, 1 min 00 s left, 2.5 passes over the images\n" in captured.err
     assert "training 3/3" in captured.err
 
 

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from defectgen.dataset import Dataset, Layout, LayoutOptions, Normal, Sample, bo
 from defectgen.dataset.manifest import Provenance
 from defectgen.dataset.names import ascii_name, folder_name
 from defectgen.errors import BadInputError, DiskFullError, StoppedError, UsageError
+from defectgen.folders import Catalog
 from defectgen.imaging.images import read_image, read_mask
+from defectgen.synthesis.stream import SampleSpec
 
 Samples = Callable[..., Iterator[Sample]]
 
@@ -226,6 +229,133 @@ class TestOverwrite:
         (tmp_path / "d/manifest.jsonl").write_text(json.dumps(row) + "\n")
         with pytest.raises(BadInputError, match="line 1.*is outside the dataset"):
             fresh(tmp_path / "d", overwrite=True)
+
+
+def listed(tmp_path: Path, *lines: str) -> Path:
+    path = tmp_path / "rejected.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def replaced(out: Path, layout: Layout, listed: Path) -> None:
+    """Reject samples of a dataset of six and let others take their places, as the commands do."""
+    again = fresh(out, layout, resume=True)
+    again.reject(listed)
+    spec = SampleSpec(
+        ("crack", "pit hole"), 6, Catalog(images=(), skipped=()), skip=again.done, rejected=again.rejected
+    )
+    again.write(sample(index, ("crack", "pit hole")[index % 2]) for index in spec.indices)
+
+
+class TestReject:
+    @pytest.mark.parametrize("layout", list(Layout))
+    def test_rejected_samples_are_replaced_by_others_everywhere(self, tmp_path: Path, layout: Layout) -> None:
+        """As if they had never been made: in images, masks, labels, annotations, manifest, counts and overview."""
+        out = tmp_path / "d"
+        fresh(out, layout).write(several(6))
+        images = [row["image"] for row in manifest(out)]
+        replaced(out, layout, listed(tmp_path, images[1], images[4]))
+        fresh(tmp_path / "e", layout).write(sample(i, ("crack", "pit hole")[i % 2]) for i in (0, 2, 3, 5, 6, 7))
+        record, other = (json.loads((tmp_path / name / "dataset.json").read_text()) for name in "de")
+        assert record.pop("rejected") == {"1": images[1], "4": images[4]}
+        assert record == other
+        assert record["categories"] == {"crack": 3, "pit hole": 3}
+        ours, theirs = contents(out), contents(tmp_path / "e")
+        del ours["dataset.json"], theirs["dataset.json"]
+        assert ours == theirs
+
+    def test_rejecting_again_takes_those_that_came_instead(self, tmp_path: Path) -> None:
+        out = tmp_path / "d"
+        fresh(out).write(several(6))
+        replaced(out, Layout.PLAIN, listed(tmp_path, "images/pit hole/000001.png"))
+        assert [row["index"] for row in manifest(out)] == [0, 2, 3, 4, 5, 7]
+        before = contents(out)
+        replaced(out, Layout.PLAIN, listed(tmp_path, "images/pit hole/000001.png"))
+        assert contents(out) == before
+        replaced(out, Layout.PLAIN, listed(tmp_path, "images/pit hole/000007.png", "images/crack/000000.png"))
+        assert [row["index"] for row in manifest(out)] == [2, 3, 4, 5, 6, 9]
+        assert {row["category"] for row in manifest(out) if row["index"] % 2} == {"pit hole"}
+
+    @pytest.mark.parametrize(
+        "name", ["images/crack/000002.png", "masks/crack/000002.png", "000002.png", "000002", "  000002  ", "000002\r",
+                 "images\\crack\\000002.png", "d/images/crack/000002.png", "./d/../d/images/crack/000002.png"],
+    )  # fmt: skip
+    def test_names_as_people_write_them(self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        fresh(Path("d")).write(several(4))
+        again = fresh(Path("d"), resume=True)
+        again.reject(listed(tmp_path, name, "", name))
+        assert [again.done, again.rejected] == [{0, 1, 3}, {2}]
+
+    def test_names_that_are_not_there_are_one_line_and_change_nothing(self, tmp_path: Path) -> None:
+        fresh(tmp_path / "d").write(several(4))
+        before, again = contents(tmp_path / "d"), fresh(tmp_path / "d", resume=True)
+        for lines, words in (
+            (("000001.png", "images/pit hole/000002.png"), r"has no sample images/pit hole/000002\.png; give"),
+            (tuple("abcdefgh"), r"has no sample a, b, c, d, e and 3 more; give one image a line"),
+            (("../../etc/passwd",), r"has no sample \.\./\.\./etc/passwd"),
+        ):
+            with pytest.raises(BadInputError, match=words):
+                again.reject(listed(tmp_path, *lines))
+            assert again.done == {0, 1, 2, 3}
+        with pytest.raises(BadInputError, match=r"none\.txt: No such file or directory; give a text file"):
+            again.reject(tmp_path / "none.txt")
+        (tmp_path / "rejected.txt").write_bytes(b"\xff\xfe0\x00")
+        with pytest.raises(BadInputError, match="is not UTF-8 text"):
+            again.reject(tmp_path / "rejected.txt")
+        assert contents(tmp_path / "d") == before
+
+    @pytest.mark.parametrize("layout", [Layout.COCO, Layout.YOLO])
+    def test_without_others_nothing_of_them_stays(self, tmp_path: Path, layout: Layout) -> None:
+        """Nor annotations that name what is gone, nor images without defects."""
+        fresh(tmp_path / "d", layout, normals_share=1.0).write(several(3), normals=goods(3))
+        again = fresh(tmp_path / "d", layout, resume=True)
+        again.reject(listed(tmp_path, "000000", "000001", "000002"))
+        again.write([])
+        assert set(contents(tmp_path / "d")) <= {"dataset.json", "manifest.jsonl"}
+        assert fresh(tmp_path / "d", layout, resume=True).rejected == {0, 1, 2}
+
+    @pytest.mark.parametrize("layout", [Layout.COCO, Layout.YOLO])
+    @pytest.mark.parametrize("moment", [1, 6, 14, 17])
+    def test_killed_at_any_moment_it_is_completed_by_resuming(
+        self, tmp_path: Path, layout: Layout, moment: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Annotations name files that are there whenever it is, and no file stays that no row names."""
+        out, names = tmp_path / "d", listed(tmp_path, "000001", "000004")
+        fresh(out, layout).write(several(6))
+        shutil.copytree(out, tmp_path / "whole")
+        replaced(tmp_path / "whole", layout, names)
+        with monkeypatch.context() as patch:
+            _kill_at(patch, moment)
+            with pytest.raises(_Killed):
+                replaced(out, layout, names)
+        if (out / "annotations.json").is_file():
+            named = [each["file_name"] for each in json.loads((out / "annotations.json").read_text())["images"]]
+            assert all((out / "images" / name).is_file() for name in named)
+        replaced(out, layout, names)
+        assert contents(out) == contents(tmp_path / "whole")
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _kill_at(patch: pytest.MonkeyPatch, moment: int) -> None:
+    """Let so many changes of the disk pass; at the next one, and ever after, the process is as good as dead."""
+    left = moment
+
+    def counted(change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*given: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise _Killed
+            return change(*given, **named)
+
+        return changed
+
+    for owner, name in ((Path, "unlink"), (Path, "replace"), (Dataset, "_append")):
+        patch.setattr(owner, name, counted(getattr(owner, name)))
 
 
 def filled(out: Path, layout: Layout, count: int = 6) -> None:

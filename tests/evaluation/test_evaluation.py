@@ -1,11 +1,14 @@
 """`evaluate` on sets whose answers are known."""
 
+import base64
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -13,8 +16,9 @@ from defectgen import evaluation, files
 from defectgen.errors import BadInputError, UsageError
 from defectgen.evaluation import EvaluateRequest, Extent, downstream, evaluate, verdicts
 from defectgen.evaluation.data import LabeledImage, load_examples
-from defectgen.evaluation.learning import SHARES, Learning
+from defectgen.evaluation.learning import SHARES, Guess, Learning
 from defectgen.imaging.images import encode_png, read_image
+from tests import browser
 
 SMALL = Extent(steps=2, seeds=2, samples=24, normals=3, tested=15)
 
@@ -191,10 +195,14 @@ def test_a_dataset_of_more_real_defects_than_the_shots_is_noticed(
 
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    return stand_in(monkeypatch)
+
+
+def stand_in(patch: pytest.MonkeyPatch) -> list[Any]:
     """Instead of training: a score of 0.8, which falls by the list's first value times the share of synthetic defects,
-    and by 0.1 for all augmentations but the list's second value.
+    by 0.1 for all augmentations but the list's second value, and by the third value for all.
     """
-    falls: list[Any] = [0.0, "traditional"]
+    falls: list[Any] = [0.0, "traditional", 0.0]
 
     def train(training: Any, *_: Any) -> Any:
         return training
@@ -202,12 +210,13 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def test(training: Any, examples: Any, categories: Any, _device: Any) -> dict[str, Any]:
         value = 0.8 - falls[0] * (training.share if training.synthetic else 0.0)
         value -= 0.0 if training.augmentation == falls[1] else 0.1
+        value -= falls[2]
         of = {"recall": value, "ap": value - 0.1, "iou": value, "f1_pixels": value, "auroc": value}
         whole = dict.fromkeys(("balanced_accuracy", "f1", "ap", "mean_ap", "iou", "f1_pixels", "auroc"), value)
         return {**whole, "curve": [value] * 21, "categories": dict.fromkeys(categories, of)}
 
-    monkeypatch.setattr(downstream, "train", train)
-    monkeypatch.setattr(downstream, "test", test)
+    patch.setattr(downstream, "train", train)
+    patch.setattr(downstream, "test", test)
     return falls
 
 
@@ -256,6 +265,44 @@ def test_an_augmentation_has_to_be_better_by_more_than_chance(
     scores = None if none is None else {"none": none, "traditional": [0.21, 0.46, 0.23], "mixing": mixing}
     monkeypatch.setattr(Learning, "_cross_validate", lambda *_: scores)
     assert Learning.__new__(Learning)._choose_augmentation("5", []) == chosen
+
+
+def test_networks_that_learnt_nothing_are_no_answer(request_for: EvaluateRequest, scored: list[Any]) -> None:
+    """Whatever the difference, also where cross-validation leaves the dataset out."""
+    scored[:] = [0.01, "traditional", 0.78]
+    found = evaluate(replace(request_for, share=None, extent=replace(SMALL, seeds=6)))
+    for of_task in found["downstream"][0]["datasets"]["defects"]["tasks"].values():
+        assert of_task["verdict"] == "cannot tell: the networks learnt nothing"
+    lines = verdicts(found)
+    assert "classification: cannot tell: the networks learnt nothing (balanced accuracy" in lines[0]
+    assert lines[2].startswith("  classification: balanced accuracy 0.020 is no better than guessing, 0.333; train")
+    assert not any("gets" in line or "cross-validation" in line for line in lines)
+    html = (request_for.out / "report.html").read_text()
+    assert html.count('<p class="verdict cannot">') == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "share", "verdict"),
+    [
+        (0.3, 0.32, 0.5, "cannot tell: the networks learnt nothing"), (0.3, 0.9, 0.5, "helps"),
+        (0.9, 0.3, 0.5, "hurts"), (0.3, None, 0.0, "cannot tell: the networks learnt nothing"),
+        (0.9, None, 0.0, "do not use it"),
+    ],
+)  # fmt: skip
+def test_one_score_above_guesses_is_an_answer(before: float, after: float | None, share: float, verdict: str) -> None:
+    learning = Learning.__new__(Learning)
+    learning._guesses = dict.fromkeys(("balanced_accuracy", "mean_ap"), Guess(0.25, 0.4))
+    learning._categories, learning._fixed_share = ["bar"], share
+
+    def rows(value: float) -> list[dict[str, Any]]:
+        of = {"recall": value, "ap": value}
+        return [{"balanced_accuracy": value, "mean_ap": value, "categories": {"bar": of}}] * 4
+
+    by_set = {"traditional": rows(before), **({} if after is None else {"made": rows(after)})}
+    answer = learning._compare("made", "traditional", share, by_set, None)
+    assert {of["verdict"] for of in answer["tasks"].values()} == {verdict}
+    assert any("bar gets" in reason for reason in answer["reasons"]) == (verdict in ("helps", "hurts"))
+    assert ("gain" in answer["tasks"]["classification"]) == (share > 0)
 
 
 def test_a_share_of_0_that_was_asked_for_is_not_said_to_be_chosen(
@@ -313,17 +360,66 @@ def test_gray_and_color_images_are_evaluated_in_gray_with_their_cut_outs(
     assert "lite0_kid_cutouts" in found["datasets"]["defects"]["fidelity"]["bar"]
 
 
-def test_what_gets_worse_is_said_by_name(request_for: EvaluateRequest, scored: list[Any]) -> None:
-    scored[0] = 0.4
-    found = evaluate(replace(request_for, extent=replace(SMALL, seeds=6)))
-    lines = verdicts(found)
+@pytest.fixture(scope="module")
+def worse(real: Path, held: Path, made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """The result and the page of a dataset that hurts."""
+    with pytest.MonkeyPatch.context() as patch:
+        stand_in(patch)[0] = 0.4
+        out = tmp_path_factory.mktemp("worse")
+        extent = replace(SMALL, seeds=6)
+        request = EvaluateRequest(real, (made,), out / "report", test=held, extent=extent, share=0.5, device="cpu")
+        return evaluate(request), out / "report/report.html"
+
+
+def test_what_gets_worse_is_said_by_name(worse: tuple[dict[str, Any], Path]) -> None:
+    lines = verdicts(worse[0])
     assert lines[0].startswith(
         "defects, all real defects, classification: hurts (balanced accuracy 0.600 with it, 0.800 without"
     )
     assert "  bar gets worse: recall 0.80 -> 0.60" in lines
     assert "  disc gets worse: average precision 0.70 -> 0.50" in lines
-    html = (request_for.out / "report.html").read_text()
-    assert "bar gets worse: recall 0.80 -&gt; 0.60" in html
+    assert "bar gets worse: recall 0.80 -&gt; 0.60" in worse[1].read_text()
+
+
+def test_the_report_has_a_table_by_category(worse: tuple[dict[str, Any], Path]) -> None:
+    html = worse[1].read_text()
+    (table,) = re.findall(r"<h3>defects, by category</h3>\s*<div class=\"wide\"><table>(.*?)</table>", html)
+    first, *others = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("</tr>")[:-1]]
+    assert first == [
+        "category", "test images", "recall without", "recall with", "recall gain",
+        "average precision without", "average precision with", "average precision gain",
+    ]  # fmt: skip
+    for category, row in zip(("bar", "disc"), others, strict=True):
+        assert row[:4] == [category, "5", "0.800", "0.600"]
+        assert row[4].startswith("-0.200 ± ")
+        assert row[5:7] == ["0.700", "0.500"]
+
+
+def test_pictures_of_the_report_are_outlined_and_described(worse: tuple[dict[str, Any], Path]) -> None:
+    html = worse[1].read_text()
+    pictures = re.findall(r'<img alt="([^"]*)" src="data:image/jpeg;base64,([^"]*)">', html)
+    assert len(pictures) == 6 + 4
+    for alt, data in pictures:
+        pixels = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
+        plain, outlined = np.split(np.asarray(pixels).astype(int), 2)
+        assert (outlined[..., 2] - outlined[..., 0] > 80).sum() > 50  # red
+        assert not (plain[..., 2] - plain[..., 0] > 80).any()
+        assert "outlined" in alt
+    alts = " ".join(alt for alt, _ in pictures)
+    assert "bar, synthetic: windows around defects" in alts
+    assert re.search(r"The synthetic \d\.png beside the real \d\.png, similarity \d\.\d\d", alts)
+    for label in ("recall: share of defect pixels found", "precision of pixels", "0.25", "0.75"):
+        assert f">{label}</text>" in html
+
+
+def test_the_report_fits_a_phone_in_a_browser(worse: tuple[dict[str, Any], Path]) -> None:
+    script = """
+      const lines = [...document.querySelectorAll("svg polyline")].map(each => getComputedStyle(each).stroke);
+      return [document.documentElement.scrollWidth <= innerWidth,
+        [...document.images].every(each => each.complete && each.naturalWidth > 0 && each.alt),
+        new Set(lines).size].join(" ");
+    """
+    assert browser.after(worse[1], script, width=500) == "true true 5"
 
 
 def test_datasets_and_shots_are_compared_in_one_report(

@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def sample_and_source(draw: Callable[[int, str], Pair], seed: int, category: str
 
 
 def test_similar_defects_pass(gate: Gate, draw: Callable[[int, str], Pair]) -> None:
-    reasons = [gate(*sample_and_source(draw, seed, "bar")) for seed in range(100, 130)]
+    reasons = [gate(*sample_and_source(draw, seed, "bar")).reason for seed in range(100, 130)]
     assert np.mean([reason == "implausible" for reason in reasons]) < 0.2
     assert "unmarked" not in reasons
 
@@ -46,7 +47,9 @@ def test_with_few_real_defects_everything_is_plausible(
 ) -> None:
     found = read_defects(real / "defects", categories=["bar"])
     few = Gate(real, found.model_copy(update={"images": found.images[:count]}))
-    assert {few(*sample_and_source(draw, seed, "bar")) for seed in range(100, 110)} <= {None, "copy"}
+    judged = [few(*sample_and_source(draw, seed, "bar")) for seed in range(100, 110)]
+    assert {each.reason for each in judged} <= {None, "copy"}
+    assert {each.distance for each in judged} == {None}  # nothing can be said of it
     assert len(few.photographs) == count
 
 
@@ -59,8 +62,25 @@ def test_copies_are_rejected(gate: Gate, real: Path, draw: Callable[[int, str], 
         )
         source, _ = draw(500 + seed, "normal")
         generated = np.where(mask, image, source)
-        found.append(gate(sample(generated, mask, "bar"), source))
+        found.append(gate(sample(generated, mask, "bar"), source).reason)
     assert found.count("copy") >= 5
+
+
+def test_what_passes_says_how_near_it_is_to_which_real_defect(real: Path, draw: Callable[[int, str], Pair]) -> None:
+    gate = Gate(real / "defects", read_defects(real / "defects"), copies=False)
+    judged = [gate(*sample_and_source(draw, seed, "bar")) for seed in range(100, 130)]
+    passed = [each for each in judged if each.reason is None]
+    assert passed
+    for each in passed:
+        assert each.distance is not None
+        assert 0 <= each.distance <= 1
+        assert each.nearest is not None
+        file = Path(each.nearest.file)
+        assert file.parent == real / "defects/bar"
+        assert each.nearest.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    original = real / "defects/bar/3.png"
+    again = gate(sample(read_image(original).pixels, read_mask(real / "masks/bar/3.png"), "bar"), None)
+    assert (again.distance, again.nearest and again.nearest.file) == (0, str(original))
 
 
 def test_unusual_defects_are_implausible(gate: Gate, draw: Callable[[int, str], Pair]) -> None:
@@ -69,16 +89,18 @@ def test_unusual_defects_are_implausible(gate: Gate, draw: Callable[[int, str], 
     mask[5:95, 5:95] = 255
     generated = source.copy()
     generated[mask > 0] = 250 - generated[mask > 0] // 2
-    assert gate(sample(generated, mask, "bar"), source) == "implausible"
+    assert gate(sample(generated, mask, "bar"), source).reason == "implausible"
     bar, base = sample_and_source(draw, 100, "bar")
-    assert gate(sample(bar.image, bar.mask.astype(np.uint8) * 255, "disc"), base) == "implausible"  # bright and long
+    assert (
+        gate(sample(bar.image, bar.mask.astype(np.uint8) * 255, "disc"), base).reason == "implausible"
+    )  # bright and long
 
 
 def test_masks_without_a_visible_change_are_rejected(gate: Gate, draw: Callable[[int, str], Pair]) -> None:
     generated, source = sample_and_source(draw, 101, "bar")
-    assert gate(sample(source, generated.mask.astype(np.uint8) * 255, "bar"), source) == "unmarked"
+    assert gate(sample(source, generated.mask.astype(np.uint8) * 255, "bar"), source).reason == "unmarked"
     elsewhere = np.roll(generated.mask, 40, axis=0).astype(np.uint8) * 255
-    assert gate(sample(generated.image, elsewhere, "bar"), source) == "unmarked"
+    assert gate(sample(generated.image, elsewhere, "bar"), source).reason == "unmarked"
 
 
 def test_real_defects_are_seldom_refused(gate: Gate, real: Path) -> None:
@@ -106,5 +128,5 @@ def test_an_unknown_category_is_compared_with_all(gate: Gate, draw: Callable[[in
     for seed in range(100, 110):
         generated, source = sample_and_source(draw, seed, "bar")
         unknown = sample(generated.image, generated.mask.astype(np.uint8), "defect")
-        found.append((gate(generated, source), gate(unknown, source)))
+        found.append((gate(generated, source).reason, gate(unknown, source).reason))
     assert all(other is None or own is not None or other == "copy" for own, other in found)

@@ -38,7 +38,7 @@ from defectgen.synthesis.generated import (
     synthesize,
 )
 from defectgen.synthesis.pasted import Placement, Region
-from defectgen.synthesis.stream import SampleSpec
+from defectgen.synthesis.stream import Judgement, SampleSpec
 
 CONFIG = DTGANConfig(image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4)
 TASK = Task(
@@ -351,11 +351,11 @@ class _Picky:
     def __init__(self) -> None:
         self.seen: dict[int, int] = {}
 
-    def __call__(self, sample: Sample, source: Any) -> str | None:
+    def __call__(self, sample: Sample, source: Any) -> Judgement:
         assert source.shape == sample.image.shape
         assert (source != sample.image).any()
         attempt = self.seen[sample.index] = self.seen.get(sample.index, 0) + 1
-        return ("copy", "implausible", None)[attempt - 1] if sample.index % 2 else None
+        return Judgement(("copy", "implausible", None)[attempt - 1] if sample.index % 2 else None, 0.5)
 
 
 def test_rejected_samples_are_regenerated_and_counted(request_for: Callable[..., SynthesisRequest]) -> None:
@@ -363,6 +363,7 @@ def test_rejected_samples_are_regenerated_and_counted(request_for: Callable[...,
     plain = list(synthesize(request_for(6)))
     for sample, before in zip(samples, plain, strict=True):
         assert record(sample)["gate"] == "picky"
+        assert record(sample)["distance"] == 0.5
         assert record(sample)["refused"] == (["copy", "implausible"] if sample.index % 2 else [])
         assert record(sample)["parameters"]["attempt"] == (2 if sample.index % 2 else 0)
         assert np.array_equal(sample.image, before.image) == (sample.index % 2 == 0)
@@ -373,8 +374,8 @@ def test_rejected_samples_are_regenerated_and_counted(request_for: Callable[...,
 
 def test_samples_that_the_gate_always_rejects_fail(request_for: Callable[..., SynthesisRequest]) -> None:
     class Closed(_Picky):
-        def __call__(self, sample: Sample, source: Any) -> str | None:
-            return "unmarked"
+        def __call__(self, sample: Sample, source: Any) -> Judgement:
+            return Judgement("unmarked")
 
     samples = synthesize(request_for(2, gate=Closed()))
     assert list(samples) == []

@@ -533,3 +533,20 @@ def test_a_16_bit_defect_keeps_its_levels(tmp_path: Path, level: int, strength: 
         change = sample.image.astype(float) - source(sample).pixels
         inner = cv2.erode(sample.mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
         assert np.median(change[inner]) == pytest.approx(strength, rel=0.15)  # turning mixes some of it into the rim
+
+
+def test_in_place_of_rejected_samples_come_others_of_their_category(request_for: Make) -> None:
+    """Those that a larger dataset would have, so that each depends on its seed and number alone."""
+    spec = request_for(6).wanted
+    rejected = frozenset({1, 2, 6})
+    assert replace(spec, rejected=rejected).indices == [0, 3, 4, 5, 7, 8]
+    assert replace(spec, rejected=rejected, skip=frozenset({0, 3, 4, 5, 7})).indices == [8]
+    assert replace(spec, rejected=frozenset({40})).indices == list(range(6))  # of a larger dataset
+    larger = {made.index: made for made in compose(request_for(12))}
+    others = compose(replace(request_for(6), wanted=replace(spec, rejected=rejected)))
+    assert len(others) == 6
+    for made in others:
+        np.testing.assert_array_equal(made.image, larger[made.index].image)
+        assert made.category == larger[made.index].category
+    categories = sorted(larger[index].category for index in (0, 3, 4, 5, 7, 8))
+    assert categories == sorted(larger[index].category for index in range(6))

@@ -1,5 +1,5 @@
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +134,27 @@ def test_the_split_of_a_sample_is_the_same_in_any_run(samples_of: Make) -> None:
     for index in range(12, 24):
         assert whole[index].validates == part[index].validates
         np.testing.assert_array_equal(whole[index].image, part[index].image)
+
+
+@pytest.mark.parametrize("categories", [1, 3, 5])
+@pytest.mark.parametrize("val", [0.05, 0.2, 0.7])
+def test_replacements_are_of_the_side_that_they_complete(categories: int, val: float) -> None:
+    """Also where all of a side are rejected, in any number of rounds, and when the dataset grows."""
+    names, num = tuple(f"c{i}" for i in range(categories)), 20 * categories
+    spec = SampleSpec(names, num, Catalog(images=(), skipped=()), split=Split(val))
+
+    def sides(indices: Iterable[int]) -> Counter[tuple[str, bool]]:
+        return Counter((spec.category(index), spec.validates(index)) for index in indices)
+
+    whole, rng = sides(range(num)), np.random.default_rng(0)
+    assert all(whole[name, side] for name in names for side in (False, True))
+    rejected = {index for index in range(num) if spec.validates(index)}
+    for _ in range(3):
+        now = replace(spec, rejected=frozenset(rejected)).indices
+        assert sides(now) == whole
+        assert not rejected & set(now)
+        assert set(now) - set(range(num)) <= set(replace(spec, num=10**3, rejected=frozenset(rejected)).indices)
+        rejected |= set(rng.permutation(now)[: num // 3].tolist())
 
 
 def test_few_samples_are_for_training(samples_of: Make) -> None:

@@ -99,7 +99,7 @@ class TestTrain:
         assert [row["step"] for row in metrics(request.run)] == [10]
         assert list((request.run / "previews").glob("*.jpg"))
         assert {path.name for path in request.run.iterdir()} == {
-            "checkpoint.safetensors", "config.json", "metrics.jsonl", "model.safetensors", "previews",
+            "checkpoint.safetensors", "config.json", "index.html", "metrics.jsonl", "model.safetensors", "previews",
         }  # fmt: skip
 
     def test_the_model_file_holds_what_loading_needs(self, request_for: Callable[..., TrainSpec]) -> None:
@@ -461,10 +461,10 @@ class TestFolder:
         """It comes after the checkpoint of its step: an early one, and that of the end."""
         preview = Run.preview
 
-        def killed(self: Run, batch: Any, number: int, seed: int) -> None:
+        def killed(self: Run, batch: Any, number: int, seed: int) -> Any:
             if number == step:
                 raise KeyboardInterrupt
-            preview(self, batch, number, seed)
+            return preview(self, batch, number, seed)
 
         monkeypatch.setattr(trainer, "_FIRST_PREVIEW", 4)
         config = CONFIG.model_copy(update={"steps": 6})
