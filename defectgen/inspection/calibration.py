@@ -22,6 +22,7 @@ _PIXELS = 0.999  # fraction of the pixels of flawless images below the floor
 _FOLDS = 5
 _RESAMPLED = 200
 _SURE = 0.95
+_BENT = 20  # scores of a tail, from which on its shape can be told
 _TAIL = 0.1, 10  # fraction of the flawless scores that are the tail, and at least so many
 _GAIN = 0.02  # in AUROC, for which a border is worth what it hides
 _LOWER = 0.7  # of the threshold without a border
@@ -127,7 +128,8 @@ def calibrate(
 def tail(scores: NDArray[np.float64], share: float) -> float:
     """The score that a share of flawless images does not exceed, by an exponential tail fitted to their highest scores.
 
-    The tail is a tenth of the scores, but at least ten, or half if there are fewer. Below it, and for a share of 1, it
+    The tail is a tenth of the scores, but at least ten, or half if there are fewer; one of twenty or more may have an
+    end. Below it, and for a share of 1, it
     is the quantile itself.
     """
     ordered = np.sort(scores)[::-1]
@@ -136,8 +138,15 @@ def tail(scores: NDArray[np.float64], share: float) -> float:
     if not count or beyond >= count or share == 1:
         return float(np.quantile(scores, share, method="higher"))
     start = float(ordered[count])
-    mean = float((ordered[:count] - start).mean())
-    return min(start + mean * math.log(count / max(beyond, 1e-3)), HIGHEST)
+    excess = ordered[:count] - start
+    mean, variance = float(excess.mean()), float(excess.var())
+    times = count / max(beyond, 1e-3)
+    if count < _BENT or not variance:
+        return min(start + mean * math.log(times), HIGHEST)
+    # By its moments, a generalized Pareto distribution whose tail is exponential or ends, as scores do.
+    shape = min(max((1 - mean**2 / variance) / 2, -0.5), 0.0)
+    scale = mean * (1 - shape)
+    return min(start + scale * (math.log(times) if shape == 0 else (times**shape - 1) / shape), HIGHEST)
 
 
 def _threshold(scores: NDArray[np.float64], bad: NDArray[np.bool_], share: float | None) -> float:

@@ -15,7 +15,7 @@ from defectgen.imaging.windows import BoolArray, FloatArray, value_range
 
 SIDE: Final = 1024
 """Side in pixels of the part of a large image that is used."""
-_RADII = 2.0, 0.1  # the least, in pixels, and the greatest, as a part of the shorter side
+_RADII = 2.0, 0.2  # the least, in pixels, and the greatest, as a part of the shorter side
 _LEAST = 6  # pixels of a defect
 
 
@@ -70,7 +70,7 @@ def _shape(height: int, width: int, rng: np.random.Generator) -> FloatArray:
         axes = int(radius()) + 1, int(radius()) + 1
         cv2.ellipse(shape, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, 1, -1)
     elif kind == 1:
-        steps, step = int(rng.integers(4, 20)), max(most / 2, 4)
+        steps, step = int(rng.integers(4, 20)), max(most / 3, 5)
         turns = rng.uniform(0, 2 * math.pi) + np.cumsum(rng.normal(0, 0.5, steps))
         lengths = rng.uniform(0.3, 1, steps) * step
         path = np.array((x, y)) + np.cumsum(
@@ -78,7 +78,7 @@ def _shape(height: int, width: int, rng: np.random.Generator) -> FloatArray:
         )
         cv2.polylines(shape, [path.astype(np.int32)], False, 1, int(rng.integers(1, 4)))
     elif kind == 2:
-        size = max(radius() / 2, 1.5)
+        size = max(radius(), 3) / 1.5
         rough = cv2.GaussianBlur(rng.normal(size=(height, width)).astype(np.float32), (0, 0), size)
         rows, columns = np.arange(height)[:, None] - y, np.arange(width)[None] - x
         near = (rows**2 + columns**2) / (2 * (3 * size) ** 2)

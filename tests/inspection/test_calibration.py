@@ -106,3 +106,9 @@ def test_what_cannot_be_read_is_named() -> None:
     assert found.normals == 2
     with pytest.raises(BadInputError, match="b0: broken; b1: broken; b2: broken; and 2 more"):
         calibrate(DIFFERENCE, [*findings([0.3], "bad"), *broken], {"bad0"})
+
+
+def test_a_tail_that_ends_is_not_drawn_out() -> None:
+    """Scores of classifiers crowd near their greatest value."""
+    uniform = [tail(np.random.default_rng(seed).uniform(0, 1.9, 300), 0.999) for seed in range(50)]
+    assert np.median(uniform) == pytest.approx(1.9, abs=0.05)
