@@ -20,6 +20,11 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else _escape(each) for each in text)
 
 
+def slug(text: str) -> str:
+    """A name that is valid for a folder and for a table of `weights.toml`."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "product"
+
+
 def _escape(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # a byte of a file name, as `os.fsdecode` keeps it
         return f"\\x{ord(character) - 0xDC00:02x}"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from defectgen.cli import options
+from defectgen.cli import completion, options
 from defectgen.cli.console import Console
 from defectgen.cli.options import option
 from defectgen.errors import ExitCode
@@ -34,7 +34,12 @@ def inspect(
     ] = False,
     model: Annotated[
         str | None,
-        option("--model", metavar="NAME", help="Model that reconstructs images without defects  [default: the newest]"),
+        option(
+            "--model",
+            metavar="NAME",
+            help="Model that reconstructs images without defects  [default: the newest]",
+            autocompletion=completion.models,
+        ),
     ] = None,
     weights: options.Weights = None,
     reference: Annotated[

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from defectgen import toml
+from defectgen.cli import completion
 from defectgen.errors import UsageError
 
 WORKERS = min(8, os.cpu_count() or 1)
@@ -136,7 +137,9 @@ Weights = Annotated[
     option("--weights", metavar="FILE", help="The list of models  [default: weights.toml, here or in a parent folder]"),
 ]
 Seed = Annotated[int, option("--seed", min=0, help="Random seed.")]
-Device = Annotated[str, option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str, option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)
+]
 BatchSize = Annotated[
     int | None,
     option("--batch-size", min=1, help="Batch size  [default: from preset or device]"),
