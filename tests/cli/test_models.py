@@ -4,6 +4,7 @@ import json
 import shutil
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def kept() -> set[Path]:
 
 
 def test_each_model_is_listed_with_its_state(model: Entry, capsys: pytest.CaptureFixture[str]) -> None:
-    others = {
+    others: dict[str, dict[str, Any]] = {
         "gone": {"file": model.file.with_name("gone")},
         "altered": {"sha256": "0" * 64},
         "odd": {"method": "odd-gan"},
