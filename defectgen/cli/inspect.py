@@ -108,6 +108,7 @@ def inspect(
             wait=wait,
         )
     )
+    console.warnings(job.warnings)
     if job.labels is not None:
         console.warnings(job.labels.warnings)
     for each in job.unusable:

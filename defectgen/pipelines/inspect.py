@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,8 @@ class InspectionJob:
             raise BadInputError(f"{request.images}: no such file or folder")
         self._request = request
         self.labels = Labels(request.images) if request.labels else None
-        self._repair, known, model_border, self.maker, compared_with = _repair(request)
+        self.warnings: list[str] = []
+        self._repair, known, model_border, self.maker, compared_with = _repair(request, self.warnings.append)
         self.border = request.border if request.border is not None else model_border if request.calibrate is None else 0
         self.unusable: list[Unreadable] = []
         self.inspected = 0
@@ -274,8 +275,12 @@ def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
     return images, [path for path in paths if path in others and path.suffix.lower() not in _ACCOMPANYING]
 
 
-def _repair(request: InspectRequest) -> tuple[Repair, float | None, int, str, str]:
-    """The `Repair`, its calibrated threshold, the border of the calibration, its name, and that for the records."""
+def _repair(request: InspectRequest, warn: Callable[[str], object]) -> tuple[Repair, float | None, int, str, str]:
+    """The `Repair`, its calibrated threshold, the border of the calibration, its name, and that for the records.
+
+    Args:
+        warn: called with a line about each model that is passed over.
+    """
     if request.reference is not None:
         if not request.reference.is_dir():
             raise BadInputError(f"--reference {request.reference}: no such folder")
@@ -285,7 +290,7 @@ def _repair(request: InspectRequest) -> tuple[Repair, float | None, int, str, st
     from defectgen.inspection.reconstruction import NetworkRepair  # golden images need no PyTorch
 
     lists = registry.find_registry(request.weights)
-    entry = registry.find(name=request.model, files=lists, methods=which(lambda row: row.repairs))
+    entry = registry.find(name=request.model, files=lists, methods=which(lambda row: row.repairs), warn=warn)
     registry.verify(entry)
     repair = NetworkRepair(entry.file, request.device)
     return repair, repair.threshold, repair.border, entry.name, f"model {entry.name} of {entry.created}"

@@ -137,6 +137,15 @@ def isu(line: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
     return entry
 
 
+def test_a_newer_model_whose_file_is_gone_is_passed_over_and_named(
+    isu: Entry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = {"name": "gone", "file": isu.file.with_name("gone"), "created": isu.created.replace(year=2027)}
+    registry.add(isu.model_copy(update=gone), Path("weights.toml"))
+    assert main(["inspect", "line", "--threshold", "0.5", "--quiet"]) == 0
+    assert "passed over, since the file is missing: gone" in capsys.readouterr().err
+
+
 def test_a_model_keeps_its_threshold(isu: Entry, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "line"]) == 2
     assert "--model isu: has no threshold yet; give --calibrate DIR" in capsys.readouterr().err
