@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import defectgen
+from defectgen import files
 from defectgen.__main__ import main
 from defectgen.imaging.images import encode_png, read_image, read_mask
 
@@ -99,6 +100,11 @@ class TestTheModelThatShips:
             assert change[mask].mean() > 10 * max(change[~mask].mean(), 0.01)
         done = run(*given, "-n", "1", "--strength", "0.5", "--gate", "mixed", "--out", "b", cwd=tmp_path, code=2)
         assert done.stderr.endswith("--restore makes no defects: leave out --gate, --strength\n")
+
+    def test_names_the_images_that_it_was_trained_on(self) -> None:
+        """So that `evaluate` finds them in a test set."""
+        shown = [*SAMPLES.glob("*/normals/*"), *SAMPLES.glob("*/defects/*/*")]
+        assert set(defectgen.load_model("dt-gan-samples", device="cpu").trained_on) == set(map(files.sha256, shown))
 
     def test_is_small_enough(self) -> None:
         models = list((ROOT / "examples/models").rglob("*.safetensors"))
