@@ -190,7 +190,10 @@ class TestTraining:
         assert (tmp_path / "runs/m/model.safetensors").is_file()
         assert 'trained_on = {steel = "steel/normals"}' in (tmp_path / "weights.toml").read_text()
 
-    def test_what_cannot_be_done_is_one_line(self, tmp_path: Path) -> None:
+    def test_what_cannot_be_done_is_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
         (tmp_path / "bad").mkdir()
         (tmp_path / "bad/a.png").write_bytes(b"no")
         train = ["train", "--method", "dt-gan", "--device", "cpu"]
@@ -201,9 +204,10 @@ class TestTraining:
             ([SAMPLES / "steel/normals", SAMPLES / "steel/defects", "--device", "cuda:77"], 8, "--device cuda:77"),
         ]
         for arguments, code, words in cases:
-            done = run(*train, *arguments, cwd=tmp_path, code=code)
-            assert words in done.stderr.splitlines()[-1]
-            assert done.stdout == ""
+            assert main([*train, *map(str, arguments)]) == code
+            captured = capsys.readouterr()
+            assert words in captured.err.splitlines()[-1]
+            assert captured.out == ""
         assert not (tmp_path / "weights.toml").exists()
 
 
