@@ -1,10 +1,13 @@
 """Reads TOML files that people edit, with errors that name the line."""
 
+import re
 from pathlib import Path
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
+_HEADER = re.compile(r"\s*\[([^\[\]]+)\]\s*(#.*)?$")
+_KEY = re.compile(r"\s*([\w-]+|\"[^\"]*\"|'[^']*')\s*=")
 _ERRORS = (TOMLKitError, RecursionError, ValueError, TypeError, AttributeError, LookupError)
 
 
@@ -19,18 +22,43 @@ def parse(path: Path) -> tomlkit.TOMLDocument:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.startswith(("<<<<<<<", ">>>>>>>")):
-            raise ValueError(
-                f"a merge conflict at line {number}: keep the parts that are wanted, "
-                "and delete the lines that begin with <<<<<<<, ======= and >>>>>>>"
-            )
     try:
         return _parse(text)
     except _ERRORS as error:
+        if known := _conflict(text) or _duplicate(text):
+            raise ValueError(known) from error
         reason = (str(error) or "nested too deeply").rstrip(".")
         place = "" if hasattr(error, "line") else f" at line {_line_of(text, type(error))}"
         raise ValueError(f"{reason}{place}; correct it") from error
+
+
+def _conflict(text: str) -> str | None:
+    """What to do about the marks of a merge, if there are such."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith(("<<<<<<<", ">>>>>>>", "|||||||")) or line.rstrip() == "=======":
+            return (
+                f"a merge conflict at line {number}: keep the parts that are wanted, "
+                "and delete the lines that begin with <<<<<<<, |||||||, ======= and >>>>>>>"
+            )
+    return None
+
+
+def _duplicate(text: str) -> str | None:
+    """The table, or the key of a table, that stands in the text twice, and where."""
+    seen: dict[tuple[str, str], int] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        header, key = _HEADER.match(line), _KEY.match(line)
+        if header:
+            table = header[1].strip().strip("\"'")
+        found = (table, key[1].strip("\"'") if key and not header else "")
+        if not (header or key):
+            continue
+        if found in seen:
+            what = f"the key {found[1]}{f' of [{table}]' if table else ''}" if found[1] else f"the table [{table}]"
+            return f"{what} stands at line {seen[found]} and again at line {number}: rename or delete one of them"
+        seen[found] = number
+    return None
 
 
 def _parse(text: str) -> tomlkit.TOMLDocument:

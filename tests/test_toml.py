@@ -8,10 +8,11 @@ from defectgen import toml
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a = 1\nb = 2\na = 3\n", "line 3"),
-        ("[t]\na = 1\n\na = 3\nb = 1\n", "line 4"),
-        ("[t]\na = 1\n[u]\n[t]\n", "line 4"),
-        ("a = 1\n[t]\n=======\n", "line 3"),
+        ("a = 1\nb = 2\na = 3\n", "the key a stands at line 1 and again at line 3: rename or delete one of them"),
+        ("[t]\na = 1\n\n'a' = 3\nb = 1\n", r"the key a of \[t\] stands at line 2 and again at line 4"),
+        ("[t]\na = 1\n[u]\na = 1\n['t'] # mine\n", r"the table \[t\] stands at line 1 and again at line 5"),
+        ("a = 1\n[t]\n=======\n", "merge conflict at line 3"),
+        ("a = 1\n||||||| base\n", "merge conflict at line 2"),
         ("a = 1\n<<<<<<< ours\n", "merge conflict at line 2"),
         ("a = 1\n>>>>>>> theirs\n", "merge conflict at line 2"),
         ("a = 1\nb = \n", "line 2"),
@@ -30,3 +31,8 @@ def test_utf_8_with_and_without_a_byte_order_mark_is_read(tmp_path: Path) -> Non
     (tmp_path / "a.toml").write_text("a = 1", encoding="utf-16")
     with pytest.raises(ValueError, match="not UTF-8 at byte 0; save it as UTF-8"):
         toml.parse(tmp_path / "a.toml")
+
+
+def test_marks_in_texts_are_no_conflict(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("a = '''\n<<<<<<< HEAD\n=======\n'''\n[t]\na = 1\n[u]\na = 1\n")
+    assert toml.parse(tmp_path / "a.toml")["a"] == "<<<<<<< HEAD\n=======\n"

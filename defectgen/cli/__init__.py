@@ -1,26 +1,33 @@
 """The command line. It parses options and prints results; one module per command, image processing elsewhere."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from defectgen.cli import check, compose, evaluate, inspect, review, synthesize, train, transfer
+from defectgen.cli import check, compose, evaluate, inspect, models, review, synthesize, train, transfer
+from defectgen.cli.help import Command, Group, help_
 from defectgen.methods import names
 from defectgen.version import __version__
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,  # plain text, keeps our line breaks
-    context_settings={"help_option_names": ["--help", "-h"]},
-)
-app.command("train", epilog=train.EXAMPLES)(train.train)
-app.command("synthesize", epilog=synthesize.EXAMPLES)(synthesize.synthesize)
-app.command("transfer", epilog=transfer.EXAMPLES)(transfer.transfer)
-app.command("compose", epilog=compose.EXAMPLES)(compose.compose)
-app.command("review", epilog=review.EXAMPLES)(review.review)
-app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
-app.command("check", epilog=check.EXAMPLES)(check.check)
-app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+_SETTINGS: Any = {
+    "rich_markup_mode": None,  # plain text, keeps our line breaks
+    "context_settings": {"help_option_names": ["--help", "-h"]},
+    "cls": Group,
+}
+app = typer.Typer(**_SETTINGS)
+app.command("train", cls=Command, epilog=train.EXAMPLES)(train.train)
+app.command("synthesize", cls=Command, epilog=synthesize.EXAMPLES)(synthesize.synthesize)
+app.command("transfer", cls=Command, epilog=transfer.EXAMPLES)(transfer.transfer)
+app.command("compose", cls=Command, epilog=compose.EXAMPLES)(compose.compose)
+app.command("review", cls=Command, epilog=review.EXAMPLES)(review.review)
+app.command("check", cls=Command, epilog=check.EXAMPLES)(check.check)
+app.command("inspect", cls=Command, epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("evaluate", cls=Command, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("help", cls=Command)(help_)
+_models = typer.Typer(**_SETTINGS)
+_models.callback(invoke_without_command=True, epilog=models.LIST_EXAMPLES)(models.models)
+_models.command("import", cls=Command, epilog=models.IMPORT_EXAMPLES)(models.import_)
+app.add_typer(_models, name="models")
 
 
 def _version(wanted: bool) -> None:
@@ -36,9 +43,8 @@ Examples:
   defectgen train --method {names()[0]} photos/normal photos/defects --time 30m
   defectgen synthesize -n 500 --category crack --out dataset
 
-Options can also be set in the environment, as DEFECTGEN_<OPTION>, or in a TOML
-file (--config). Results go to standard output, everything else to standard
-error.""",
+Options can also be set in the environment, as DEFECTGEN_<OPTION>, or in a TOML file (--config). Results go to standard
+output, everything else to standard error.""",
 )
 def defectgen(
     ctx: typer.Context,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from defectgen.cli import options, output
+from defectgen.cli import completion, options, output
 from defectgen.cli.console import Console
 from defectgen.cli.options import option
 from defectgen.errors import UsageError
@@ -35,7 +35,10 @@ def compose(
     normals: Annotated[
         Path | None, typer.Argument(metavar="NORMALS", help="Folder of normal images to blend the defects into.")
     ] = None,
-    model: Annotated[str | None, option("--model", metavar="NAME", help="Model that generates the defects.")] = None,
+    model: Annotated[
+        str | None,
+        option("--model", metavar="NAME", help="Model that generates the defects.", autocompletion=completion.models),
+    ] = None,
     weights: options.Weights = None,
     masks: Annotated[
         Path | None, option("--masks", metavar="DIR", help="Folder of masks, if not beside the defects.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defectgen.cli import options
+from defectgen.cli import completion, options
 from defectgen.cli.console import Console
 from defectgen.cli.options import option
 from defectgen.errors import ExitCode
@@ -58,6 +58,7 @@ def inspect(
             "--model",
             metavar="NAME",
             help="Model that repairs images, or was learned with --normals  [default: the newest]",
+            autocompletion=completion.models,
         ),
     ] = None,
     weights: options.Weights = None,
@@ -164,6 +165,7 @@ def inspect(
     stage = "learning" if normals else "calibrating" if calibrate else None
     with console.progress(stage) if stage else nullcontext(lambda done, total: None) as progress:
         job = InspectionJob(request, progress)
+    console.warnings(job.warnings)
     if job.labels is not None:
         console.warnings(job.labels.warnings)
     console.warnings(job.known.warnings if job.known else ())

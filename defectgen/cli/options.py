@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from defectgen import toml
+from defectgen.cli import completion
 from defectgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -150,7 +151,9 @@ Weights = Annotated[
     option("--weights", metavar="FILE", help="The list of models  [default: weights.toml, here or in a parent folder]"),
 ]
 Seed = Annotated[int, option("--seed", min=0, help="Random seed.")]
-Device = Annotated[str, option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str, option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)
+]
 BatchSize = Annotated[
     int | None,
     option("--batch-size", min=1, help="Batch size  [default: from preset or device]"),

@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from defectgen.cli import completion
 from defectgen.cli.console import Console, table
 from defectgen.cli.options import Switches, option
 from defectgen.errors import BadInputError, ExitCode, UsageError
@@ -87,7 +88,13 @@ _OF = {
     "instances": ("yolo", "coco"), "product": ("mvtec",),
 }  # fmt: skip
 Model = Annotated[
-    str | None, option("--model", metavar="NAME", help="Model to use  [default: the newest with the categories]")
+    str | None,
+    option(
+        "--model",
+        metavar="NAME",
+        help="Model to use  [default: the newest with the categories]",
+        autocompletion=completion.models,
+    ),
 ]
 _BOX = re.compile(r"\d+(,\d+){3}")
 _ALL_LEARNED = 5  # of `places`: position in two directions, depth, brightness, texture
@@ -212,7 +219,8 @@ def run(
         def on_start(samples: "AnyStream") -> None:
             nonlocal stream, began
             stream, began = samples, time.monotonic()
-            console.note(f"{len(samples)} samples of {', '.join(job.categories)} from {job.maker}, into {out}")
+            onto = f" onto {job.onto}" if job.onto else ""
+            console.note(f"{len(samples)} samples of {', '.join(job.categories)} from {job.maker}{onto}, into {out}")
             for category, learned in samples.metadata.get("places", {}).items():
                 if learned["inside"] > 0 and len(learned["learned"]) < _ALL_LEARNED:
                     what = ", ".join(learned["learned"]) or "nothing but that they reach no edge"

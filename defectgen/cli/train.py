@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defectgen.cli import options
+from defectgen.cli import completion, options
 from defectgen.cli.console import Console, table
 from defectgen.cli.options import option
 from defectgen.errors import ExitCode, UsageError
@@ -26,7 +26,15 @@ _GENERIC = {"good", "images", "normal", "normals", "ok", "train"}
 
 
 def train(
-    method: Annotated[str | None, option("--method", metavar="|".join(names()), help="Method to train.")] = None,
+    method: Annotated[
+        str | None,
+        option(
+            "--method",
+            metavar="|".join(names()),
+            help="Method to train  [default: what suits the images]",
+            autocompletion=completion.methods,
+        ),
+    ] = None,
     normals: Annotated[
         Path | None,
         typer.Argument(metavar="NORMALS", help="Folder of normal images, or an MVTec AD category."),
@@ -58,7 +66,12 @@ def train(
     on_bad: options.Skip = options.OnBad.SKIP,
     preset: Annotated[
         str | None,
-        option("--preset", metavar="NAME", help="paper, compact or tiny  [default: compact on CUDA, tiny on a CPU]"),
+        option(
+            "--preset",
+            metavar="NAME",
+            help="paper, compact or tiny  [default: compact on CUDA, tiny on a CPU]",
+            autocompletion=completion.presets,
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -70,7 +83,12 @@ def train(
     ] = None,
     backbone: Annotated[
         str | None,
-        option("--backbone", metavar="NAME", help="Model whose backbone to use, instead of training the first stage."),
+        option(
+            "--backbone",
+            metavar="NAME",
+            help="Model whose backbone to use, instead of training the first stage.",
+            autocompletion=completion.models,
+        ),
     ] = None,
     steps: Annotated[
         int | None, option("--steps", min=1, help="Number of training steps  [default: the preset's]")
@@ -103,9 +121,8 @@ def train(
 ) -> int:
     """Train a model on normal images and images with defects."""
     options.exclusive(resume, overwrite, "run")
-    if method is None:
-        raise UsageError(f"--method: choose one of {', '.join(names())} (defectgen train --help)")
-    info(method)  # before anything slow
+    if method is not None:
+        info(method)  # before anything slow
 
     from defectgen.pipelines.train import FEW, Progress, TrainJob, TrainRequest
 
@@ -137,6 +154,8 @@ def train(
         job = TrainJob(request, report)
     console.skipped(job.skipped)
     console.warnings(job.warnings)
+    if job.reason:
+        console.note(f"method {job.method}: {job.reason} (--method chooses another)")
     if dry_run:
         plan = job.plan()
         console.result(plan, table(plan), kind="plan")
@@ -178,6 +197,7 @@ def train(
         console.note(f"threshold {result.threshold:.4f}, calibrated on {count} held-out normals{few}")
     summary = {
         "name": result.name,
+        "method": job.method,
         "model": str(result.model),
         "weights": str(result.weights),
         "previews": str(job.run_folder / "previews"),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from defectgen.cli import options, output
+from defectgen.cli import completion, options, output
 from defectgen.cli.console import Console
 from defectgen.cli.options import option
 
@@ -48,6 +48,7 @@ def transfer(
             "--model",
             metavar="NAME",
             help="Model that generates or transfers the defects  [default: none, cut out real ones]",
+            autocompletion=completion.models,
         ),
     ] = None,
     weights: options.Weights = None,

@@ -16,11 +16,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from defectgen import files, toml
 from defectgen.errors import UsageError, WeightsError
+from defectgen.methods import names as method_names
 
 NAME: Final = "weights.toml"
 MEMORY_BANK: Final = "memory-bank"
 """The method of a model that only `inspect` uses, learned from flawless images and known defects."""
 _PACKAGE = Path(__file__).parents[1]
+_FEWEST_STEPS = 100  # a model of fewer is a trial
 
 
 def _sortable(created: datetime) -> datetime:
@@ -44,6 +46,27 @@ class Entry(BaseModel):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     created: Annotated[datetime, AfterValidator(_sortable)]
     trained_on: dict[str, Path]
+    steps: int | None = Field(default=None, ge=1)
+    """The steps that it was trained for; None if the list does not tell."""
+    stopped: bool = False
+    """Whether a signal ended its training early."""
+
+    @property
+    def unfinished(self) -> str | None:
+        """Why it is no default where another model fits: its training was stopped, or very short; None if neither."""
+        if self.stopped:
+            return "was stopped" + (f" after {self.steps:,} steps" if self.steps else " early")
+        return f"was trained for {self.steps} steps only" if self.steps and self.steps < _FEWEST_STEPS else None
+
+    def unusable(self) -> str | None:
+        """What keeps it from being loaded, without reading its file; None if nothing is known."""
+        if not os.path.isfile(self.file):  # which takes any path
+            return "the file is missing"
+        known = (*method_names(), MEMORY_BANK)
+        return None if self.method in known else f"the method {self.method} is not installed"
+
+
+_DEFAULTS: Final = {key: field.default for key, field in Entry.model_fields.items() if not field.is_required()}
 
 
 def find_registry(explicit: Path | None) -> list[Path]:
@@ -67,17 +90,22 @@ def find(
     methods: Collection[str] = (),
     names: Callable[[str, Collection[str]], Collection[str]] = lambda text, _: (text,),
     files: Sequence[Path],
+    warn: Callable[[str], object] = lambda _: None,
 ) -> Entry:
     """The model `name`, or the newest that knows all `categories`, from the first of `files` that has one.
+
+    Without a name, models that cannot be used are passed over, and unfinished ones where a finished one fits.
 
     Args:
         methods: restricts the search to models of these methods; none means all that generate.
         names: the categories that a text in `categories` stands for, given those that a model knows.
+        warn: called with a line about each model that is passed over, and about an unfinished one that is taken.
 
     Raises:
         WeightsError: no model fits (the message lists the available ones), or a file cannot be read.
     """
-    known = []
+    known, passed_over = list[Entry](), list[str]()
+    newest: Entry | None = None
     for file in files:
         entries = read(file)
         known += [entry for entry in entries if methods or entry.method != MEMORY_BANK]
@@ -88,17 +116,49 @@ def find(
             and all(set(names(text, entry.categories)) <= set(entry.categories) for text in categories)
             and (entry.method in methods if methods else entry.method != MEMORY_BANK)
         ]
-        if fitting:
-            return max(reversed(fitting), key=lambda entry: entry.created.timestamp())
+        if name is None:
+            passed_over += _unusable(file, fitting)
+            fitting = [entry for entry in fitting if not entry.unusable()]
+            newest = newest or _newest(fitting)
+            fitting = [entry for entry in fitting if not entry.unfinished]
+        found = _newest(fitting)
+        if found is not None:
+            for line in passed_over:
+                warn(line)
+            if newest is not None and newest.unfinished:
+                warn(f"{newest.name} {newest.unfinished}: {found.name} is used instead; --model {newest.name} takes it")
+            return found
+    if newest is not None:
+        for line in passed_over:
+            warn(line)
+        warn(f"{newest.name} {newest.unfinished}, but no other model fits; for better samples train longer")
+        return newest
     where = ", ".join(map(str, files)) or f"{NAME} (none in this folder or above)"
-    request = f"no model {name}" if name else "no model"
+    request = f"no model {name}" if name else "no usable model" if passed_over else "no model"
     if methods:
         request += f" of {' or '.join(methods)}"
     if categories:
         request += f" that knows {' and '.join(categories)}"
     available = "; ".join(f"{entry.name} knows {', '.join(entry.categories)}" for entry in known)
     advice = f"available: {available}" if known else "train one first, or name another file with --weights"
-    raise WeightsError(f"{where}: {request}; {advice}")
+    raise WeightsError(f"{where}: {request}; {'; '.join([*passed_over, advice])}")
+
+
+def _newest(entries: Sequence[Entry]) -> Entry | None:
+    """The newest of the models, of several the last in the file; None if there are none."""
+    return max(reversed(entries), key=lambda entry: entry.created.timestamp(), default=None)
+
+
+def _unusable(file: Path, entries: Sequence[Entry]) -> list[str]:
+    """A line for each reason that models of a list cannot be used for, with their names."""
+    reasons: dict[str, list[str]] = {}
+    for entry in entries:
+        if reason := entry.unusable():
+            reasons.setdefault(reason, []).append(entry.name)
+    return [
+        f"{file}: passed over, since {reason}: {', '.join(found)}; restore that, or delete the table"
+        for reason, found in reasons.items()
+    ]
 
 
 def verify(entry: Entry) -> None:
@@ -155,8 +215,11 @@ def add(entry: Entry, file: Path) -> None:
             "trained_on": trained_on,
         }
         table = document.setdefault(entry.name, tomlkit.table())
+        for key in _DEFAULTS:
+            table.pop(key, None)
         for key, value in values.items():
-            table[key] = value
+            if key not in _DEFAULTS or value != _DEFAULTS[key]:
+                table[key] = value
         files.write(file, tomlkit.dumps(document))
 
 

@@ -123,6 +123,8 @@ class InspectionJob:
         self.labels = Labels.of(request.images, request.marking) if request.labels else None
         self.known: Labels | None = None
         self.calibration: Calibration | None = None
+        self.warnings: list[str] = []
+        """A line about each model that is passed over."""
         self.unusable: list[Unreadable] = []
         self.inspected = 0
         with ExitStack() as stack:
@@ -146,7 +148,7 @@ class InspectionJob:
         elif request.reference is not None:
             judge = judges.golden(request.reference, _root(request), request.device)
         else:
-            judge = judges.model(request.model, request.weights, request.device)
+            judge = judges.model(request.model, request.weights, request.device, self.warnings.append)
         if request.score is not None and request.score not in judge.scores:
             raise UsageError(f"--score {request.score}: {judge.name} can give {' or '.join(judge.scores)}")
         if request.calibrate is not None:

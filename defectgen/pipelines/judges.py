@@ -89,14 +89,17 @@ def _comparing(device: str, score: str) -> Scorer:
 # --- Models -----------------------------------------------------------------------------------------------------
 
 
-def model(name: str | None, weights: Path | None, device: str) -> Judge:
+def model(name: str | None, weights: Path | None, device: str, warn: Callable[[str], object] = lambda _: None) -> Judge:
     """A model of `weights.toml`: one that repairs images, or a memory bank. None is the newest.
+
+    Args:
+        warn: called with a line about each model that is passed over.
 
     Raises:
         WeightsError: there is none, or its file is missing or damaged.
     """
     methods = (*which(lambda row: row.repairs), MEMORY_BANK)
-    entry = registry.find(name=name, files=registry.find_registry(weights), methods=methods)
+    entry = registry.find(name=name, files=registry.find_registry(weights), methods=methods, warn=warn)
     registry.verify(entry)
     recorded = f"model {entry.name} of {entry.created}"
     if entry.method == MEMORY_BANK:
@@ -145,6 +148,13 @@ def load(file: Path, device: str) -> Judge:
     except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise WeightsError(f"{file}: not a memory bank of this version; learn it again: {error}") from error
     return Judge(file.parent.name, file.parent.name, (scorer.name,), lambda _: scorer, lambda _: None, criteria)
+
+
+def entry_fields(name: str, categories: Sequence[str]) -> dict[str, Any]:
+    """What the list of models says of a memory bank because it is one: it takes images of any size and channels."""
+    return {
+        "method": MEMORY_BANK, "categories": tuple(categories), "products": (name,), "image_size": 1, "channels": 1,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,15 +215,11 @@ def learn(request: LearnRequest, on_image: OnImage = lambda done, total: None) -
         checkpoint.save(file, tensors, {**identity, **saved(calibration.criteria).model_dump()})
         entry = registry.Entry(
             name=name,
-            method=MEMORY_BANK,
-            categories=labels.categories,
-            products=(name,),
-            image_size=1,
-            channels=1,
             file=file.absolute(),
             sha256=files.sha256(file),
             created=datetime.now(timezone.utc).replace(microsecond=0),
             trained_on={name: request.normals.absolute()},
+            **entry_fields(name, labels.categories),
         )
         registry.add(entry, listed)
     return Learned(model(name, listed, request.device), labels, calibration, learning.unusable)

@@ -120,6 +120,8 @@ class SynthesisJob:
     products: tuple[str, ...]
     """Of the normals; empty if none are needed."""
     _open: Callable[[frozenset[int], frozenset[int], Split | None], AnyStream] = field(repr=False)
+    onto: str = ""
+    """Onto which images the defects come, for people; empty if onto none that exist."""
 
     def samples(self, skip: Iterable[int] = (), rejected: Iterable[int] = (), split: Split | None = None) -> AnyStream:
         """The stream of samples, with others in place of the indices in `rejected`, and without those in `skip`.
@@ -179,7 +181,8 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
     """
     named = [category for category, _ in request.regions]
     wanted = _categories_of_regions(request.categories, named)
-    entry = find_model(request.model, wanted, request.weights)
+    passed_over: list[str] = []
+    entry = find_model(request.model, wanted, request.weights, passed_over.append)
     asked = {name for name in named if name is not None}
     if asked and (stands_for := mixture(wanted[0], entry.categories).keys()) != asked:
         raise UsageError(
@@ -188,7 +191,7 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
         )
     categories = wanted or entry.categories
     whole = info(entry.method).makes == "image" and not request.normals
-    num = request.num
+    num, onto = request.num, ""
     if request.patches and request.normals:
         raise UsageError("--format patches: patches alone lie on no normals; leave out --normals")
     if request.like and request.source:
@@ -207,6 +210,7 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
         catalog = Catalog.of(
             read_normals(folder, product=product, on_bad=request.on_bad) for product, folder in folders
         )
+        onto = _onto(catalog, folders, entry)
     real = _read_gate(request)
     if request.source or request.like:
         require("reference", info(entry.method), f"{entry.name}: {entry.method}")
@@ -261,8 +265,8 @@ def prepare_synthesis(request: SynthesizeRequest) -> SynthesisJob:
 
     everything = _merged(catalog, references, style if isinstance(style, Catalog) else None, real)
     return SynthesisJob(
-        entry.name, categories, everything.skipped, everything.warnings, plan, request.workers, none_made,
-        catalog.products, open_stream,
+        entry.name, categories, everything.skipped, (*passed_over, *everything.warnings), plan, request.workers,
+        none_made, catalog.products, open_stream, onto,
     )  # fmt: skip
 
 
@@ -347,7 +351,7 @@ def prepare_composition(request: ComposeRequest) -> SynthesisJob:
     everything = _merged(catalog, cut_outs, real)
     return SynthesisJob(
         maker, categories, everything.skipped, everything.warnings, plan, request.workers, none_made,
-        catalog.products, open_stream,
+        catalog.products, open_stream, _onto(catalog, [("", request.normals)]),
     )  # fmt: skip
 
 
@@ -446,6 +450,7 @@ def prepare_transfer(request: TransferRequest) -> SynthesisJob:
     return SynthesisJob(
         maker, categories, everything.skipped, everything.warnings, plan, request.workers, none_made,
         normals.products, open_stream,
+        _onto(normals, [(_product(product, folder, entry), folder) for product, folder in request.to], entry),
     )  # fmt: skip
 
 
@@ -541,15 +546,24 @@ def _split(layout: Layout, options: LayoutOptions, known: Mapping[str, bool]) ->
 # --- Shared helpers -------------------------------------------------------------------------------------------
 
 
-def find_model(model: str | None, categories: Sequence[str], weights: Path | None) -> Entry:
+def find_model(
+    model: str | None,
+    categories: Sequence[str],
+    weights: Path | None,
+    warn: Callable[[str], object] = lambda _: None,
+) -> Entry:
     """The model of that name, or the newest that knows the categories, with mixtures and unions. Verifies its file.
+
+    Args:
+        warn: called with a line about each model that is passed over.
 
     Raises:
         WeightsError: there is no such model, its file is missing or altered, or its method is not installed.
         UsageError: a category that no model knows has the form of a mixture, but a wrong weight.
     """
     try:
-        entry = registry.find(name=model, categories=categories, names=_named, files=registry.find_registry(weights))
+        lists = registry.find_registry(weights)
+        entry = registry.find(name=model, categories=categories, names=_named, files=lists, warn=warn)
     except WeightsError:
         for text in categories:
             mixture(text)
@@ -622,6 +636,8 @@ def _categories_of_regions(categories: Sequence[str], named: Sequence[str | None
 def _normals_of(entry: Entry, given: Sequence[Folder]) -> Sequence[tuple[str, Path]]:
     """The folders of normals with their products: those given, or those of the model's training set."""
     if not given:
+        if not entry.trained_on:
+            raise UsageError(f"{entry.name}: the list of models names no normals of its training; use --normals DIR")
         for folder in entry.trained_on.values():
             if not folder.is_dir():
                 raise BadInputError(
@@ -630,15 +646,32 @@ def _normals_of(entry: Entry, given: Sequence[Folder]) -> Sequence[tuple[str, Pa
         return list(entry.trained_on.items())
     folders = []
     for product, path in given:
-        if product is None and len(entry.products) == 1 == len(given):
-            product = entry.products[0]
-        if product not in entry.products:
-            given_as = _as_given((product, path))
+        if product is None:
+            product = entry.products[0] if len(entry.products) == 1 == len(given) else path.resolve().name
+        elif product not in entry.products:
             raise UsageError(
-                f"--normals {given_as}: give PRODUCT=DIR, as {entry.name} knows {', '.join(entry.products)}"
+                f"--normals {product}={path}: {entry.name} knows {', '.join(entry.products)}; name one of them, or "
+                "none for another product"
             )
         folders.append((product, path))
     return folders
+
+
+def _onto(normals: Catalog, folders: Sequence[tuple[str, Path]], entry: Entry | None = None) -> str:
+    """The folders of the normals, and in the style of which product a model paints on each, for people."""
+    if not folders:
+        return ""
+    known = " and ".join(entry.products) if entry else ""
+    described = [
+        str(folder)
+        if entry is None
+        else f"{folder} in the style of {product}"
+        if product in entry.products
+        else f"{folder}, which {entry.name} does not know, in the mixed style of {known}"
+        for product, folder in folders
+    ]
+    count = len(normals.images)
+    return f"{count} normal{'s' * (count != 1)} of {'; '.join(described)}"
 
 
 def _as_given(folder: Folder) -> str:

@@ -12,7 +12,7 @@ import torch
 from defectgen import files
 from defectgen.device import resolve
 from defectgen.errors import ExitCode, UsageError
-from defectgen.folders import OnBad, OnFile, ProductFolders, Skipped, read_catalog
+from defectgen.folders import Catalog, OnBad, OnFile, ProductFolders, Skipped, read_catalog
 from defectgen.inspection import inspector
 from defectgen.inspection.calibration import calibrate
 from defectgen.inspection.inspector import Criteria
@@ -23,6 +23,7 @@ from defectgen.models import registry
 from defectgen.models.model import SavedCriteria, keep_criteria
 from defectgen.text import slug
 from defectgen.training import trainer
+from defectgen.training.choice import suited
 from defectgen.training.data import hold_out
 from defectgen.training.run import BACKBONE, TrainSpec
 from defectgen.training.trainer import Progress
@@ -41,8 +42,9 @@ class TrainRequest:
     Training ends after `steps` or `seconds`, whichever comes first. None means the preset's steps.
     """
 
-    method: str
     sources: tuple[ProductFolders, ...]
+    method: str | None = None
+    """None means the one that suits the images."""
     category: str | None = None
     """The category of a flat folder of defects, or the one of several category folders to use."""
     on_bad: OnBad = "skip"
@@ -93,7 +95,7 @@ class TrainJob:
     """A request whose images are read and checked."""
 
     def __init__(self, request: TrainRequest, on_file: OnFile | None = None) -> None:
-        """Read each image once.
+        """Read each image once. `method` and `reason` say what was chosen, if the request names no method.
 
         Raises:
             NoDeviceError: there is no such device.
@@ -103,9 +105,15 @@ class TrainJob:
         given = {**request.settings}
         given |= {k: str(v) for k, v in (("steps", request.steps), ("batch_size", request.batch_size)) if v is not None}
         self.device = resolve(request.device)
-        self.preset = request.preset or _preset_for(self.device, info(request.method).presets)
-        self._config = info(request.method).configure(self.preset, given)
         self._request = request
+        catalog: Catalog | None = None
+        if request.method is None:
+            catalog = self._read(on_file)
+            self.method, self.reason = suited(catalog)
+        else:
+            self.method, self.reason = request.method, ""
+        self.preset = request.preset or _preset_for(self.device, info(self.method).presets)
+        self._config = info(self.method).configure(self.preset, given)
         self._registry = registry.find_writable(request.weights)
         with files.writable(request.out):
             self.name = request.name if request.name is not None else self._new_name()
@@ -114,18 +122,22 @@ class TrainJob:
         self.run_folder = request.out / self.name
         with files.writable(self._registry):
             registry.check_name(self.name, self.run_folder / "model.safetensors", self._registry)
-        catalog = read_catalog(request.sources, category=request.category, on_bad=request.on_bad, progress=on_file)
+        catalog = catalog or self._read(on_file)
         self._held: list[Path] = []
-        if info(request.method).repairs:
+        if info(self.method).repairs:
             catalog, self._held = hold_out(catalog)
         self.images = len(catalog.images)
         self.skipped = catalog.skipped
         self.warnings = catalog.warnings
         self._spec = TrainSpec(
-            method=request.method, name=self.name, run=self.run_folder, catalog=catalog, sources=request.sources,
+            method=self.method, name=self.name, run=self.run_folder, catalog=catalog, sources=request.sources,
             config=self._config, seconds=request.seconds, seed=request.seed, device=request.device,
             workers=request.workers, resume=request.resume, overwrite=request.overwrite, backbone=self._backbone(),
         )  # fmt: skip
+
+    def _read(self, on_file: OnFile | None) -> Catalog:
+        request = self._request
+        return read_catalog(request.sources, category=request.category, on_bad=request.on_bad, progress=on_file)
 
     @property
     def steps(self) -> int:
@@ -166,7 +178,7 @@ class TrainJob:
             keep_criteria(trained.model, SavedCriteria(threshold=threshold))
         entry = registry.Entry(
             name=self.name,
-            method=self._request.method,
+            method=self.method,
             categories=trained.task.domains[1:],
             products=trained.task.products,
             image_size=self._config.image_size,
@@ -175,6 +187,8 @@ class TrainJob:
             sha256=files.sha256(trained.model),
             created=datetime.now(timezone.utc).replace(microsecond=0),
             trained_on={source.product: source.normals.absolute() for source in self._request.sources},
+            steps=trained.steps,
+            stopped=trained.stopped is not None,
         )
         registry.add(entry, self._registry)
         return TrainResult(
@@ -187,7 +201,7 @@ class TrainJob:
         """The method and the products, with a number if that is taken. To resume or overwrite: the latest such name."""
         request = self._request
         taken = {entry.name for entry in registry.read(self._registry)} if self._registry.exists() else set()
-        base = "-".join([request.method, *(slug(source.product) for source in request.sources)])
+        base = "-".join([self.method, *(slug(source.product) for source in request.sources)])
         again = request.resume or request.overwrite
         last, number = base, 1
         while (request.out / (name := base if number == 1 else f"{base}-{number}")).exists() or (
@@ -198,7 +212,7 @@ class TrainJob:
 
     def _backbone(self) -> Path | None:
         """The file of the backbone to share; None if none is requested."""
-        wanted, method = self._request.backbone, self._request.method
+        wanted, method = self._request.backbone, self.method
         if wanted is None:
             return None
         staged = which(lambda row: len(row.stages) > 1)

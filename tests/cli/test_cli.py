@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -14,14 +15,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 
 from defectgen import __version__, dataset, errors
 from defectgen.__main__ import main
-from defectgen.cli import options
+from defectgen.cli import app, options
+from defectgen.cli import help as help_texts
 from defectgen.cli.console import Console
 from defectgen.cli.output import Format
 from defectgen.cli.synthesize import PatchFormat
 from defectgen.errors import ExitCode, UsageError
+from defectgen.models import registry
 from defectgen.models.registry import Entry
 
 Requests = list[Any]
@@ -42,28 +46,134 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+COMMANDS = [
+    "train", "synthesize", "transfer", "compose", "review", "check", "inspect", "evaluate", "models import",
+]  # fmt: skip
+
+
 def test_the_first_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 25
-    assert max(map(len, lines)) <= 80
-    assert not any(line.endswith("...") for line in lines[1:])
-
-
-@pytest.mark.parametrize(
-    "command", ["train", "synthesize", "transfer", "compose", "review", "inspect", "check", "evaluate"]
-)
-def test_help_ends_with_examples_of_real_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) <= 44
+    assert "..." not in text.split("\n", 1)[1]
+    for group in ("Models:", "Datasets:", "Measurements:", "Options:"):
+        assert f"\n{group}\n" in text
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("command", ["", "models", *COMMANDS])
+def test_help_fits_the_terminal(
+    command: str, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main([*command.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= columns
+    assert "Examples:\n" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_each_option_once_and_many_of_them_in_groups(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    told = capsys.readouterr().out.split("Examples:")[0]
+    text = re.split(r"^(?=\w[\w ]*:$)", told, maxsplit=1, flags=re.MULTILINE)[1]
+    groups = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    names = [max(parameter.opts, key=len) for parameter in app_commands()[command].params]
+    for name in (name for name in names if name.startswith("--")):
+        assert len(re.findall(rf"^  (?:-\w, )?{name}(?=\s|$)", text, re.MULTILINE)) == 1, name
+    assert len(groups) >= (5 if len(names) > 12 else 2)
+
+
+def test_groups_of_the_help_name_what_there_is() -> None:
+    """Else an option or a command that is renamed lands among those that have no group."""
+    commands = app_commands()
+    options = {each.lstrip("-") for command in commands.values() for option in command.params for each in option.opts}
+    grouped = " ".join(help_texts._GROUPS.values()).split()
+    assert set(grouped) - options == {"help", "install-completion", "show-completion", "version"}
+    assert len(grouped) == len(set(grouped))
+    assert {name for name in commands if " " not in name} == {*" ".join(help_texts._COMMANDS.values()).split(), "help"}
+
+
+def app_commands() -> dict[str, Any]:
+    group: Any = typer.main.get_command(app)
+    below = group.commands["models"].commands
+    return {**group.commands, **{f"models {name}": command for name, command in below.items()}}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_ends_with_two_examples_of_real_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    text = capsys.readouterr().out
     options_part, examples_part = text.split("Examples:\n")
     examples = examples_part.replace("\\\n", " ").strip().splitlines()
     assert 2 <= len(examples) <= 3
     for example in examples:
         words = shlex.split(example)
-        assert words[:2] == ["defectgen", command]
+        assert words[: 1 + len(command.split())] == ["defectgen", *command.split()]
         assert all(word in options_part for word in words if word.startswith("-"))
+
+
+def test_help_explains_a_command_as_its_own_option_does(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ([], ["train"], ["models", "import"], ["help"]):
+        assert main([*command, "--help"]) == 0
+        told = capsys.readouterr().out
+        assert main(["help", *command]) == 0
+        assert capsys.readouterr().out == told
+    assert main(["help", "trian"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "trian" in line
+
+
+# Completion
+
+
+@pytest.mark.parametrize(
+    ("words", "proposed"),
+    [
+        ("defectgen syn", {"synthesize"}),
+        ("defectgen help ev", {"evaluate"}),
+        ("defectgen compose --format ", {"plain", "mvtec", "coco", "yolo"}),
+        ("defectgen train --method df", {"dfmgan"}),
+        ("defectgen train --method dfmgan --preset ", {"paper", "compact", "tiny"}),
+        ("defectgen synthesize --model ", {"one"}),
+        ("defectgen inspect --weights other.toml --model ", {"two"}),
+        ("defectgen transfer --weights broken.toml --model ", set()),
+    ],
+)
+def test_shells_complete_commands_formats_and_models(
+    words: str, proposed: set[str], model: Entry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry.add(model.model_copy(update={"name": "two"}), Path("other.toml"))
+    Path("broken.toml").write_text("[")
+    for name, value in (
+        ("_DEFECTGEN_COMPLETE", "complete_bash"),
+        ("COMP_WORDS", words),
+        ("COMP_CWORD", str(len(words.split()) - (not words.endswith(" ")))),
+    ):
+        monkeypatch.setenv(name, value)
+    assert main([]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert proposed <= set(captured.out.split())
+    assert proposed or not captured.out.strip()
+
+
+def test_bash_completes_by_its_script(model: Entry, tmp_path: Path) -> None:
+    """The script that `--show-completion` prints, in a real shell."""
+    program = tmp_path / "bin/defectgen"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m defectgen "$@"\n')
+    program.chmod(0o755)
+    script = (
+        'eval "$(defectgen --show-completion)"\n'
+        'COMP_WORDS=(defectgen synthesize --model ""); COMP_CWORD=3\n'
+        '_defectgen_completion defectgen; echo "${COMPREPLY[@]}"'
+    )
+    path = os.pathsep.join([str(program.parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert "one" in done.stdout.split(), done.stderr
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +205,7 @@ def test_the_module_is_the_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train"], ["--method", "dt-gan"]),
+        (["train"], ["NORMALS", "--product"]),
         (["train", "--method", "gan"], ["--method", "gan", "dt-gan"]),
         (["train", "--method", "dt-gan"], ["NORMALS", "--product"]),
         ([*TRAIN, "--nope"], ["--nope"]),

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,15 @@ def isu(line: Path, monkeypatch: pytest.MonkeyPatch) -> Entry:
     )  # fmt: skip
     registry.add(entry, Path("weights.toml"))
     return entry
+
+
+def test_a_newer_model_whose_file_is_gone_is_passed_over_and_named(
+    isu: Entry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = {"name": "gone", "file": isu.file.with_name("gone"), "created": isu.created.replace(year=2027)}
+    registry.add(isu.model_copy(update=gone), Path("weights.toml"))
+    assert main(["inspect", "line", "--threshold", "0.5", "--quiet"]) == 0
+    assert "passed over, since the file is missing: gone" in capsys.readouterr().err
 
 
 def test_a_model_keeps_its_threshold(isu: Entry, capsys: pytest.CaptureFixture[str]) -> None:
@@ -726,6 +736,21 @@ def test_flawless_images_and_known_defects_are_learned(part: Path, capsys: pytes
     assert entry.file.read_bytes() != learned
     assert main([*LEARN, "--resume"]) == 2
     assert "its images were judged with reference model part of" in capsys.readouterr().err
+
+
+def test_what_was_learned_is_listed_and_moves_to_another_list(part: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LEARN, "--quiet"]) == 0
+    assert main(["models", "import", "runs/part", "--name", "moved"]) == 0
+    shutil.rmtree("runs/part")
+    capsys.readouterr()
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"  part: memory-bank, 20\S+, the file is missing", lines[1])
+    assert re.fullmatch(r"  moved: memory-bank, 20\S+, \S+ MB, ok", lines[4])
+    assert lines[5] == "      spot on moved"
+    assert main(["inspect", "line", "--out", "b"]) == 0  # the newest that can be used
+    assert "passed over, since the file is missing: part" in capsys.readouterr().err
+    assert [row["score"] for row in records("b")] == [row["score"] for row in records()]
 
 
 def test_flawless_images_alone_are_remembered(part: Path, capsys: pytest.CaptureFixture[str]) -> None:

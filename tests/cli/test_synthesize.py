@@ -73,8 +73,10 @@ def test_normals_of_several_products_are_told_apart(
         }
     )
     registry.add(two, Path("weights.toml"))
-    assert main(["synthesize", "-n", "2", "--normals", "tiles/good"]) == 2
-    assert "PRODUCT=DIR" in capsys.readouterr().err
+    assert main(["synthesize", "-n", "2", "--normals", "tile=tiles/good"]) == 2
+    assert "two knows road, tiles; name one of them, or none for another product" in capsys.readouterr().err
+    assert main(["synthesize", "-n", "2"]) == 2
+    assert "use --normals DIR" in capsys.readouterr().err
     given = ["--normals", "road=tiles/defects/crack", "--normals", "tiles=tiles/good"]
     assert main(["synthesize", "-n", "5", *given]) == 0
     samples = synthesized.requests[-1].wanted.normals.images
@@ -82,6 +84,34 @@ def test_normals_of_several_products_are_told_apart(
         ("road", "crack"),
         ("tiles", "good"),
     }
+
+
+def test_a_product_that_the_model_does_not_know_is_painted_and_told(
+    model: Entry, synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = {"name": "two", "products": ("road", "tiles"), "created": datetime(2027, 1, 1)}
+    registry.add(model.model_copy(update=two), Path("weights.toml"))
+    assert main(["synthesize", "-n", "5", "-c", "crack", "--normals", "tiles/defects/crack"]) == 0
+    images = synthesized.requests[-1].wanted.normals.images
+    assert {image.product for image in images} == {"crack"}
+    told = "from two onto 2 normals of tiles/defects/crack, which two does not know, in the mixed style of road and "
+    assert told in capsys.readouterr().err
+    assert main(["synthesize", "-n", "5", "--normals", "road=tiles/good"]) == 0
+    assert "onto 4 normals of tiles/good in the style of road, into" in capsys.readouterr().err
+
+
+def test_the_default_is_no_trial_and_says_onto_which_images_it_paints(
+    model: Entry, synthesized: SimpleNamespace, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = {"name": "trial", "steps": 10, "stopped": True, "created": datetime(2027, 1, 1)}
+    registry.add(model.model_copy(update=trial), Path("weights.toml"))
+    assert main(["synthesize", "-n", "5", "--quiet"]) == 0
+    assert "warning: trial was stopped after 10 steps: one is used instead" in capsys.readouterr().err
+    assert synthesized.requests[-1].entry.name == "one"
+    assert main(["synthesize", "-n", "5", "--model", "trial"]) == 0
+    captured = capsys.readouterr().err
+    assert "stopped" not in captured
+    assert f"from trial onto 4 normals of {photographs / 'good'} in the style of tiles, into dataset" in captured
 
 
 def test_what_is_missing_is_said(

@@ -31,6 +31,7 @@ def test_train_leaves_a_model_that_can_be_found(
     assert entry.name == "dt-gan-tiles"
     assert entry.categories == ("crack",)
     assert entry.trained_on == {"tiles": photographs / "good"}
+    assert (entry.steps, entry.stopped) == (3, False)
     registry.verify(entry)
     (line,) = captured.out.splitlines()
     for word in ("dt-gan-tiles", "3 steps", "1 min 15 s", "crack", "model.safetensors", "weights.toml", "/previews"):
@@ -148,7 +149,22 @@ def test_a_run_that_was_stopped_says_how_to_go_on(
     captured = capsys.readouterr()
     assert "--resume --name dt-gan-tiles" in captured.err
     assert len(captured.out.splitlines()) == 1
-    assert registry.read(Path("weights.toml"))[0].name == "dt-gan-tiles"
+    (entry,) = registry.read(Path("weights.toml"))
+    assert (entry.name, entry.stopped) == ("dt-gan-tiles", True)
+
+
+def test_without_a_method_the_images_decide_and_the_reason_is_told(
+    photographs: Path, trained: Requests, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "tiles/good", "tiles/defects", "--steps", "7"]) == 0
+    assert (trained[0].method, trained[0].name, trained[0].config.steps) == ("dt-gan", "dt-gan-tiles", 7)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "method" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("defectgen: method dt-gan: all defects have masks")
+    assert main(["train", "tiles/good", "tiles/defects", "--set", "nope=1"]) == 2
+    assert "nope: not a setting of dt-gan" in capsys.readouterr().err
+    assert main(TRAIN) == 0
+    assert "--method chooses" not in capsys.readouterr().err
 
 
 def test_products(photographs: Path, trained: Requests, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,6 +132,7 @@ def test_no_file_of_a_report_is_replaced_by_default(request_for: EvaluateRequest
     assert (request_for.out / name).read_text() == "mine"
 
 
+@pytest.mark.usefixtures("one_augmentation")
 def test_two_runs_with_a_seed_give_the_same_report(request_for: EvaluateRequest, tmp_path: Path) -> None:
     """Also of datasets that are compared, few shots, and a share that is chosen."""
     several = replace(request_for, shots=(2,), share=None)

@@ -204,16 +204,21 @@ def test_residual_generators_train_in_mixed_precision(monkeypatch: pytest.Monkey
     assert all(torch.isfinite(value) for value in losses.values())
 
 
-@pytest.mark.parametrize(("masks", "steps", "least"), [(True, 40, 0.1), (False, 70, 0.004)])
-def test_residual_generators_change_only_the_defect(masks: bool, steps: int, least: float) -> None:
+@pytest.mark.parametrize(
+    ("masks", "count", "steps", "least", "settings"),
+    [(True, 2, 30, 0.1, {"lr": 2e-3, "lambda_pair": 13.0}), (False, 4, 70, 0.004, {})],
+)
+def test_residual_generators_change_only_the_defect(
+    masks: bool, count: int, steps: int, least: float, settings: dict[str, float]
+) -> None:
     """Normals are kept from the first step on. Repairs fit the twins; without masks, the defects begin to fade."""
-    method = built(RESIDUAL)
+    method = built(RESIDUAL.model_copy(update=settings))
     test = batch(7000, 8)
     bar = test.x_ref == -1
     with torch.no_grad():
         torch.testing.assert_close(method.repair(test.x), test.x)
     for step in range(steps):
-        method.training_step(batch(step, masks=masks), step, step / steps, generator(step))
+        method.training_step(batch(step, count, masks=masks), step, step / steps, generator(step))
     with torch.no_grad():
         change = method.repair(test.x_ref) - test.x_ref
         assert F.l1_loss(method.repair(test.x), test.x) < 0.01

@@ -157,6 +157,70 @@ def test_own_models_come_before_newer_shipped_ones(tmp_path: Path) -> None:
     assert registry.find(categories=["rust"], files=[own, shipped]).name == "rust"
 
 
+class TestTheDefault:
+    """What is chosen where nobody names a model."""
+
+    def test_models_without_their_files_are_passed_over_with_one_warning(self, tmp_path: Path) -> None:
+        moved, shipped, told = tmp_path / "moved.toml", tmp_path / "shipped.toml", list[str]()
+        for name in ("a", "b"):
+            registry.add(entry(tmp_path, name, created=NOON + timedelta(days=9)), moved)
+        registry.add(entry(tmp_path, "other", categories=("rust",), file=tmp_path / "gone"), moved)
+        registry.add(entry(tmp_path, "shipped"), shipped)
+        for name in ("a", "b"):
+            (tmp_path / "runs" / name / "model.safetensors").unlink()
+        assert registry.find(categories=["crack"], files=[moved, shipped], warn=told.append).name == "shipped"
+        assert told == [f"{moved}: passed over, since the file is missing: a, b; restore that, or delete the table"]
+        assert registry.find(name="a", files=[moved, shipped]).name == "a"  # `verify` says what is wrong with it
+        with pytest.raises(WeightsError, match=r"no usable model that knows rust; .*the file is missing: other"):
+            registry.find(categories=["rust"], files=[moved])
+
+    def test_models_of_methods_that_are_not_installed_are_passed_over(self, tmp_path: Path) -> None:
+        file, told = tmp_path / "weights.toml", list[str]()
+        registry.add(entry(tmp_path, "mine"), file)
+        registry.add(entry(tmp_path, "odd", method="odd-gan", created=NOON + timedelta(days=1)), file)
+        assert registry.find(files=[file], warn=told.append).name == "mine"
+        assert "the method odd-gan is not installed: odd" in told[0]
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"steps": 10}, "was trained for 10 steps only"),
+            ({"steps": 2000, "stopped": True}, "was stopped after 2,000 steps"),
+            ({"stopped": True}, "was stopped early"),
+        ],
+    )
+    def test_a_trial_is_taken_only_where_nothing_else_fits_and_never_in_silence(
+        self, tmp_path: Path, changes: dict[str, Any], reason: str
+    ) -> None:
+        own, shipped, told = tmp_path / "own.toml", tmp_path / "shipped.toml", list[str]()
+        registry.add(entry(tmp_path, "trial", categories=("crack", "rust"), **changes), own)
+        registry.add(entry(tmp_path, "whole", steps=2000), shipped)
+        assert registry.find(categories=["crack"], files=[own, shipped], warn=told.append).name == "whole"
+        assert told == [f"trial {reason}: whole is used instead; --model trial takes it"]
+        told.clear()
+        assert registry.find(categories=["rust"], files=[own, shipped], warn=told.append).name == "trial"
+        assert told == [f"trial {reason}, but no other model fits; for better samples train longer"]
+        told.clear()
+        assert registry.find(name="trial", files=[own, shipped], warn=told.append).name == "trial"
+        assert told == []
+
+    def test_a_finished_model_that_is_newer_than_a_trial_needs_no_warning(self, tmp_path: Path) -> None:
+        file, told = tmp_path / "weights.toml", list[str]()
+        registry.add(entry(tmp_path, "trial", steps=10, created=NOON - timedelta(days=1)), file)
+        registry.add(entry(tmp_path, "whole", steps=2000), file)
+        assert registry.find(files=[file], warn=told.append).name == "whole"
+        assert told == []
+
+
+def test_a_model_that_is_trained_on_to_its_end_counts_as_finished(tmp_path: Path) -> None:
+    file = tmp_path / "weights.toml"
+    registry.add(entry(tmp_path, steps=700, stopped=True), file)
+    assert "stopped = true" in file.read_text()
+    registry.add(entry(tmp_path, steps=2000), file)
+    assert "stopped" not in file.read_text()
+    assert registry.read(file) == [entry(tmp_path, steps=2000)]
+
+
 def test_without_any_model_the_error_advises_training(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="train one first"):
         registry.find(files=[])
@@ -222,7 +286,7 @@ def test_a_missing_or_altered_model_is_refused(tmp_path: Path) -> None:
         ),
         (("created = 2026-11-20", "created = 9999-12-31"), r"\[tiles\] created: "),
         (("created = 2026-11-20", "created = 2026-13-20"), r"not valid TOML: .*line 9"),
-        (("channels", "method"), r"not valid TOML: .*method.*line 6"),
+        (("channels", "method"), r"not valid TOML: the key method of \[tiles\] stands at line 2 and again at line 6: "),
         (("channels = 1", "<<<<<<< HEAD\nchannels = 1\n======="), r"not valid TOML: a merge conflict at line 6: keep"),
         (("channels = 1", "channels = " + "[" * 100_000), "not valid TOML: "),
     ],
