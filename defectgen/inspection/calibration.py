@@ -144,7 +144,7 @@ def tail(scores: NDArray[np.float64], share: float) -> float:
     if count < _BENT or not variance:
         return min(start + mean * math.log(times), HIGHEST)
     # By its moments, a generalized Pareto distribution whose tail is exponential or ends, as scores do.
-    shape = min(max((1 - mean**2 / variance) / 2, -0.5), 0.0)
+    shape = min(max((1 - mean**2 / variance) / 2, -1.0), 0.0)
     scale = mean * (1 - shape)
     return min(start + scale * (math.log(times) if shape == 0 else (times**shape - 1) / shape), HIGHEST)
 
