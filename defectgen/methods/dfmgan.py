@@ -270,8 +270,9 @@ class DFMGAN:
         },
     }  # fmt: skip
     slots: ClassVar[Sequence[Slots]] = (
-        Slots(r"G\.mapping\.embed\.weight", "categories", axis=1),
-        Slots(r"D(?:_match)?\.embed\.weight", "domains", axis=1),
+        Slots(r"G\.mapping\.embed\.weight", "categories", axis=1, equalized=True),
+        Slots(r"D(?:_match)?\.embed\.weight", "domains", axis=1, equalized=True),
+        Slots(r"D(?:_match)?\.from_rgb\.weight", "inputs", axis=1, where="start", equalized=True),
         *projected_slots("D_match", "domains"),
         Slots(r"G\.backbone\.to_rgb\.\d+\.(?:weight|bias)", "outputs"),
     )

@@ -27,6 +27,8 @@ class Slots:
     of: Kind
     axis: int = 0
     where: Literal["all", "start", "end"] | int = "all"
+    equalized: bool = False
+    """The layer divides its weights by the root of the axis's length when it uses them, as `stylegan2.EqualLinear`."""
 
     def carried(self, tensor: Tensor, before: Sequence[str], now: Sequence[str]) -> Tensor:
         """The tensor of a model with the names `now`."""
@@ -35,7 +37,8 @@ class Slots:
         start = self.where if isinstance(self.where, int) else length - own if self.where == "end" else 0
         first, middle, last = tensor.split([start, own, length - start - own], dim=self.axis)
         parts = self.parts(middle.chunk(len(before), dim=self.axis), before, now)
-        return torch.cat([first, *parts, last], dim=self.axis)
+        made = torch.cat([first, *parts, last], dim=self.axis)
+        return made * (made.shape[self.axis] / length) ** 0.5 if self.equalized else made
 
     def parts(self, parts: Sequence[Tensor], before: Sequence[str], now: Sequence[str]) -> list[Tensor]:
         """The part of each name in `now`: its own if it is among `before`, or the mean of the others'.

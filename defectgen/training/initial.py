@@ -71,7 +71,7 @@ def start(request: TrainSpec, method: Method) -> Started:
         raise UsageError(f"{named}: {request.method} always starts from initial weights")
     if not model.trained_on:
         raise UsageError(f"{named}: does not say which images it was trained on; train it again")
-    slots, before, now = method.slots, _names(model.task), _names(method.task)
+    slots, before, now = method.slots, names_of(model.task), names_of(method.task)
 
     def given(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return carried(tensors, slots, before, now)
@@ -132,9 +132,8 @@ def _take_others(
         if ours and _shapes(carried_over).items() <= _shapes(method.backbone()).items():
             method.take_backbone(carried_over)
             taken |= {name for name in others if unflatten(name, tensors)}
-    return taken.issuperset(
-        name for name, module in others.items() if any(p.requires_grad for p in module.parameters())
-    )
+    learning = {name for name, module in others.items() if any(each.requires_grad for each in module.parameters())}
+    return taken >= learning
 
 
 def _difference(model: Model, method: Method, tensors: Mapping[str, Tensor]) -> str | None:
@@ -162,7 +161,8 @@ def _shapes_networks(model: Model, key: str, value: Any) -> bool:
     return _shapes(_learned(other)) != _shapes(_learned(model.method))
 
 
-def _names(task: Task) -> Names:
+def names_of(task: Task) -> Names:
+    """What the parts of a model's tensors belong to."""
     channels = [f"{i} of {task.channels}" for i in range(task.channels)]
     return {
         "domains": task.domains, "categories": task.domains[1:], "products": task.products,
