@@ -148,7 +148,7 @@ def _difference(model: Model, method: Method, tensors: Mapping[str, Tensor]) -> 
         for key in now
         if before.get(key) != now[key] and _shapes_networks(model, key, now[key])
     ]
-    return f"it has {', '.join(different)}; train with the --preset and --set of the model"
+    return f"it has {', '.join(different) or 'other networks'}; train with the --preset and --set of the model"
 
 
 def _shapes_networks(model: Model, key: str, value: Any) -> bool:

@@ -234,6 +234,16 @@ def test_another_method_and_unknown_images_are_refused(tmp_path: Path) -> None:
         initial.start(spec(new, "isu-gan", tmp_path / "run", path), new)
 
 
+def test_a_method_of_another_package_that_says_nothing_of_its_slots_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = built("isu-gan", "tiny", OLD)
+    path = saved(new, "isu-gan", tmp_path)
+    monkeypatch.delattr(type(new), "slots")
+    with pytest.raises(UsageError, match="--init old: isu-gan always starts from initial weights"):
+        initial.start(spec(new, "isu-gan", tmp_path / "run", path), new)
+
+
 def test_a_run_to_resume_keeps_the_model_that_it_started_from(tmp_path: Path) -> None:
     old = built("isu-gan", "tiny", OLD)
     path = saved(old, "isu-gan", tmp_path)
