@@ -90,6 +90,12 @@ def train(
             autocompletion=completion.models,
         ),
     ] = None,
+    init: Annotated[
+        str | None,
+        option(
+            "--init", metavar="MODEL", help="Model of this method to start from: a name in weights.toml, or a file."
+        ),
+    ] = None,
     steps: Annotated[
         int | None, option("--steps", min=1, help="Number of training steps  [default: the preset's]")
     ] = None,
@@ -137,6 +143,7 @@ def train(
         preset=preset,
         settings=dict(_key_value(setting) for setting in settings or []),
         backbone=backbone,
+        init=init,
         steps=steps,
         seconds=options.seconds(time) if time else None,
         batch_size=batch_size,

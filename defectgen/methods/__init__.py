@@ -38,6 +38,14 @@ Output = Literal["window", "patch", "image"]
 - `patch`: a defect patch, which is blended onto a normal image;
 - `image`: a whole image with its mask and the same image without the defect. The defect can also be blended as a patch.
 """
+Images = Literal["surfaces", "objects", "unions", "unmasked"]
+"""What images show.
+
+- `surfaces`: textures from edge to edge, and defects with masks;
+- `objects`: objects before a plain background, and several defects of each category with masks;
+- `unions`: several categories on one image;
+- `unmasked`: defects of which some have no mask.
+"""
 Control = Literal["region", "mask", "mixture", "union", "reference", "style", "object"]
 """How a sample can be controlled.
 
@@ -68,6 +76,8 @@ class MethodInfo:
     """Whether it removes defects from any image (`Repairer`), as `inspect` requires."""
     restores: bool = False
     """Whether it removes defects, its own and real ones (`Restorer`)."""
+    suits: frozenset[Images] = frozenset()
+    """The images that it suits best of all methods, for `train` without `--method`."""
     stages: tuple[str, ...] = ("generator",)
     """The training stages, in order. With two stages, the first trains a backbone that models can share (`Staged`)."""
     presets: tuple[str, ...] = ("paper", "compact", "tiny")
@@ -110,6 +120,7 @@ BUILT_IN: Final = (
         makes="window",
         controls=frozenset({"reference", "style", "region", "mask"}),
         restores=True,
+        suits=frozenset({"surfaces", "unmasked"}),
     ),
     MethodInfo(
         name="dcdganc",
@@ -118,6 +129,7 @@ BUILT_IN: Final = (
         makes="patch",
         controls=frozenset({"region", "mask", "mixture", "reference"}),
         needs_masks=True,
+        suits=frozenset({"objects"}),
     ),
     MethodInfo(
         name="isu-gan",
@@ -135,6 +147,7 @@ BUILT_IN: Final = (
         makes="window",
         controls=frozenset({"region", "mask", "union"}),
         restores=True,
+        suits=frozenset({"unions"}),
     ),
     MethodInfo(
         name="dfmgan",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from defectgen.errors import UsageError
 from defectgen.methods.networks import Networks
+from defectgen.nn.slots import Slots
 
 ANCHOR = 0
 """Index of the domain of the normals (the anchor domain)."""
@@ -72,6 +73,11 @@ class MethodConfig(BaseModel):
     def paints_masks(self) -> bool:
         """Whether the method paints inside masks, so that the mask asked for is the label."""
         return False
+
+    @property
+    def judged_at_once(self) -> bool:
+        """Whether discriminators teach the generators from the first step on."""
+        return True
 
     @field_validator("image_size")
     @classmethod
@@ -191,6 +197,19 @@ class Method(Protocol):
 
     def generate(self, request: GenerateBatch) -> Generated:
         """Make defects of the requested domains."""
+        ...
+
+
+@runtime_checkable
+class Initializable(Protocol):
+    """A method that can start from the weights of a model with other categories and products."""
+
+    @property
+    def slots(self) -> Sequence[Slots]:
+        """The tensors whose shapes or meanings depend on the task's domains, products or channels.
+
+        Those of modules without parameters are left out: they belong to the images of the training.
+        """
         ...
 
 

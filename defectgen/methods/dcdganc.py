@@ -41,7 +41,8 @@ from defectgen.methods.networks import Networks
 from defectgen.nn.layers import ResBlock, he_init, mixed_precision
 from defectgen.nn.paired import center_line_loss, map_loss, soft, weighted_sum
 from defectgen.nn.penalties import adversarial, gradient_penalty
-from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g
+from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
+from defectgen.nn.slots import Slots
 
 BOTTLENECK = 8
 """Side of the feature map in the middle of G, and of the map that OD-SPADE makes from its code."""
@@ -79,24 +80,32 @@ class DCDGANcConfig(MethodConfig):
     def draws_masks(self) -> bool:
         return self.level
 
+    @property
+    def judged_at_once(self) -> bool:
+        return not self.level
+
 
 # --- Networks, in the order of the data flow -------------------------------------------------------------------
 
 
-def class_constant_map(c: Tensor, channels: int, shape: Shape) -> Tensor:
-    """Equation 1: C_n = 2n/N - 1 at every pixel of every channel, for the n-th of N classes (n from 1).
+def class_values(classes: int) -> Tensor:
+    """Equation 1: C_n = 2n/N - 1 for the n-th of N classes (n from 1), [N]."""
+    return 2 * torch.arange(1, classes + 1, dtype=torch.float32) / classes - 1
+
+
+def class_constant_map(c: Tensor, values: Tensor, channels: int, shape: Shape) -> Tensor:
+    """The values of the classes at every pixel of every channel.
 
     For a mixture, the mean of the classes' values by weight, as interpolated in Figure 5.
 
     Args:
         c: [B, N], one-hot or the weights of a mixture.
+        values: [N].
 
     Returns:
         [B, channels, *shape], in (-1, 1].
     """
-    n = torch.arange(1, c.shape[1] + 1, device=c.device, dtype=c.dtype)
-    value = c @ (2 * n / c.shape[1] - 1)
-    return value[:, None, None, None].expand(-1, channels, *shape)
+    return (c @ values)[:, None, None, None].expand(-1, channels, *shape)
 
 
 class Encoder(nn.Module):
@@ -170,6 +179,9 @@ class Generator(nn.Module):
         """`shape` is the window's; an elongated one has a smallest map of 4x16."""
         super().__init__()
         self.channels, self.shape, self.level = channels, shape, config.level
+        self.values: Tensor  # kept, since a class has that of the model that the training starts from
+        self.register_buffer("values", class_values(classes))
+        self.register_load_state_dict_pre_hook(_add_values)  # type: ignore[no-untyped-call]
         code_dim = classes + config.latent_dim
         widths = _widths(config)
         base = shape[0] >> (len(widths) - 1), shape[1] >> (len(widths) - 1)
@@ -187,7 +199,7 @@ class Generator(nn.Module):
         With `level`, the last of channels + 1 is the mask, -1 to 1, and the others are 0 away from it.
         """
         code = torch.cat([c * z.shape[1] ** 0.5 if self.level else c, z], dim=1)
-        h = self.stem(class_constant_map(c, self.channels, self.shape))
+        h = self.stem(class_constant_map(c, self.values, self.channels, self.shape))
         for conv in self.encoder:
             h = conv(F.avg_pool2d(F.leaky_relu(h, 0.2), 2))
         h = self.middle(h, code)
@@ -198,6 +210,12 @@ class Generator(nn.Module):
             return torch.tanh(out)
         m = torch.sigmoid(out[:, -1:])
         return torch.cat([torch.tanh(out[:, :-1]) * soft(m), 2 * m - 1], dim=1)
+
+
+def _add_values(module: nn.Module, tensors: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Models of earlier versions have no values: they are as equation 1 says."""
+    assert isinstance(module, Generator)
+    tensors.setdefault(f"{prefix}values", module.values)
 
 
 class Discriminator(nn.Module):
@@ -339,6 +357,14 @@ class DCDGANc:
             "lr": 1e-3, "lambda_kl": 0.002, "ema": 0.995, "level": True,
         },
     }  # fmt: skip
+    slots: ClassVar[Sequence[Slots]] = (
+        Slots(r"G\.values", "categories"),
+        Slots(r"G\..*\.to_map\.weight", "categories", axis=1, where="start"),
+        Slots(r"D\.trunk\.0\.weight", "categories", axis=1, where="end"),
+        *projected_slots("D", "categories"),
+        Slots(r"(?:[ED]\.trunk\.0|G\.stem)\.weight", "inputs", axis=1, where="start"),
+        Slots(r"G\.to_image\..*", "outputs", where="start"),
+    )
 
     def __init__(self, config: DCDGANcConfig, task: Task, device: torch.device) -> None:
         self.config = config

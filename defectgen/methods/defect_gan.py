@@ -36,7 +36,8 @@ from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import Noise, draw_seed, instance_norm, mixed_precision
 from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.penalties import gradient_penalty
-from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g
+from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
+from defectgen.nn.slots import Slots
 
 
 class DefectGANConfig(MethodConfig):
@@ -263,6 +264,13 @@ class DefectGAN:
             "batch_size": 4, "ema": 0.995, "masks": True, "lr": 4e-4, "lr_end": 4e-5, "exposure": True,
         },
     }  # fmt: skip
+    slots: ClassVar[Sequence[Slots]] = (
+        Slots(r"G\.decoder\..*\.shared\.weight", "categories", axis=1, where="start"),
+        Slots(r"D\.cls\.weight", "categories"),
+        *projected_slots("D", "categories"),
+        Slots(r"(?:G\.encoder\.0\.conv|D\.body\.0)\.weight", "inputs", axis=1),
+        Slots(r"G\.head\..*", "outputs", where="start"),
+    )
 
     def __init__(self, config: DefectGANConfig, task: Task, device: torch.device) -> None:
         self.config = config

@@ -39,7 +39,8 @@ from defectgen.methods.networks import Networks, flatten, unflatten
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import Noise, draw_seed, mixed_precision
 from defectgen.nn.penalties import adversarial, r1
-from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g
+from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
+from defectgen.nn.slots import Slots
 from defectgen.nn.stylegan2 import (
     Augment,
     Backbone,
@@ -268,6 +269,13 @@ class DFMGAN:
             "ema": 0.995, **_LEARNS,
         },
     }  # fmt: skip
+    slots: ClassVar[Sequence[Slots]] = (
+        Slots(r"G\.mapping\.embed\.weight", "categories", axis=1, equalized=True),
+        Slots(r"D(?:_match)?\.embed\.weight", "domains", axis=1, equalized=True),
+        Slots(r"D(?:_match)?\.from_rgb\.weight", "inputs", axis=1, where="start", equalized=True),
+        *projected_slots("D_match", "domains"),
+        Slots(r"G\.backbone\.to_rgb\.\d+\.(?:weight|bias)", "outputs"),
+    )
 
     def __init__(self, config: DFMGANConfig, task: Task, device: torch.device) -> None:
         self.config = config

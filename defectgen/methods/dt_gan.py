@@ -45,7 +45,8 @@ from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import ResBlock, he_init, instance_norm, mixed_precision
 from defectgen.nn.paired import map_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.penalties import adversarial, r1
-from defectgen.nn.projected import WIDTH, ProjectedDiscriminator, hinge_d, hinge_g
+from defectgen.nn.projected import WIDTH, ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
+from defectgen.nn.slots import Slots, last_conv
 
 BOTTLENECK = 16
 """Side of the feature map at the generator's bottleneck, and so of c_y."""
@@ -84,6 +85,10 @@ class DTGANConfig(MethodConfig):
     lambda_pair: float = Field(10.0, ge=0, description="weight of the differences from d and n_d, with `residual`")
     lambda_map: float = Field(5.0, ge=0, description="weight of the overlap of m with the masks, with `residual`")
     lambda_code: float = Field(1.0, ge=0, description="weight of the critic of M's codes, with `residual`")
+
+    @property
+    def judged_at_once(self) -> bool:
+        return not self.residual
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DTGANConfig":
@@ -576,6 +581,16 @@ class DTGAN:
             "ds_every": 4, "augment": True, "residual": True, "prior": "bank", "exposure": True,
         },
     }  # fmt: skip
+    slots: ClassVar[Sequence[Slots]] = (
+        Slots(r"[ME]\.style\.(\d+)\..*", "domains"),
+        Slots(r"[ME]\.defect\.conv\..*", "domains"),
+        Slots(r"D\.(?:branches|fg\.5)\.(?:weight|bias)", "domains"),
+        Slots(r"D\.bg\.(?:3\.)?(?:weight|bias)", "products"),
+        *projected_slots(r"D\.branches", "domains"),
+        last_conv(r"critic\.body\.6", "domains"),
+        Slots(r"(?:[ED]\.trunk\.0|G\.encoder\.0\.0)\.weight", "inputs", axis=1),
+        Slots(r"G\.head\.[23]\.(?:weight|bias)", "outputs", where="start"),
+    )
 
     def __init__(self, config: DTGANConfig, task: Task, device: torch.device) -> None:
         self.config = config

@@ -43,6 +43,7 @@ from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import instance_norm, mixed_precision
 from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g
+from defectgen.nn.slots import Slots
 
 
 class ISUGANConfig(MethodConfig):
@@ -304,6 +305,17 @@ class ISUGAN:
             for name, module in modules.items()
         }
         self.networks = Networks(modules, optimizers, averaged=("G_n2p", "G_p2n"), device=device)
+
+    @property
+    def slots(self) -> tuple[Slots, ...]:
+        """It has one category; images enter the generators twice with `residual`."""
+        return (
+            Slots(r"(?:G_.*\.down1|D_.\.body)\.0\.weight", "inputs", axis=1, where="start"),
+            Slots(r"G_.*\.head\.0\.weight", "inputs", axis=1, where=self.config.width),
+            Slots(r"G_.*\.head\.2\..*", "outputs", where="start"),
+            Slots(r"G_.*\.up1\.weight", "outputs", axis=1),
+            Slots(r"G_.*\.up1\.bias", "outputs"),
+        )
 
     def lr(self, progress: float) -> float:
         """The learning rate. It is constant, then falls linearly to 0 over the second half (CycleGAN)."""

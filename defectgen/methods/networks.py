@@ -28,6 +28,7 @@ class Networks:
         self.modules = dict(modules)
         self.optimizers = dict(optimizers)
         self.averaged = {name: self.modules[name] for name in averaged}
+        self._waiting: frozenset[str] = frozenset()
         for module in self.modules.values():
             module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -44,7 +45,17 @@ class Networks:
         No other code updates parameters, so this is the place to average the gradients of several processes.
         """
         for name in names:
-            self.optimizers[name].step()
+            if name not in self._waiting:
+                self.optimizers[name].step()
+
+    def wait(self, *, waiting: bool) -> None:
+        """Whether `step` leaves what generates, the modules that are averaged, as it is, and trains only the others."""
+        kept = {each for module in self.averaged.values() for each in module.parameters()}
+        self._waiting = frozenset(
+            name
+            for name, optimizer in self.optimizers.items()
+            if waiting and kept.issuperset(each for group in optimizer.param_groups for each in group["params"])
+        )
 
     def train_only(self, *names: str) -> None:
         """Enable gradients for the parameters of the optimizers `names` only."""

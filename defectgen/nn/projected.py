@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defectgen.nn.features import CHANNELS, Lite0, lite0
+from defectgen.nn.slots import Kind, Slots, last_conv
 
 WIDTH = 64
 """Channels of the mixed maps."""
@@ -78,6 +79,12 @@ def _head(side: int, categories: int) -> nn.Sequential:
         layers += [normalized(nn.Conv2d(width, _HEAD, 4, 2, 1)), nn.GroupNorm(8, _HEAD), nn.LeakyReLU(0.2)]
         side, width = side // 2, _HEAD
     return nn.Sequential(*layers, normalized(nn.Conv2d(width, categories, 4)))
+
+
+def projected_slots(name: str, of: Kind) -> tuple[Slots, ...]:
+    """What a `ProjectedDiscriminator` has of each of its categories; `name` is a pattern."""
+    last = len(CHANNELS) - 1
+    return tuple(last_conv(rf"{name}\.heads\.{i}\.{3 * (last - i)}", of) for i in range(len(CHANNELS)))
 
 
 def hinge_d(real: Tensor, fake: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from defectgen import files
 from defectgen.device import resolve
-from defectgen.errors import ExitCode, UsageError
+from defectgen.errors import ExitCode, UsageError, WeightsError
 from defectgen.folders import Catalog, OnBad, OnFile, ProductFolders, Skipped, read_catalog
 from defectgen.inspection import inspector
 from defectgen.inspection.calibration import calibrate
@@ -19,13 +19,13 @@ from defectgen.inspection.inspector import Criteria
 from defectgen.inspection.reconstruction import NetworkRepair
 from defectgen.inspection.scores import SSIM
 from defectgen.methods import info, which
-from defectgen.models import registry
+from defectgen.models import checkpoint, model, registry
 from defectgen.models.model import SavedCriteria, keep_criteria
 from defectgen.text import slug
 from defectgen.training import trainer
 from defectgen.training.choice import suited
 from defectgen.training.data import hold_out
-from defectgen.training.run import BACKBONE, TrainSpec
+from defectgen.training.run import BACKBONE, Initial, TrainSpec
 from defectgen.training.trainer import Progress
 
 __all__ = ["FEW", "Progress", "TrainJob", "TrainRequest", "TrainResult", "train"]
@@ -54,6 +54,9 @@ class TrainRequest:
     """Hyperparameters that replace the preset's, as in `--set`."""
     backbone: str | None = None
     """A model whose backbone replaces the first stage of training."""
+    init: str | Path | None = None
+    """A model of the same method to start from: its name in a `weights.toml`, its file, or its run folder. Categories
+    and products that it does not know start from the mean of those that it knows."""
     steps: int | None = None
     seconds: float | None = None
     batch_size: int | None = None
@@ -100,14 +103,18 @@ class TrainJob:
         Raises:
             NoDeviceError: there is no such device.
             UsageError: a bad preset or setting, a name that is taken, or a model without a backbone to share.
+            WeightsError: a model to start from is missing or altered.
             BadInputError: as `read_catalog`.
         """
         given = {**request.settings}
         given |= {k: str(v) for k, v in (("steps", request.steps), ("batch_size", request.batch_size)) if v is not None}
         self.device = resolve(request.device)
         self._request = request
+        initial = self._initial()
         catalog: Catalog | None = None
-        if request.method is None:
+        if request.method is None and initial is not None:
+            self.method, self.reason = str(checkpoint.load(initial.file, "method")[1]["method"]), "that of --init"
+        elif request.method is None:
             catalog = self._read(on_file)
             self.method, self.reason = suited(catalog)
         else:
@@ -133,6 +140,7 @@ class TrainJob:
             method=self.method, name=self.name, run=self.run_folder, catalog=catalog, sources=request.sources,
             config=self._config, seconds=request.seconds, seed=request.seed, device=request.device,
             workers=request.workers, resume=request.resume, overwrite=request.overwrite, backbone=self._backbone(),
+            init=initial,
         )  # fmt: skip
 
     def _read(self, on_file: OnFile | None) -> Catalog:
@@ -223,6 +231,26 @@ class TrainJob:
         if not path.is_file():
             raise UsageError(f"--backbone {wanted}: {path} is missing; train the model again")
         return path
+
+    def _initial(self) -> Initial | None:
+        """The model to start from; None if none is requested. Also looks beside the list that gets the new model."""
+        wanted = self._request.init
+        if wanted is None:
+            return None
+        path = Path(wanted)
+        if (file := path / model.FILE if path.is_dir() else path).is_file():
+            return Initial(str(wanted), file)
+        if isinstance(wanted, Path):
+            raise WeightsError(f"--init {wanted}: no such model; name a {model.FILE}, or its run folder")
+        mine = self._request.weights
+        lists = [mine] if mine is not None and mine.exists() else []
+        entry = registry.find(
+            name=wanted,
+            files=[*lists, *registry.find_registry(None)],
+            methods=(self._request.method,) if self._request.method else (),
+        )
+        registry.verify(entry)
+        return Initial(wanted, entry.file)
 
 
 def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _: None) -> TrainResult:

@@ -9,6 +9,7 @@ import numpy as np
 from defectgen.folders import NORMAL, Catalog, SourceImage
 from defectgen.imaging.images import read_image
 from defectgen.imaging.masks import foreground
+from defectgen.methods import Images, which
 
 _LOOKED_AT = 9  # normals, to tell objects from textures
 _ENOUGH: Final = 5  # defects of each category, with which all methods were tested
@@ -24,20 +25,24 @@ def suited(catalog: Catalog) -> tuple[str, str]:
     unmarked = sum(image.mask is None for image in defects)
     fewest = min(Counter(image.category for image in defects).values())
     if any(image.also for image in defects):
-        return "defect-gan", "some images show several categories, which it alone takes apart and combines"
+        return _suiting("unions"), "some images show several categories, which it alone takes apart and combines"
     if unmarked:
-        return "dt-gan", (
+        return _suiting("unmasked"), (
             f"{unmarked} of {len(defects)} defects have no mask, which it can do without; masks would teach it more"
         )
     if fewest >= _ENOUGH and _show_objects([image for image in catalog.images if image.category == NORMAL]):
-        return "dcdganc", (
+        return _suiting("objects"), (
             "the normals show objects before a plain background, and it lays defects where real ones lie; all have "
             f"masks, and each category has {_ENOUGH} or more"
         )
-    return "dt-gan", (
+    return _suiting("surfaces"), (
         f"all defects have masks, and from {_ENOUGH} of each category it came closest to real ones in our test on tiles"
         + (f"; {_ENOUGH} or more are better than {fewest}" if fewest < _ENOUGH else "")
     )
+
+
+def _suiting(images: Images) -> str:
+    return which(lambda row: images in row.suits)[0]
 
 
 def _show_objects(normals: Sequence[SourceImage]) -> bool:

@@ -27,9 +27,19 @@ from defectgen.training.view import PREVIEWS, Sheet, View
 from defectgen.version import __version__
 
 BACKBONE = "backbone.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
+CONFIG = "config.json"
 _PREVIEW = re.compile(r"\d{7}(-classes)?\.jpg|twins\.jpg")
 _FEWEST = 2  # domains: the normals and one category, between which and itself there is nothing to show
 _STEPS = 11  # from one category to the next
+
+
+@dataclass(frozen=True)
+class Initial:
+    """A trained model to start from: its name in the request, and its file."""
+
+    name: str
+    file: Path
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class TrainSpec:
     overwrite: bool = False
     backbone: Path | None = None
     """A `backbone.safetensors` of an earlier run, which replaces the first stage."""
+    init: Initial | None = None
+    """A model of the same method, whose weights are the initial ones."""
 
 
 class Run:
@@ -66,9 +78,9 @@ class Run:
         self._average = average
         self._identity = identity
         self._inputs = inputs
-        self._checkpoint = folder / "checkpoint.safetensors"
-        self._model = folder / "model.safetensors"
-        self._config = folder / "config.json"
+        self._checkpoint = folder / CHECKPOINT
+        self._model = folder / model.FILE
+        self._config = folder / CONFIG
         self._metrics = folder / "metrics.jsonl"
         self._previews = folder / PREVIEWS
 
@@ -147,8 +159,8 @@ class Run:
 
     def _check_same(self, saved: Mapping[str, Any]) -> None:
         """Check that a checkpoint is of this configuration and these images."""
-        for key in ("method", "task", "config", "seed"):
-            before, now = saved["identity"][key], self._identity[key]
+        for key in ("method", "task", "config", "seed", "init"):
+            before, now = ({"init": None, **each}[key] for each in (saved["identity"], self._identity))
             if key == "config":  # the number of steps may change, nothing else
                 before, now = {**before, "steps": 0}, {**now, "steps": 0}
             if before != now:
@@ -277,15 +289,20 @@ def inputs(catalog: Catalog) -> list[list[str]]:
 
 
 def identity(
-    request: TrainSpec, task: Task, before: Sequence[str], trained_on: Sequence[Sequence[str]]
+    request: TrainSpec,
+    task: Task,
+    before: Sequence[str],
+    trained_on: Sequence[Sequence[str]],
+    init: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The metadata of a model. A resumed run must match it in method, task, seed, and configuration except `steps`.
 
-    `trained_on` holds the SHA-256 of all training images, including those of the backbone, `before`. From these, an
-    evaluation detects test images that were used for training.
+    `trained_on` holds the SHA-256 of all training images, including those of the backbone and of the model that
+    the run started from, `before`. From these, an evaluation detects test images that were used for training.
 
     Args:
         trained_on: as `inputs` returns them.
+        init: the record of the model that the run started from.
     """
     return {
         "defectgen": __version__,
@@ -294,6 +311,7 @@ def identity(
         "task": task.model_dump(mode="json"),
         "seed": request.seed,
         "trained_on": sorted({*before, *(sha256 for _, _, _, sha256, *_ in trained_on)}),
+        **({} if init is None else {"init": init}),
     }
 
 
@@ -311,7 +329,7 @@ def _changed_input(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]]
 
 def _difference(key: str, before: Any, now: Any) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
-        for name in before.keys() | now.keys():
+        for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 return f"{name} was {before.get(name)} and is {now.get(name)}"
     return f"{key} was {before} and is {now}"

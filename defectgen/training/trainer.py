@@ -29,6 +29,7 @@ from defectgen.methods.networks import Average
 from defectgen.models import checkpoint
 from defectgen.models.model import build
 from defectgen.text import duration
+from defectgen.training import initial
 from defectgen.training.data import (
     Feeder,
     TrainingData,
@@ -87,7 +88,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
 
     Raises:
         UsageError: the run folder is in use, or a run is resumed with another configuration or other images, or the
-            training diverged.
+            model to start from does not fit, or the training diverged.
         WeightsError: the checkpoint is damaged, or a run to resume has only a model.
         OutOfMemoryError: the device has too little memory; the message names the batch size to try next.
         StoppedError: a signal ended the run before its first step.
@@ -97,9 +98,11 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     backbone, before = _read_backbone(request, windows)
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)
+    started = initial.start(request, method)
     average = Average(method.networks.averaged, config.ema)
     found = inputs(request.catalog)
-    run = Run(request.run, method, average, identity(request, task, before, found), found)
+    known = identity(request, task, [*before, *started.trained_on], found, started.record)
+    run = Run(request.run, method, average, known, found)
     resumed = request.resume and run.can_resume()
     start, seconds_before = run.resume() if resumed else run.begin(overwrite=request.overwrite)
     first = method.backbone_steps if isinstance(method, Staged) else 0
@@ -121,6 +124,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
         with _stop_signals() as stop:
             while (progress := clock.progress(step, time.monotonic() - began)) < 1 and not stop:
                 batch = feeder.batch(step)
+                method.networks.wait(waiting=started.alone(config, progress, first / config.steps))
                 tensors = method.training_step(batch, step, progress, torch_rng(request.seed, RANK, step))
                 step += 1
                 average.update(step if step <= first else step - first)
@@ -220,6 +224,7 @@ def estimate(request: TrainSpec) -> dict[str, Any]:
     backbone, _ = _read_backbone(request, windows)
     task = make_task(windows)
     method = build(request.method, config, task, device, request.seed)
+    initial.start(request, method)
     first = min(method.backbone_steps if isinstance(method, Staged) else 0, config.steps)
     feeder = Feeder(windows, config.batch_size, request.seed, device, 1)
 

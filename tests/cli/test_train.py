@@ -188,3 +188,24 @@ def test_products(photographs: Path, trained: Requests, capsys: pytest.CaptureFi
 )
 def test_a_product_is_called_after_its_folder(folder: str, product: str, tmp_path: Path) -> None:
     assert train._product(tmp_path / folder) == product
+
+
+@pytest.mark.parametrize("how", ["one", "runs/one", "runs/one/model.safetensors"])
+def test_a_model_to_start_from_is_named_or_a_path(
+    how: str, model: registry.Entry, photographs: Path, trained: Requests
+) -> None:
+    """A name is found in the nearest list, also where the new model goes to another one."""
+    assert main([*TRAIN, "--quiet", "--init", how, "--weights", "other.toml"]) == 0
+    (request,) = trained
+    assert (request.init.name, request.init.file.absolute()) == (how, model.file)
+
+
+def test_a_model_to_start_from_that_is_missing_or_altered_is_refused(
+    model: registry.Entry, photographs: Path, trained: Requests, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*TRAIN, "--init", "nope"]) == ExitCode.BAD_WEIGHTS
+    assert "no model nope of dt-gan; available: one knows" in capsys.readouterr().err
+    model.file.write_bytes(b"altered")
+    assert main([*TRAIN, "--init", "one"]) == ExitCode.BAD_WEIGHTS
+    assert "altered after it was added" in capsys.readouterr().err
+    assert not trained

@@ -15,6 +15,7 @@ from defectgen.methods.dcdganc import (
     Encoder,
     Generator,
     class_constant_map,
+    class_values,
     d_loss,
     g_loss,
     kl_loss,
@@ -73,11 +74,11 @@ def batch(seed: int = 0, count: int = 4) -> Batch:
 
 
 def test_class_constant_maps_are_equation_1() -> None:
-    maps = class_constant_map(torch.eye(4), channels=3, shape=(8, 8))
+    maps = class_constant_map(torch.eye(4), class_values(4), channels=3, shape=(8, 8))
     assert maps.shape == (4, 3, 8, 8)
     expected = torch.tensor([-0.5, 0.0, 0.5, 1.0])  # 2n/N - 1 for n of 1, 2, 3, 4
     torch.testing.assert_close(maps, expected[:, None, None, None].expand(4, 3, 8, 8))
-    mixed = class_constant_map(torch.tensor([[0.25, 0.0, 0.0, 0.75]]), channels=1, shape=(2, 2))
+    mixed = class_constant_map(torch.tensor([[0.25, 0.0, 0.0, 0.75]]), class_values(4), channels=1, shape=(2, 2))
     torch.testing.assert_close(mixed, torch.full((1, 1, 2, 2), 0.25 * -0.5 + 0.75))
 
 

@@ -20,7 +20,7 @@ from defectgen.imaging.windows import Box
 from defectgen.inspection.reconstruction import NetworkRepair
 from defectgen.methods import Control, MethodInfo
 from defectgen.methods.base import Batch, GenerateBatch, Method, Repairer, Restorer, Staged
-from defectgen.models.model import load
+from defectgen.models.model import build, load, save_half
 from defectgen.pipelines.synthesize import Folder, SynthesizeRequest, TransferRequest, synthesize, transfer
 from defectgen.pipelines.train import TrainJob, TrainRequest, TrainResult
 from defectgen.synthesis import generated, pasted
@@ -302,3 +302,42 @@ def test_a_backbone_is_shared_only_between_models_with_stages(
     else:
         with pytest.raises(UsageError, match=f"--backbone m: {name} has no backbone to share"):
             TrainJob(request)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_training_starts_from_the_weights_of_a_model(
+    name: str, part: ProductFolders, tmp_path: Path, trained: Callable[[str], TrainResult]
+) -> None:
+    """With fresh weights of another seed, the networks would be far away."""
+    result, row = trained(name), methods.info(name)
+    steps = 3 if len(row.stages) > 1 else 1
+    job = TrainJob(request_of(row, part, tmp_path, steps=steps, seed=5, init=str(result.model)))
+    made = load(job.run().model, torch.device("cpu"))
+    before = load(result.model, torch.device("cpu")).method.networks.averaged
+    fresh = build(name, made.method.config, made.task, torch.device("cpu"), 5).networks.averaged
+
+    def apart(networks: dict[str, torch.nn.Module]) -> float:
+        pairs = [(made.method.networks.averaged[key].parameters(), each.parameters()) for key, each in networks.items()]
+        return sum(float((a - b).detach().abs().sum()) for pair in pairs for a, b in zip(*pair, strict=True))
+
+    assert apart(before) < 0.3 * apart(fresh)
+    assert set(load(result.model, torch.device("cpu")).trained_on) <= set(made.trained_on)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_for_shipping_makes_the_same_but_for_rounding(
+    name: str, tmp_path: Path, trained: Callable[[str], TrainResult]
+) -> None:
+    save_half(trained(name).model, tmp_path / "half.safetensors")
+    side = smallest(name)
+    x = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    full, half = (
+        load(path, torch.device("cpu"))
+        .method.generate(
+            GenerateBatch(x, torch.ones(2, dtype=torch.long), [torch.Generator().manual_seed(i) for i in (1, 2)])
+        )
+        .x
+        for path in (trained(name).model, tmp_path / "half.safetensors")
+    )
+    assert not torch.equal(full, half)
+    assert float((full - half).abs().mean()) < 2 / 255  # less than a gray level

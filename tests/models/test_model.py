@@ -18,7 +18,7 @@ from defectgen.methods.base import Method, Task
 from defectgen.methods.dt_gan import DTGANConfig
 from defectgen.methods.networks import Average
 from defectgen.models import checkpoint, model, registry
-from defectgen.models.model import SavedCriteria, keep_criteria, load, load_model
+from defectgen.models.model import SavedCriteria, keep_criteria, load, load_model, save_half
 
 CPU = torch.device("cpu")
 CONFIG = DTGANConfig(image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4)
@@ -147,3 +147,41 @@ def test_a_checkpoint_is_no_model(saved: Path, tmp_path: Path) -> None:
         load(tmp_path / "checkpoint.safetensors", CPU)
     with pytest.raises(WeightsError, match="no identity"):
         checkpoint.load(saved, "identity")
+
+
+def test_a_model_for_shipping_has_half_the_size_and_the_same_weights_but_for_rounding(
+    saved: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "half.safetensors"
+    save_half(saved, half)
+    assert half.stat().st_size < 0.6 * saved.stat().st_size
+    first, second = load(saved, CPU), load(half, CPU)
+    assert (first.info, first.task, first.steps, first.trained_on) == (
+        second.info, second.task, second.steps, second.trained_on,
+    )  # fmt: skip
+    differ = False
+    for name, network in first.method.networks.averaged.items():
+        for key, value in second.method.networks.averaged[name].state_dict().items():
+            own = network.state_dict()[key]
+            assert value.dtype == own.dtype
+            torch.testing.assert_close(value, own, rtol=2**-11, atol=1e-7)
+            differ |= not torch.equal(value, own)
+    assert differ
+    keep_criteria(half, SavedCriteria(threshold=0.5))
+    assert load(half, CPU).threshold == 0.5
+    assert half.stat().st_size < 0.6 * saved.stat().st_size
+    damaged = bytearray(half.read_bytes())
+    damaged[-1] ^= 1
+    half.write_bytes(damaged)
+    with pytest.raises(WeightsError, match="damaged"):
+        load(half, CPU)
+
+
+def test_weights_beyond_float16_are_not_shipped(saved: Path, tmp_path: Path) -> None:
+    tensors, record = checkpoint.load(saved)
+    name = next(key for key, value in tensors.items() if value.dtype == torch.float32)
+    tensors[name].flatten()[0] = 1e5
+    checkpoint.save(saved, tensors, record)
+    with pytest.raises(WeightsError, match=f"{name} has values beyond the range of float16"):
+        save_half(saved, tmp_path / "half.safetensors")
+    assert not (tmp_path / "half.safetensors").exists()

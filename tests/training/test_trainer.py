@@ -26,8 +26,8 @@ from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.methods.isu_gan import ISUGANConfig
 from defectgen.models import checkpoint
 from defectgen.models.model import load
-from defectgen.training import trainer
-from defectgen.training.run import Run, TrainSpec
+from defectgen.training import initial, trainer
+from defectgen.training.run import Initial, Run, TrainSpec, inputs
 from defectgen.training.trainer import Progress, estimate, train
 
 CONFIG = DTGANConfig(
@@ -311,6 +311,57 @@ class TestTrain:
         message = "step 10: the loss adv is nan: training diverged; restart with a lower --set lr="
         with pytest.raises(UsageError, match=message):
             train(request_for())
+
+
+class TestInitial:
+    """Runs that start from a trained model."""
+
+    @pytest.fixture
+    def first(self, request_for: Callable[..., TrainSpec]) -> Initial:
+        return Initial("first", train(request_for("first", config=CONFIG.model_copy(update={"steps": 2}))).model)
+
+    def test_it_starts_from_the_weights_of_the_model(
+        self, request_for: Callable[..., TrainSpec], first: Initial
+    ) -> None:
+        one = CONFIG.model_copy(update={"steps": 1, "lr": 1e-8, "lr_mapping": 1e-8})
+        trained = train(request_for(config=one, init=first, seed=9))
+        (now, record), (before, _) = checkpoint.load(trained.model), checkpoint.load(first.file)
+        assert all(torch.allclose(now[name], value, atol=1e-6) for name, value in before.items())
+        config = json.loads((trained.model.parent / "config.json").read_text())
+        assert record["init"] == config["init"]
+        assert (record["init"]["model"], record["init"]["fresh"]) == ("first", False)
+
+    def test_it_is_deterministic_and_resumes_to_the_same_bits_without_the_model(
+        self, request_for: Callable[..., TrainSpec], first: Initial, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Also where the first steps are those of fresh discriminators alone."""
+        monkeypatch.setattr(initial, "_ALONE", 0.6)
+        first.file.with_name("checkpoint.safetensors").unlink()
+        config = CONFIG.model_copy(update={"steps": 4})
+        whole = train(request_for("whole", config=config, init=first)).model.read_bytes()
+        assert whole == train(request_for("again", config=config, init=first)).model.read_bytes()
+        request = request_for("parts", config=config, init=first)
+        train(request, stop_after(1))
+        first.file.unlink()
+        resumed = train(replace(request, init=None, resume=True))
+        assert resumed.model.read_bytes() == whole
+
+    def test_what_the_model_was_trained_on_counts_as_trained_on(
+        self, request_for: Callable[..., TrainSpec], first: Initial, catalog: Catalog, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "old.safetensors"
+        tensors, saved = checkpoint.load(first.file)
+        checkpoint.save(path, tensors, {**saved, "trained_on": ["0" * 64]})
+        request = request_for(init=Initial("old", path), config=CONFIG.model_copy(update={"steps": 1}))
+        own = {image[3] for image in inputs(catalog)}
+        assert {"0" * 64, *own} <= set(load(train(request).model, torch.device("cpu")).trained_on)
+
+    def test_a_run_that_began_otherwise_is_not_resumed(
+        self, request_for: Callable[..., TrainSpec], first: Initial
+    ) -> None:
+        train(request_for(), stop_after(1))
+        with pytest.raises(UsageError, match="cannot resume, init was None and is .*'first'"):
+            train(request_for(init=first, resume=True))
 
 
 class TestInputs:
