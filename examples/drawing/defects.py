@@ -28,17 +28,20 @@ def walk(rng: Rng, length: float, turn: float, wander: float, kinks: float) -> A
 
 
 class Line:
-    """Cells near a line: `where` they are, how far `away`, `at` which of its points, and on which `side`, -1 or 1."""
+    """Cells near a line: `where` they are, how far `away`, `at` which of its points, and how far on the `lit` side.
 
-    def __init__(self, shape: tuple[int, ...], points: Array, reach: float) -> None:
+    That is the side away from the lamp, from 0 to 1: the wall of a groove that looks at the lamp, and its edge.
+    """
+
+    def __init__(self, scene: Scene, points: Array, reach: float) -> None:
+        shape = scene.height.shape
         low = np.clip(np.floor(points.min(axis=0) - reach), 0, None).astype(int)
         high = np.minimum(np.ceil(points.max(axis=0) + reach + 1), shape).astype(int)
         self.where = slice(low[0], high[0]), slice(low[1], high[1])
         cells = np.moveaxis(np.asarray(np.mgrid[self.where], float), 0, -1)
         self.away, self.at = cKDTree(points).query(cells)
-        along = np.gradient(points, axis=0)[self.at]
-        off = cells - points[self.at]
-        self.side = np.sign(along[..., 1] * off[..., 0] - along[..., 0] * off[..., 1])
+        off = (cells - points[self.at]) / np.maximum(self.away, 1e-6)[..., None]
+        self.lit = step(0.5 - off @ (scene.lamp[:2] / np.hypot(*scene.lamp[:2])))
 
 
 def crack(rng: Rng, scene: Scene, center: Array) -> None:
@@ -49,7 +52,7 @@ def crack(rng: Rng, scene: Scene, center: Array) -> None:
     t = np.linspace(0, 1, len(points))
     swell = np.exp(np.interp(t, np.linspace(0, 1, len(points) // 9 + 2), rng.normal(0, 0.4, len(points) // 9 + 2)))
     ends = np.clip(np.minimum(t, 1 - t) * 5 + 0.15, 0, 1)
-    width = rng.uniform(0.24, 0.52) * s * ends * np.clip(swell, 0.4, 2)
+    width = rng.uniform(0.20, 0.46) * s * ends * np.clip(swell, 0.4, 2)
     groove(scene, points, width)
     for _ in range(rng.integers(0, 4)):
         k = int(rng.integers(len(points) // 5, 4 * len(points) // 5))
@@ -60,14 +63,16 @@ def crack(rng: Rng, scene: Scene, center: Array) -> None:
 
 def groove(scene: Scene, points: Array, width: Array) -> None:
     """Cut a line of half `width` cells, in which light is lost, and whose one edge stands up a little."""
-    line = Line(scene.height.shape, points, 6 * float(width.max()) + 2)
+    line = Line(scene, points, 6 * float(width.max()) + 2)
     w = np.maximum(width[line.at], 0.45)
-    part = np.minimum(width[line.at] / 0.45, 1)  # of the light that it takes, where it is thinner than a cell
+    part = np.minimum(width[line.at] / 0.45, 1) * scene.solid[line.where]  # of a cell, where it is thinner than one
     deep = np.exp(-((line.away / w) ** 2)) * part
-    lip = np.exp(-(((line.away - 1.9 * w) / (0.8 * w)) ** 2)) * part * np.where(line.side > 0, 1, 0.15)
+    lip = np.exp(-(((line.away - 1.9 * w) / (0.8 * w)) ** 2)) * part * (0.15 + 0.85 * line.lit)
     scene.height[line.where] += 2.2 * w / (0.5 + w) * (0.36 * lip - deep)
+    scene.albedo[line.where] += 0.45 * lip[..., None] * (scene.fresh[line.where] - scene.albedo[line.where])
     scene.albedo[line.where] *= 1 - 0.88 * deep[..., None]
     scene.gloss[line.where] *= 1 - deep
+    scene.sparkle[line.where] += 0.2 * lip
 
 
 def scratch(rng: Rng, scene: Scene, center: Array) -> None:
@@ -89,11 +94,12 @@ def scratch(rng: Rng, scene: Scene, center: Array) -> None:
 
 def plough(scene: Scene, points: Array, width: float, force: Array) -> None:
     """Draw a tip of half `width` cells along a line with a `force` from 0 to 1: a groove, and what it threw up."""
-    line = Line(scene.height.shape, points, 5 * width + 2)
-    f = force[line.at]
-    deep = f * np.exp(-((line.away / width) ** 2))
-    burr = f * np.exp(-(((line.away - 1.8 * width) / (0.75 * width)) ** 2)) * np.where(line.side > 0, 1, 0.35)
-    scene.height[line.where] += width * (0.65 * burr - 0.9 * deep)
+    line = Line(scene, points, 5 * width + 2)
+    wide = max(width, 0.7)
+    f = force[line.at] * width / wide * scene.solid[line.where]
+    deep = f * np.exp(-((line.away / wide) ** 2))
+    burr = f * np.exp(-(((line.away - 1.8 * wide) / (0.75 * wide)) ** 2)) * (0.35 + 0.65 * line.lit)
+    scene.height[line.where] += wide * (0.65 * burr - 0.9 * deep)
     torn = np.clip(burr, 0, 1)[..., None]
     scene.albedo[line.where] += 0.9 * torn * (scene.fresh[line.where] - scene.albedo[line.where])
     scene.albedo[line.where] *= 1 - 0.4 * np.clip(deep, 0, 1)[..., None]
@@ -107,7 +113,7 @@ def polygon(rng: Rng, shape: tuple[int, int], center: Array, radius: float) -> A
     dy, dx = y - center[0], x - center[1]
     corners = int(rng.integers(7, 12))
     turns = np.sort((np.arange(corners) + rng.uniform(-0.3, 0.3, corners)) * 2 * np.pi / corners)
-    far = radius * np.clip(rng.normal(1, 0.18, corners), 0.55, 1.35)
+    far = radius * np.clip(rng.normal(1, 0.13, corners), 0.65, 1.3)
     angle = (np.arctan2(dy, dx) - turns[0]) % (2 * np.pi) + turns[0]
     side = np.clip(np.searchsorted(turns, angle, side="right") - 1, 0, corners - 1)
     p = np.stack([far * np.sin(turns), far * np.cos(turns)], axis=1)
@@ -170,6 +176,7 @@ def stain(rng: Rng, scene: Scene, center: Array) -> None:
     rim = rim * np.clip(0.8 + 0.35 * noise(rng, shape, 6 * s), 0.15, 1.4)
     cloud = np.clip(1 + 0.3 * noise(rng, shape, (4 * s, 4 * s * scene.grain)) - 0.3 * np.clip(inside, 0, 1), 0.3, 2)
     takes = rng.uniform(0.35, 0.65) * (0.6 * film * cloud + 0.6 * rim)
+    takes = takes * scene.solid
     hides = np.clip(takes[..., None] * np.array(scene.opaque), 0, 0.95)
     scene.albedo += hides * (np.array(scene.residue) - scene.albedo)
     scene.gloss *= np.clip(1 - 0.9 * takes, 0.1, 1)
@@ -196,10 +203,13 @@ def pit(rng: Rng, scene: Scene, center: Array, radius: float) -> None:
     r = np.hypot(u, v) / (radius * (1 + np.sum(bumps, axis=0)))
     hole = np.where(r < 1, (1 - np.minimum(r, 1) ** 2) ** 0.8, 0)
     rim = np.exp(-(((r - 1.12) / 0.16) ** 2))
+    toward = (dy * scene.lamp[0] + dx * scene.lamp[1]) / np.maximum(np.hypot(dy, dx), 1)
+    worn = rim * scene.solid * step(0.3 - 1.2 * toward + 0.25 * noise(rng, (y.shape[0], y.shape[1]), 0.5 * radius))
     rough = 0.05 * radius * noise(rng, (scene.height.shape[0], scene.height.shape[1]), 0.25 * radius)
     scene.height += (rough - rng.uniform(0.45, 0.75) * radius) * hole + 0.10 * radius * rim
     inner = step((1.0 - r) * radius / scene.scale + 0.5)
     soot = np.clip(inner * (0.25 + 0.35 * hole) + 0.05 * np.exp(-((r / 1.6) ** 4)), 0, 1)
+    scene.albedo += 0.45 * worn[..., None] * (scene.fresh - scene.albedo)
     scene.albedo *= (1 - soot)[..., None]
     scene.gloss *= 1 - 0.7 * inner
-    scene.sparkle += 0.30 * inner * scene.solid
+    scene.sparkle += 0.40 * np.maximum(inner * scene.solid, worn)
