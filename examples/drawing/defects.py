@@ -63,13 +63,14 @@ def crack(rng: Rng, scene: Scene, center: Array) -> None:
 
 def groove(scene: Scene, points: Array, width: Array) -> None:
     """Cut a line of half `width` cells, in which light is lost, and whose one edge stands up a little."""
-    line = Line(scene, points, 6 * float(width.max()) + 2)
+    s = scene.scale
+    line = Line(scene, points, 6 * float(width.max()) + 2 * s)
     w = np.maximum(width[line.at], 0.45)
     part = np.minimum(width[line.at] / 0.45, 1) * scene.solid[line.where]  # of a cell, where it is thinner than one
     deep = np.exp(-((line.away / w) ** 2)) * part
-    lip = np.exp(-(((line.away - 1.9 * w) / (0.8 * w)) ** 2)) * part * (0.15 + 0.85 * line.lit)
+    lip = np.exp(-(((line.away - 1.5 * w - 0.4 * s) / (0.35 * s + 0.3 * w)) ** 2)) * part * (0.1 + 0.9 * line.lit)
     scene.height[line.where] += 2.2 * w / (0.5 + w) * (0.36 * lip - deep)
-    scene.albedo[line.where] += 0.45 * lip[..., None] * (scene.fresh[line.where] - scene.albedo[line.where])
+    scene.albedo[line.where] += 0.55 * lip[..., None] * (scene.fresh[line.where] - scene.albedo[line.where])
     scene.albedo[line.where] *= 1 - 0.88 * deep[..., None]
     scene.gloss[line.where] *= 1 - deep
     scene.sparkle[line.where] += 0.2 * lip
