@@ -140,7 +140,7 @@ def read_catalog(
     >>> part = defectgen.ProductFolders(product="part", normals=Path("photos/normals"), defects=Path("photos/defects"))
     >>> catalog = defectgen.read_catalog([part])
     >>> catalog.categories, len(catalog.images), len(catalog.skipped)
-    (('crack', 'scratch', 'spot'), 38, 0)
+    (('crack', 'scratch', 'spot', 'stain'), 48, 0)
 
     Args:
         category: the category of the images in a flat folder, or the one to use of several category folders.

@@ -261,7 +261,7 @@ def train(request: TrainRequest, on_step: Callable[[Progress], None] = lambda _:
     >>> part = defectgen.ProductFolders(product="part", normals=Path("photos/normals"), defects=Path("photos/defects"))
     >>> request = defectgen.TrainRequest(method="dt-gan", sources=(part,), preset="tiny", steps=2, name="part")
     >>> defectgen.train(request).categories
-    ('crack', 'scratch', 'spot')
+    ('crack', 'scratch', 'spot', 'stain')
 
     Writes `OUT/NAME/` with `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and
     `model.safetensors`. The first Ctrl-C ends training after the current step and saves everything.
