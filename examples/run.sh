@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs defectgen into .venv and runs it on the sample images, on the GPU if there is one: trains a small model,
-# then synthesizes a small dataset with a contact sheet.
+# Installs defectgen into .venv and shows what it does, on the sample images and on the GPU if there is one: cut-outs and
+# the defects of a model that ships within a minute, then a short training that starts from that model, and whether a
+# dataset helps. Writes demo/index.html.
 set -eu
 cd "$(dirname "$0")/.."
 [ -x .venv/bin/pip ] || "${PYTHON:-python3}" -m venv .venv
@@ -8,8 +9,20 @@ cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 
 rm -rf demo && mkdir demo && cd demo
-defectgen train --method dt-gan --preset tiny --time "${TIME:-4m}" --name demo --seed 1 --weights weights.toml \
-    --product steel=../examples/samples/steel/normals:../examples/samples/steel/defects \
-    --product ceramic=../examples/samples/ceramic/normals:../examples/samples/ceramic/defects
-defectgen synthesize --model demo --weights weights.toml --num 24
-echo "Look at demo/dataset/sheet.jpg, and at demo/runs/demo/previews for the progress of training."
+# Two fifths of the images are held out, for the test at the end.
+samples=../examples/samples/steel
+for file in "$samples"/normals/* "$samples"/defects/*/* "$samples"/masks/*/*; do
+    name=${file#"$samples"/}
+    case ${file##*/} in *[012567].*) part=photos ;; *) part=held-out ;; esac
+    mkdir -p "$part/${name%/*}"
+    cp "$file" "$part/$name"
+done
+defectgen compose photos/defects photos/normals --num 24 --seed 1 --out composed
+defectgen synthesize --model dt-gan-samples --normals held-out/normals --num 24 --seed 1 --out shipped
+echo "Look at demo/composed/sheet.jpg and demo/shipped/sheet.jpg. What follows takes some minutes more."
+defectgen train photos/normals photos/defects --init dt-gan-samples --preset tiny --time "${TIME:-90s}" --name demo \
+    --seed 1 --weights weights.toml
+defectgen synthesize --model demo --weights weights.toml --num 24 --seed 1 --out trained
+defectgen evaluate photos composed --test held-out --quick --seeds 1 --out report
+python ../examples/demo_page.py
+echo "Look at demo/index.html."
