@@ -230,7 +230,8 @@ class TestCompose:
         steel, ceramic = (
             shutil.copytree(SAMPLES / name, tmp_path / name, ignore=unshared) for name in ("steel", "ceramic")
         )
-        given = ["--from", steel / "defects", "--to", steel / "normals", "--vary", "0"]  # bent ones are not copies
+        # Bent ones are not copies.
+        given: list[str | Path] = ["--from", steel / "defects", "--to", steel / "normals", "--vary", "0"]
         run("transfer", *given, "-n", "9", "--quiet", cwd=tmp_path)
         small = ["--quick", "--steps", "1", "--seeds", "1", "--share", "0.5"]
         done = run("evaluate", steel, "dataset", "--test", ceramic, *small, "--json", cwd=tmp_path)

@@ -15,7 +15,7 @@ def fine(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def strokes(rng: Rng, shape: tuple[int, int], length: int, share: float) -> Array:
-    """Marks along x of a brush, each of one depth with abrupt ends, [H, W] with standard deviation 1."""
+    """Marks along x of a brush, each of one depth, [H, W] with standard deviation 1."""
     hits = np.where(rng.random(shape) < share / length, rng.normal(size=shape), 0)
     marks = gaussian_filter1d(uniform_filter1d(hits, length, axis=1, mode="wrap"), length / 8, axis=1, mode="wrap")
     return np.asarray(marks / marks.std())
@@ -37,9 +37,7 @@ def steel(rng: Rng, size: tuple[int, int]) -> Scene:
     return Scene(
         scale=SCALE,
         height=0.16 * hairs + waves,
-        albedo=np.asarray(0.30 * (1 + 0.05 * hairs + 0.03 * noise(rng, shape, 0.7) + 0.02 * noise(rng, shape, 30)))[
-            ..., None
-        ],
+        albedo=(0.30 * (1 + 0.05 * hairs + 0.03 * noise(rng, shape, 0.7) + 0.02 * noise(rng, shape, 30)))[..., None],
         gloss=np.clip(0.34 * (1 + 0.18 * hairs + 0.03 * noise(rng, shape, (12, 90))), 0.05, None),
         lamp=source,
         shade=falloff(rng, shape, source, 0.10),
@@ -95,7 +93,7 @@ def ceramic(rng: Rng, size: tuple[int, int]) -> Scene:
 
 
 def yarns(rng: Rng, at: Array, pitch: float, sway: Array) -> tuple[Array, Array]:
-    """Number and place across, from -1 to 1, of the yarn that passes each cell; yarns differ in width by a tenth."""
+    """The number of the yarn that passes each cell, and that plus how far across it, 0 to 1; their widths differ."""
     count = int(at.max() / pitch) + 12
     borders = np.concatenate([[0.0], np.cumsum(pitch * np.clip(rng.normal(1, 0.10, count), 0.7, 1.3))]) - 4 * pitch
     place = np.interp(at + sway, borders, np.arange(count + 1.0))
@@ -243,9 +241,7 @@ def letters(
     (wide, high), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.42 * s, max(int(1.3 * s), 1))
     at = int(shape[1] / 2 - wide / 2), int(shape[0] / 2 + high / 2)
     cv2.putText(canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.42 * s, 255, max(int(1.3 * s), 1), cv2.LINE_AA)
-    matrix = cv2.getRotationMatrix2D(
-        (shape[1] / 2, shape[0] / 2), -np.degrees(turn) - 90, 1.0
-    )  # its foot towards the middle
+    matrix = cv2.getRotationMatrix2D((shape[1] / 2, shape[0] / 2), -np.degrees(turn) - 90, 1.0)
     matrix[:, 2] += [center[1] - shape[1] / 2 + radius * np.cos(turn), center[0] - shape[0] / 2 + radius * np.sin(turn)]
     return blur(np.asarray(cv2.warpAffine(canvas, matrix, shape[::-1], flags=cv2.INTER_LINEAR) / 255.0), 0.7 * s)
 
