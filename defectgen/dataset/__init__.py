@@ -386,7 +386,7 @@ class Dataset:
             **several,
             area=int(np.count_nonzero(sample.mask)),
             **divided,
-            **manifest.relative_to(self.out, made),
+            **manifest.absolute(made),
         )
 
     def _product(self, own: str) -> str:

@@ -172,26 +172,14 @@ class Row(Provenance, _Files):
         return as_json(self.model_dump(mode="json", exclude_unset=True)) + "\n"
 
 
-def relative_to(folder: Path, named: Any) -> Any:
-    """A provenance as JSON values, with the files in it named relative to a dataset's folder; absolute ones stay.
-
-    So they are found from any working folder, and when both are moved together.
-    """
+def absolute(named: Any) -> Any:
+    """A provenance as JSON values, with absolute paths of the files in it, so that they are found from any folder."""
     if isinstance(named, dict):
         return {
-            key: _relative(folder, value) if key in _NAMING and isinstance(value, str) else relative_to(folder, value)
+            key: os.path.abspath(value) if key in _NAMING and isinstance(value, str) else absolute(value)
             for key, value in named.items()
         }
-    return [relative_to(folder, each) for each in named] if isinstance(named, (list, tuple)) else named
-
-
-def _relative(folder: Path, name: str) -> str:
-    if os.path.isabs(name):
-        return name
-    try:
-        return Path(os.path.relpath(os.path.abspath(name), os.path.realpath(folder))).as_posix()
-    except ValueError:  # on another drive
-        return os.path.abspath(name)
+    return [absolute(each) for each in named] if isinstance(named, (list, tuple)) else named
 
 
 def located(folder: Path, name: str) -> Path:

@@ -155,7 +155,10 @@ class InspectionJob:
             self.calibration = self._calibrate(judge, request.calibrate, on_image)
             return judge, self.calibration.criteria
         kept = judge.kept
-        score = request.score or (kept.scorer if kept else judge.scores[0])
+        usual = judge.scores[0]
+        if request.threshold is not None and "ssim" in judge.scores:
+            usual = "ssim"  # which a threshold without a score has always been one of
+        score = request.score or (kept.scorer if kept else usual)
         if kept is not None and kept.scorer != score:
             kept = None  # the threshold is that of another kind of score
         self.calibrated = kept is not None or request.threshold is not None

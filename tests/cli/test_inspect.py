@@ -464,7 +464,7 @@ def test_verdicts_are_compared_with_labels(labeled: Path, capsys: pytest.Capture
             mask = read_image(Path("report", row["mask"])).pixels > 0
             hits, marked = hits + int((mask & truth).sum()), marked + int(mask.sum())
     assert pixels["f1"] == pytest.approx(2 * hits / (2 * truth.sum() + marked))
-    assert main([*LABELED, "--threshold", "0", "--json", "--out", "b"]) == 0
+    assert main([*LABELED, "--threshold", "0", "--score", "difference", "--json", "--out", "b"]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["labels"] == figures("b")
     assert (figures("b")["false_alarms"], figures("b")["accuracy"]) == (4, 2 / 6)
