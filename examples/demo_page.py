@@ -7,7 +7,7 @@ from typing import Any
 
 PARTS = {
     "composed": "Real defects, cut out and laid onto other normals (`compose`): no training.",
-    "shipped": "Defects that the model that ships makes up, on images that it never saw (`synthesize`).",
+    "shipped": "Defects that the model that ships makes up, on normals of a product that it knows (`synthesize`).",
     "trained": "The same after a short training that started from that model (`train --init`).",
 }
 MEASURES = {"balanced_accuracy": "balanced accuracy", "mean_ap": "average precision"}
