@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,7 @@ class Score(str, Enum):
     SSIM = "ssim"
     DIFFERENCE = "difference"
     FEATURES = "features"
+    SIMULATED = "simulated"
     MEMORY = "memory"
     CLASSIFIER = "classifier"
 
@@ -87,8 +89,8 @@ def inspect(
         Score | None,
         option(
             "--score",
-            help="With --reference or a model that repairs: ssim, difference or features; with --normals: memory or "
-            "classifier  [default: the best for --defects, else difference or memory]",
+            help="With --reference or a model that repairs: ssim, difference or features; with --normals: simulated, "
+            "memory or classifier  [default: the best for --defects, else the kind that suits what judges]",
         ),
     ] = None,
     threshold: Annotated[
@@ -240,8 +242,7 @@ def _calibrated(of: "Calibration") -> list[str]:
 def _figures(of: "Calibration | None") -> dict[str, Any] | None:
     if of is None:
         return None
-    names = ("threshold", "low", "high", "floor", "border", "normals", "defects", "auroc", "f1", "recall")
-    return {name: getattr(of, name) for name in (*names, "false_alarm_rate", "suggested_border")}
+    return {each.name: getattr(of, each.name) for each in fields(of) if each.name != "scorer"}
 
 
 def _tell(console: Console, paths: Sequence[Path]) -> int:

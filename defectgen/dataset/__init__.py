@@ -486,12 +486,7 @@ class Dataset:
                     self.out, self._kept, self._backgrounds(), self._options.segmentation, self._options.instances
                 )
             case Layout.YOLO:
-                yolo.write(
-                    self.out,
-                    self._kept,
-                    self._backgrounds()["train"] + self._backgrounds()["val"],
-                    self._options.instances,
-                )
+                yolo.write(self.out, self._kept, self._normals, self._options.instances)
             case Layout.PLAIN:
                 imagefolder.write(self.out, self._kept)
             case Layout.MVTEC:

@@ -103,7 +103,7 @@ def calibrate(
     widths = (border or 0, *(BORDERS if border is None else ()))
     columns = dict(zip(widths, np.array(rows).T, strict=False))
     columns = {wide: scores for wide, scores in columns.items() if not np.isnan(scores).any()}
-    chosen = best = next(iter(columns))
+    chosen = widths[0]
     suggested = None
     if bad.any():
         gain = {wide: auroc(scores[bad], scores[~bad]) or 0.0 for wide, scores in columns.items()}
@@ -129,8 +129,7 @@ def tail(scores: NDArray[np.float64], share: float) -> float:
     """The score that a share of flawless images does not exceed, by an exponential tail fitted to their highest scores.
 
     The tail is a tenth of the scores, but at least ten, or half if there are fewer; one of twenty or more may have an
-    end. Below it, and for a share of 1, it
-    is the quantile itself.
+    end. Below it, and for a share of 1, it is the quantile itself.
     """
     ordered = np.sort(scores)[::-1]
     count = min(max(math.ceil(_TAIL[0] * len(ordered)), _TAIL[1]), len(ordered) // 2)

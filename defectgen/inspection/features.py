@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defectgen.imaging.images import DecodedImage, Pixels
-from defectgen.imaging.windows import BoolArray, FloatArray, Limits, mirrored, value_range
+from defectgen.imaging.windows import BoolArray, FloatArray, mirrored, value_range
 from defectgen.inspection.scores import Rows
 from defectgen.nn.features import CHANNELS, Lite0
 
@@ -35,12 +35,13 @@ _HIDDEN, _DROPOUT, _STEPS, _ROUNDS, _BATCH = 128, 0.5, 4000, 4, 512
 _JOINED = 1.5  # weight of the distance beside a classifier of simulated defects
 _MARKED = 0.25  # fraction of a patch that a mask covers, for it to count as defective
 _HARD = 16  # patches of each image that are most mistaken for defects
+_OF_BANK = ("projection", "bank", "unit", "typical", "spread")  # what distances need
 _LEAST_DEVIATION = 0.5  # of a feature, as a part of the median of all
 
 
-def _tiles(image: NDArray, levels: Limits, deviation: float, network: Lite0) -> Iterator[tuple[int, int, Tensor]]:  # type: ignore[type-arg]
+def _tiles(image: Pixels, light: tuple[float, float], network: Lite0) -> Iterator[tuple[int, int, Tensor]]:
     """What the network sees in an image [H, W, C], tile by tile: row and column in patches, and features [D, h, w]."""
-    device = next(network.parameters()).device
+    device, (mean, deviation) = next(network.parameters()).device, light
     height, width = image.shape[:2]
     for top in range(0, height, _TILE):
         for left in range(0, width, _TILE):
@@ -50,7 +51,9 @@ def _tiles(image: NDArray, levels: Limits, deviation: float, network: Lite0) -> 
                 mirrored(start - _MARGIN, -(-size // 32) * 32 + 2 * _MARGIN, length)
                 for start, size, length in zip((top, left), sizes, (height, width), strict=True)
             )
-            x = (image[rows[:, None], columns].astype(np.float32) - levels[0]) * (_DEVIATION / deviation)
+            x = (image[rows[:, None], columns].astype(np.float32) - np.float32(mean)) * np.float32(
+                _DEVIATION / deviation
+            )
             tensor = torch.from_numpy(x.transpose(2, 0, 1)[None]).clamp(-1, 1)
             maps = network(tensor.to(device, memory_format=torch.channels_last))[1:]
             shape = maps[0].shape[2:]
@@ -61,14 +64,13 @@ def _tiles(image: NDArray, levels: Limits, deviation: float, network: Lite0) -> 
             yield top // CELL, left // CELL, features
 
 
-def _light(photograph: DecodedImage) -> tuple[Limits, float]:
-    """The mean and standard deviation of an image's colors, as what it is standardized by."""
-    colors = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
-    means, deviations = (each.ravel() for each in cv2.meanStdDev(np.ascontiguousarray(colors)))
+def _light(photograph: DecodedImage) -> tuple[float, float]:
+    """The mean and standard deviation of an image's colors, by which it is standardized."""
+    means, deviations = (each.ravel() for each in cv2.meanStdDev(np.ascontiguousarray(photograph.colors)))
     mean = float(means.mean())
     deviation = float(np.sqrt((deviations**2 + (means - mean) ** 2).mean()))
     low, high = value_range(photograph)
-    return (mean, mean), max(deviation, _LEAST * (high - low))
+    return mean, max(deviation, _LEAST * (high - low))
 
 
 def _coarse(
@@ -79,13 +81,11 @@ def _coarse(
     Args:
         judge: scores [h, w] of features [D, h, w]; [2, D, h, w] with those of `other`, an image of the same shape.
     """
-    levels, deviation = _light(photograph)
-    images = [
-        np.atleast_3d(each)[..., : photograph.channels] for each in (photograph.pixels, other) if each is not None
-    ]
+    light = _light(photograph)
+    images = [photograph.colors] + ([] if other is None else [DecodedImage(other).colors])
     scores = np.zeros([-(-side // CELL) for side in images[0].shape[:2]], np.float32)
     with torch.inference_mode():
-        for tiles in zip(*(_tiles(each, levels, deviation, network) for each in images), strict=True):
+        for tiles in zip(*(_tiles(each, light, network) for each in images), strict=True):
             row, column, features = tiles[0]
             stacked = features if len(tiles) == 1 else torch.stack([each for _, _, each in tiles])
             part = judge(stacked).float().cpu().numpy()
@@ -142,32 +142,26 @@ class Memory:
         """`tensors` as `learn` returns them for the same kind."""
         self._network, self.name = network, kind
         device = next(network.parameters()).device
-        given = {name: each.float().to(device) for name, each in tensors.items()}
-        self._mean, self._deviation, self._projection, self._bank, self._unit, self._typical, self._spread = (
-            given[name] for name in ("mean", "deviation", "projection", "bank", "unit", "typical", "spread")
-        )
-        self._squares = self._bank.square().sum(dim=1)
-        self._head = _head(len(self._mean)).to(device)
+        names = ("mean", "deviation") if kind == "classifier" else ("mean", "deviation", *_OF_BANK)
+        self._given = {name: tensors[name].float().to(device) for name in names}
+        self._head = _head(len(tensors["mean"])).to(device)
         if kind != "memory":
-            prefix = "head."
-            state = {name.removeprefix(prefix): each for name, each in given.items() if name.startswith(prefix)}
-            self._head.load_state_dict(state)
+            self._head.load_state_dict({name: tensors[f"head.{name}"].float() for name in self._head.state_dict()})
         self._head.eval().requires_grad_(False)
 
     def __call__(self, photograph: DecodedImage, repaired: Pixels | None = None) -> Rows:
         return _rows(_coarse(photograph, self._network, self._judge), photograph.width)
 
     def _judge(self, features: Tensor) -> Tensor:
-        shape = features.shape[1:]
-        patches = (features.flatten(1).T - self._mean) / self._deviation
-        distances = torch.zeros(())
-        if self.name != "classifier":
-            distances = _distances(patches @ self._projection, self._bank, self._squares)
-        if self.name == "memory":
-            return (2 * distances / (distances + self._unit)).reshape(shape)
-        logits = self._head(patches)[:, 0]
-        if self.name == "simulated":
-            logits = logits + _JOINED * (distances - self._typical) / self._spread
+        shape, given = features.shape[1:], self._given
+        patches = (features.flatten(1).T - given["mean"]) / given["deviation"]
+        if self.name == "classifier":
+            logits = self._head(patches)[:, 0]
+        else:
+            distances = _distances(patches @ given["projection"], given["bank"])
+            if self.name == "memory":
+                return (2 * distances / (distances + given["unit"])).reshape(shape)
+            logits = self._head(patches)[:, 0] + _JOINED * (distances - given["typical"]) / given["spread"]
         return 2 * torch.sigmoid(logits / 4).reshape(shape)
 
 
@@ -175,8 +169,9 @@ def _head(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, _HIDDEN), nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(_HIDDEN, 1))
 
 
-def _distances(patches: Tensor, bank: Tensor, squares: Tensor) -> Tensor:
+def _distances(patches: Tensor, bank: Tensor) -> Tensor:
     """The distance of each patch [N, K] to the nearest in the bank [M, K]."""
+    squares = bank.square().sum(dim=1)
     found = [(squares - 2 * part @ bank.T).min(dim=1).values + part.square().sum(dim=1) for part in patches.split(4096)]
     return torch.cat(found).clamp(min=0).sqrt()
 
@@ -186,16 +181,13 @@ class Lesson:
 
     def __init__(self, network: Lite0, photograph: DecodedImage, truth: BoolArray | None, most: int, seed: int) -> None:
         """Take at most `most` patches of each kind at random. Without `truth`, [H, W], all are flawless."""
-        levels, deviation = _light(photograph)
-        image = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
-        shares = np.zeros([-(-side // CELL) for side in image.shape[:2]], np.float32)
-        if truth is not None:
-            shares = _shares(truth)
+        light, image = _light(photograph), photograph.colors
+        shares = _shares(np.zeros(image.shape[:2], np.bool_) if truth is None else truth)
         least = min(_MARKED, float(shares.max()) / 2)
         near = cv2.dilate((shares > 0).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         flawless, defective = [], []
         with torch.inference_mode():
-            for row, column, features in _tiles(image, levels, deviation, network):
+            for row, column, features in _tiles(image, light, network):
                 there = slice(row, row + features.shape[1]), slice(column, column + features.shape[2])
                 patches = features.flatten(1).T.half().cpu()
                 defective.append(patches[torch.from_numpy((shares[there] > least).ravel())])
@@ -223,7 +215,7 @@ def most_patches(images: int) -> int:
 
 
 def learn(lessons: Sequence[Lesson], kind: str, seed: int) -> dict[str, Tensor]:
-    """Choose the patches to remember, and train the classifier if `kind` (see `Memory`) needs one.
+    """Choose the patches to remember, and train the classifier, as far as `kind` (see `Memory`) needs them.
 
     The same seed and lessons give the same tensors. The choice is PatchCore's: greedily the farthest from all chosen
     ones, in a random projection.
@@ -235,16 +227,16 @@ def learn(lessons: Sequence[Lesson], kind: str, seed: int) -> dict[str, Tensor]:
     mean, deviation = sample.mean(dim=0), sample.std(dim=0, unbiased=False)
     # What hardly varies among a few flawless images is not to decide over others.
     deviation = deviation.clamp(min=max(_LEAST_DEVIATION * float(deviation.median()), 1e-3))
-    projection = torch.randn(len(mean), _DIMENSIONS, generator=generator) / _DIMENSIONS**0.5
-    projected = ((sample - mean) / deviation) @ projection
-    bank = projected[_farthest(projected, _REMEMBERED)]
-    others = (_some(flawless, _CANDIDATES // 4, generator).float() - mean) / deviation @ projection
-    distances = _distances(others, bank, bank.square().sum(dim=1))
-    tensors = {
-        "mean": mean, "deviation": deviation, "projection": projection, "bank": bank,
-        "unit": torch.cdist(bank, bank).median().clamp(min=1e-3),
-        "typical": distances.mean(), "spread": distances.std().clamp(min=1e-3),
-    }  # fmt: skip
+    tensors = {"mean": mean, "deviation": deviation}
+    if kind != "classifier":
+        projection = torch.randn(len(mean), _DIMENSIONS, generator=generator) / _DIMENSIONS**0.5
+        projected = ((sample - mean) / deviation) @ projection
+        bank = projected[_farthest(projected, _REMEMBERED)]
+        others = (_some(flawless, _CANDIDATES // 4, generator).float() - mean) / deviation @ projection
+        distances = _distances(others, bank)
+        unit = torch.cdist(bank, bank).median().clamp(min=1e-3)
+        found = projection, bank, unit, distances.mean(), distances.std().clamp(min=1e-3)
+        tensors |= dict(zip(_OF_BANK, found, strict=True))
     if kind != "memory":
         defective = [each.defective for each in lessons if len(each.defective)]
         head = _train(flawless, defective, mean, deviation, seed)

@@ -104,9 +104,9 @@ def _nearest(x: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
 def _colors(photograph: DecodedImage, repaired: Pixels | None) -> tuple[NDArray[Any], NDArray[Any], Limits]:
     """The colors of both, [H, W, C], and their common value range."""
     assert repaired is not None, "a score that compares needs a defect-free version"
-    x, y = (np.ascontiguousarray(np.atleast_3d(each)[..., : photograph.channels])
-            for each in (photograph.pixels, repaired))  # fmt: skip
-    return x, y, widened(value_range(photograph), value_range(DecodedImage(repaired)))
+    images = photograph, DecodedImage(repaired)
+    x, y = (np.ascontiguousarray(each.colors) for each in images)
+    return x, y, widened(*map(value_range, images))
 
 
 SSIM: Final[Scorer] = _SSIM()

@@ -21,7 +21,7 @@ _LEAST = 6  # pixels of a defect
 
 def simulated(photograph: DecodedImage, rng: np.random.Generator) -> tuple[DecodedImage, BoolArray]:
     """A flawless image, or a part of it, with one or two defects, and their mask, [H, W]; alpha is left out."""
-    whole = np.atleast_3d(photograph.pixels)[..., : photograph.channels]
+    whole = photograph.colors
     top, left = (int(rng.integers(0, max(side - SIDE, 0) + 1)) for side in whole.shape[:2])
     part: Any = whole[top : top + SIDE, left : left + SIDE]
     values: FloatArray = part.astype(np.float32)

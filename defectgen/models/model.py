@@ -16,8 +16,6 @@ from defectgen.methods.networks import Average, unflatten
 from defectgen.models import checkpoint, registry
 from defectgen.version import __version__
 
-FILE = "model.safetensors"
-
 
 @dataclass(frozen=True)
 class Model:

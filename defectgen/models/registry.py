@@ -19,6 +19,10 @@ from defectgen.errors import UsageError, WeightsError
 from defectgen.methods import names as method_names
 
 NAME: Final = "weights.toml"
+MODEL: Final = "model.safetensors"
+"""The file of a model in its run folder."""
+BACKBONE: Final = "backbone.safetensors"
+"""That of the first stage of its training, which models can share."""
 MEMORY_BANK: Final = "memory-bank"
 """The method of a model that only `inspect` uses, learned from flawless images and known defects."""
 _PACKAGE = Path(__file__).parents[1]

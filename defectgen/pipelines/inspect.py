@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -182,24 +183,24 @@ class InspectionJob:
         self.known = known = Labels.known(folder, request.defects, request.marking)
         kinds = [request.score] if request.score else judge.scores if request.defects else judge.scores[:1]
         bad = {str(path) for path in known.paths if known[path].categories}
-        found, done = list[Calibration](), 0
-        for kind in kinds:
+        total, done = len(kinds) * len(known.paths), count(1)
+
+        def judged(kind: str) -> Iterator[Finding | Unreadable]:
             self.unusable = []  # the same for each kind
+            criteria = Criteria(math.inf, judge.scorer(kind), request.border or 0, borders=BORDERS)
+            truth = partial(judges.truth_of, known)
+            for each in inspector.inspect(
+                known.paths, judge.repair(kind), criteria, workers=request.workers, truth=truth
+            ):
+                if isinstance(each, Unreadable):
+                    self.unusable.append(each)
+                on_image(next(done), total)
+                yield each
 
-            def counted(kind: str = kind) -> Iterator[Finding | Unreadable]:
-                nonlocal done
-                criteria = Criteria(math.inf, judge.scorer(kind), request.border or 0, borders=BORDERS)
-                for each in inspector.inspect(
-                    known.paths, judge.repair(kind), criteria, workers=request.workers,
-                    truth=partial(judges.truth_of, known),
-                ):  # fmt: skip
-                    if isinstance(each, Unreadable):
-                        self.unusable.append(each)
-                    done += 1
-                    on_image(done, len(kinds) * len(known.paths))
-                    yield each
-
-            found.append(calibrate(judge.scorer(kind), counted(), bad, share=request.share, border=request.border))
+        found = (
+            calibrate(judge.scorer(kind), judged(kind), bad, share=request.share, border=request.border)
+            for kind in kinds
+        )
         return max(found, key=lambda each: each.quality)
 
     def __len__(self) -> int:

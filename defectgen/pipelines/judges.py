@@ -200,7 +200,7 @@ def learn(request: LearnRequest, on_image: OnImage = lambda done, total: None) -
     name = request.name or _name_of(request.normals)
     if name != slug(name):
         raise UsageError(f"--name {name}: use letters, digits, '-', '_' and '.', such as {slug(name)}")
-    file, listed = request.out / name / "model.safetensors", registry.find_writable(request.weights)
+    file, listed = request.out / name / registry.MODEL, registry.find_writable(request.weights)
     registry.check_name(name, file, listed)
     settings = {"share": request.share, "border": request.border, "score": request.score}
     task = {"categories": list(labels.categories)}
@@ -235,7 +235,7 @@ class _Learning:
         self._request, self._labels, self._on_image, self._done = request, labels, on_image, 0
         self._network = lite0(resolve(request.device))
         self._truth = partial(truth_of, labels)
-        self._kinds = self._suited()
+        self._kinds = self._suited(labels.paths)
         self._lessons: dict[Path, list[Lesson]] = {}
         self.unusable: list[Unreadable] = []
         for seed, path in enumerate(labels.paths):
@@ -249,14 +249,19 @@ class _Learning:
         normals = sum(not labels[path].categories for path in self._lessons)
         if normals < _LEAST:
             raise BadInputError(f"{request.normals}: {normals} usable images; give {_LEAST} or more without defects")
+        self._kinds = self._suited(self._lessons)
+        if "simulated" in self._kinds and not any(
+            len(each.defective) for of in self._lessons.values() for each in of[1:]
+        ):
+            raise BadInputError(f"{request.normals}: its images are too small to learn from; give larger ones")
         # Defects without masks are not learned from, but calibrate.
         unusable = {each.path for each in self.unusable}
         self._paths = [path for path in labels.paths if path not in unusable]
         self._folds = _folds(self._paths, labels)
 
-    def _suited(self) -> Sequence[str]:
-        """The kinds of score to try."""
-        masked = sum(bool(self._labels[path].masks) for path in self._labels.paths)
+    def _suited(self, paths: Iterable[Path]) -> Sequence[str]:
+        """The kinds of score to try if these images can be used."""
+        masked = sum(bool(self._labels[path].masks) for path in paths)
         kinds = ("simulated", "classifier") if masked >= _LEAST_DEFECTS else ("simulated",)
         if self._request.score is None:
             return kinds

@@ -13,9 +13,6 @@ from defectgen.models import registry
 from defectgen.models.registry import Entry
 from defectgen.text import slug
 
-_MODEL = "model.safetensors"
-_BACKBONE = "backbone.safetensors"
-
 
 @dataclass(frozen=True)
 class ListedModel:
@@ -91,19 +88,19 @@ def import_model(
         WeightsError: the model is damaged, or its method is not installed.
         UsageError: the name is taken, or cannot be one.
     """
-    file = source / _MODEL if source.is_dir() else source
+    file = source / registry.MODEL if source.is_dir() else source
     if not file.is_file():
-        raise BadInputError(f"{source}: no model here; give a folder with a {_MODEL}, such as runs/NAME")
+        raise BadInputError(f"{source}: no model here; give a folder with a {registry.MODEL}, such as runs/NAME")
     name = name if name is not None else file.absolute().parent.name
     if name != slug(name):
         raise UsageError(f"{name}: no name for a model; choose one with --name, such as {slug(name)}")
     target, list_file = out / name, registry.find_writable(weights)
-    registry.check_name(name, target / _MODEL, list_file)
+    registry.check_name(name, target / registry.MODEL, list_file)
     with files.locked(target):
         if not files.vacant(target):
             raise UsageError(f"{target}: not empty; choose another --name or --out")
-        entry = _entry(file, name, target / _MODEL, warn)
-        copies = {target / _MODEL: file, target / _BACKBONE: file.with_name(_BACKBONE)}
+        entry = _entry(file, name, target / registry.MODEL, warn)
+        copies = {target / registry.MODEL: file, target / registry.BACKBONE: file.with_name(registry.BACKBONE)}
         try:
             for copy, original in copies.items():
                 if original.is_file():

@@ -19,20 +19,19 @@ from defectgen.inspection.inspector import Criteria
 from defectgen.inspection.reconstruction import NetworkRepair
 from defectgen.inspection.scores import SSIM
 from defectgen.methods import info, which
-from defectgen.models import checkpoint, model, registry
+from defectgen.models import checkpoint, registry
 from defectgen.models.model import SavedCriteria, keep_criteria
 from defectgen.text import slug
 from defectgen.training import trainer
 from defectgen.training.choice import suited
 from defectgen.training.data import hold_out
-from defectgen.training.run import BACKBONE, Initial, TrainSpec
+from defectgen.training.run import Initial, TrainSpec
 from defectgen.training.trainer import Progress
 
 __all__ = ["FEW", "Progress", "TrainJob", "TrainRequest", "TrainResult", "train"]
 
 FEW = 20
 """The least number of flawless images for a useful 99th percentile."""
-_SHARE = 0.99  # fraction of the flawless images that pass at the threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +127,7 @@ class TrainJob:
             raise UsageError(f"--name {self.name}: use letters, digits, '-', '_' and '.', such as {slug(self.name)}")
         self.run_folder = request.out / self.name
         with files.writable(self._registry):
-            registry.check_name(self.name, self.run_folder / "model.safetensors", self._registry)
+            registry.check_name(self.name, self.run_folder / registry.MODEL, self._registry)
         catalog = catalog or self._read(on_file)
         self._held: list[Path] = []
         if info(self.method).repairs:
@@ -182,7 +181,7 @@ class TrainJob:
         if self._held:
             repair = NetworkRepair(trained.model, self._request.device)
             findings = inspector.inspect(self._held, repair, Criteria(math.inf), workers=self._request.workers)
-            threshold = calibrate(SSIM, findings, (), share=_SHARE, border=0).threshold
+            threshold = calibrate(SSIM, findings, border=0).threshold
             keep_criteria(trained.model, SavedCriteria(threshold=threshold))
         entry = registry.Entry(
             name=self.name,
@@ -227,7 +226,7 @@ class TrainJob:
         if method not in staged:
             raise UsageError(f"--backbone {wanted}: {method} has no backbone to share; use {' or '.join(staged)}")
         entry = registry.find(name=wanted, files=registry.find_registry(self._request.weights), methods=(method,))
-        path = entry.file.with_name(BACKBONE)
+        path = entry.file.with_name(registry.BACKBONE)
         if not path.is_file():
             raise UsageError(f"--backbone {wanted}: {path} is missing; train the model again")
         return path
@@ -238,10 +237,10 @@ class TrainJob:
         if wanted is None:
             return None
         path = Path(wanted)
-        if (file := path / model.FILE if path.is_dir() else path).is_file():
+        if (file := path / registry.MODEL if path.is_dir() else path).is_file():
             return Initial(str(wanted), file)
         if isinstance(wanted, Path):
-            raise WeightsError(f"--init {wanted}: no such model; name a {model.FILE}, or its run folder")
+            raise WeightsError(f"--init {wanted}: no such model; name a {registry.MODEL}, or its run folder")
         mine = self._request.weights
         lists = [mine] if mine is not None and mine.exists() else []
         entry = registry.find(

@@ -20,11 +20,11 @@ from defectgen import files
 from defectgen.errors import UsageError
 from defectgen.methods.base import Initializable, Method, MethodConfig, Staged, Task
 from defectgen.methods.networks import flatten, unflatten
-from defectgen.models import checkpoint
+from defectgen.models import checkpoint, registry
 from defectgen.models.model import Model, build, load
 from defectgen.nn.slots import Names, carried
 from defectgen.text import recorded
-from defectgen.training.run import BACKBONE, CHECKPOINT, CONFIG, TrainSpec
+from defectgen.training.run import CHECKPOINT, CONFIG, TrainSpec
 
 _ALONE = 0.03
 """The part of a stage in which fresh discriminators train alone."""
@@ -124,7 +124,7 @@ def _take_others(
                 if _shapes(of_module) == _shapes(module.state_dict()):
                     module.load_state_dict(of_module)
                     taken.add(name)
-    path = file.with_name(BACKBONE)
+    path = file.with_name(registry.BACKBONE)
     if isinstance(method, Staged) and path.is_file():
         tensors, _ = checkpoint.load(path)
         carried_over = given(tensors)

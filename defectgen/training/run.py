@@ -21,12 +21,11 @@ from defectgen.imaging.images import encode_jpeg
 from defectgen.imaging.mask_files import digests
 from defectgen.methods.base import Batch, GenerateBatch, Interpolating, Method, MethodConfig, Staged, Task
 from defectgen.methods.networks import Average, unflatten
-from defectgen.models import checkpoint, model
+from defectgen.models import checkpoint, model, registry
 from defectgen.text import recorded
 from defectgen.training.view import PREVIEWS, Sheet, View
 from defectgen.version import __version__
 
-BACKBONE = "backbone.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
 _PREVIEW = re.compile(r"\d{7}(-classes)?\.jpg|twins\.jpg")
@@ -79,7 +78,7 @@ class Run:
         self._identity = identity
         self._inputs = inputs
         self._checkpoint = folder / CHECKPOINT
-        self._model = folder / model.FILE
+        self._model = folder / registry.MODEL
         self._config = folder / CONFIG
         self._metrics = folder / "metrics.jsonl"
         self._previews = folder / PREVIEWS
@@ -100,7 +99,7 @@ class Run:
         self._tidy()
         previews = (path for path in self._previews.glob("*.jpg") if _PREVIEW.fullmatch(path.name))
         # The backbone first: a run without a checkpoint would take it for its own. The model stays till replaced.
-        for stale in (self.folder / BACKBONE, self._checkpoint, self._metrics, *previews):
+        for stale in (self.folder / registry.BACKBONE, self._checkpoint, self._metrics, *previews):
             stale.unlink(missing_ok=True)
         self._write_config()
         return 0, 0.0
@@ -255,7 +254,7 @@ class Run:
         """End the first stage: copy the averaged weights into the networks, and save the backbone."""
         assert isinstance(self._method, Staged)
         self._average.give()
-        checkpoint.save(self.folder / BACKBONE, self._method.backbone(), self._identity)
+        checkpoint.save(self.folder / registry.BACKBONE, self._method.backbone(), self._identity)
 
     def take_backbone(self, tensors: Mapping[str, Tensor]) -> int:
         """Start from another run's backbone, and return the first step of the second stage."""

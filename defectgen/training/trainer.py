@@ -26,7 +26,7 @@ from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageErro
 from defectgen.imaging.images import encode_jpeg
 from defectgen.methods.base import Method, MethodConfig, Monitored, Staged, Task
 from defectgen.methods.networks import Average
-from defectgen.models import checkpoint
+from defectgen.models import checkpoint, registry
 from defectgen.models.model import build
 from defectgen.text import duration
 from defectgen.training import initial
@@ -37,7 +37,7 @@ from defectgen.training.data import (
     make_task,
     training_data,
 )
-from defectgen.training.run import BACKBONE, Run, TrainSpec, identity, inputs
+from defectgen.training.run import Run, TrainSpec, identity, inputs
 
 if sys.platform != "win32":
     import resource
@@ -196,7 +196,7 @@ def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str,
     Raises:
         UsageError: the backbone does not fit the method or the images.
     """
-    own = request.run / BACKBONE
+    own = request.run / registry.BACKBONE
     path = own if request.resume and own.is_file() else request.backbone
     if path is None:
         return None, []

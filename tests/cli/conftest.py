@@ -49,6 +49,18 @@ def photographs(tmp_path: Path) -> Path:
     return tmp_path / "tiles"
 
 
+@pytest.fixture
+def defects(photographs: Path) -> Path:
+    """Two cracks that show: the fixture's photographs are noise, which nothing stands out from."""
+    for index in range(2):
+        pixels = np.full((60, 80), 120, np.uint8)
+        pixels[20:30, 30:50] = 10
+        _save(photographs / f"defects/crack/{index}.png", pixels)
+    for path in (photographs / "good").iterdir():
+        _save(path, np.full((60, 80), 140, np.uint8))
+    return photographs
+
+
 def _save(path: Path, pixels: "np.ndarray[Any, np.dtype[np.uint8]]") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)

@@ -18,18 +18,6 @@ from defectgen.imaging.images import encode_png, read_image, read_mask
 from defectgen.models.registry import Entry
 
 
-@pytest.fixture
-def defects(photographs: Path) -> Path:
-    """Two cracks that show: the fixture's photographs are noise, which nothing stands out from."""
-    for index in range(2):
-        pixels = np.full((60, 80), 120, np.uint8)
-        pixels[20:30, 30:50] = 10
-        (photographs / f"defects/crack/{index}.png").write_bytes(encode_png(pixels))
-    for path in (photographs / "good").iterdir():
-        path.write_bytes(encode_png(np.full((60, 80), 140, np.uint8)))
-    return photographs
-
-
 def rows(out: str = "dataset") -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(out, "manifest.jsonl").read_text().splitlines()]
 

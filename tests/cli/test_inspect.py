@@ -22,10 +22,12 @@ import pytest
 
 import defectgen
 from defectgen.__main__ import main
+from defectgen.cli.inspect import Score
 from defectgen.errors import WeightsError
 from defectgen.files import sha256
 from defectgen.imaging.images import DecodedImage, encode_jpeg, encode_png, read_image, read_mask
 from defectgen.inspection import features, inspector, reconstruction
+from defectgen.inspection.scores import COMPARING, LEARNED
 from defectgen.models import checkpoint, registry
 from defectgen.models.model import criteria_of, load_model
 from defectgen.models.registry import Entry
@@ -767,6 +769,30 @@ def test_flawless_images_alone_are_remembered(part: Path, capsys: pytest.Capture
         load_model(registry.read(Path("weights.toml"))[0].file)
     assert main(["synthesize", "-n", "1", "--out", "c"]) == 5
     assert "no model" in capsys.readouterr().err
+
+
+def test_each_kind_of_score_can_be_asked_for() -> None:
+    assert [each.value for each in Score] == [*COMPARING, *LEARNED]
+
+
+def test_few_usable_masks_teach_no_classifier(part: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There are four defects, but their masks cannot all be read."""
+    for i in (1, 3):
+        (part / f"bad/masks/spot/{i}.png").write_bytes(b"x")
+    learn = ["inspect", "line", "--normals", "good", "--defects", "bad", "--name", "part"]
+    assert main([*learn, "--score", "classifier"]) == 2
+    assert "--score classifier: it learns from defects with masks" in capsys.readouterr().err
+    assert main([*learn, "--json"]) == 3
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1])["score"] == "simulated"
+    assert "--normals: skipped bad/spot/1.png: " in captured.err
+
+
+def test_images_can_be_too_small_to_learn_from(part: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (part / "good").iterdir():
+        path.write_bytes(encode_png(np.full((2, 2), 90, np.uint8)))
+    assert main(["inspect", "line", "--normals", "good", "-q"]) == 4
+    assert "good: its images are too small to learn from; give larger ones" in capsys.readouterr().err
 
 
 def test_a_calibration_chooses_the_score(line: Path, capsys: pytest.CaptureFixture[str]) -> None:

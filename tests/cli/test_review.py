@@ -4,22 +4,14 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from defectgen.__main__ import main
-from defectgen.imaging.images import encode_png
 
 
 @pytest.fixture
-def dataset(photographs: Path) -> Path:
+def dataset(defects: Path) -> Path:
     """Four cracks composed onto plain normals."""
-    for index in range(2):
-        pixels = np.full((60, 80), 120, np.uint8)
-        pixels[20:30, 30:50] = 10
-        (photographs / f"defects/crack/{index}.png").write_bytes(encode_png(pixels))
-    for path in (photographs / "good").iterdir():
-        path.write_bytes(encode_png(np.full((60, 80), 140, np.uint8)))
     assert main([*COMPOSE, "--quiet"]) == 0
     return Path("dataset")
 
