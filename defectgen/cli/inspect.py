@@ -89,6 +89,7 @@ def inspect(
         Score | None,
         option(
             "--score",
+            metavar="KIND",
             help="With --reference or a model that repairs: ssim, difference or features; with --normals: simulated, "
             "memory or classifier  [default: the best for --defects, else the kind that suits what judges]",
         ),

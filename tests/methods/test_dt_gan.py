@@ -218,7 +218,8 @@ class TestNetworks:
         bg = painter.G.encode(x)[0]
         (same, changed), _ = painter.translate(x, bg, own, [own, other])
         torch.testing.assert_close(same, x)
-        torch.testing.assert_close(changed, x - painter.G(bg, *own)[0] + painter.G(bg, *other)[0])
+        change = painter.G(bg, *other)[0] - painter.G(bg, *own)[0]
+        torch.testing.assert_close(changed, x + change, atol=1e-4, rtol=1e-4)  # of values up to 10
 
     def test_style_does_not_touch_the_background_decoder(self) -> None:
         g = Generator(CONFIG, 1)
