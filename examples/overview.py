@@ -1,7 +1,7 @@
 """Windows around defects of several folders side by side, without their masks.
 
     python examples/overview.py rows OUT.jpg TITLE=FOLDER [TITLE=FOLDER ...]
-    python examples/overview.py blind OUT REAL SYNTHETIC
+    python examples/overview.py blind OUT REAL SYNTHETIC [--seed 1]
 
 A folder is a dataset made by defectgen, or holds a folder of defects for each category, with `masks` beside it. `rows`
 writes a row of nine windows for each, the first of each category in turn; nothing is chosen. `blind` writes OUT.png, 40
@@ -62,9 +62,9 @@ def rows(out: Path, folders: Sequence[str]) -> None:
     Image.fromarray(np.vstack(lines)).save(out, quality=88)
 
 
-def blind(out: Path, real: Path, synthetic: Path) -> None:
+def blind(out: Path, real: Path, synthetic: Path, seed: int) -> None:
     both = [(image, folder is synthetic) for folder in (real, synthetic) for image in defects(folder, EACH)]
-    order = np.random.default_rng(1).permutation(len(both))
+    order = np.random.default_rng(seed).permutation(len(both))
     sheet = np.full((-(-len(both) // WIDE) * (LARGE + 18), WIDE * (LARGE + 6), 3), 255, np.uint8)
     for number, k in enumerate(order):
         y, x = number // WIDE * (LARGE + 18), number % WIDE * (LARGE + 6)
@@ -85,11 +85,12 @@ def main() -> None:
     second = commands.add_parser("blind")
     for name in ("out", "real", "synthetic"):
         second.add_argument(name, type=Path)
+    second.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.command == "rows":
         rows(options.out, options.folders)
     else:
-        blind(options.out, options.real, options.synthetic)
+        blind(options.out, options.real, options.synthetic, options.seed)
 
 
 if __name__ == "__main__":
