@@ -259,6 +259,10 @@ class BoundedCache(Generic[K, V]):
         self._bytes = 0
         self._lock = Lock()
 
+    def room(self, size: int) -> int:
+        """How many bytes of values that are `size` bytes in all it has yet to take, if it is to read all of them."""
+        return max(0, min(size, self._limit) - self._bytes)
+
     def read(self, key: K) -> V:
         """The value of a key, read if it is not in the cache. Raises as the `read` function."""
         with self._lock:

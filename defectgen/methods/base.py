@@ -79,6 +79,14 @@ class MethodConfig(BaseModel):
         """Whether discriminators teach the generators from the first step on."""
         return True
 
+    def extras(self, step: int, progress: float) -> tuple[bool, ...]:
+        """Which parts of the training that not every step has, such as lazy penalties, a step has.
+
+        Steps with the same answer cost the same, so that a run's costs can be told from one step of each kind.
+        """
+        del step, progress
+        return ()
+
     @field_validator("image_size")
     @classmethod
     def _power_of_two(cls, value: int) -> int:

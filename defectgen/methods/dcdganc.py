@@ -84,6 +84,10 @@ class DCDGANcConfig(MethodConfig):
     def judged_at_once(self) -> bool:
         return not self.level
 
+    def extras(self, step: int, progress: float) -> tuple[bool, ...]:
+        del step
+        return (not self.level or progress >= self.pairs_first,)
+
 
 # --- Networks, in the order of the data flow -------------------------------------------------------------------
 

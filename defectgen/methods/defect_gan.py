@@ -72,6 +72,10 @@ class DefectGANConfig(MethodConfig):
     def paints_masks(self) -> bool:
         return self.masks
 
+    def extras(self, step: int, progress: float) -> tuple[bool, ...]:
+        del progress
+        return (self.masks or step % self.critic_steps == self.critic_steps - 1,)
+
 
 # --- Networks, in the order of the data flow -------------------------------------------------------------------
 
@@ -97,8 +101,17 @@ class SPADE(nn.Module):
         self.gamma_beta = nn.Conv2d(hidden, 2 * channels, 3, padding=1)
 
     def forward(self, x: Tensor, a: Tensor) -> Tensor:
-        """x [B, channels, h, w], a [B, categories, h, w]."""
-        gamma, beta = self.gamma_beta(F.relu(self.shared(a))).chunk(2, dim=1)
+        """x [B, channels, h, w], a [B, categories, h, w], or [B, categories, 1, 1], the same at every pixel."""
+        if uniform := a.shape[2:] == (1, 1):
+            a = a.expand(-1, -1, 5, 5)
+        maps = self.gamma_beta(F.relu(self.shared(a)))
+        if uniform:  # what two convolutions make of a uniform map differs only in the two pixels along its border
+            for axis in (2, 3):
+                start, inside, end = maps.split([2, 1, 2], dim=axis)
+                shape = [-1, -1, -1, -1]
+                shape[axis] = x.shape[axis] - 4
+                maps = torch.cat([start, inside.expand(shape), end], dim=axis)
+        gamma, beta = maps.chunk(2, dim=1)
         normalized: Tensor = self.norm(x)
         return normalized * (1 + gamma) + beta
 
@@ -124,11 +137,13 @@ class ConvBlock(nn.Module):
         self.noise = NoiseInjection()
 
     def forward(self, x: Tensor, a: Tensor | None, noise: Noise) -> Tensor:
-        """x [B, c_in, h, w], a [B, categories, H, W] for SPADE. Doubles the resolution first if `up`."""
+        """x [B, c_in, h, w], a [B, categories, H, W] or [B, categories, 1, 1] for SPADE. Doubles x first if `up`."""
         if self.up:
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
         h = self.conv(x)
-        h = self.norm(h) if a is None else self.norm(h, F.adaptive_avg_pool2d(a, h.shape[2:]))
+        if a is not None and a.shape[2:] != (1, 1):
+            a = F.adaptive_avg_pool2d(a, h.shape[2:])
+        h = self.norm(h) if a is None else self.norm(h, a)
         return self.noise(h if self.linear else F.relu(h), noise)
 
 
@@ -174,7 +189,8 @@ class Generator(nn.Module):
     def forward(self, x: Tensor, a: Tensor, noise: Noise, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x [B, channels, H, W] in [-1, 1], a [B, categories, H, W] -> f, like x, and m [B, 1, H, W] in [0, 1].
 
-        z [B, z_dim] is given with `masks`.
+        Without `masks`, an `a` of [B, categories, 1, 1] holds for every pixel, and costs less. z [B, z_dim] is given
+        with `masks`.
         """
         asked = a
         if z is not None:
@@ -308,7 +324,7 @@ class DefectGAN:
         if self.config.masks:
             parts = self._update_with_masks(batch, c, noise, rng)
         else:
-            a = c[:, :, None, None].expand_as(batch.a_ref)
+            a = c[:, :, None, None]
             parts = self._update_d(n, d, a, c, noise, rng)
             if step % self.config.critic_steps == self.config.critic_steps - 1:
                 parts |= self._update_g(n, d, a, c, noise)
@@ -433,7 +449,7 @@ class DefectGAN:
     def restore(self, x: Tensor, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
         """Remove the defects from windows, whatever their domains (equations 3 and 4)."""
         del y
-        a = x.new_zeros(len(x), len(self.task.domains) - 1, *x.shape[2:])
+        a = x.new_zeros(len(x), len(self.task.domains) - 1, *(x.shape[2:] if self.config.masks else (1, 1)))
         z = x.new_zeros(len(x), self.config.z_dim) if self.config.masks else None
         return compose(x, *self.G(x, a, Noise(rngs), z)).clamp(-1, 1)
 
@@ -441,4 +457,4 @@ class DefectGAN:
         if request.a is not None:
             return request.a
         c = F.one_hot(request.y, len(self.task.domains))[:, 1:].float() if request.mix is None else request.mix
-        return c[:, :, None, None].expand(-1, -1, *request.x.shape[2:])
+        return c[:, :, None, None].expand(-1, -1, *(request.x.shape[2:] if self.config.masks else (1, 1)))

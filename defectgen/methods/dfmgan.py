@@ -107,6 +107,10 @@ class DFMGANConfig(MethodConfig):
     def paints_masks(self) -> bool:
         return self.prior == "bank"
 
+    def extras(self, step: int, progress: float) -> tuple[bool, ...]:
+        del progress
+        return step < self.backbone_steps, step % self.pl_every == 0, step % self.r1_every == 0
+
     @model_validator(mode="after")
     def _has_the_first_residual(self) -> "DFMGANConfig":
         if self.first_residual > self.image_size or self.first_residual & (self.first_residual - 1):

@@ -31,6 +31,7 @@ An addition to the paper, which the preset `paper` does not use, is the setting 
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -89,6 +90,12 @@ class DTGANConfig(MethodConfig):
     @property
     def judged_at_once(self) -> bool:
         return not self.residual
+
+    def extras(self, step: int, progress: float) -> tuple[bool, ...]:
+        if not self.residual:
+            return (step % self.r1_every == 0,)
+        translates = progress >= self.pairs_first
+        return translates, translates and step % self.ds_every == 0
 
     @model_validator(mode="after")
     def _fits_together(self) -> "DTGANConfig":
@@ -684,23 +691,25 @@ class DTGAN:
     ) -> dict[str, Tensor]:
         config = self.config
         with torch.no_grad(), mixed_precision(self.device):
-            targets = self._targets(batch, latents)[:1]
-            (x_t,), _ = self.translate(batch.x, self.G.encode(batch.x)[0], self.E(batch.x, batch.y), targets)
+            c, s = self._targets(batch, latents)[0]
+            x_t, _ = self.G(self.G.encode(batch.x)[0], c, s)
         real, fake = self._augmented(batch.x_ref, rng), self._augmented(x_t.float(), rng)
+        penalized = step % config.r1_every == 0 and config.lambda_r1 > 0
+        real = real.detach().requires_grad_(penalized)
+        with nullcontext() if penalized else mixed_precision(self.device):
+            adv, fg, bg = self.D(real, batch.y_ref)
         with mixed_precision(self.device):
-            adv, fg, bg = self.D(torch.cat([real, fake]), batch.y_ref.repeat(2))
-        size = len(real)
+            adv_fake, _, _ = self.D(fake, batch.y_ref)
         losses = {
-            "D_real": adversarial(adv[:size].float(), real=True),
-            "D_fake": adversarial(adv[size:].float(), real=False),
-            "D_fg": class_loss(fg[:size].float(), batch.y_ref),
-            "D_bg": class_loss(bg[:size].float(), batch.p_ref),
+            "D_real": adversarial(adv.float(), real=True),
+            "D_fake": adversarial(adv_fake.float(), real=False),
+            "D_fg": class_loss(fg.float(), batch.y_ref),
+            "D_bg": class_loss(bg.float(), batch.p_ref),
         }
         total = losses["D_real"] + losses["D_fake"]
         total = total + config.lambda_fg * losses["D_fg"] + config.lambda_bg * losses["D_bg"]
-        if step % config.r1_every == 0 and config.lambda_r1:
-            real = real.detach().requires_grad_()
-            losses["D_r1"] = r1(self.D(real, batch.y_ref)[0], real)
+        if penalized:
+            losses["D_r1"] = r1(adv, real)
             total = total + config.lambda_r1 * config.r1_every * losses["D_r1"]
         self._update(total, "D")
         return losses
@@ -709,7 +718,9 @@ class DTGAN:
         self, batch: Batch, progress: float, latents: Tensor | None, rng: torch.Generator
     ) -> dict[str, Tensor]:
         x, y, y_t = batch.x, batch.y, batch.y_ref
-        self.D.requires_grad_(False)
+        # As in StarGAN v2, a reference-guided step trains only G.
+        trained = ["G"] if latents is None else ["G", "M", "E"]
+        self.networks.train_only(*trained)
         with mixed_precision(self.device):
             bg, fg = self.G.encode(x)
             c_y, s_y = self.E(x, y)
@@ -731,9 +742,8 @@ class DTGAN:
         weights = self._weights()
         if latents is not None:
             losses["ds"], weights["ds"] = ds_loss(*made), -self.lambda_ds(progress)
-        # As in StarGAN v2, a reference-guided step trains only G.
-        self._update(weighted_sum(losses, weights), *(["G"] if latents is None else ["G", "M", "E"]))
-        self.D.requires_grad_(True)
+        self._update(weighted_sum(losses, weights), *trained)
+        self.networks.train_only(*self.networks.optimizers)
         return losses
 
     def _residual_step(

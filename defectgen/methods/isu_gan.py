@@ -73,6 +73,10 @@ class ISUGANConfig(MethodConfig):
     def paints_masks(self) -> bool:
         return self.residual
 
+    def extras(self, step: int, progress: float) -> tuple[bool, ...]:
+        del step
+        return (progress < self.ssim_part,)
+
 
 # --- Networks, in the order of the data flow -------------------------------------------------------------------
 

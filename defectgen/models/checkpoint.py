@@ -21,16 +21,21 @@ from defectgen.errors import WeightsError
 _KEY = "defectgen"
 
 
+def pack(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> bytes:
+    """The bytes of a file of tensors of any shape, type and device, and a JSON-serializable configuration."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    record = json.dumps({"config": config, "sha256": _digest(on_cpu, config)}, ensure_ascii=False, sort_keys=True)
+    return to_safetensors(on_cpu, metadata={_KEY: record})
+
+
 def save(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write tensors of any shape, type and device, and a JSON-serializable configuration, to `path`.
+    """Write tensors and a configuration to `path`, as `pack` makes them.
 
     Raises:
         DiskFullError: the disk is full. An earlier file at `path` is unchanged.
     """
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    record = json.dumps({"config": config, "sha256": _digest(on_cpu, config)}, ensure_ascii=False, sort_keys=True)
     # Not save_file, which reports a full disk by its own exception; Python raises an OSError.
-    files.write(path, to_safetensors(on_cpu, metadata={_KEY: record}))
+    files.write(path, pack(tensors, config))
 
 
 def load(path: Path, *keys: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -22,7 +22,7 @@ from defectgen.methods import info, which
 from defectgen.models import checkpoint, registry
 from defectgen.models.model import SavedCriteria, keep_criteria
 from defectgen.text import slug
-from defectgen.training import trainer
+from defectgen.training import costs, trainer
 from defectgen.training.choice import suited
 from defectgen.training.data import hold_out
 from defectgen.training.run import Initial, TrainSpec
@@ -159,7 +159,7 @@ class TrainJob:
 
     def plan(self) -> dict[str, Any]:
         """The preset, counts, and estimates of time, memory and disk space from a few steps."""
-        return {"preset": self.preset, **trainer.estimate(self._spec)}
+        return {"preset": self.preset, **costs.estimate(self._spec)}
 
     def run(self, on_step: Callable[[Progress], None] = lambda _: None) -> TrainResult:
         """Train, calibrate if the method can repair images, and add the model to the list.

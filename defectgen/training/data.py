@@ -212,6 +212,16 @@ class TrainingWindows:
             for product, of_product in self._images.items()
         }
 
+    @property
+    def unread(self) -> int:
+        """The bytes of decoded images, masks and twins that are to be kept, and have not been needed so far."""
+        images = [image for of in self._images.values() for each in of.values() for image in each]
+        pixels = {image.path: image.height * image.width * image.channels * image.depth // 8 for image in images}
+        masks = {image.path: image.height * image.width for image in images if image.mask is not None}
+        twins = sum(pixels[path] for path in masks) if self.twins else 0
+        rooms = self._cache.room(sum(pixels.values())), self._masks.room(sum(masks.values())), self._twins.room(twins)
+        return sum(rooms)
+
     def _scale(self, images: Sequence[SourceImage]) -> float:
         """The scale of a category: its defects fit into windows, and thin ones remain visible."""
         if self._whole:
@@ -637,10 +647,10 @@ class Feeder:
         self._windows, self._size, self._seed, self._device = windows, size, seed, device
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="windows")
         self._ahead: dict[int, Future[Batch]] = {}
-        self._depth = 2 * max(1, workers)
+        self.depth = 2 * max(1, workers)
 
     def batch(self, step: int) -> Batch:
-        for coming in range(step, step + self._depth):
+        for coming in range(step, step + self.depth):
             if coming not in self._ahead:
                 self._ahead[coming] = self._pool.submit(self._draw, coming)
         return self._move(self._ahead.pop(step).result())

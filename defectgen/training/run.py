@@ -154,7 +154,10 @@ class Run:
         files.sweep(self.folder)
 
     def _write_config(self) -> None:
-        files.write(self._config, json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n")
+        files.write(self._config, self._config_text())
+
+    def _config_text(self) -> str:
+        return json.dumps(self._identity, indent=2, ensure_ascii=False) + "\n"
 
     def _check_same(self, saved: Mapping[str, Any]) -> None:
         """Check that a checkpoint is of this configuration and these images."""
@@ -196,13 +199,25 @@ class Run:
     def log(self, row: Mapping[str, float]) -> None:
         path = self._metrics
         with files.writable(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(line(row))
 
     def checkpoint(self, step: int, seconds: float) -> None:
+        checkpoint.save(self._checkpoint, *self._state(step, seconds))
+
+    def _state(self, step: int, seconds: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"training.{name}": value for name, value in self._method.networks.state().items()}
         tensors |= {f"average.{name}": value for name, value in self._average.state().items()}
-        state = {"step": step, "seconds": seconds, "identity": self._identity, "inputs": self._inputs}
-        checkpoint.save(self._checkpoint, tensors, state)
+        return tensors, {"step": step, "seconds": seconds, "identity": self._identity, "inputs": self._inputs}
+
+    def sizes(self, step: int) -> tuple[int, int]:
+        """The bytes of the checkpoint, and of the other files of weights and settings that a run ends with.
+
+        Packs each of them as for writing, which takes as much memory.
+        """
+        others = len(checkpoint.pack(self._average.state(), {**self._identity, "steps": step}))
+        if isinstance(self._method, Staged):
+            others += len(checkpoint.pack(self._method.backbone(), self._identity))
+        return len(checkpoint.pack(*self._state(step, 0.0))), others + len(self._config_text().encode())
 
     def has_preview(self, step: int) -> bool:
         return (self._previews / f"{step:07d}.jpg").is_file()
@@ -274,6 +289,11 @@ def _sheet(x: Tensor) -> NDArray[np.uint8]:
     joined = x.float().permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
     pixels = ((joined.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     return np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def line(row: Mapping[str, float]) -> str:
+    """A line of `metrics.jsonl`."""
+    return json.dumps(row) + "\n"
 
 
 def inputs(catalog: Catalog) -> list[list[str]]:

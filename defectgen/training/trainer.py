@@ -6,7 +6,6 @@ generator.
 """
 
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -39,13 +38,10 @@ from defectgen.training.data import (
 )
 from defectgen.training.run import Run, TrainSpec, identity, inputs
 
-if sys.platform != "win32":
-    import resource
-
-_LOG_EVERY = 10  # steps
+LOG_EVERY = 10  # steps
 _DIAGNOSED = 20  # rows of losses that are averaged for a diagnosis
-_CHECKPOINT_SECONDS = 120.0
-_PREVIEW_SECONDS = 180.0
+CHECKPOINT_SECONDS = 120.0
+PREVIEW_SECONDS = 180.0
 _FIRST_PREVIEW = 64  # steps
 # What decides the shapes of networks in both stages.
 _SHAPES = ("image_size", "width", "max_width", "z_dim", "w_dim", "mapping_layers", "by_category")
@@ -77,6 +73,40 @@ class Trained:
     stopped: ExitCode | None
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a run consists of before its first step."""
+
+    device: torch.device
+    windows: TrainingData
+    task: Task
+    method: Method
+    average: Average
+    started: initial.Started
+    backbone: dict[str, Tensor] | None
+    """Another run's backbone, which replaces the first stage."""
+    inputs: list[list[str]]
+    identity: dict[str, Any]
+
+
+def prepare(request: TrainSpec) -> Setup:
+    """Build what a run needs. Writes nothing.
+
+    Raises:
+        UsageError: the backbone or the model to start from does not fit.
+    """
+    device = resolve(request.device)
+    windows = training_data(request.method, request.catalog, request.config)
+    backbone, before = _read_backbone(request, windows)
+    task = make_task(windows)
+    method = build(request.method, request.config, task, device, request.seed)
+    started = initial.start(request, method)
+    average = Average(method.networks.averaged, request.config.ema)
+    found = inputs(request.catalog)
+    known = identity(request, task, [*before, *started.trained_on], found, started.record)
+    return Setup(device, windows, task, method, average, started, backbone, found, known)
+
+
 def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: None) -> Trained:
     """Train, and write `config.json`, `metrics.jsonl`, `previews/`, `checkpoint.safetensors` and the model.
 
@@ -93,16 +123,11 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
         OutOfMemoryError: the device has too little memory; the message names the batch size to try next.
         StoppedError: a signal ended the run before its first step.
     """
-    config, device = request.config, resolve(request.device)
-    windows = _windows(request)
-    backbone, before = _read_backbone(request, windows)
-    task = make_task(windows)
-    method = build(request.method, config, task, device, request.seed)
-    started = initial.start(request, method)
-    average = Average(method.networks.averaged, config.ema)
-    found = inputs(request.catalog)
-    known = identity(request, task, [*before, *started.trained_on], found, started.record)
-    run = Run(request.run, method, average, known, found)
+    config = request.config
+    setup = prepare(request)
+    windows, task, method, average, found = setup.windows, setup.task, setup.method, setup.average, setup.inputs
+    device, backbone, started = setup.device, setup.backbone, setup.started
+    run = Run(request.run, method, average, setup.identity, found)
     resumed = request.resume and run.can_resume()
     start, seconds_before = run.resume() if resumed else run.begin(overwrite=request.overwrite)
     first = method.backbone_steps if isinstance(method, Staged) else 0
@@ -119,7 +144,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     monitor, view = _Monitor(method), run.view(request.name, start, config.steps)
     try:
         examples = feeder.examples()
-        if resumed and _previewed_early(start) and not run.has_preview(start):
+        if resumed and previewed_early(start) and not run.has_preview(start):
             view.preview(*run.preview(examples, start, request.seed))  # a kill came between it and the checkpoint
         with _stop_signals() as stop:
             while (progress := clock.progress(step, time.monotonic() - began)) < 1 and not stop:
@@ -132,7 +157,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
                 if start < first and step <= first and clock.progress(step, now - began) >= first / config.steps:
                     run.finish_backbone()
                     step = first
-                logged = step % _LOG_EVERY == 0
+                logged = step % LOG_EVERY == 0
                 if logged:
                     losses = {name: float(value) for name, value in tensors.items()}
                     _check_finite(losses, step)
@@ -146,10 +171,10 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
                     told = replace(told, diagnosis=monitor.add(losses))
                 view.step(told.step, told.steps, told.images_per_second, told.seconds_left, told.diagnosis)
                 on_step(told)
-                if _is_power_of_two(step) or now - checkpointed > _CHECKPOINT_SECONDS:
+                if is_power_of_two(step) or now - checkpointed > CHECKPOINT_SECONDS:
                     run.checkpoint(step, now - began)
                     checkpointed = time.monotonic()
-                if _previewed_early(step) or now - previewed > _PREVIEW_SECONDS:
+                if previewed_early(step) or now - previewed > PREVIEW_SECONDS:
                     view.preview(*run.preview(examples, step, request.seed))
                     previewed = time.monotonic()
             if step > start:
@@ -160,10 +185,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
         view.end(f"{how}, after {duration(time.monotonic() - began)}")
     except torch.OutOfMemoryError as error:
         view.end("ended: out of memory")
-        smaller = max(1, config.batch_size // 2)
-        raise OutOfMemoryError(
-            f"{device} ran out of memory with --batch-size {config.batch_size}; try --batch-size {smaller}"
-        ) from error
+        raise too_large(config, device) from error
     except BaseException as error:
         view.end(f"ended: {str(error) or type(error).__name__}")
         raise
@@ -175,17 +197,21 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     return Trained(model, task, step, time.monotonic() - began, losses, stop[0] if stop else None)
 
 
-def _is_power_of_two(step: int) -> bool:
+def too_large(config: MethodConfig, device: torch.device) -> OutOfMemoryError:
+    """The error for a device that ran out of memory."""
+    smaller = max(1, config.batch_size // 2)
+    return OutOfMemoryError(
+        f"{device} ran out of memory with --batch-size {config.batch_size}; try --batch-size {smaller}"
+    )
+
+
+def is_power_of_two(step: int) -> bool:
     """Checkpoints also come at these steps, so that the first ones come early."""
     return step & (step - 1) == 0
 
 
-def _previewed_early(step: int) -> bool:
-    return step >= _FIRST_PREVIEW and _is_power_of_two(step)
-
-
-def _windows(request: TrainSpec) -> TrainingData:
-    return training_data(request.method, request.catalog, request.config)
+def previewed_early(step: int) -> bool:
+    return step >= _FIRST_PREVIEW and is_power_of_two(step)
 
 
 def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str, Tensor] | None, list[str]]:
@@ -215,65 +241,6 @@ def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str,
             raise UsageError(f"{path}: knows {', '.join(known)}, not {product}; name the product with --product")
         scales.update(dict.fromkeys(scales, known.get(product, next(iter(known.values())))))
     return tensors, saved.get("trained_on", [])
-
-
-def estimate(request: TrainSpec) -> dict[str, Any]:
-    """The counts, time and memory of a run, for `--dry-run`. Time and memory are measured over a few steps."""
-    config, device = request.config, resolve(request.device)
-    windows = _windows(request)
-    backbone, _ = _read_backbone(request, windows)
-    task = make_task(windows)
-    method = build(request.method, config, task, device, request.seed)
-    initial.start(request, method)
-    first = min(method.backbone_steps if isinstance(method, Staged) else 0, config.steps)
-    feeder = Feeder(windows, config.batch_size, request.seed, device, 1)
-
-    def of_steps(start: int, count: int) -> float:
-        """The estimated seconds for `count` steps from `start` on, measured over two steps after two for warmup."""
-        seconds = []
-        for step in range(4 if count else 0):
-            began = time.perf_counter()
-            method.training_step(
-                feeder.batch(step),
-                start + step,
-                min(1.0, (start + count / 2) / config.steps),  # halfway: the first steps may do less
-                torch_rng(request.seed, RANK, step),
-            )
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - began)
-        return count * float(np.mean(seconds[2:])) if seconds else 0.0
-
-    try:
-        total = of_steps(0, first if backbone is None else 0) + of_steps(first, config.steps - first)
-    finally:
-        feeder.close()
-    state_bytes = sum(tensor.nbytes for tensor in method.networks.state().values())
-    return {
-        "method": request.method,
-        "name": request.name,
-        "run": str(request.run),
-        "device": str(device),
-        "domains": task.domains,
-        "products": task.products,
-        "scales": task.scales,
-        "photographs": len(request.catalog.images),
-        "skipped": len(request.catalog.skipped),
-        "parameters": sum(p.numel() for net in method.networks.averaged.values() for p in net.parameters()),
-        "config": config.model_dump(),
-        "estimated_seconds": round(min(total, request.seconds or total)),
-        "estimated_memory_bytes": _peak_memory(device),
-        "estimated_disk_bytes": 2 * state_bytes,
-    }
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    """The most memory used so far, in bytes: on the GPU, or of this process, if the system tells."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @dataclass(frozen=True)

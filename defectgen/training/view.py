@@ -20,7 +20,7 @@ PREVIEWS: Final = "previews"
 _TWINS = "twins.jpg"
 
 _EVERY = 10.0  # seconds between two versions of the page
-_POINTS = 150  # of a curve; more are averaged
+POINTS = 150  # of a curve; more are averaged
 _EARLIER = 12  # previews that the page links
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _BOTTOM = 284, 150, 58, 276, 112  # of a plot, in pixels
 _MARGIN = 2  # percent of the values that may lie above a plot, and below
@@ -129,7 +129,7 @@ class View:
     def _plot(self, name: str) -> str:
         """The curve of a loss over the steps."""
         points = np.array([(row["step"], row[name]) for row in self._rows if name in row], np.float64)
-        parts = np.array_split(points, min(len(points), _POINTS))
+        parts = np.array_split(points, min(len(points), POINTS))
         curve = np.stack([part.mean(axis=0) for part in parts])
         low, high = np.percentile(curve[:, 1], [_MARGIN, 100 - _MARGIN])
         if high - low < 1e-9:

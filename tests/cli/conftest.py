@@ -15,7 +15,7 @@ from defectgen import dataset, errors, files
 from defectgen.models import registry
 from defectgen.models.registry import Entry
 from defectgen.synthesis import generated
-from defectgen.training import trainer
+from defectgen.training import costs, trainer
 from defectgen.training.run import TrainSpec
 
 Requests = list[Any]
@@ -92,7 +92,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Requests:
         requests.append(request)
         return {"name": request.name, "scales": {"tiles": {"crack": 0.5}}, "domains": ("normal", "crack")}
 
-    monkeypatch.setattr(trainer, "estimate", stand_in)
+    monkeypatch.setattr(costs, "estimate", stand_in)
     return requests
 
 

@@ -349,3 +349,18 @@ def test_presets_build(preset: str) -> None:
         assert given == [2, 5, 5, 5, 1]
         assert (config.image_size, config.batch_size, config.critic_steps, config.masks) == (128, 4, 5, False)
         assert (config.lr, config.lr_end, config.steps, config.ema) == (2e-4, 1e-6, 500_000, 0)
+
+
+def test_a_uniform_control_map_needs_one_pixel() -> None:
+    """The same scale and shift, and gradients, as from a map of the whole size, also along the border."""
+    spade = SPADE(4, 2, 8)
+    x, c = torch.randn(2, 4, 9, 7, generator=generator()), torch.rand(2, 2, 1, 1, generator=generator(1))
+    weights = torch.randn(2, 4, 9, 7, generator=generator(2))
+    results = []
+    for a in (c, c.expand(-1, -1, 9, 7)):
+        spade.zero_grad()
+        made = spade(x, a)
+        (made * weights).sum().backward()
+        results.append([made.detach(), *(parameter.grad for parameter in spade.parameters())])
+    for small, whole in zip(*results, strict=True):
+        torch.testing.assert_close(small, whole, atol=1e-5, rtol=1e-4)

@@ -602,3 +602,17 @@ class TestConfigure:
         with pytest.raises(UsageError) as caught:
             info("dt-gan").configure(preset, settings)
         assert all(word in str(caught.value) for word in words)
+
+
+def test_a_reference_guided_step_computes_gradients_of_g_alone() -> None:
+    """Those of E would be thrown away, and cost as much as its forward passes."""
+    method = built(CONFIG)
+    y, p = torch.tensor([0, 1, 2, 1]), torch.zeros(4, dtype=torch.long)
+    batch = Batch(images(4), y, p, images(4, 9), torch.tensor([1, 2, 1, 0]), p)
+    latents = torch.randn(2, 4, method.M.latent_size, generator=generator())
+    for given, trained in ((None, {"G"}), (latents, {"G", "M", "E"})):
+        method._generator_step(batch, 0.5, given, generator())
+        for name, module in method.networks.modules.items():
+            graded = any(parameter.grad is not None for parameter in module.parameters())
+            assert graded == (name in trained), name
+            assert all(parameter.requires_grad for parameter in module.parameters())

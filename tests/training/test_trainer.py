@@ -21,14 +21,14 @@ from defectgen.folders import Catalog, ProductFolders, read_catalog
 from defectgen.imaging.images import encode_png
 from defectgen.methods.base import GenerateBatch
 from defectgen.methods.dcdganc import DCDGANcConfig
-from defectgen.methods.dfmgan import DFMGAN, DFMGANConfig
+from defectgen.methods.dfmgan import DFMGANConfig
 from defectgen.methods.dt_gan import DTGAN, DTGANConfig
 from defectgen.methods.isu_gan import ISUGANConfig
 from defectgen.models import checkpoint
 from defectgen.models.model import load
 from defectgen.training import initial, trainer
 from defectgen.training.run import Initial, Run, TrainSpec, inputs
-from defectgen.training.trainer import Progress, estimate, train
+from defectgen.training.trainer import Progress, train
 
 CONFIG = DTGANConfig(
     image_size=32, width=8, max_width=16, c_channels=2, latent_dim=4, style_dim=4, batch_size=2, steps=12
@@ -572,16 +572,6 @@ def test_trains_and_resumes_on_a_gpu(request_for: Callable[..., TrainSpec]) -> N
     assert torch.isfinite(method.generate(GenerateBatch(x, y, [torch.Generator()] * 2)).x).all()
 
 
-def test_estimate_measures_and_writes_nothing(request_for: Callable[..., TrainSpec]) -> None:
-    request = request_for()
-    plan = estimate(request)
-    assert plan["domains"] == ("normal", "spot")
-    assert plan["photographs"] == 6
-    assert plan["estimated_disk_bytes"] > 0
-    assert json.dumps(plan)
-    assert not request.run.exists()
-
-
 class TestCommandLine:
     def start(self, source: ProductFolders, run: Path, *more: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "defectgen", "train", "--method", "dt-gan", "--preset", "tiny"]
@@ -672,20 +662,6 @@ class TestTwoStages:
         assert train(staged("second", backbone=backbone), stop_after(7)).stopped is ExitCode.SIGTERM
         resumed = train(staged("second", resume=True))
         assert (resumed.steps, resumed.task.scales) == (8, {"part": {"spot": 0.5}})
-
-    def test_estimate_counts_only_the_remaining_stages(
-        self, staged: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        first = staged("first")
-        train(first)
-        steps: list[int] = []
-        monkeypatch.setattr(DFMGAN, "training_step", lambda _self, _batch, step, *_rest: steps.append(step))
-        estimate(staged("both"))
-        begin = self.CONFIG.backbone_steps
-        assert steps == [*range(4), *range(begin, begin + 4)]
-        steps.clear()
-        estimate(staged("second", backbone=first.run / "backbone.safetensors"))
-        assert steps == list(range(begin, begin + 4))
 
     def test_a_backbone_that_does_not_fit_is_refused(self, staged: Callable[..., TrainSpec]) -> None:
         train(staged("first"))
