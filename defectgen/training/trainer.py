@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from defectgen import files
-from defectgen.device import RANK, resolve, torch_rng
+from defectgen.device import RANK, keep_freed_memory, resolve, torch_rng
 from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageError
 from defectgen.imaging.images import encode_jpeg
 from defectgen.methods.base import Method, MethodConfig, Monitored, Staged, Task
@@ -94,6 +94,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
         StoppedError: a signal ended the run before its first step.
     """
     config, device = request.config, resolve(request.device)
+    keep_freed_memory()
     windows = _windows(request)
     backbone, before = _read_backbone(request, windows)
     task = make_task(windows)
@@ -220,6 +221,7 @@ def _read_backbone(request: TrainSpec, windows: TrainingData) -> tuple[dict[str,
 def estimate(request: TrainSpec) -> dict[str, Any]:
     """The counts, time and memory of a run, for `--dry-run`. Time and memory are measured over a few steps."""
     config, device = request.config, resolve(request.device)
+    keep_freed_memory()
     windows = _windows(request)
     backbone, _ = _read_backbone(request, windows)
     task = make_task(windows)
