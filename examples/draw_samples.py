@@ -1,6 +1,6 @@
 """Draws the sample images that ship with defectgen: five products, five categories of defects, and their masks.
 
-    python examples/draw_samples.py [--out examples/samples] [--seed 7]
+    python examples/draw_samples.py [--out examples/samples] [--seed 7] [--each 8] [PRODUCT ...]
 
 Each product is a height map with colours, of which a small renderer makes an image under one lamp. A defect changes the
 height, the colour and the gloss, and its mask marks the pixels that look different for that. The same seed draws the
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_closing
 
-EACH = 8  # images of a category
 MARGIN = 34  # pixels from the border of the image to the middle of a defect
 LINES = ("crack", "scratch")  # between which the surface is flawless; the others cover all that they surround
 SEEN = 2.8  # times the noise of the camera: changes that are larger belong to the mask
@@ -100,11 +99,14 @@ def parts(mask: NDArray[np.uint8], low: int, high: int, neighbours: int) -> NDAr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("products", nargs="*", metavar="PRODUCT", help=f"{', '.join(PRODUCTS)}  [default: all]")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "samples")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--each", type=int, default=8, help="images of a category")
     arguments = parser.parse_args()
-    for name, product in PRODUCTS.items():
-        for kind, count in {"normals": product.normals, **dict.fromkeys(product.defects, EACH)}.items():
+    for name in arguments.products or PRODUCTS:
+        product = PRODUCTS[name]
+        for kind, count in {"normals": product.normals, **dict.fromkeys(product.defects, arguments.each)}.items():
             for index in range(count):
                 save(arguments.out, arguments.seed, name, kind, index)
 

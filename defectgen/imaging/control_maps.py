@@ -8,9 +8,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from defectgen.imaging.masks import wanders
 from defectgen.imaging.windows import BoolArray, FloatArray
 
 _ELASTIC = 1 / 8, 0.05  # smoothness and size of the displacements, as fractions of the window's side
+_ARC = 0.4, 0.02  # the same for straight lines and arcs
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
 _MIXED = 0.3  # share of the maps that are between two real masks
@@ -72,7 +74,7 @@ def draw_map(
 
 
 def warped(rng: np.random.Generator, mask: BoolArray) -> BoolArray:
-    """A mask, turned and scaled about its middle and bent by a smooth random field.
+    """A mask, turned and scaled about its middle and bent by a smooth random field; straight lines become arcs.
 
     Returns:
         [S + 2 M, S + 2 M]: M = S // 4 pixels beyond each edge show what left the window.
@@ -81,7 +83,11 @@ def warped(rng: np.random.Generator, mask: BoolArray) -> BoolArray:
     middle = np.argwhere(mask).mean(axis=0)[::-1]
     angle, scale = math.radians(rng.normal(0, _TURN)), 2 ** rng.normal(0, _SCALE)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
-    field = np.pad(_field(rng, side), [(margin, margin), (margin, margin), (0, 0)], mode="edge")
+    field = np.pad(
+        _field(rng, side, *(_ELASTIC if wanders(mask) else _ARC)),
+        [(margin, margin), (margin, margin), (0, 0)],
+        mode="edge",
+    )
     grid = np.indices(field.shape[:2], np.float32)[::-1].transpose(1, 2, 0) - margin - middle
     at = grid @ turn.T + middle + field
     columns, rows = (np.ascontiguousarray(at[..., axis], np.float32) for axis in (0, 1))
@@ -165,12 +171,12 @@ def _signed_distance(mask: BoolArray) -> FloatArray:
     return np.asarray(inside - outside, np.float32)
 
 
-def _field(rng: np.random.Generator, side: int) -> FloatArray:
-    """Smooth random displacements, [side, side, 2], of some pixels."""
-    smooth, size = _ELASTIC[0] * side, _ELASTIC[1] * side
+def _field(rng: np.random.Generator, side: int, smooth: float, size: float) -> FloatArray:
+    """Smooth random displacements, [side, side, 2], of some pixels and 0 in the mean."""
     noise = rng.normal(size=(side, side, 2)).astype(np.float32)
-    field = np.asarray(cv2.GaussianBlur(noise, (0, 0), smooth), np.float32)
-    return np.asarray(field * (size / max(float(field.std()), 1e-9)), np.float32)
+    field = np.asarray(cv2.GaussianBlur(noise, (0, 0), smooth * side), np.float32)
+    field -= field.mean(axis=(0, 1))
+    return np.asarray(field * (size * side / max(float(field.std()), 1e-9)), np.float32)
 
 
 def _framed(mask: BoolArray, border: Sides) -> BoolArray:

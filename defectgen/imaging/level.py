@@ -82,7 +82,7 @@ def window(
     """
     pose = Pose.of(spot)
     variation = Variation(
-        key=int(rng.integers(1 << 31)), bend=_BEND,
+        key=int(rng.integers(1 << 31)), bend=_BEND, arc=not spot.wanders,
         stretch=float(2 ** rng.normal(0, _STRETCH)) if spot.elongated else 1.0,
         contrast=float(2 ** rng.normal(0, _STRENGTH)),
     )  # fmt: skip

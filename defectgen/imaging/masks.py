@@ -13,6 +13,8 @@ _DISSIMILAR = 0.08  # 1 - SSIM below this does not count as a defect
 VISIBLE = 10 / 255
 """The smallest visible change, as a fraction of the range from black to white."""
 _SHORT = 32  # pixels; the shorter side of a small image on which an object is found
+_LINE = 3.0  # a piece that is so many times longer than wide is a line
+_ASTRAY = 0.006  # of its length, by which a line that is no smooth arc strays from one
 SMALLEST = 6  # pixels; smaller pieces are noise
 
 
@@ -53,6 +55,30 @@ def mask_from_map(before: FloatArray, after: FloatArray, m: FloatArray) -> BoolA
         m: the map, [S, S] in [0, 1]. High means more than half of its maximum.
     """
     return clean((m > 0.5 * m.max()) & _visible(before, after))
+
+
+def wanders(mask: BoolArray) -> bool:
+    """Whether a defect, [H, W], bends as it likes: False if it is made of lines that are straight, or smooth arcs.
+
+    A line is a piece that is much longer than wide.
+    """
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    astray, length = 0.0, 0
+    for label in 1 + np.flatnonzero(statistics[1:, cv2.CC_STAT_AREA] >= SMALLEST):
+        at = np.argwhere(labels == label).astype(float)
+        at -= at.mean(axis=0)
+        spread, axes = np.linalg.eigh(at.T @ at / len(at))
+        if spread[1] < _LINE**2 * max(spread[0], 1 / 12):
+            return True
+        across, along = (at @ axes).T
+        steps = np.rint(along - along.min()).astype(int)
+        middle = np.bincount(steps, across) / np.maximum(np.bincount(steps), 1)
+        x = np.linspace(-1, 1, len(middle))
+        arc = np.polynomial.Polynomial.fit(x, middle, 2)(x)
+        # Pixels show a straight line with steps of half of one.
+        astray += max(0.0, float((middle - arc).std()) - 0.5)
+        length += len(middle)
+    return astray >= _ASTRAY * length
 
 
 def _visible(before: FloatArray, after: FloatArray) -> BoolArray:

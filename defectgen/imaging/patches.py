@@ -24,7 +24,7 @@ background likewise (section 3.1). So the transition to another background lies 
 GAINS = 0.5, 2.0
 """Least and greatest factor on the contrast of a defect that comes to another background."""
 _OVERLAP = 2  # pixels by which two defects that are joined overlap
-_SMOOTH = 0.35  # of the longer side: the coarseness of the field that bends a patch
+_SMOOTH, _ARC = 0.35, 1.5  # of the longer side: the coarseness of the field that bends a patch, and one of smooth lines
 _PURE = -1.0
 _NEARLY_PURE, _CONTENT = -0.9, -0.7  # what is darker is the background, what is brighter is not
 _DARKEST = 0.1  # a twentieth of the range: contrasts of darker backgrounds are mostly noise
@@ -213,13 +213,14 @@ class Variation:
     """Factor of its length along its longer axis."""
     contrast: float
     """Factor of its contrast."""
+    arc: bool = False
+    """It bends as a whole and half as much, so that a straight line becomes a smooth arc."""
 
 
 def varied(
     patch: DefectPatch, variation: Variation, degrees: float, still: tuple[bool, bool] = (False, False)
 ) -> DefectPatch:
     """A patch bent by a smooth random field, stretched along its axis and with another contrast.
-
     Pixels and masks are bent alike. The contrast of coarse structure changes, and the grain stays.
 
     Args:
@@ -234,8 +235,9 @@ def varied(
     shrink = np.eye(2) + (1 / variation.stretch - 1) * np.outer(axis, axis)
     middle = np.array([width, height]) / 2
     grid = np.indices(shape, np.float64)[::-1].transpose(1, 2, 0) - room - middle
-    nodes = [math.ceil(length / (_SMOOTH * side)) + 3 for length in shape]
-    coarse = numpy_rng(variation.key).normal(size=(*nodes, 2)) * variation.bend * side
+    smooth, bend = (_ARC, variation.bend / 2) if variation.arc else (_SMOOTH, variation.bend)
+    nodes = [math.ceil(length / (smooth * side)) + 3 for length in shape]
+    coarse = numpy_rng(variation.key).normal(size=(*nodes, 2)) * bend * side
     field = np.asarray(cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)) * ~np.array(still)
     at = (grid @ shrink.T + middle + field).astype(np.float32)
 

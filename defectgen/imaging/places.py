@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectgen.imaging.images import Pixels
-from defectgen.imaging.masks import foreground
+from defectgen.imaging.masks import foreground, wanders
 from defectgen.imaging.patches import RIM, Variation
 from defectgen.imaging.windows import BoolArray, Box, FloatArray, paste_on_zeros
 
@@ -114,6 +114,8 @@ class Spot:
     """Left, top, width and height, as fractions of the image."""
     contrast: float
     """Its difference from its surroundings, relative to their brightness above black."""
+    wanders: bool = True
+    """Whether it bends as it likes (`masks.wanders`)."""
 
     @classmethod
     def of(cls, pixels: Pixels, ground: Ground, box: Box, piece: BoolArray) -> "Spot":
@@ -133,6 +135,7 @@ class Spot:
             length=float(max(box.width, box.height)),
             box=(box.x / ground.width, box.y / ground.height, box.width / ground.width, box.height / ground.height),
             contrast=_contrast(pixels, box, piece),
+            wanders=wanders(piece),
         )
 
 
@@ -208,6 +211,8 @@ class Habits:
         octaves = np.std(np.log2([max(abs(spot.contrast), _FAINT) for spot in spots]))
         self.contrasts = min(_CONTRAST, float(octaves))
         """The standard deviation of the logarithm of contrasts to base 2, limited."""
+        self.arcs = 2 * sum(spot.wanders for spot in spots) < count
+        """Whether most are straight or smoothly bent, as scratches are."""
 
     def draw_variation(self, rng: np.random.Generator, spot: Spot, amount: float) -> Variation:
         """A variation of a defect; `amount` 0 leaves it as it is, 1 varies it as the real ones vary."""
@@ -218,6 +223,7 @@ class Habits:
             bend=round(amount * _BEND, 4),
             stretch=round(float(np.clip(stretch, *_STRETCHES)), 4),
             contrast=round(float(np.clip(contrast, *_STRETCHES)), 4),
+            arc=self.arcs,
         )
 
     def summary(self) -> dict[str, Any]:

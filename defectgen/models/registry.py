@@ -73,12 +73,17 @@ class Entry(BaseModel):
 _DEFAULTS: Final = {key: field.default for key, field in Entry.model_fields.items() if not field.is_required()}
 
 
-def find_registry(explicit: Path | None) -> list[Path]:
-    """The files to search, in order: only `explicit`, or the nearest in this folder or above, then the package's."""
+def find_registry(explicit: Path | None, *, shipped: bool = True) -> list[Path]:
+    """The files to search, in order: only `explicit`, or the nearest in this folder or above, then the package's.
+
+    Args:
+        shipped: whether the package's is searched, too.
+    """
     if explicit is not None:
         return [explicit]
     # The package's file is beside the package in a source checkout, and inside it in a wheel.
-    found = [path for path in (_nearest(), _PACKAGE / NAME, _PACKAGE.parent / NAME) if path and path.exists()]
+    package = _PACKAGE / NAME, _PACKAGE.parent / NAME
+    found = [path for path in (_nearest(), *(package if shipped else ())) if path and path.exists()]
     return list(dict.fromkeys(found))
 
 

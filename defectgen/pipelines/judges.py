@@ -90,7 +90,9 @@ def _comparing(device: str, score: str) -> Scorer:
 
 
 def model(name: str | None, weights: Path | None, device: str, warn: Callable[[str], object] = lambda _: None) -> Judge:
-    """A model of `weights.toml`: one that repairs images, or a memory bank. None is the newest.
+    """A model of `weights.toml`: one that repairs images, or a memory bank. None is the newest of one's own.
+
+    A model that ships knows other parts, so it judges only where it is named.
 
     Args:
         warn: called with a line about each model that is passed over.
@@ -99,7 +101,8 @@ def model(name: str | None, weights: Path | None, device: str, warn: Callable[[s
         WeightsError: there is none, or its file is missing or damaged.
     """
     methods = (*which(lambda row: row.repairs), MEMORY_BANK)
-    entry = registry.find(name=name, files=registry.find_registry(weights), methods=methods, warn=warn)
+    lists = registry.find_registry(weights, shipped=name is not None)
+    entry = registry.find(name=name, files=lists, methods=methods, warn=warn)
     registry.verify(entry)
     recorded = f"model {entry.name} of {entry.created}"
     if entry.method == MEMORY_BANK:

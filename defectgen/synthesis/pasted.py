@@ -470,11 +470,14 @@ def lay(
     before = _colors(image[here], photograph.channels)
     if rim.sum() >= masks.SMALLEST:
         own, around = pixels[there][rim], before[rim]
-        # Light multiplies: where the background is twice as bright, so is the defect's contrast.
+        # Light multiplies: where the background is twice as bright, so is the defect's contrast. But a background can
+        # be bright since it faces the lamp, which makes the defect's own highlights no brighter.
         gain = (around.mean() - black) / max(float(own.mean()) - black, 1e-3)
         if colour == "match":
             gain = around.std(axis=0) / np.maximum(own.std(axis=0), 1e-3)
-        pixels = (pixels - own.mean(axis=0)) * np.clip(gain, *GAINS)
+        pixels = pixels - own.mean(axis=0)
+        gain = np.clip(gain, *GAINS)
+        pixels = pixels * np.where((colour == "keep") & (pixels > 0), np.minimum(gain, 1), gain)
         if colour == "gray":
             pixels = np.repeat(pixels.mean(axis=2, keepdims=True), photograph.channels, axis=2)
         pixels = (pixels + around.mean(axis=0)).astype(np.float32)

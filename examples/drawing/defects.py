@@ -52,7 +52,7 @@ def crack(rng: Rng, scene: Scene, center: Array) -> None:
     t = np.linspace(0, 1, len(points))
     swell = np.exp(np.interp(t, np.linspace(0, 1, len(points) // 9 + 2), rng.normal(0, 0.4, len(points) // 9 + 2)))
     ends = np.clip(np.minimum(t, 1 - t) * 5 + 0.15, 0, 1)
-    width = rng.uniform(0.20, 0.46) * s * ends * np.clip(swell, 0.4, 2)
+    width = rng.uniform(0.42, 0.85) * s * ends * np.clip(swell, 0.4, 2)
     groove(scene, points, width)
     for _ in range(rng.integers(0, 4)):
         k = int(rng.integers(len(points) // 5, 4 * len(points) // 5))
@@ -86,11 +86,11 @@ def scratch(rng: Rng, scene: Scene, center: Array) -> None:
         t = np.linspace(-0.5, 0.5, int(2 * length * (1 if first else rng.uniform(0.35, 0.8))))
         angle = turn + (0 if first else rng.normal(0, 0.03)) + 2 * bend * t
         points = np.cumsum(np.stack([np.sin(angle), np.cos(angle)], axis=1), axis=0) / 2
-        aside = 0 if first else k * rng.uniform(2.5, 5) * s * across + rng.normal(0, 0.1) * length * along
+        aside = 0 if first else k * rng.uniform(3.5, 6) * s * across + rng.normal(0, 0.1) * length * along
         points += center - points.mean(axis=0) + aside
         fade = np.clip((0.5 - np.abs(t)) * rng.uniform(2.5, 6), 0, 1)
         chatter = 1 + 0.25 * np.interp(t, np.linspace(-0.5, 0.5, 24), rng.normal(size=24))
-        plough(scene, points, rng.uniform(0.38, 0.70) * s, fade * np.clip(chatter, 0.2, 1.8) * (1 if first else 0.7))
+        plough(scene, points, rng.uniform(0.60, 1.05) * s, fade * np.clip(chatter, 0.2, 1.8) * (1 if first else 0.7))
 
 
 def plough(scene: Scene, points: Array, width: float, force: Array) -> None:

@@ -771,6 +771,18 @@ def test_flawless_images_alone_are_remembered(part: Path, capsys: pytest.Capture
     assert "no model" in capsys.readouterr().err
 
 
+def test_a_model_that_ships_judges_only_where_it_is_named(part: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It knows other parts, on which it would pass everything."""
+    assert main(["inspect", "line", "--normals", "good", "--name", "shipped"]) == 0
+    package = registry._PACKAGE
+    package.mkdir(parents=True)
+    Path("runs").rename(package / "runs")
+    Path("weights.toml").rename(package / "weights.toml")
+    assert main(["inspect", "line", "--out", "b"]) == 5
+    assert "no model of isu-gan or memory-bank" in capsys.readouterr().err
+    assert main(["inspect", "line", "--model", "shipped", "--out", "b"]) == 0
+
+
 def test_each_kind_of_score_can_be_asked_for() -> None:
     assert [each.value for each in Score] == [*COMPARING, *LEARNED]
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from defectgen.imaging.control_maps import KnownMask, Sides, between, draw_map, fitted, from_text, pick, to_text, warped
+from defectgen.imaging.masks import wanders
 from defectgen.imaging.windows import BoolArray
 
 SIDE = 64
@@ -33,6 +34,7 @@ def test_a_warped_mask_is_another_one_of_about_its_size_and_direction(mask: Bool
     if mask.sum() < 200:
         tall = [np.ptp(np.argwhere(each), axis=0) for each in found]
         assert all(height > 2 * width for height, width in tall)
+        assert np.mean([wanders(each) for each in found]) < 0.2  # a scratch stays one
 
 
 def test_between_two_masks_lies_one_of_a_size_between() -> None:
@@ -67,7 +69,7 @@ def test_masks_that_fit_are_not_cut_off_by_the_border() -> None:
     for seed in range(40):
         found = draw_map(np.random.default_rng(seed), mask, [KnownMask(mask, (0.5, 0.5))], border)
         for edge in (found[4], found[:, 4]):
-            assert edge.sum() < 10  # of some 18 across the middle
+            assert edge.sum() < 12  # of some 18 across the middle
         assert found.sum() > 0.4 * mask.sum()
     # Where the image ends, a mask that reaches its edge still does.
     open_left = Sides(4, 4, 0, 4)

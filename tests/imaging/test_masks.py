@@ -12,8 +12,9 @@ from defectgen.imaging.masks import (
     mask_from_difference,
     mask_from_map,
     visible_part,
+    wanders,
 )
-from defectgen.imaging.windows import FloatArray
+from defectgen.imaging.windows import BoolArray, FloatArray
 
 
 def texture(channels: int = 1) -> FloatArray:
@@ -186,3 +187,30 @@ def test_without_a_plain_background_all_is_foreground() -> None:
     assert foreground(np.full((50, 60, 3), 90, np.uint8)).all()
     halves = np.where(np.arange(120) < 60, 40, 200)[None, :, None].repeat(100, axis=0).astype(np.uint8)
     assert foreground(halves).all()  # the border is of two kinds
+
+
+def line(bends: float, wiggles: float, width: int = 3) -> BoolArray:
+    """A line through a window, which bends by one arc, and wiggles in and out of it."""
+    t = np.linspace(-1, 1, 50)
+    points = np.stack([32 + 28 * t, 32 + bends * t**2 + wiggles * np.sin(9 * t)], axis=1)
+    canvas = np.zeros((64, 64), np.uint8)
+    cv2.polylines(canvas, [np.rint(points).astype(np.int32)], isClosed=False, color=1, thickness=width)
+    return canvas.astype(np.bool_)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_straight_lines_and_arcs_do_not_wander(turned: bool) -> None:
+    for mask, expected in [
+        (line(0, 0), False),
+        (line(6, 0), False),
+        (line(0, 0, 1), False),
+        (line(0, 3), True),
+        (line(6, 3), True),
+        (np.hypot(*np.mgrid[-32:32, -32:32]) < 9, True),  # no line at all
+        (line(0, 0) | line(20, 0)[::-1], True),  # two lines that cross are one piece, which is none
+    ]:
+        assert wanders(mask.T if turned else mask) == expected
+
+
+def test_lines_side_by_side_are_lines() -> None:
+    assert not wanders(np.roll(line(3, 0), -12, axis=0) | np.roll(line(3, 0), 12, axis=0))

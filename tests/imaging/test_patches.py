@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from defectgen.imaging.images import DecodedImage
+from defectgen.imaging.masks import wanders
 from defectgen.imaging.patches import (
     DefectPatch,
     Variation,
@@ -271,6 +272,14 @@ class TestVaried:
         assert len(shapes) == 10
         again = [varied(bar, Variation(7, 0.03, 1.1, 1.2), 90.0).pixels for _ in range(2)]
         np.testing.assert_array_equal(again[0], again[1])
+
+    def test_a_straight_line_becomes_a_smooth_arc(self, bar: DefectPatch) -> None:
+        bent, free = (
+            [varied(bar, Variation(key, 0.02, 1.0, 1.0, arc), 90.0).defect_mask for key in range(20)]
+            for arc in (True, False)
+        )
+        assert len({mask.tobytes() for mask in bent}) == 20
+        assert np.mean([wanders(mask) for mask in bent]) < 0.1 < np.mean([wanders(mask) for mask in free])
 
     def test_what_ends_at_an_edge_is_not_moved_across_it(self, bar: DefectPatch) -> None:
         for key in range(5):

@@ -1,5 +1,6 @@
 """Where real defects lie, how they turn, and how their sizes vary."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,16 @@ class TestHabits:
         assert habits.draw_variation(rng(3), spot(elongated=False), 1.0).stretch == 1
         alike = Habits([spot()] * 5)
         assert alike.draw_variation(rng(), spot(), 1.0).contrast == 1
+
+    def test_a_category_bends_as_most_of_its_defects_do(self) -> None:
+        for straight, expected in ((3, True), (2, False)):
+            spots = [replace(spot(), wanders=k >= straight) for k in range(4)]
+            assert Habits(spots).draw_variation(rng(), spots[0], 1.0).arc == expected
+
+    def test_a_spot_of_an_older_model_wanders(self) -> None:
+        text = to_text(KnownSpot(spot(), 1.0, 20.0)).replace(', "wanders": true', "")
+        assert "wanders" not in text
+        assert from_text(text).spot.wanders
 
     def test_scales_vary_as_the_real_sizes(self) -> None:
         alike, varied = Habits([spot(length=20)] * 4), Habits([spot(length=length) for length in (5, 10, 20, 40, 80)])

@@ -242,6 +242,7 @@ def test_files_are_searched_here_then_above_then_in_the_package(
     assert registry.find_registry(None) == [own]
     above.touch()
     assert registry.find_registry(None) == [above, own]
+    assert registry.find_registry(None, shipped=False) == [above]
     assert registry.find_writable(None) == above
     (deep / "weights.toml").touch()
     assert registry.find_registry(None) == [deep / "weights.toml", own]

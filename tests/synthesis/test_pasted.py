@@ -106,6 +106,22 @@ def test_a_defect_is_adapted_to_the_brightness_of_its_surroundings(request_for: 
             assert level - sample.image[inner].mean() == pytest.approx(0.7 * level, abs=8)
 
 
+@pytest.mark.parametrize(("level", "dark", "bright"), [(160, 100, 60), (80, 50, 60), (40, 25, 30)])
+def test_the_highlights_of_a_defect_are_not_brighter_on_a_brighter_ground(level: int, dark: int, bright: int) -> None:
+    """On 80 a defect is 50 darker in one half, 60 brighter in the other. Highlights get fainter on a darker ground."""
+    mask = np.zeros((30, 40), np.bool_)
+    mask[8:22, 8:32] = True
+    values = np.full((30, 40, 1), 80.0)
+    values[8:22, 8:20], values[8:22, 20:32] = 30, 140
+    around = cv2.dilate(mask.view(np.uint8), np.ones((11, 11))) > 0
+    patch = DefectPatch((values / 127.5 - 1).astype(np.float32), around, mask)
+    surface = np.full((60, 80), level, np.uint8)
+    made, _ = lay(DecodedImage(surface), surface, patch, (20, 15), "improved")
+    change = made[15:45, 20:60].astype(float) - level
+    assert change[10:20, 10:18].mean() == pytest.approx(-dark, rel=0.15)
+    assert change[10:20, 22:30].mean() == pytest.approx(bright, rel=0.15)
+
+
 @pytest.fixture
 def chips(tmp_path: Path) -> Path:
     """Half discs at the left edge of images with upright streaks, and upright bars in their darker half, the lower."""

@@ -1,0 +1,51 @@
+#!/bin/sh
+# Measures `compose` and every method on folders of real images, each with normals, defects and masks:
+#     sh examples/benchmarks/all.sh DATA [DATA ...] >page.md
+# Three fifths of the images are for training, the first five defects of each category for the generators; the rest is the
+# test. Called again, it continues where it stopped. Set OUT (results), TIME (20m) that each method trains, NUM (200)
+# samples, SEEDS (5) and METHODS to change what is in parentheses. Prints tables in Markdown, messages elsewhere. On two
+# CPU cores it takes the whole TIME of each method, and some two hours of `evaluate` for each folder.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+out=${OUT:-results} num=${NUM:-200} seeds=${SEEDS:-5}
+methods=${METHODS:-dt-gan defect-gan dcdganc dfmgan isu-gan}
+
+made() { # NAME COMMAND...: makes a dataset; notes the seconds, unless it was interrupted
+    name=$1 began=$(date +%s) whole=yes
+    shift
+    [ ! -e "$name" ] || whole=
+    defectgen "$@" --num "$num" --seed 1 --resume --out "$name" >&2 || [ $? = 3 ] # 3: a few samples failed
+    [ -z "$whole" ] || echo $(($(date +%s) - began)) >"$name.seconds"
+}
+
+measured() { # SUFFIX OPTION DATASET...: what datasets look like, and whether they help
+    suffix=$1 option=$2
+    shift 2
+    # shellcheck disable=SC2086 # the option may be missing
+    [ -e "quality$suffix.json" ] || python "$here/quality.py" dev "$@" $option --json "quality$suffix.json" >&2
+    [ -e "report$suffix/report.json" ] || defectgen evaluate dev "$@" --test test --shots 5,all --seeds "$seeds" \
+        --resume --out "report$suffix" >&2
+}
+
+for data in "$@"; do
+    folder=$out/$(basename "$data")
+    python "$here/results.py" split "$data" "$folder"
+    (
+        cd "$folder"
+        made compose compose five/defects dev/normals
+        several=compose one=
+        for method in $methods; do
+            [ -e "runs/$method/model.safetensors" ] || defectgen train dev/normals five/defects --method "$method" \
+                --time "${TIME:-20m}" --seed 1 --name "$method" --weights weights.toml --resume >&2
+            made "$method" synthesize --model "$method" --weights weights.toml --normals dev/normals
+            if [ "$method" = isu-gan ]; then one="compose $method"; else several="$several $method"; fi
+        done
+        # shellcheck disable=SC2086 # lists of names without spaces
+        measured "" "" $several
+        # shellcheck disable=SC2086
+        [ -z "$one" ] || measured -one --one-category $one # of which all defects are of one category
+    )
+done
+for data in "$@"; do
+    python "$here/results.py" page "$out/$(basename "$data")"
+done
