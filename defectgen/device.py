@@ -1,5 +1,8 @@
 """The device that tensors are on, and random generators for PyTorch."""
 
+import ctypes
+import sys
+
 import numpy as np
 import torch
 
@@ -29,6 +32,17 @@ def resolve(name: str) -> torch.device:
             f"--device {name}: PyTorch finds {torch.cuda.device_count()} CUDA devices; use --device auto or cpu"
         )
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what tensors free, for the next ones, if it is glibc. It affects the whole process.
+
+    Otherwise it gives maps of some megabytes back to the system at once, which then clears each page anew: up to a
+    tenth of the time of a step on the CPU.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        for parameter, value in ((-1, 2**30), (-3, 2**25)):  # M_TRIM_THRESHOLD, and the greatest M_MMAP_THRESHOLD
+            library.mallopt(parameter, value)
 
 
 def torch_rng(*key: int) -> torch.Generator:

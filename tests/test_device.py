@@ -1,7 +1,9 @@
+import platform
+
 import pytest
 import torch
 
-from defectgen.device import resolve, torch_rng
+from defectgen.device import keep_freed_memory, resolve, torch_rng
 from defectgen.errors import NoDeviceError, UsageError
 
 
@@ -28,3 +30,16 @@ def test_the_numbers_depend_on_the_key_only() -> None:
     ours = torch.rand(4, generator=torch_rng(1, 2, 3))
     torch.testing.assert_close(ours, torch.rand(4, generator=torch_rng(1, 2, 3)), atol=0, rtol=0)
     assert not torch.allclose(ours, torch.rand(4, generator=torch_rng(1, 2, 4)))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such setting")
+def test_freed_memory_is_used_again_without_asking_the_system_for_it() -> None:
+    import resource  # Windows has none
+
+    keep_freed_memory()
+    torch.ones(5_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(5_000_000)
+    pages = 5_000_000 * 4 // resource.getpagesize()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages

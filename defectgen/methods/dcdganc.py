@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
-from defectgen.nn.layers import ResBlock, he_init, mixed_precision
+from defectgen.nn.layers import ResBlock, group_norm, he_init, mixed_precision
 from defectgen.nn.paired import center_line_loss, map_loss, soft, weighted_sum
 from defectgen.nn.penalties import adversarial, gradient_penalty
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
@@ -151,7 +151,7 @@ class ODSPADE(nn.Module):
         m = self.to_map(code).unflatten(1, (-1, *self.base))
         m = _resize(m, (height, width) if width <= self.finest else (height * self.finest // width, self.finest))
         gamma, beta = _resize(self.affine(F.relu(self.first(m))), (height, width)).chunk(2, dim=1)
-        return (1 + gamma) * F.group_norm(x, x.shape[1]) + beta
+        return torch.addcmul(beta, group_norm(x, x.shape[1]), 1 + gamma)
 
 
 class ODSPADEBlock(nn.Module):

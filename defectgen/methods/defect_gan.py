@@ -96,12 +96,12 @@ class SPADE(nn.Module):
 
     def __init__(self, channels: int, categories: int, hidden: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(channels, channels, affine=False)
+        self.norm = instance_norm(channels, affine=False)
         self.shared = nn.Conv2d(categories, hidden, 3, padding=1)
         self.gamma_beta = nn.Conv2d(hidden, 2 * channels, 3, padding=1)
 
     def forward(self, x: Tensor, a: Tensor) -> Tensor:
-        """x [B, channels, h, w], a [B, categories, h, w], or [B, categories, 1, 1], the same at every pixel."""
+        """x [B, channels, h, w], a [B or 1, categories, h, w], or [B, categories, 1, 1], the same at every pixel."""
         if uniform := a.shape[2:] == (1, 1):
             a = a.expand(-1, -1, 5, 5)
         maps = self.gamma_beta(F.relu(self.shared(a)))
@@ -112,8 +112,7 @@ class SPADE(nn.Module):
                 shape[axis] = x.shape[axis] - 4
                 maps = torch.cat([start, inside.expand(shape), end], dim=axis)
         gamma, beta = maps.chunk(2, dim=1)
-        normalized: Tensor = self.norm(x)
-        return normalized * (1 + gamma) + beta
+        return torch.addcmul(beta, self.norm(x), 1 + gamma)
 
 
 class ConvBlock(nn.Module):
@@ -360,10 +359,10 @@ class DefectGAN:
 
         # G removes its own defects and the real ones.
         back = torch.cat([made, d])
-        empty = torch.zeros_like(a[: 2 * count])
+        empty = torch.zeros_like(a[:1])  # the same for all
         self.networks.train_only("G")
         with mixed_precision(self.device):
-            f_back, m_back = (each.float() for each in self.G(back, empty, noise, torch.zeros_like(z[: 2 * count])))
+            f_back, m_back = (each.float() for each in self.G(back, empty, noise, torch.zeros_like(z[:1])))
             fake = self.D.judge(seen, c).float()
         restored, repaired = compose(back, f_back, m_back).chunk(2)
         self.networks.train_only(*self.networks.optimizers)

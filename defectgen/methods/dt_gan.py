@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from defectgen.methods.base import ANCHOR, BORDER, Batch, Extent, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
-from defectgen.nn.layers import ResBlock, he_init, instance_norm, mixed_precision
+from defectgen.nn.layers import GroupNorm, ResBlock, group_norm, he_init, instance_norm, join, mixed_precision
 from defectgen.nn.paired import map_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.penalties import adversarial, r1
 from defectgen.nn.projected import WIDTH, ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
@@ -137,8 +137,8 @@ class AdaIN(nn.Module):
         self.affine = nn.Linear(style_dim, 2 * channels)
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        gamma, beta = self.affine(s)[:, :, None, None].chunk(2, dim=1)
-        return (1 + gamma) * F.group_norm(x, x.shape[1]) + beta
+        gamma, beta = self.affine(s).chunk(2, dim=1)
+        return group_norm(x, x.shape[1], 1 + gamma, beta)
 
 
 class StyledBlock(nn.Module):
@@ -219,7 +219,7 @@ class MappingNetwork(nn.Module):
             if side > d.shape[2]:
                 d = _double(d)
             d = conv(d) + strength * values.view(-1, 1, side, side)
-            d = F.leaky_relu(F.group_norm(d, d.shape[1]), 0.2)
+            d = F.leaky_relu(group_norm(d, d.shape[1]), 0.2)
         return self.defect(d, y)[0], _style(self.style, h, y, bounded=self.bounded)
 
 
@@ -301,19 +301,30 @@ class Generator(nn.Module):
         """BG_G [B, width - C, 16, 16], c [k·B, C, 16, 16], s [k·B, style_dim] -> images [k·B, channels, H, W].
 
         With k > 1 each background is decoded once and serves k foregrounds: row i·B + j has background j. With
-        `residual`, the changes m * f in place of images, and m, [k·B, 1, H, W] in 0..1; both 0 where c is.
+        `residual`, the changes m * f in place of images, and m, [k·B, 1, H, W] in 0..1; both 0 where c is, and on the
+        CPU not computed there.
         """
         b = self.background(bg)
-        b = b.repeat(len(c) // len(b), 1, 1, 1)
-        h = c
-        for block in self.foreground:
-            h = block(h, s)
-        out = self.head(torch.cat([b, h], dim=1))
         if not self.residual:
-            return out, None
+            return self.head(join(torch.cat([b] * (len(c) // len(b))), self._painted(c, s))), None
+        here = (c != 0).flatten(1).any(dim=1)
+        rows = worth_computing(here)
+        h = self._painted(c[rows], s[rows])
+        # The first convolution sees b and h side by side: its part of b serves all k, too.
+        relu, conv = self.head[0], self.head[1]
+        assert isinstance(conv, nn.Conv2d)
+        of_b, of_h = conv.weight.split([b.shape[1], h.shape[1]], dim=1)
+        b = F.conv2d(relu(b), of_b, conv.bias, padding=1)
+        out = self.head[2:](b[rows % len(b)] + F.conv2d(relu(h), of_h, padding=1))
         f, m = out.float().split([self.channels, 1], dim=1)
-        m = torch.sigmoid(m) * (c != 0).flatten(1).any(dim=1)[:, None, None, None]
-        return m * f, m
+        m = torch.sigmoid(m) * here[rows, None, None, None]
+        change, m = (each.new_zeros(len(c), *each.shape[1:]).index_copy(0, rows, each) for each in (m * f, m))
+        return change, m
+
+    def _painted(self, c: Tensor, s: Tensor) -> Tensor:
+        for block in self.foreground:
+            c = block(c, s)
+        return c
 
 
 class Discriminator(nn.Module):
@@ -353,7 +364,7 @@ class ProjectedTasks(nn.Module):
         self.branches = ProjectedDiscriminator(domains, device)
         self.fg = nn.Sequential(
             nn.Conv2d(WIDTH, 2 * WIDTH, 4, stride=2, padding=1),
-            nn.GroupNorm(8, 2 * WIDTH),
+            GroupNorm(8, 2 * WIDTH),
             nn.LeakyReLU(0.2),
             nn.AdaptiveMaxPool2d(1),  # not the mean, which would dilute a small defect
             nn.Flatten(),
@@ -526,6 +537,13 @@ def _mlp(sizes: list[int]) -> nn.Sequential:
     for a, b in pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def worth_computing(here: Tensor) -> Tensor:
+    """The indices of the rows [B] that are True; of all if none is, and on a GPU, where to ask costs too much."""
+    if here.device.type == "cpu" and here.any():
+        return here.nonzero()[:, 0]
+    return torch.arange(len(here), device=here.device)
 
 
 def _double(x: Tensor) -> Tensor:
@@ -765,26 +783,31 @@ class DTGAN:
 
     def _learn_pairs(self, batch: Batch) -> tuple[dict[str, Tensor], Code]:
         """E's codes of a defective window paint its twin and repair it. Also returns them."""
-        config, d, n_d, paired, count = self.config, batch.x_ref, batch.x_twin, batch.paired, len(batch.x)
+        config, d, n_d, paired = self.config, batch.x_ref, batch.x_twin, batch.paired
         assert batch.a_ref is not None
         assert n_d is not None
         assert paired is not None
         with mixed_precision(self.device):
             c, s, a = self.E.with_presence(d, batch.y_ref)
-            bg, _ = self.G.encode(torch.cat([d, n_d]))
-            change, m = self.G(bg, c.repeat(2, 1, 1, 1), s.repeat(2, 1))
-        assert m is not None
         mask = batch.a_ref.amax(dim=1, keepdim=True)
-        inside, here = soft(mask), F.adaptive_max_pool2d(mask, BOTTLENECK)
+        here = F.adaptive_max_pool2d(mask, BOTTLENECK)
         presence = F.binary_cross_entropy_with_logits(a.float(), here, reduction="none").mean(dim=(1, 2, 3))
+        presence = (presence * paired).mean()
+        codes, rows = (c.detach(), s.detach()), worth_computing(paired > 0)
+        d, n_d, mask, paired, c, s = (each[rows] for each in (d, n_d, mask, paired, c, s))
+        count, inside = len(rows), soft(mask)
+        with mixed_precision(self.device):
+            bg, _ = self.G.encode(torch.cat([d, n_d]))
+            change, m = self.G(bg, torch.cat([c, c]), torch.cat([s, s]))
+        assert m is not None
         losses = {
             "pair": pair_loss(n_d + change[count:], d, inside, paired)
             + pair_loss(d - change[:count], n_d, inside, paired),
             "map": map_loss(m[:count], mask, paired) + map_loss(m[count:], mask, paired),
-            "presence": (presence * paired).mean(),
+            "presence": presence,
         }
         weighted_sum(losses, {"pair": config.lambda_pair, "map": config.lambda_map, "presence": 1.0}).backward()
-        return losses, (c.detach(), s.detach())
+        return losses, codes
 
     def _match_codes(self, of_e: Code, latent: Tensor, y: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Update the critic of codes, and let M's codes of defects pass for E's."""

@@ -28,7 +28,8 @@ An addition to the paper, which the preset `paper` does not use, is the setting 
   kind as fakes.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -40,9 +41,9 @@ from torch import Tensor, nn
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
-from defectgen.nn.layers import instance_norm, mixed_precision
+from defectgen.nn.layers import instance_norm, join, mixed_precision
 from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft, weighted_sum
-from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g
+from defectgen.nn.projected import ProjectedDiscriminator, choose, hinge_d, hinge_g
 from defectgen.nn.slots import Slots
 
 
@@ -112,14 +113,47 @@ class Involution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
-        height, width, reach = x.shape[2], x.shape[3], self.kernel // 2
-        h = self.w2(F.relu(self.norm(self.w1(x)))).unflatten(1, (self.groups, 1, self.kernel**2))
-        padded = F.pad(x, (reach,) * 4).unflatten(1, (self.groups, self.GROUP))
-        total = torch.zeros_like(x).unflatten(1, (self.groups, self.GROUP))
-        for i in range(self.kernel**2):
-            top, left = divmod(i, self.kernel)
-            total = total + h[:, :, :, i] * padded[..., top : top + height, left : left + width]
+        kernels = self.w2(F.relu(self.norm(self.w1(x)))).to(x.dtype)
+        padded = F.pad(x, (self.kernel // 2,) * 4)
+        total: Tensor = _Involve.apply(padded, kernels, self.groups)  # type: ignore[no-untyped-call]
+        return total
+
+
+class _Involve(torch.autograd.Function):
+    """The padded map [B, C, H + k - 1, W + k - 1] under its kernels [B, groups k², H, W] -> [B, C, H, W].
+
+    The gradients, too, are summed up shift by shift, in place: autograd would make a map for each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, kernels: Tensor, groups: int) -> Tensor:
+        ctx.save_for_backward(padded, kernels)
+        ctx.groups = groups
+        padded, kernels = padded.unflatten(1, (groups, -1)), kernels.unflatten(1, (groups, -1))
+        total = torch.zeros_like(padded[..., : kernels.shape[3], : kernels.shape[4]])
+        for i, kernel, here in _shifts(kernels):
+            del i
+            total.addcmul_(kernel, padded[here])
         return total.flatten(1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        padded, kernels = (each.unflatten(1, (ctx.groups, -1)) for each in ctx.saved_tensors)
+        gradient = gradient.unflatten(1, (ctx.groups, -1))
+        by_padded, by_kernels = torch.zeros_like(padded), torch.empty_like(kernels)
+        for i, kernel, here in _shifts(kernels):
+            by_kernels[:, :, i] = (gradient * padded[here]).sum(dim=2)
+            by_padded[here].addcmul_(gradient, kernel)
+        return by_padded.flatten(1, 2), by_kernels.flatten(1, 2), None
+
+
+def _shifts(kernels: Tensor) -> Iterator[tuple[int, Tensor, tuple[Any, ...]]]:
+    """For each place i of the kernels [B, groups, k², H, W]: i, their values there, and what of the map they see."""
+    count, height, width = kernels.shape[2:]
+    for i in range(count):
+        top, left = divmod(i, math.isqrt(count))
+        yield i, kernels[:, :, i, None], (..., slice(top, top + height), slice(left, left + width))
 
 
 class ResidualBlock(nn.Module):
@@ -184,16 +218,16 @@ class Generator(nn.Module):
         With `residual`, also m, [B, 1, H, W] in 0..1, the soft map of the change; values may leave the range.
         `control` [B, 1 + z_dim, H, W] is a mask, which becomes m, then z inside it. Without it, m is learned.
         """
-        given = x if control is None else torch.cat([x, control], dim=1)
+        given = x if control is None else join(x, control)
         d1 = self.down1(given)
         d3 = self.down3(self.down2(d1))
         h = self.middle(d3)
-        h = self.up3(self.join3(torch.cat([self.filter3(d3), h], dim=1)))
+        h = self.up3(self.join3(join(self.filter3(d3), h)))
         h = _match_size(self.up2(h), d1)
-        h = _match_size(self.up1(self.join1(torch.cat([self.filter1(d1), h], dim=1))), x)
+        h = _match_size(self.up1(self.join1(join(self.filter1(d1), h))), x)
         if not self.residual:
             return torch.tanh(h), None
-        change, m = self.head(torch.cat([h, given], dim=1)).float().split([x.shape[1], 1], dim=1)
+        change, m = self.head(join(h, given)).float().split([x.shape[1], 1], dim=1)
         m = torch.sigmoid(m) if control is None else soft(control[:, :1])
         return x + m * change, m
 
@@ -385,8 +419,9 @@ class ISUGAN:
                 real = self.D.see(torch.cat([looks[2].apply(p), looks[3].apply(n)]))
         kinds = torch.eye(2, device=self.device).repeat_interleave(count, dim=0)  # of p, then of n
         with mixed_precision(self.device):
-            score_real, score_other = self.D.judge(real, kinds).float(), self.D.judge(real, kinds.flip(0)).float()
-            score_made = self.D.judge([each.detach() for each in seen], kinds).float()
+            logits = self.D.logits([torch.cat([each, made.detach()]) for each, made in zip(real, seen, strict=True)])
+            asked = torch.cat([kinds, kinds]), torch.cat([kinds.flip(0), kinds])
+            (score_real, score_made), (score_other, _) = (choose(logits, each).float().chunk(2) for each in asked)
         parts = {"D": hinge_d(score_real, torch.cat([score_made, score_other]))}
         parts["D"].backward()
         self.networks.step("D")

@@ -36,12 +36,10 @@ class _Conv(nn.Conv2d):
     """A convolution padded as TensorFlow's "same" does: with stride 2 one more at the end than at the start."""
 
     def forward(self, x: Tensor) -> Tensor:
-        (kernel, _), (stride, _) = self.kernel_size, self.stride
-        if stride == 1:
-            return F.conv2d(x, self.weight, self.bias, padding=kernel // 2, groups=self.groups)
-        pads = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in (x.shape[3], x.shape[2])]
-        x = F.pad(x, [part for pad in pads for part in (pad // 2, pad - pad // 2)])
-        return F.conv2d(x, self.weight, self.bias, stride, groups=self.groups)
+        weight, stride = self.weight, self.stride[0]
+        if stride == 2:  # zeros before the kernel cost less than a copy of the map with zeros after it
+            weight = F.pad(weight, [part for side in (x.shape[3], x.shape[2]) for part in (1 - side % 2, 0)])
+        return F.conv2d(x, weight, self.bias, stride, self.kernel_size[0] // 2, groups=self.groups)
 
 
 class _Block(nn.Module):
@@ -56,8 +54,8 @@ class _Block(nn.Module):
         self.residual = stride == 1 and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x if self.expand is None else F.relu6(self.expand(x))
-        h = self.project(F.relu6(self.filter(h)))
+        h = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        h = self.project(F.relu6(self.filter(h), inplace=True))
         return h + x if self.residual else h
 
 
@@ -90,7 +88,7 @@ class Lite0(nn.Module):
         """
         if min(x.shape[2:]) < 32:
             raise ValueError(f"{x.shape[3]}x{x.shape[2]} pixels: the features need 32x32 or more")
-        h = F.relu6(self.stem(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x))
+        h = F.relu6(self.stem(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x), inplace=True)
         maps: list[Tensor] = []
         for block, following in zip(self.blocks, [*self.blocks[1:], None], strict=True):
             h = block(h)

@@ -1,6 +1,7 @@
 """Blocks, noise, initialization and mixed precision that several methods share."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,9 +58,85 @@ class ResBlock(nn.Module):
         return (h + x) * 0.5**0.5
 
 
-def instance_norm(channels: int) -> nn.GroupNorm:
-    """Instance normalization as GroupNorm with one channel per group, whose kernel supports channels-last memory."""
-    return nn.GroupNorm(channels, channels)
+class GroupNorm(nn.GroupNorm):
+    """As `nn.GroupNorm`, [B, C, H, W]; see `group_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def instance_norm(channels: int, *, affine: bool = True) -> GroupNorm:
+    """Instance normalization as group normalization with one channel per group, which supports channels-last memory."""
+    return GroupNorm(channels, channels, affine=affine)
+
+
+_FEW = 1024  # pixels of a map, below which PyTorch's forward pass is slow, too
+
+
+def group_norm(
+    x: Tensor, groups: int, scale: Tensor | None = None, shift: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Group normalization (Wu and He 2018) of [B, C, H, W], then scale and shift: both None, or [C], or [B, C].
+
+    On the CPU, PyTorch's backward pass takes several times as long as its memory traffic for channels-last maps, so
+    this has one of its own. It cannot be differentiated twice.
+    """
+    learns = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, scale, shift))
+    if x.device.type == "cpu" and x.dtype != torch.bfloat16 and (learns or x.shape[2] * x.shape[3] < _FEW):
+        scale, shift = (None if each is None else each.view(-1, 1, x.shape[1]).to(x.dtype) for each in (scale, shift))
+        normalized: Tensor = _GroupNorm.apply(x, groups, scale, shift, eps)  # type: ignore[no-untyped-call]
+        return normalized
+    if scale is None or scale.ndim == 1:
+        return F.group_norm(x, groups, scale, shift, eps)
+    assert shift is not None
+    return F.group_norm(x, groups, eps=eps) * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+class _GroupNorm(torch.autograd.Function):
+    """`group_norm` in channels-last memory; scale and shift [1 or B, 1, C]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, groups: int, scale: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
+        flat = x.permute(0, 2, 3, 1).flatten(1, 2)  # [B, H W, C]
+        away = flat - _mean(flat, groups)
+        root = (_mean(away.square(), groups) + eps).rsqrt()
+        ctx.save_for_backward(away, root, scale)
+        ctx.groups = groups
+        y = away * root if scale is None or shift is None else torch.addcmul(shift, away, root * scale)
+        return y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
+        away, root, scale = ctx.saved_tensors
+        by_x = by_scale = by_shift = None
+        flat = gradient.permute(0, 2, 3, 1).flatten(1, 2)
+        total = flat.sum(dim=1, keepdim=True)
+        along = (flat * away).sum(dim=1, keepdim=True) * root
+        if scale is not None:
+            by_shift, by_scale = total.sum_to_size(scale.shape), along.sum_to_size(scale.shape)
+        if ctx.needs_input_grad[0]:
+            factor, pixels = (root if scale is None else root * scale), flat.shape[1]
+            offset, slope = (
+                _mean(each if scale is None else each * scale, ctx.groups) * (root / -pixels) for each in (total, along)
+            )
+            by_x = torch.addcmul(offset, away, slope * root).addcmul_(flat, factor)
+            by_x = by_x.unflatten(1, gradient.shape[2:]).permute(0, 3, 1, 2)
+        return by_x, None, by_scale, by_shift, None
+
+
+def _mean(flat: Tensor, groups: int) -> Tensor:
+    """The mean of each group, for each of its channels: [B, N, C] -> [B, 1, C]."""
+    mean = flat.mean(dim=1, keepdim=True)
+    if groups == flat.shape[2]:
+        return mean
+    of_groups = mean.unflatten(2, (groups, -1)).mean(dim=3, keepdim=True)
+    return of_groups.expand(-1, -1, -1, flat.shape[2] // groups).flatten(2)
+
+
+def join(*maps: Tensor) -> Tensor:
+    """Maps side by side, [B, sum of C, H, W], in channels-last memory, which `torch.cat` loses if one part lacks it."""
+    return torch.cat([each.permute(0, 2, 3, 1) for each in maps], dim=3).permute(0, 3, 1, 2)
 
 
 def he_init(module: nn.Module) -> None:

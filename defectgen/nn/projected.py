@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defectgen.nn.features import CHANNELS, Lite0, lite0
+from defectgen.nn.layers import GroupNorm
 from defectgen.nn.slots import Kind, Slots, last_conv
 
 WIDTH = 64
@@ -61,13 +62,21 @@ class ProjectedDiscriminator(nn.Module):
 
     def judge(self, maps: list[Tensor], c: Tensor) -> Tensor:
         """The logits of windows of which `see` made the maps."""
-        weights = c / c.sum(dim=1, keepdim=True).clamp_min(1)
-        logits = [head(each).mean(dim=(2, 3)) for head, each in zip(self.heads, maps, strict=True)]
-        return torch.stack([(each * weights).sum(dim=1) for each in logits], dim=1)
+        return choose(self.logits(maps), c)
+
+    def logits(self, maps: list[Tensor]) -> list[Tensor]:
+        """Of each scale for all categories, [B, categories]."""
+        return [head(each).mean(dim=(2, 3)) for head, each in zip(self.heads, maps, strict=True)]
 
     def learned(self) -> list[nn.Parameter]:
         """The parameters of the heads, which are all that an optimizer may change."""
         return list(self.heads.parameters())
+
+
+def choose(logits: list[Tensor], c: Tensor) -> Tensor:
+    """For each scale the mean of the logits of the categories c, [B, categories] of 0 and 1: [B, scales]."""
+    weights = c / c.sum(dim=1, keepdim=True).clamp_min(1)
+    return torch.stack([(each * weights).sum(dim=1) for each in logits], dim=1)
 
 
 def _head(side: int, categories: int) -> nn.Sequential:
@@ -76,7 +85,7 @@ def _head(side: int, categories: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     width = WIDTH
     while side > 4:
-        layers += [normalized(nn.Conv2d(width, _HEAD, 4, 2, 1)), nn.GroupNorm(8, _HEAD), nn.LeakyReLU(0.2)]
+        layers += [normalized(nn.Conv2d(width, _HEAD, 4, 2, 1)), GroupNorm(8, _HEAD), nn.LeakyReLU(0.2)]
         side, width = side // 2, _HEAD
     return nn.Sequential(*layers, normalized(nn.Conv2d(width, categories, 4)))
 

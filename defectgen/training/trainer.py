@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from defectgen import files
-from defectgen.device import RANK, resolve, torch_rng
+from defectgen.device import RANK, keep_freed_memory, resolve, torch_rng
 from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageError
 from defectgen.imaging.images import encode_jpeg
 from defectgen.methods.base import Method, MethodConfig, Monitored, Staged, Task
@@ -96,6 +96,7 @@ def prepare(request: TrainSpec) -> Setup:
         UsageError: the backbone or the model to start from does not fit.
     """
     device = resolve(request.device)
+    keep_freed_memory()
     windows = training_data(request.method, request.catalog, request.config)
     backbone, before = _read_backbone(request, windows)
     task = make_task(windows)

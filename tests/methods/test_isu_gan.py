@@ -79,6 +79,17 @@ def test_involution_is_its_definition(kernel: int) -> None:
     torch.testing.assert_close(ours, (kernels * patches).sum(dim=3).view(2, 32, 9, 11), atol=1e-5, rtol=1e-4)
 
 
+def test_the_gradients_of_involution_are_those_of_finite_differences() -> None:
+    layer = Involution(16, 3).double()
+    x = torch.randn(2, 16, 3, 4, generator=generator(), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, x, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda weight: torch.func.functional_call(layer, {"w2.weight": weight}, x.detach()),
+        layer.w2.weight.detach().clone().requires_grad_(),
+        fast_mode=True,
+    )
+
+
 def test_squeeze_and_excitation_scales_channels_between_0_and_1() -> None:
     layer = SqueezeExcitation(16)
     x = torch.rand(2, 16, 5, 7, generator=generator()) + 0.1

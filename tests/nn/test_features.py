@@ -54,6 +54,18 @@ def test_the_source_network_tells_a_cat_from_a_coffee(script: ModuleType) -> Non
         assert int(script.source_network(state, script.picture(name))[1].argmax()) in right
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 12), (7, 11)])
+def test_strided_convolutions_are_padded_more_at_the_end(kernel: int, height: int, width: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    layer = features._Conv(4, 4, kernel, 2, groups=4)
+    x = torch.randn(1, 4, height, width, generator=rng)
+    missing = [2 * ((side - 1) // 2) + kernel - side for side in (width, height)]
+    padded = torch.nn.functional.pad(x, [part for pad in missing for part in (pad // 2, pad - pad // 2)])
+    by_hand = torch.nn.functional.conv2d(padded, layer.weight, layer.bias, 2, groups=4)
+    torch.testing.assert_close(layer(x), by_hand)
+
+
 def test_strides_channels_and_gray(network: Lite0) -> None:
     maps = network(images(1))
     assert [tuple(each.shape[1:]) for each in maps] == [
