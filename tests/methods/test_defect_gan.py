@@ -33,7 +33,7 @@ CONFIG = DefectGANConfig(
     lr=2e-3,
 )  # fmt: skip
 MASKS = DefectGANConfig(
-    image_size=32, width=16, blocks=1, control_channels=16, batch_size=2, steps=60, lr=2e-3, lr_end=1e-4, ema=0.95,
+    image_size=32, width=16, blocks=1, control_channels=16, batch_size=2, steps=90, lr=2e-3, lr_end=1e-4, ema=0.95,
     masks=True, lambda_pair=50.0,  # so that few steps suffice
 )  # fmt: skip
 TASK = Task(domains=("normal", "crack", "rust"), products=("a",), channels=1, scales={"a": {"crack": 1.0, "rust": 1.0}})
