@@ -147,6 +147,14 @@ def find_labeled(folder: Path, marking: Marking = MASKS) -> list[Part]:
     return [find_normals(normals, source.product), part]
 
 
+def named_after(normals: Path) -> str:
+    """The product that a folder of normals is named after: `steel` for steel/normals, steel/train/good or steel."""
+    folder = normals.resolve()
+    while folder.name in (*NORMAL_FOLDERS, "train") and folder.parent != folder:
+        folder = folder.parent
+    return folder.name
+
+
 def find_defects(
     source: ProductFolders, defects: Path, wanted: Sequence[str], *, flawless: Collection[str] = ()
 ) -> Part:

@@ -2,12 +2,13 @@
 
     python examples/ship.py NAME [NAME ...] [--weights weights.toml]
 
-Writes each model's file again, and its SHA-256 in the list. Fails if a file has more than 5 MB, or all of the list more
-than 25 MB.
+Writes each model's file again, and its SHA-256 and time in the list: of several that fit, the last one is the default.
+Fails if a file has more than 5 MB, or all of the list more than 25 MB.
 """
 
 import argparse
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 from defectgen import files
@@ -22,7 +23,8 @@ def ship(name: str, weights: Path) -> int:
     entry = registry.find(name=name, files=[weights])
     registry.verify(entry)
     save_half(entry.file, entry.file)
-    registry.add(entry.model_copy(update={"sha256": files.sha256(entry.file)}), weights)
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    registry.add(entry.model_copy(update={"sha256": files.sha256(entry.file), "created": now}), weights)
     return entry.file.stat().st_size
 
 

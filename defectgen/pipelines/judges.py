@@ -13,7 +13,7 @@ import numpy as np
 
 from defectgen import files
 from defectgen.errors import BadInputError, UsageError, WeightsError
-from defectgen.finding import NORMAL_FOLDERS
+from defectgen.finding import named_after
 from defectgen.imaging.images import DecodedImage, ImageError
 from defectgen.imaging.mask_files import digests
 from defectgen.imaging.windows import BoolArray
@@ -200,7 +200,7 @@ def learn(request: LearnRequest, on_image: OnImage = lambda done, total: None) -
     from defectgen.models import checkpoint
 
     labels = Labels.known(request.normals, request.defects, request.marking)
-    name = request.name or _name_of(request.normals)
+    name = request.name or slug(named_after(request.normals))
     if name != slug(name):
         raise UsageError(f"--name {name}: use letters, digits, '-', '_' and '.', such as {slug(name)}")
     file, listed = request.out / name / registry.MODEL, registry.find_writable(request.weights)
@@ -361,13 +361,6 @@ def _is_of(file: Path, identity: Mapping[str, Any]) -> bool:
     except WeightsError:
         return False
     return all(record[key] == value for key, value in identity.items())
-
-
-def _name_of(normals: Path) -> str:
-    folder = normals.absolute()
-    while folder.name in (*NORMAL_FOLDERS, "train") and folder.parent != folder:
-        folder = folder.parent
-    return slug(folder.name)
 
 
 def saved(criteria: Criteria) -> "SavedCriteria":

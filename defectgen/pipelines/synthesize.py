@@ -11,6 +11,7 @@ from typing import Any, Literal
 from defectgen import dataset, files
 from defectgen.dataset import Layout, LayoutOptions, Sample
 from defectgen.errors import BadInputError, UsageError, UserError, WeightsError
+from defectgen.finding import named_after
 from defectgen.folders import Catalog, OnBad, Skipped, SourceImage, read_defects, read_normals
 from defectgen.marking import MASKS, Marking
 from defectgen.methods import having, info
@@ -647,7 +648,7 @@ def _normals_of(entry: Entry, given: Sequence[Folder]) -> Sequence[tuple[str, Pa
     folders = []
     for product, path in given:
         if product is None:
-            product = entry.products[0] if len(entry.products) == 1 == len(given) else path.resolve().name
+            product = entry.products[0] if len(entry.products) == 1 == len(given) else _product_of(path, entry)
         elif product not in entry.products:
             raise UsageError(
                 f"--normals {product}={path}: {entry.name} knows {', '.join(entry.products)}; name one of them, or "
@@ -655,6 +656,12 @@ def _normals_of(entry: Entry, given: Sequence[Folder]) -> Sequence[tuple[str, Pa
             )
         folders.append((product, path))
     return folders
+
+
+def _product_of(normals: Path, entry: Entry) -> str:
+    """The product whose normals these were in the training, or that the folder is named after, as in steel/normals."""
+    of_training = {folder.resolve(): product for product, folder in entry.trained_on.items()}
+    return of_training.get(normals.resolve()) or named_after(normals)
 
 
 def _onto(normals: Catalog, folders: Sequence[tuple[str, Path]], entry: Entry | None = None) -> str:

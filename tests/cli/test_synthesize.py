@@ -100,6 +100,20 @@ def test_a_product_that_the_model_does_not_know_is_painted_and_told(
     assert "onto 4 normals of tiles/good in the style of road, into" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("trained_on", [{}, {"road": "tiles/good"}])
+def test_normals_are_those_of_the_product_that_they_taught_or_are_named_after(
+    model: Entry, trained_on: dict[str, str], synthesized: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = {
+        "name": "two", "products": ("road", "tiles"), "created": datetime(2027, 1, 1),
+        "trained_on": {product: Path(folder).absolute() for product, folder in trained_on.items()},
+    }  # fmt: skip
+    registry.add(model.model_copy(update=two), Path("weights.toml"))
+    assert main(["synthesize", "-n", "5", "--normals", "tiles/good"]) == 0
+    product = "road" if trained_on else "tiles"
+    assert f"onto 4 normals of tiles/good in the style of {product}, into" in capsys.readouterr().err
+
+
 def test_the_default_is_no_trial_and_says_onto_which_images_it_paints(
     model: Entry, synthesized: SimpleNamespace, photographs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
