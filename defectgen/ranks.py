@@ -47,9 +47,7 @@ class Place:
 class PeerError(UserError):
     """Another rank has ended, or cannot be reached. `end` says why."""
 
-    def __init__(self, message: str, code: int = ExitCode.INTERNAL) -> None:
-        super().__init__(message)
-        self.code = ExitCode(code)  # type: ignore[misc]
+    code = ExitCode.INTERNAL
 
 
 @dataclass
@@ -364,13 +362,11 @@ def end(error: BaseException, code: int, message: str) -> str | None:
     if _session.place.count == 1:
         return message
     own = not isinstance(error, PeerError | StoppedError | SystemExit)
+    if _session.store is None and (is_main() or not own):
+        return message if is_main() else None
     if is_main():
         for number in (signal.SIGINT, signal.SIGTERM):  # torchrun sends one as soon as a rank has ended
             signal.signal(number, signal.SIG_IGN)
-    elif not own and _session.store is None:
-        return None
-    if own and is_main() and _session.store is None:
-        return message
     try:
         key = f"ended/{_session.place.index}"
         _put(key, pickle.dumps((int(code), message if own else "")))
