@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,13 +61,14 @@ def check() -> int:
 
 def run(commands: list[list[str]], out: Path) -> None:
     built: list[Method] = []
-    build = trainer.build
+    module: Any = trainer
+    build = module.build
 
     def remember(*arguments: object) -> Method:
-        built.append(build(*arguments))  # type: ignore[arg-type]
+        built.append(build(*arguments))
         return built[-1]
 
-    trainer.build = remember  # type: ignore[attr-defined]
+    module.build = remember
     codes, digests = [], {}
     for command in commands:
         codes.append(check() if command == ["check"] else main(command))
