@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from defectgen import ranks
 from defectgen.cli import app
 from defectgen.cli.options import Switches
 from defectgen.errors import ExitCode, UserError
@@ -29,9 +30,18 @@ signals.restore()
 _CommandLineError: Any = typer.BadParameter.__base__
 
 
+_SHARED = ("train", "synthesize", "transfer", "compose", "evaluate", "inspect")
+"""The commands whose work several ranks share. Rank 0 alone runs the others."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line with `arguments`, or `sys.argv[1:]`, and return the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    code = _run(list(sys.argv[1:] if arguments is None else arguments))
+    ranks.leave(code)
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     # --json and --debug also set themselves here when parsed, but parsing ends at the first invalid option.
     switches = Switches(
         command=shlex.join(["defectgen", *arguments]),
@@ -45,7 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # for file names that the terminal cannot encode
     try:
         with _stop_signals():
-            return int(app(arguments, prog_name="defectgen", standalone_mode=False, obj=switches) or ExitCode.OK)
+            command = next((each for each in arguments if not each.startswith("-")), "")
+            if command in _SHARED and not {"--help", "-h"} & {*arguments}:
+                ranks.start()
+            elif ranks.of_environment().index:
+                return ExitCode.OK
+            code = int(app(arguments, prog_name="defectgen", standalone_mode=False, obj=switches) or ExitCode.OK)
+            return ranks.finish(code)
     except UserError as error:
         return _fail(switches, error.code, str(error))
     except _CommandLineError as error:
@@ -77,8 +93,13 @@ def _unexpected(error: Exception) -> str:
 
 
 def _fail(switches: Switches, code: ExitCode, message: str) -> int:
-    """Print the error as one line. Called from within an exception handler."""
-    message = printable(re.sub(r"\s*\n\s*", " ", message.strip()))
+    """Print the error as one line; of several ranks only one does. Called from within an exception handler."""
+    error = sys.exc_info()[1]
+    assert error is not None
+    said = ranks.end(error, code, message)
+    if said is None:
+        return int(code)
+    message = printable(re.sub(r"\s*\n\s*", " ", said.strip()))
     with suppress(OSError):  # standard error is full or gone; the code says it all the same
         if switches.debug:
             traceback.print_exc()

@@ -6,21 +6,21 @@ import sys
 import numpy as np
 import torch
 
+from defectgen import ranks
 from defectgen.errors import NoDeviceError, UsageError
-
-RANK = 0
-"""The index of this process among those of a run."""
 
 
 def resolve(name: str) -> torch.device:
     """The device that `auto`, `cpu`, `cuda` or `cuda:N` names. `auto` is CUDA if available, else the CPU.
 
+    Of several ranks on a machine, each has the CUDA device of its LOCAL_RANK.
+
     Raises:
-        UsageError: any other name.
-        NoDeviceError: the named CUDA device is not available.
+        UsageError: any other name, or one CUDA device for several ranks.
+        NoDeviceError: the named CUDA device is not available, or there are more ranks than devices.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -31,6 +31,22 @@ def resolve(name: str) -> torch.device:
         raise NoDeviceError(
             f"--device {name}: PyTorch finds {torch.cuda.device_count()} CUDA devices; use --device auto or cpu"
         )
+    if device.type == "cuda" and ranks.count() > 1:
+        return _of_rank(name, device)
+    return device
+
+
+def _of_rank(name: str, device: torch.device) -> torch.device:
+    place, found, named = ranks.place(), torch.cuda.device_count(), ":" in name
+    if named and place.local_count > 1:
+        raise UsageError(f"--device {name}: torchrun gives each process its own device; use --device cuda")
+    if place.local >= found:
+        raise NoDeviceError(
+            f"--device {name}: {place.local_count} processes on a machine with {found} CUDA devices; start as many as "
+            f"there are (torchrun --nproc-per-node {found}), or use --device cpu"
+        )
+    device = device if named else torch.device("cuda", place.local)
+    torch.cuda.set_device(device)
     return device
 
 

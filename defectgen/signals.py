@@ -13,7 +13,8 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    os.write(2, b"defectgen: error: stopped before it began\n")
+    if os.environ.get("RANK", "0") == "0":  # one line for all that torchrun starts
+        os.write(2, b"defectgen: error: stopped before it began\n")
     os._exit(128 + number)  # nothing is open yet
 
 

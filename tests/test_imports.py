@@ -12,7 +12,7 @@ import defectgen
 PACKAGE = Path(defectgen.__file__).parent
 LAYERS: tuple[set[str], ...] = (
     {"errors", "ranking", "markup", "seeding", "signals", "text", "toml", "version"},
-    {"files"},
+    {"files", "ranks"},
     {"imaging"},  # images, masks, windows, patches as arrays; no catalog, no network
     {"mask_matching", "poisson", "device"},
     {"annotations", "label_table"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
+from defectgen import ranks
 from defectgen.text import printable
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ class Report(Protocol):
 
 
 class Console:
-    """The output of one command, as set by --json and --quiet."""
+    """The output of one command, as set by --json and --quiet. Other ranks than 0 print nothing."""
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self._json = as_json
-        self._quiet = quiet
+        self._quiet = quiet or not ranks.is_main()
 
     def result(self, values: Mapping[str, Any], text: str, *, kind: str = "summary") -> None:
         """Print a result: `values` as a JSON line of that message_type, or `text`."""
@@ -56,7 +57,7 @@ class Console:
         for line in lines:
             self.warn(f"warning: {line}")
             if self._json:
-                typer.echo(json.dumps({"message_type": "warning", "message": line}), err=True)
+                _print(json.dumps({"message_type": "warning", "message": line}), err=True)
 
     @contextmanager
     def progress(self, stage: str) -> Iterator[Report]:
@@ -95,6 +96,8 @@ def _format(value: Any) -> str:
 
 
 def _print(text: str, *, err: bool = False) -> None:
+    if not ranks.is_main():
+        return
     try:
         typer.echo(text, err=err)
     except BrokenPipeError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from defectgen import ranks
 from defectgen.cli import completion, options
 from defectgen.cli.console import Console
 from defectgen.cli.options import option
@@ -168,6 +169,10 @@ def inspect(
     stage = "learning" if normals else "calibrating" if calibrate else None
     with console.progress(stage) if stage else nullcontext(lambda done, total: None) as progress:
         job = InspectionJob(request, progress)
+    if not ranks.is_main():
+        for _ in job:
+            pass  # it hands them over to rank 0
+        return ExitCode.OK
     console.warnings(job.warnings)
     if job.labels is not None:
         console.warnings(job.labels.warnings)

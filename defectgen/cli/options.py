@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defectgen import toml
+from defectgen import ranks, toml
 from defectgen.cli import completion
 from defectgen.errors import UsageError
 
 if TYPE_CHECKING:
     from defectgen.marking import Marking
 
-WORKERS = min(8, os.cpu_count() or 1)
+WORKERS = max(1, min(8, (os.cpu_count() or 1) // ranks.on_machine()))
 
 
 @dataclass

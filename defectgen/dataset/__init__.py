@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -91,6 +91,22 @@ class Sample:
     """Whether it is for validation, if the layout has such samples."""
     numbers: NDArray[np.uint16] | None = None
     """The defect at each pixel, [H, W], from 1; 0 where there is none. None: all are of one."""
+    encoded: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """The PNG files of its images by their keys in a row, if another rank made it: then it has no pixels but the mask.
+    """
+
+
+def packed(sample: Sample) -> Sample:
+    """A sample as one rank hands it to another: its images as PNG files."""
+    files = {key: encode_png(pixels) for key, pixels in _pixels(sample).items()}
+    return replace(sample, image=np.empty((0, 0), np.uint8), restored=None, normal=None, encoded=files)
+
+
+def _pixels(sample: Sample) -> dict[str, Pixels]:
+    """The images of a sample by their keys in a row."""
+    extra = {key: getattr(sample, key) for key in _EXTRA_IMAGES}
+    found = {"image": sample.image, "mask": sample.mask.astype(np.uint8) * 255, **extra}
+    return {key: pixels for key, pixels in found.items() if pixels is not None}
 
 
 @dataclass(frozen=True)
@@ -345,34 +361,32 @@ class Dataset:
                     "repeat the original command, or choose another --out"
                 )
 
-    def _images(self, sample: Sample) -> dict[str, tuple[str, Pixels]]:
-        """The image files of a sample, by their keys in its row: their names and pixels.
+    def _images(self, sample: Sample) -> dict[str, tuple[str, Pixels | bytes]]:
+        """The image files of a sample, by their keys in its row: their names, and pixels or contents.
 
         Raises:
             UsageError: a file of someone else has such a name.
             BadInputError: a link is on the way.
         """
         image, mask = self._paths(sample)
-        images = {"image": (image, sample.image), "mask": (mask, sample.mask.astype(np.uint8) * 255)}
-        for key in _EXTRA_IMAGES:
-            pixels: Pixels | None = getattr(sample, key)
-            if pixels is not None:
-                images[key] = f"{key}/{sample.index:06}.png", pixels
-        for name, pixels in images.values():
-            self._check_free(name, pixels)
+        names = {key: f"{key}/{sample.index:06}.png" for key in _EXTRA_IMAGES} | {"image": image, "mask": mask}
+        contents: Mapping[str, Pixels | bytes] = sample.encoded or _pixels(sample)
+        images = {key: (names[key], each) for key, each in contents.items()}
+        for name, each in images.values():
+            self._check_free(name, each)
         return images
 
-    def _check_free(self, name: str, pixels: Pixels) -> None:
+    def _check_free(self, name: str, contents: Pixels | bytes) -> None:
         """Check that a file of the dataset would replace no other one. The same contents are not another one."""
         path = files.inside(self.out, name)
-        if path.exists() and not (path.is_file() and path.read_bytes() == encode_png(pixels)):
+        if path.exists() and not (path.is_file() and path.read_bytes() == _png(contents)):
             raise _in_the_way(path)
 
-    def _write_images(self, images: Mapping[str, tuple[str, Pixels]]) -> None:
-        for name, pixels in images.values():
-            files.write(self.out / name, encode_png(pixels))
+    def _write_images(self, images: Mapping[str, tuple[str, Pixels | bytes]]) -> None:
+        for name, contents in images.values():
+            files.write(self.out / name, _png(contents))
 
-    def _row(self, sample: Sample, images: Mapping[str, tuple[str, Pixels]]) -> Row:
+    def _row(self, sample: Sample, images: Mapping[str, tuple[str, Pixels | bytes]]) -> Row:
         found = _components(sample.mask)
         made = sample.provenance.model_dump(exclude_unset=True)
         divided = {"split": "val" if sample.validates else "train"} if self._layout in _DIVIDED else {}
@@ -594,6 +608,10 @@ class Dataset:
         for folder in sorted(folders, key=lambda folder: len(folder.parts), reverse=True):
             with suppress(OSError):  # not empty
                 (self.out / folder).rmdir()
+
+
+def _png(contents: Pixels | bytes) -> bytes:
+    return contents if isinstance(contents, bytes) else encode_png(contents)
 
 
 def _in_the_way(path: Path) -> UsageError:

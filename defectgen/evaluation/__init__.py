@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectgen import files
+from defectgen import files, ranks
 from defectgen.device import resolve
 from defectgen.errors import UsageError
 from defectgen.evaluation import copies, fidelity, report
@@ -104,16 +104,18 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return the report, and write it as `report.json` and `report.html`. The scores are cached for `resume`.
 
+    Several ranks share the networks.
+
     Raises:
         BadInputError: folders without the images needed, or test-set leakage: a dataset was made from a test image.
         UsageError: no images to test on, or the report already exists.
         WeightsError: a feature network cannot be used.
     """
     out, device = request.out, resolve(request.device)
-    exists = any((out / name).exists() for name in (_RESULTS, _REPORT, _PAGE))
+    exists = ranks.share(lambda: any((out / name).exists() for name in (_RESULTS, _REPORT, _PAGE)))
     if exists and not request.resume and not request.overwrite:
         raise UsageError(f"{out}: a report already exists; continue with --resume, or replace it with --overwrite")
-    for name in (_RESULTS, _REPORT, _PAGE):
+    for name in (_RESULTS, _REPORT, _PAGE) if ranks.is_main() else ():
         files.sweep(out, name)
     # Loaded first, so that an unusable file fails before the long part.
     networks = {kind: extractor(kind, path, device) for kind, path in request.features.items()}
@@ -143,40 +145,41 @@ def evaluate(
             "cannot be scored"
         )
     scores = ScoreCache(out / _RESULTS, _identity(request, (*train, *test), made), resume=request.resume)
-    defects = [each for each in train_examples if each.label]
-    figures = fidelity.Figures(device, networks, request.seed)
-    yardsticks = _yardsticks(cut_outs, categories, train, len(train_examples[0].x), on_stage)
-    labels = {category: label for label, category in enumerate(categories, start=1)}
-    measures = {
-        category: figures.of_category(of_real, yardsticks.get(category))
-        for category, label in labels.items()
-        if len(of_real := _of_label(defects, label)) > 1
-    }
-    memory = _Memory(figures.network, train_examples, train)
     datasets: dict[str, Any] = {}
     sheets: dict[str, Any] = {}
-    for number, (name, images) in enumerate(made.items()):
-        on_stage("fidelity", number, len(made))
-        examples, source = made_examples[number], found.datasets[name]
-        near, pairs = memory.of(examples, images)
-        datasets[name] = {
-            "path": str(source.path),
-            "counts": counts(images),
-            "traceable": source.traceable,
-            "made_by_model": source.made_by_model,
-            "trained_on_known": source.trained_on_known,
-            "fidelity": {
-                category: measure(of_made)
-                for category, measure in measures.items()
-                if len(of_made := _of_label(examples, labels[category])) > 1
-            },
-            "memorisation": near,
-            "mask_agreement": mask_agreement(images),
+    if ranks.is_main():  # while the others begin with the networks
+        defects = [each for each in train_examples if each.label]
+        figures = fidelity.Figures(device, networks, request.seed)
+        yardsticks = _yardsticks(cut_outs, categories, train, len(train_examples[0].x), on_stage)
+        labels = {category: label for label, category in enumerate(categories, start=1)}
+        measures = {
+            category: figures.of_category(of_real, yardsticks.get(category))
+            for category, label in labels.items()
+            if len(of_real := _of_label(defects, label)) > 1
         }
-        sheets[name] = {
-            "windows": _window_rows(defects, examples, categories),
-            "pairs": [_strip(pair) for pair in pairs],
-        }
+        memory = _Memory(figures.network, train_examples, train)
+        for number, (name, images) in enumerate(made.items()):
+            on_stage("fidelity", number, len(made))
+            examples, source = made_examples[number], found.datasets[name]
+            near, pairs = memory.of(examples, images)
+            datasets[name] = {
+                "path": str(source.path),
+                "counts": counts(images),
+                "traceable": source.traceable,
+                "made_by_model": source.made_by_model,
+                "trained_on_known": source.trained_on_known,
+                "fidelity": {
+                    category: measure(of_made)
+                    for category, measure in measures.items()
+                    if len(of_made := _of_label(examples, labels[category])) > 1
+                },
+                "memorisation": near,
+                "mask_agreement": mask_agreement(images),
+            }
+            sheets[name] = {
+                "windows": _window_rows(defects, examples, categories),
+                "pairs": [_strip(pair) for pair in pairs],
+            }
     learning = Learning(
         Plan(extent.steps, device, request.kind, request.reversal),
         [request.seed * 1000 + number for number in range(extent.seeds)],
@@ -206,9 +209,10 @@ def evaluate(
         "datasets": datasets,
         "downstream": [learning.of(shots) for shots in request.shots],
     }  # fmt: skip
-    files.write(out / _REPORT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    report.write(out / _PAGE, result, sheets)
-    return result
+    if ranks.is_main():
+        files.write(out / _REPORT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        report.write(out / _PAGE, result, sheets)
+    return ranks.share(lambda: result)
 
 
 # --- Inputs ----------------------------------------------------------------------------------------------------

@@ -7,15 +7,17 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from defectgen import files
+from defectgen import files, ranks
 from defectgen.errors import BadInputError, UsageError
 from defectgen.evaluation import downstream
 from defectgen.evaluation.data import Example, LabeledImage
@@ -42,8 +44,6 @@ _LUCK = 2.0  # standard errors of a guess
 _PIXEL_LUCK = 2.0, 0.02  # average precision of guesses: times the share of pixels with defects, and above it
 
 OnStage = Callable[[str, int, int], None]
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 
 class _Saved(BaseModel):
@@ -55,7 +55,7 @@ class _Saved(BaseModel):
 
 
 class ScoreCache:
-    """A thread-safe cache of scores, saved to disk after each network."""
+    """A thread-safe cache of scores, saved to disk after each network. Only rank 0 saves them."""
 
     def __init__(self, path: Path, identity: str, *, resume: bool) -> None:
         """Read the scores of an earlier run if `resume`.
@@ -65,11 +65,15 @@ class ScoreCache:
         """
         self._path, self._identity, self._scores = path, identity, dict[str, Any]()
         self._lock = Lock()
-        if resume and path.is_file():
+        if resume and ranks.is_main() and path.is_file():
             saved = _read_scores(path)
             if saved.identity != identity:
                 raise UsageError(f"{path}: belongs to other images or options; replace it with --overwrite")
             self._scores = saved.scores
+        self.spread()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._scores
 
     def get(self, key: str, measure: Callable[[], Any]) -> Any:
         with self._lock:
@@ -78,9 +82,14 @@ class ScoreCache:
         value = measure()
         with self._lock:
             self._scores[key] = value
-            saved = _Saved(identity=self._identity, sha256=_digest(self._scores), scores=self._scores)
-            files.write(self._path, json.dumps(saved.model_dump()) + "\n")
+            if ranks.is_main():
+                saved = _Saved(identity=self._identity, sha256=_digest(self._scores), scores=self._scores)
+                files.write(self._path, json.dumps(saved.model_dump()) + "\n")
         return value
+
+    def spread(self) -> None:
+        """Give all ranks the scores of rank 0."""
+        self._scores = ranks.share(lambda: self._scores)
 
 
 def _read_scores(path: Path) -> _Saved:
@@ -121,7 +130,7 @@ class Learning:
         self._categories, self._images, self._train, self._test = categories, images, train, test
         self._made, self._used = made, used
         self._scores, self._on_stage = scores, on_stage
-        self._threads = 1 if plan.device.type == "cuda" else max(1, os.cpu_count() or 1)
+        self._threads = 1 if plan.device.type == "cuda" else max(1, (os.cpu_count() or 1) // ranks.on_machine())
         self._lock, self._done, self._total, self._stopped = Lock(), 0, 0, False
         self._guesses = guesses(test, len(seeds))
 
@@ -147,7 +156,9 @@ class Learning:
                 [each for each in reals[seed] if not each.label], made, 1.0, augmentation
             )
         keys = [(name, seed) for seed in seeds for name in jobs]
-        rows = self._map(lambda key: self._score(f"{shots_key}/{key[0]}/{key[1]}", jobs[key[0]](key[1]), key[1]), keys)
+        rows = self._scores_of(
+            {f"{shots_key}/{name}/{seed}": partial(self._measure, jobs[name], seed) for name, seed in keys}
+        )
         by_set = {name: [row for (own, _), row in zip(keys, rows, strict=True) if own == name] for name in jobs}
         return {
             "shots": shots,
@@ -175,30 +186,34 @@ class Learning:
             chosen += [*first, *others][:shots]
         return [self._train[i] for i in chosen]
 
-    def _score(self, key: str, training: TrainingSet, seed: int) -> dict[str, Any]:
-        def measure() -> dict[str, Any]:
-            network = downstream.train(training, len(self._categories) + 1, self._plan, seed, self._count_step)
-            return downstream.test(network, self._test, self._categories, self._plan.device)
+    def _measure(self, training: Callable[[int], TrainingSet], seed: int) -> dict[str, Any]:
+        network = downstream.train(training(seed), len(self._categories) + 1, self._plan, seed, self._count_step)
+        return downstream.test(network, self._test, self._categories, self._plan.device)
 
-        found: dict[str, Any] = self._scores.get(key, measure)
-        return found
+    def _scores_of(self, jobs: Mapping[str, Callable[[], Any]]) -> list[Any]:
+        """The scores of jobs, by their keys in the cache. Those that it lacks are measured in parallel, by all ranks.
 
-    def _map(self, function: Callable[[Key], Value], keys: Sequence[Key]) -> list[Value]:
-        """Apply a function to each key in parallel. An exception also stops the networks that are still training."""
+        An exception also stops the networks that are still training.
+        """
+        cache = self._scores
+        own = ranks.mine([key for key in jobs if key not in cache])
         with downstream.one_thread(), ThreadPoolExecutor(self._threads, thread_name_prefix="networks") as pool:
-            futures = [pool.submit(function, key) for key in keys]
+            futures = {key: pool.submit(cache.get, key, jobs[key]) for key in own}
             try:
-                return [future.result() for future in futures]
+                for key, value in ranks.gathered((key, future.result()) for key, future in futures.items()):
+                    cache.get(key, partial(copy, value))  # that of another rank
             except BaseException:
                 self._stopped = True
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        cache.spread()
+        return [cache.get(key, job) for key, job in jobs.items()]
 
     def _count_step(self) -> None:
         if self._stopped:
             raise RuntimeError("the evaluation was stopped")
         with self._lock:
-            self._done += 1
+            self._done += ranks.count()  # the others are about as fast
             done = self._done
         if done % 10 == 0:
             self._on_stage("networks", min(done, self._total), self._total)
@@ -256,11 +271,8 @@ class Learning:
             return sum(found[metric] for metric in METRICS.values()) / len(METRICS)
 
         keys = [(name, fold) for name in candidates for fold in range(folds)]
-        values = self._map(
-            lambda key: self._scores.get(
-                f"choice/{shots_key}/{key[0]}/{key[1]}", lambda: measure(candidates[key[0]], key[1])
-            ),
-            keys,
+        values = self._scores_of(
+            {f"choice/{shots_key}/{name}/{fold}": partial(measure, candidates[name], fold) for name, fold in keys}
         )
         return {
             name: [value for (own, _), value in zip(keys, values, strict=True) if own == name] for name in candidates

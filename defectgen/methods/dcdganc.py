@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from defectgen import ranks
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.layers import ResBlock, group_norm, he_init, mixed_precision
@@ -415,7 +416,7 @@ class DCDGANc:
             mu, log_var = mu.float(), log_var.float()
             image_r = self.G(reparameterize(mu, log_var, z_r), c)
             if config.level:
-                self.bank.add(image, batch.y)
+                self.bank.add(*ranks.joined(image, batch.y))
                 z_s = between(mu.detach(), mu.detach().roll(1, dims=0), part, z_s)
             image_s = self.G(z_s, c)
         judge = self._judge_level if config.level else self._judge

@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from defectgen import ranks
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks, flatten, unflatten
 from defectgen.nn.augment import Augmentation
@@ -412,7 +413,7 @@ class DFMGAN:
         """Add the gradients of the path length regularization (S2, equation 4), and return it."""
         lengths = path_length(images, ws, torch.randn(images.shape, generator=rng).to(self.device))
         mean = self.statistics[name]
-        mean.copy_(torch.lerp(mean, lengths.detach().mean(), 0.01))
+        mean.copy_(torch.lerp(mean, ranks.mean(lengths.detach().mean()), 0.01))
         loss = (lengths - mean).square().mean()
         (loss * self.config.pl_weight * self.config.pl_every).backward()
         return loss
@@ -519,7 +520,8 @@ class DFMGAN:
         """Update D on augmented images, then adapt the augmentation's strength."""
         config, p = self.config, self.statistics["p"]
         on_real, d, penalty = self._update("D", real, [(fake, 1.0)], c, step)
-        p.fill_(adapted(float(p), float(on_real.sign().mean()), config.ada_target, len(real), images))
+        signs = float(ranks.mean(on_real.sign().mean()))
+        p.fill_(adapted(float(p), signs, config.ada_target, len(real) * ranks.count(), images))
         return {"d": d, "p": p.clone(), **({} if penalty is None else {"r1": penalty})}
 
     def _update(

@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from defectgen import ranks
 from defectgen.methods.base import ANCHOR, BORDER, Batch, Extent, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
@@ -772,11 +773,12 @@ class DTGAN:
         assert batch.a_ref is not None
         assert batch.place_ref is not None
         cut = torch.zeros(len(batch.x), dtype=torch.bool) if batch.cut_ref is None else batch.cut_ref
-        self.bank.add(batch.x_ref, batch.a_ref.amax(dim=1, keepdim=True), batch.y_ref, batch.place_ref, cut)
+        shown = batch.a_ref.amax(dim=1, keepdim=True)
+        self.bank.add(*ranks.joined(batch.x_ref, shown, batch.y_ref, batch.place_ref, cut))
         self.networks.begin()
         losses, of_e = self._learn_pairs(batch)
         losses |= self._match_codes(of_e, latents[0], batch.y_ref, rng)
-        if progress >= self.config.pairs_first or not batch.paired.any():
+        if progress >= self.config.pairs_first or not ranks.any_of(bool(batch.paired.any())):
             losses |= self._learn_translations(batch, step, progress, latents, rng)
         self.networks.step("G", "M", "E")
         return losses
@@ -812,19 +814,22 @@ class DTGAN:
     def _match_codes(self, of_e: Code, latent: Tensor, y: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Update the critic of codes, and let M's codes of defects pass for E's."""
         rows = y != ANCHOR
-        if not rows.any():
+        weight = float(rows.any())
+        if not ranks.any_of(weight > 0):
             return {}
+        if not weight:  # a batch without defects, while another rank has some
+            rows = torch.ones_like(rows)
         c_e, s_e = moved(of_e[0], rng)[rows], of_e[1][rows]
         with mixed_precision(self.device):
             c_m, s_m = (each[rows] for each in self.M(latent, y))
             real, fake = self.critic(c_e, s_e, y[rows]), self.critic(c_m.detach(), s_m.detach(), y[rows])
         losses = {"critic": hinge_d(real.float(), fake.float())}
-        losses["critic"].backward()
+        (weight * losses["critic"]).backward()
         self.networks.step("critic")
         with mixed_precision(self.device):
             fooled = self.critic(c_m, s_m, y[rows])
         losses["code"] = hinge_g(fooled.float())
-        weighted_sum(losses, {"code": self.config.lambda_code}).backward()
+        weighted_sum(losses, {"code": weight * self.config.lambda_code}).backward()
         return losses
 
     def _learn_translations(

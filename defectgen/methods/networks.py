@@ -7,6 +7,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from defectgen import ranks
+
 
 class Networks:
     """The modules of a method by name, with their optimizers.
@@ -40,13 +42,15 @@ class Networks:
                 group["lr"] = lr
 
     def step(self, *names: str) -> None:
-        """Update the parameters of the optimizers `names`.
+        """Update the parameters of the optimizers `names`, by the mean of the gradients of all ranks.
 
-        No other code updates parameters, so this is the place to average the gradients of several processes.
+        No other code updates parameters. All ranks make the same steps: what a batch decides, `ranks.any_of` decides.
         """
-        for name in names:
-            if name not in self._waiting:
-                self.optimizers[name].step()
+        optimizers = [self.optimizers[name] for name in names if name not in self._waiting]
+        if optimizers:
+            ranks.average([each for of in optimizers for group in of.param_groups for each in group["params"]])
+        for optimizer in optimizers:
+            optimizer.step()
 
     def wait(self, *, waiting: bool) -> None:
         """Whether `step` leaves what generates, the modules that are averaged, as it is, and trains only the others."""
@@ -63,6 +67,10 @@ class Networks:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.requires_grad_(name in names)
+
+    def spread(self) -> None:
+        """Give all ranks the state of rank 0."""
+        self.load_state(ranks.spread(self.state()))
 
     def state(self) -> dict[str, Tensor]:
         """The tensors needed to resume training exactly: those of the modules and of their optimizers."""
@@ -117,6 +125,10 @@ class Average:
         """Restore the result of `state`."""
         for name, copy in self.copies.items():
             copy.load_state_dict(unflatten(name, state))
+
+    def spread(self) -> None:
+        """Give all ranks the averages of rank 0."""
+        self.load_state(ranks.spread(self.state()))
 
     def give(self) -> None:
         """Copy the averages into the networks."""

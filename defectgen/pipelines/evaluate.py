@@ -1,12 +1,13 @@
 """Evaluate whether a dataset helps: real images and a dataset in, a report out."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from defectgen import evaluation, files
+from defectgen import evaluation, files, ranks
 from defectgen.evaluation import QUICK, WHOLE, EvaluateRequest
 from defectgen.evaluation.data import LabeledImage, resize_mask, to_model_range
 from defectgen.evaluation.downstream import AUGMENTATIONS
@@ -57,7 +58,7 @@ def evaluate(request: EvaluateRequest, on_stage: OnStage = lambda *_: None) -> E
         UsageError: no images to test on, the report already exists or cannot be written, or another process writes it.
         WeightsError: the feature network cannot be used.
     """
-    with files.locked(request.out, wait=request.wait):
+    with files.locked(request.out, wait=request.wait) if ranks.is_main() else nullcontext():
         found = evaluation.evaluate(request, on_stage, _cut_outs)
     lines, warnings = list(evaluation.verdicts(found)), list(found["warnings"])
     for name, of in found["datasets"].items():

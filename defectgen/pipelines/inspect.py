@@ -4,15 +4,15 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from defectgen import files
+from defectgen import files, ranks
 from defectgen.errors import BadInputError, UsageError
-from defectgen.imaging.images import ALIASES, OTHER_FORMATS, is_image_file
+from defectgen.imaging.images import ALIASES, OTHER_FORMATS, DecodedImage, is_image_file
 from defectgen.inspection import inspector
 from defectgen.inspection.calibration import BORDERS, Calibration, calibrate
 from defectgen.inspection.inspector import Criteria, Finding, Unreadable
@@ -102,7 +102,8 @@ class InspectionJob:
 
     With labels, `figures` are those of `labels.json`, after the iteration. Before and without labels they are None.
 
-    The report's folder is locked until the iteration ends.
+    The report's folder is locked until the iteration ends. Several ranks share the images, after rank 0 has learned and
+    calibrated; it alone records and yields them.
     """
 
     figures: dict[str, Any] | None = None
@@ -128,6 +129,10 @@ class InspectionJob:
         """A line about each model that is passed over."""
         self.unusable: list[Unreadable] = []
         self.inspected = 0
+        if not ranks.is_main():
+            self._judge, self.criteria = self._told(ranks.received())
+            self.maker = self._judge.name
+            return
         with ExitStack() as stack:
             stack.enter_context(files.locked(request.out, wait=request.wait))
             self._report = InspectionReport(request.out, resume=request.resume, overwrite=request.overwrite)
@@ -137,7 +142,19 @@ class InspectionJob:
             if request.calibrate is not None and request.reference is None:
                 judges.keep(self.maker, request.weights, self.criteria)
             self._arrivals = _Arrivals(request, self._report, self.labels)
+            told = self.criteria
+            ranks.share(lambda: (self.maker, told.scorer.name, told.threshold, told.border, told.floor))
             self._lock = stack.pop_all()
+
+    def _told(self, settled: tuple[str, str, float, int, float]) -> tuple[Judge, Criteria]:
+        """What judges the images, and how, as rank 0 settled it."""
+        request, (name, score, threshold, border, floor) = self._request, settled
+        judge = (
+            judges.model(name, request.weights, request.device)
+            if request.reference is None
+            else judges.golden(request.reference, _root(request), request.device)
+        )
+        return judge, Criteria(threshold, judge.scorer(score), border, floor)
 
     def _settled(self, on_image: OnImage) -> tuple[Judge, Criteria]:
         """What judges the images, and how: as given, as calibrated now or earlier, or by default."""
@@ -235,15 +252,19 @@ class InspectionJob:
         return [row.model_dump(exclude_unset=True) for row in rows]
 
     def __iter__(self) -> Iterator[Inspected]:
-        request, report, arrivals, labels = self._request, self._report, self._arrivals, self.labels
+        if not ranks.is_main():
+            for _ in ranks.gathered(map(_light, self._findings(ranks.received()))):
+                pass  # it hands them over
+            return
+        report, arrivals, labels = self._report, self._arrivals, self.labels
         pixels = PixelCounts.none()
         with self._lock:
             report.begin()
             try:
-                for finding in inspector.inspect(
-                    self._showing(arrivals), self._judge.repair(self.criteria.scorer.name), self.criteria,
-                    workers=request.workers, truth=labels.truth if labels else None, pictured=True,
-                ):  # fmt: skip
+                waiting: Iterable[Path | None] = self._showing(arrivals)
+                if ranks.count() > 1:
+                    waiting = ranks.share(lambda: list(arrivals))
+                for finding in ranks.gathered(self._findings(waiting)):
                     if isinstance(finding, Unreadable) and arrivals.retry_later(finding.path):
                         continue
                     if isinstance(finding, Finding) and finding.pixels is not None:
@@ -259,6 +280,15 @@ class InspectionJob:
             if labels is not None:
                 self.figures = self._compared(labels, pixels)
                 report.write_figures(self.figures)
+
+    def _findings(self, paths: Iterable[Path | None]) -> Iterator[Finding | Unreadable]:
+        """What this rank finds in its share of the images."""
+        if ranks.count() > 1:
+            paths = ranks.mine(list(paths))
+        return inspector.inspect(
+            paths, self._judge.repair(self.criteria.scorer.name), self.criteria, workers=self._request.workers,
+            truth=self.labels.truth if self.labels else None, pictured=True,
+        )  # fmt: skip
 
     def _compared(self, labels: Labels, pixels: PixelCounts) -> dict[str, Any]:
         """The figures of the images of the whole report, and of pixels if all are of this run."""
@@ -351,10 +381,19 @@ def _check(request: InspectRequest) -> None:
         raise UsageError("--name: names what is learned; give --normals DIR")
     if request.labels and request.watch:
         raise UsageError("--watch never ends, --labels counts when all is inspected: give one of them")
+    if request.watch and ranks.count() > 1:
+        raise UsageError("--watch: a watched folder is inspected by one process; start it without torchrun")
     if request.marking != MASKS and not (request.labels or request.defects):
         raise UsageError("--annotations, --mask-values and --mask-threshold mark the defects of --labels or --defects")
     if not request.images.exists():
         raise BadInputError(f"{request.images}: no such file or folder")
+
+
+def _light(finding: Finding | Unreadable) -> Finding | Unreadable:
+    """A finding to hand over to rank 0, without the pixels of a flawless image, of which it draws nothing."""
+    if isinstance(finding, Unreadable) or finding.defective:
+        return finding
+    return replace(finding, photograph=DecodedImage(finding.photograph.pixels[:0, :0]))
 
 
 def _learning(request: InspectRequest) -> judges.LearnRequest:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from defectgen import dataset, files
+from defectgen import dataset, files, ranks
 from defectgen.dataset import Layout, LayoutOptions, Sample
 from defectgen.errors import BadInputError, UsageError, UserError, WeightsError
 from defectgen.finding import named_after
@@ -481,7 +481,7 @@ def write(
     on_start: Callable[[AnyStream], None] = lambda _: None,
     on_sample: Callable[[Sample], None] = lambda _: None,
 ) -> DatasetResult:
-    """Generate the samples of a job and write them as a dataset.
+    """Generate the samples of a job and write them as a dataset. Several ranks share them; rank 0 writes.
 
     >>> import defectgen
     >>> from pathlib import Path
@@ -506,6 +506,12 @@ def write(
         raise UsageError(f"--product {options.product}: the normals are of {', '.join(job.products)}; leave it out")
     if request.reject is not None and not request.resume:
         raise UsageError(f"--reject {request.reject}: replaces samples of a dataset that is there; add --resume")
+    if not ranks.is_main():
+        done, chosen, sides = ranks.received()
+        for _ in job.samples(done, chosen, _split(request.layout, options, sides)).of_ranks():
+            pass  # it hands them over
+        result: DatasetResult = ranks.received()
+        return result
     with files.locked(request.out, wait=request.wait):
         target = dataset.open_folder(
             request.out,
@@ -519,22 +525,25 @@ def write(
         if request.reject is not None:
             target.reject(request.reject)
         rejected = before - len(target.done)
-        samples = job.samples(target.done, target.rejected, _split(request.layout, options, target.sides))
+        done, chosen, sides = ranks.share(lambda: (target.done, target.rejected, target.sides))
+        samples = job.samples(done, chosen, _split(request.layout, options, sides))
         if rejected and len(target.done) + len(samples) < before:
             raise UsageError(
                 f"--num: {request.out} has {before} samples; repeat the command that made it, with --reject"
             )
         on_start(samples)
         summary = target.write(
-            samples, normals=samples.normals(), metadata=samples.metadata, workers=job.workers, on_sample=on_sample
-        )
+            samples.of_ranks(), normals=samples.normals(), metadata=samples.metadata, workers=job.workers,
+            on_sample=on_sample,
+        )  # fmt: skip
     failed = len(samples.failed)
     if failed and failed == len(samples):
         raise job.none_made(failed)
-    return DatasetResult(
+    result = DatasetResult(
         request.out, summary.written, summary.kept, samples.redrawn, failed, dict(samples.refused), summary.sheet,
         (*target.warnings, *samples.warnings), rejected,
     )  # fmt: skip
+    return ranks.share(lambda: result)
 
 
 def _split(layout: Layout, options: LayoutOptions, known: Mapping[str, bool]) -> Split | None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from defectgen import files
+from defectgen import files, ranks
 from defectgen.device import resolve
 from defectgen.errors import ExitCode, UsageError, WeightsError
 from defectgen.folders import Catalog, OnBad, OnFile, ProductFolders, Skipped, read_catalog
@@ -24,9 +25,9 @@ from defectgen.models.model import SavedCriteria, keep_criteria
 from defectgen.text import slug
 from defectgen.training import costs, trainer
 from defectgen.training.choice import suited
-from defectgen.training.data import hold_out
+from defectgen.training.data import hold_out, rows_of_rank
 from defectgen.training.run import Initial, TrainSpec
-from defectgen.training.trainer import Progress
+from defectgen.training.trainer import Progress, Trained
 
 __all__ = ["FEW", "Progress", "TrainJob", "TrainRequest", "TrainResult", "train"]
 
@@ -120,9 +121,10 @@ class TrainJob:
             self.method, self.reason = request.method, ""
         self.preset = request.preset or _preset_for(self.device, info(self.method).presets)
         self._config = info(self.method).configure(self.preset, given)
+        rows_of_rank(self._config.batch_size)
         self._registry = registry.find_writable(request.weights)
         with files.writable(request.out):
-            self.name = request.name if request.name is not None else self._new_name()
+            self.name = request.name if request.name is not None else ranks.share(self._new_name)
         if self.name != slug(self.name):
             raise UsageError(f"--name {self.name}: use letters, digits, '-', '_' and '.', such as {slug(self.name)}")
         self.run_folder = request.out / self.name
@@ -169,14 +171,17 @@ class TrainJob:
                 of `weights.toml` cannot be written.
             WeightsError, OutOfMemoryError: as `training.trainer.train`.
         """
-        with files.locked(self.run_folder, wait=self._request.wait):
-            # Before the training, and not only after it, so that a folder that cannot be written is noticed.
-            with files.locked(self._registry.absolute().parent, wait=True):
-                files.sweep(self._registry.absolute().parent, self._registry.name)
-            return self._train(on_step)
+        with ExitStack() as stack:
+            if ranks.is_main():
+                stack.enter_context(files.locked(self.run_folder, wait=self._request.wait))
+                # Before the training, and not only after it, so that a folder that cannot be written is noticed.
+                with files.locked(self._registry.absolute().parent, wait=True):
+                    files.sweep(self._registry.absolute().parent, self._registry.name)
+            trained = trainer.train(self._spec, on_step)
+            return ranks.share(lambda: self._entered(trained))
 
-    def _train(self, on_step: Callable[[Progress], None]) -> TrainResult:
-        trained = trainer.train(self._spec, on_step)
+    def _entered(self, trained: Trained) -> TrainResult:
+        """Calibrate a model that can repair images, and add it to the list."""
         threshold = None
         if self._held:
             repair = NetworkRepair(trained.model, self._request.device)

@@ -1,7 +1,7 @@
 """The loop that generates samples, lazily and in order: draw, generate, finish; retry if no defect is visible.
 
 (seed, k) alone determines sample k: its category, source image, position and latent code. So it is the same for any
-number of samples, workers or interruptions, and on the CPU for any batch size.
+number of samples, workers, ranks or interruptions, and on the CPU for any batch size.
 """
 
 from abc import ABC, abstractmethod
@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from defectgen import files
-from defectgen.dataset import Normal, Sample
+from defectgen import files, ranks
+from defectgen.dataset import Normal, Sample, packed
 from defectgen.dataset.manifest import Reference
 from defectgen.errors import UsageError
 from defectgen.folders import Catalog, SourceImage
@@ -116,6 +116,16 @@ class SampleSpec:
         return [index for index in wanted if index not in self.skip]
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A sample of one rank; None if it failed. `redrawn` counts the attempts at samples since the one before it."""
+
+    index: int
+    sample: Sample | None
+    redrawn: int
+    refused: list[str]
+
+
 class SampleStream(ABC, Generic[D, G]):
     """An iterable of samples in the order of their indices. Its counters are final once it is exhausted."""
 
@@ -156,7 +166,50 @@ class SampleStream(ABC, Generic[D, G]):
         return len(self._indices)
 
     def __iter__(self) -> Iterator[Sample]:
-        pending = iter(self._indices)
+        return self._made(self._indices, self._checked)
+
+    def of_ranks(self) -> Iterator[Sample]:
+        """The samples in the order of their indices, each made by one of the ranks. Only rank 0 gets them.
+
+        Those of other ranks are `packed`. The counters of rank 0 include theirs.
+        """
+        if ranks.count() == 1:
+            yield from self
+            return
+        for position, made in enumerate(ranks.gathered(self._handed_over(ranks.mine(self._indices)))):
+            if position % ranks.count() != ranks.index():
+                self.redrawn += made.redrawn
+                self._refused[made.index] = made.refused
+                if made.sample is None:
+                    self.failed.append(made.index)
+            if made.sample is not None:
+                yield made.sample
+        self._count_refused()
+
+    def _handed_over(self, indices: Sequence[int]) -> Iterator["_Made"]:
+        """The samples of these indices, also those that failed, as rank 0 takes them from this rank."""
+
+        def finish(draw: D, generated: G) -> Sample | None:
+            sample = self._checked(draw, generated)
+            return sample if sample is None or ranks.is_main() else packed(sample)
+
+        redrawn, left = 0, iter(indices)
+
+        def said(index: int, sample: Sample | None) -> "_Made":
+            nonlocal redrawn
+            since, redrawn = self.redrawn - redrawn, self.redrawn
+            return _Made(index, sample, since, self._refused.get(index, []))
+
+        for sample in self._made(indices, finish):
+            while (index := next(left)) != sample.index:
+                yield said(index, None)
+            yield said(index, sample)
+        for index in left:
+            yield said(index, None)
+
+    def _made(self, indices: Sequence[int], finish: Callable[[D, G], Sample | None]) -> Iterator[Sample]:
+        """The samples of these indices, in this order. `finish` makes a sample, or None, of a draw."""
+        pending = iter(indices)
         retries: deque[tuple[int, int]] = deque()
         order: deque[int] = deque()
         finished: dict[int, Sample | None] = {}
@@ -172,8 +225,8 @@ class SampleStream(ABC, Generic[D, G]):
             while upcoming:
                 draws = [future.result() for future in upcoming]
                 upcoming = take()  # drawn while the network processes the current ones
-                results = list(pool.map(self._checked, draws, self._generate(draws)))
-                self.refused = Counter(reason for reasons in self._refused.values() for reason in reasons)
+                results = list(pool.map(finish, draws, self._generate(draws)))
+                self._count_refused()
                 for draw, result in zip(draws, results, strict=True):
                     if result is None and draw.attempt + 1 < self.attempts:
                         self.redrawn += 1
@@ -188,6 +241,9 @@ class SampleStream(ABC, Generic[D, G]):
                     else:
                         yield result
                 upcoming = upcoming or take()
+
+    def _count_refused(self) -> None:
+        self.refused = Counter(reason for reasons in self._refused.values() for reason in reasons)
 
     def _checked(self, draw: D, generated: G) -> Sample | None:
         """The sample of `_finish` if the gate accepts it, else None.

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from defectgen.device import RANK, torch_rng
+from defectgen import ranks
+from defectgen.device import torch_rng
 from defectgen.imaging.images import encode_jpeg
 from defectgen.methods.base import MethodConfig, Staged
 from defectgen.training.data import Feeder, TrainingWindows
@@ -133,7 +134,7 @@ def _measure(
         began = time.perf_counter()
         losses: dict[str, torch.Tensor] = {}
         for _ in range(together):
-            batch, rng = feeder.batch(drawn), torch_rng(request.seed, RANK, drawn)
+            batch, rng = feeder.batch(drawn), torch_rng(request.seed, ranks.index(), drawn)
             losses = setup.method.training_step(batch, step, step / request.config.steps, rng)
             setup.average.update(step)
             drawn += 1

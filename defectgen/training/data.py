@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defectgen.device import RANK
+from defectgen import ranks
 from defectgen.errors import UsageError
 from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, limits_of, require_masks, unite
 from defectgen.imaging import level
@@ -640,11 +640,29 @@ def _differ_in_color(patches: Sequence[DefectPatch]) -> bool:
 TrainingData = TrainingWindows | TrainingPatches
 
 
+def rows_of_rank(batch_size: int) -> int:
+    """The rows of a batch that each rank has. Losses compare rows with one another, so that one alone is too few.
+
+    Raises:
+        UsageError: the ranks cannot share them equally, or have fewer than two each.
+    """
+    count = ranks.count()
+    if count > 1 and (batch_size % count or batch_size < 2 * count):
+        raise UsageError(
+            f"--batch-size {batch_size}: {count} processes share a batch equally, two windows each or more; use "
+            f"--batch-size {max(2, -(-batch_size // count)) * count}"
+        )
+    return batch_size // count
+
+
 class Feeder:
-    """Prepares batches in a few threads, ahead of the training. A batch depends only on (seed, rank, step)."""
+    """Prepares batches in a few threads, ahead of the training. A batch depends only on (seed, rank, step).
+
+    Of several ranks, each has its part of the `size` rows of a step.
+    """
 
     def __init__(self, windows: TrainingData, size: int, seed: int, device: torch.device, workers: int) -> None:
-        self._windows, self._size, self._seed, self._device = windows, size, seed, device
+        self._windows, self._size, self._seed, self._device = windows, rows_of_rank(size), seed, device
         self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="windows")
         self._ahead: dict[int, Future[Batch]] = {}
         self.depth = 2 * max(1, workers)
@@ -663,7 +681,7 @@ class Feeder:
         return self._move(self._stack(self._windows.examples(numpy_rng(self._seed), count=2)))
 
     def _draw(self, step: int) -> Batch:
-        rng = numpy_rng(self._seed, RANK, step)
+        rng = numpy_rng(self._seed, ranks.index(), step)
         return self._stack([self._windows.row(rng) for _ in range(self._size)])
 
     def _stack(self, rows: list[Row]) -> Batch:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defectgen import files
+from defectgen import files, ranks
 from defectgen.device import torch_rng
 from defectgen.errors import BadInputError, UsageError, WeightsError
 from defectgen.folders import Catalog, ProductFolders, SourceImage
@@ -67,7 +67,7 @@ class TrainSpec:
 
 
 class Run:
-    """Writes the files of a run folder, and restores a run from them."""
+    """Writes the files of a run folder, and restores a run from them. On other ranks than 0 it writes nothing."""
 
     def __init__(
         self, folder: Path, method: Method, average: Average, identity: dict[str, Any], inputs: list[list[str]]
@@ -114,8 +114,8 @@ class Run:
             raise WeightsError(f"{self._checkpoint}: no checkpoint to resume; start again with --overwrite")
         return self._checkpoint.exists()
 
-    def resume(self) -> tuple[int, float]:
-        """Load the checkpoint: the next step, and the seconds that were trained.
+    def resume(self) -> tuple[int, float, int]:
+        """Load the checkpoint: the next step, the seconds that were trained, and the ranks that trained.
 
         Raises:
             UsageError: the run has another configuration, or other images.
@@ -127,7 +127,7 @@ class Run:
             self._check_same(saved)
             self._method.networks.load_state(unflatten("training", tensors))
             self._average.load_state(unflatten("average", tensors))
-            step, seconds = int(saved["step"]), float(saved.get("seconds", 0.0))
+            step, seconds, count = int(saved["step"]), float(saved.get("seconds", 0.0)), int(saved.get("ranks", 1))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise WeightsError(
                 f"{self._checkpoint}: not a checkpoint of this version of defectgen ({__version__}): {error}; start "
@@ -136,7 +136,7 @@ class Run:
         self._tidy()
         self._drop_metrics_after(step)
         self._write_config()
-        return step, seconds
+        return step, seconds, count
 
     def _is_ours(self) -> bool:
         """Whether the folder is a run, or holds nothing."""
@@ -197,17 +197,24 @@ class Run:
         files.write(self._metrics, b"".join(kept))
 
     def log(self, row: Mapping[str, float]) -> None:
+        if not ranks.is_main():
+            return
         path = self._metrics
         with files.writable(path), path.open("a", encoding="utf-8") as file:
             file.write(line(row))
 
     def checkpoint(self, step: int, seconds: float) -> None:
-        checkpoint.save(self._checkpoint, *self._state(step, seconds))
+        if ranks.is_main():
+            checkpoint.save(self._checkpoint, *self._state(step, seconds))
 
     def _state(self, step: int, seconds: float) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {f"training.{name}": value for name, value in self._method.networks.state().items()}
         tensors |= {f"average.{name}": value for name, value in self._average.state().items()}
-        return tensors, {"step": step, "seconds": seconds, "identity": self._identity, "inputs": self._inputs}
+        state = {
+            "step": step, "seconds": seconds, "ranks": ranks.count(), "identity": self._identity,
+            "inputs": self._inputs,
+        }  # fmt: skip
+        return tensors, state
 
     def sizes(self, step: int) -> tuple[int, int]:
         """The bytes of the checkpoint, and of the other files of weights and settings that a run ends with.
@@ -231,6 +238,8 @@ class Run:
 
         For methods that make whole images: the image without the defect, its mask, the image with it, a real defect.
         """
+        if not ranks.is_main():
+            return []
         columns, names = [batch.x], ["normal", "made 1", "made 2", "made 3", "real"]
         with self._average.in_place():
             for i in range(3):
@@ -269,7 +278,8 @@ class Run:
         """End the first stage: copy the averaged weights into the networks, and save the backbone."""
         assert isinstance(self._method, Staged)
         self._average.give()
-        checkpoint.save(self.folder / registry.BACKBONE, self._method.backbone(), self._identity)
+        if ranks.is_main():
+            checkpoint.save(self.folder / registry.BACKBONE, self._method.backbone(), self._identity)
 
     def take_backbone(self, tensors: Mapping[str, Tensor]) -> int:
         """Start from another run's backbone, and return the first step of the second stage."""
@@ -280,7 +290,8 @@ class Run:
         return self._method.backbone_steps
 
     def save_model(self, step: int) -> Path:
-        model.save(self._model, self._average, self._identity, step)
+        if ranks.is_main():
+            model.save(self._model, self._average, self._identity, step)
         return self._model
 
 

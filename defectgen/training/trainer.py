@@ -1,5 +1,7 @@
 """Trains a method: the loop with averaged weights, previews, metrics and checkpoints, and exact resuming.
 
+Several ranks train the same networks: each draws its part of the batches, and `Networks.step` averages the gradients.
+
 Every random number of a step depends only on (seed, rank, step), and every schedule follows the progress: the larger
 part of the steps and of the time that is used. So a checkpoint needs the step and the seconds, and no state of a random
 generator.
@@ -19,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defectgen import files
-from defectgen.device import RANK, keep_freed_memory, resolve, torch_rng
+from defectgen import files, ranks
+from defectgen.device import keep_freed_memory, resolve, torch_rng
 from defectgen.errors import ExitCode, OutOfMemoryError, StoppedError, UsageError
 from defectgen.imaging.images import encode_jpeg
 from defectgen.methods.base import Method, MethodConfig, Monitored, Staged, Task
@@ -129,15 +131,17 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     windows, task, method, average, found = setup.windows, setup.task, setup.method, setup.average, setup.inputs
     device, backbone, started = setup.device, setup.backbone, setup.started
     run = Run(request.run, method, average, setup.identity, found)
-    resumed = request.resume and run.can_resume()
-    start, seconds_before = run.resume() if resumed else run.begin(overwrite=request.overwrite)
+    resumed, start, seconds_before, before_ranks = ranks.share(lambda: _begin(request, run))
     first = method.backbone_steps if isinstance(method, Staged) else 0
     if backbone is not None and not resumed:
-        start = run.take_backbone(backbone)
-    if isinstance(windows, TrainingWindows) and (sheet := windows.sheet()) is not None:
+        start = ranks.share(lambda: run.take_backbone(backbone))
+    method.networks.spread()
+    average.spread()
+    if ranks.is_main() and isinstance(windows, TrainingWindows) and (sheet := windows.sheet()) is not None:
         files.write(request.run / "previews" / "twins.jpg", encode_jpeg(sheet))
 
-    clock = _Clock(config.steps, request.seconds, start / config.steps if backbone is not None else 0.0)
+    steps = config.steps
+    clock = _Clock(steps, request.seconds, start / config.steps if backbone is not None else 0.0)
     feeder = Feeder(windows, config.batch_size, request.seed, device, request.workers)
     checkpointed = previewed = time.monotonic()
     began = checkpointed - seconds_before
@@ -148,14 +152,18 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
         if resumed and previewed_early(start) and not run.has_preview(start):
             view.preview(*run.preview(examples, start, request.seed))  # a kill came between it and the checkpoint
         with _stop_signals() as stop:
-            while (progress := clock.progress(step, time.monotonic() - began)) < 1 and not stop:
+            while (progress := _agreed(clock.progress(step, time.monotonic() - began), stop)) < 1 and not stop:
                 batch = feeder.batch(step)
                 method.networks.wait(waiting=started.alone(config, progress, first / config.steps))
-                tensors = method.training_step(batch, step, progress, torch_rng(request.seed, RANK, step))
+                tensors = method.training_step(batch, step, progress, torch_rng(request.seed, ranks.index(), step))
                 step += 1
                 average.update(step if step <= first else step - first)
                 now = time.monotonic()
-                if start < first and step <= first and clock.progress(step, now - began) >= first / config.steps:
+                if (
+                    start < first
+                    and step <= first
+                    and _agreed(clock.progress(step, now - began), stop) >= first / steps
+                ):
                     run.finish_backbone()
                     step = first
                 logged = step % LOG_EVERY == 0
@@ -170,6 +178,8 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
                 told = replace(told, passes=step * config.batch_size / len(found))
                 if logged:
                     told = replace(told, diagnosis=monitor.add(losses))
+                if step == start + 1 and before_ranks != ranks.count():
+                    told = replace(told, diagnosis=_other_ranks(before_ranks))
                 view.step(told.step, told.steps, told.images_per_second, told.seconds_left, told.diagnosis)
                 on_step(told)
                 if is_power_of_two(step) or now - checkpointed > CHECKPOINT_SECONDS:
@@ -203,6 +213,28 @@ def too_large(config: MethodConfig, device: torch.device) -> OutOfMemoryError:
     smaller = max(1, config.batch_size // 2)
     return OutOfMemoryError(
         f"{device} ran out of memory with --batch-size {config.batch_size}; try --batch-size {smaller}"
+    )
+
+
+def _begin(request: TrainSpec, run: Run) -> tuple[bool, int, float, int]:
+    """Begin a run, or resume it: whether it is resumed, its next step, the seconds and the ranks that it had so far."""
+    if request.resume and run.can_resume():
+        return True, *run.resume()
+    return False, *run.begin(overwrite=request.overwrite), ranks.count()
+
+
+def _agreed(progress: float, stop: list[ExitCode]) -> float:
+    """The progress of the furthest rank. A signal to any rank stops all, after the same step."""
+    progress, code = ranks.largest(progress, stop[0] if stop else 0)
+    if code and not stop:
+        stop.append(ExitCode(int(code)))
+    return progress
+
+
+def _other_ranks(before: int) -> str:
+    return (
+        f"the run had {before} process{'es' * (before > 1)} and now has {ranks.count()}, which draw other batches of "
+        "the same images: the model will not be that of an uninterrupted run"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from defectgen import files, markup
+from defectgen import files, markup, ranks
 from defectgen.errors import UserError
 from defectgen.text import duration, printable, speed
 
@@ -85,6 +85,8 @@ class View:
         self._write(text, running=False)
 
     def _write(self, text: str, *, running: bool) -> None:
+        if not ranks.is_main():
+            return
         with suppress(UserError, OSError):
             files.write(self._folder / NAME, "\n".join(self._lines(text, running=running)) + "\n")
         self._written = time.monotonic()
