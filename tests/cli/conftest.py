@@ -111,6 +111,9 @@ class _Samples:
     def __iter__(self) -> Iterator[int]:
         return iter(index for index in range(self.wanted.num) if index not in self.wanted.skip)
 
+    def of_ranks(self) -> Iterator[int]:
+        return iter(self)
+
     def normals(self) -> list[Any]:
         return []
 
@@ -127,7 +130,7 @@ class _Dataset:
 
     def write(
         self,
-        samples: _Samples,
+        samples: Iterator[int],
         *,
         normals: list[Any],
         metadata: dict[str, Any],
@@ -135,9 +138,10 @@ class _Dataset:
         on_sample: Callable[[Any], None],
     ) -> SimpleNamespace:
         assert not normals
-        for sample in samples:
+        count = 0
+        for count, sample in enumerate(samples, start=1):
             on_sample(sample)
-        return SimpleNamespace(written=len(samples) - 1, kept=1, sheet=self.out / "sheet.jpg")
+        return SimpleNamespace(written=count - 1, kept=1, sheet=self.out / "sheet.jpg")
 
 
 @pytest.fixture
