@@ -4,6 +4,7 @@ Some steps of each kind run, a checkpoint is packed and a preview is made, as in
 and times are multiplied by how often each of these will happen.
 """
 
+import re
 import sys
 import tempfile
 import time
@@ -169,6 +170,10 @@ def peak_memory(device: torch.device) -> int | None:
     """The most memory used so far, in bytes: on the GPU, or of this process, if the system tells."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # where `getrusage` starts from what the process that started this one had
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        found = re.search(r"VmHWM:\s*(\d+) kB", status)
+        return int(found[1]) * 1024 if found else None
     if sys.platform == "win32":
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

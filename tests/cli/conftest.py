@@ -138,10 +138,10 @@ class _Dataset:
         on_sample: Callable[[Any], None],
     ) -> SimpleNamespace:
         assert not normals
-        count = 0
-        for count, sample in enumerate(samples, start=1):
+        made = list(samples)
+        for sample in made:
             on_sample(sample)
-        return SimpleNamespace(written=count - 1, kept=1, sheet=self.out / "sheet.jpg")
+        return SimpleNamespace(written=len(made) - 1, kept=1, sheet=self.out / "sheet.jpg")
 
 
 @pytest.fixture

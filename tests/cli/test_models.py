@@ -95,7 +95,7 @@ def test_a_model_from_elsewhere_is_copied_checked_and_listed(
 ) -> None:
     assert main(["models", "import", str(usb), "--name", "mine"]) == 0
     captured = capsys.readouterr()
-    assert "  mine: dt-gan, 2,000 steps, 2025-01-02, 3.6 MB, was stopped after 2,000 steps" in captured.out
+    assert "  mine: dt-gan, 3,000 steps, 2025-01-02, 3.6 MB, was stopped after 3,000 steps" in captured.out
     assert captured.err == ""
     (entry,) = registry.read(Path("weights.toml"))
     assert entry.file == tmp_path / "runs/mine/model.safetensors"

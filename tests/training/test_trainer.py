@@ -135,7 +135,7 @@ class TestTrain:
         monkeypatch.setattr(DTGAN, "diagnose", diagnose, raising=False)
         monkeypatch.setattr(DTGAN, "training_step", counting)
         diagnoses: list[tuple[int, str | None]] = []
-        monkeypatch.setattr(trainer, "_LOG_EVERY", 1)
+        monkeypatch.setattr(trainer, "LOG_EVERY", 1)
         train(
             request_for(config=CONFIG.model_copy(update={"steps": 21})),
             lambda progress: diagnoses.append((progress.step, progress.diagnosis)),
