@@ -27,7 +27,7 @@ def usb(tmp_path: Path) -> Path:
     (tmp_path / "usb/photos").mkdir()
     entry = Entry(
         name="theirs", method="dt-gan", categories=("crack",), products=("steel",), image_size=64, channels=3,
-        file=run / "model.safetensors", sha256=files.sha256(SHIPPED), steps=2000, stopped=True,
+        file=run / "model.safetensors", sha256=files.sha256(SHIPPED), steps=3000, stopped=True,
         created=datetime(2025, 1, 2, tzinfo=timezone.utc),
         trained_on={"steel": tmp_path / "usb/photos", "ceramic": tmp_path / "usb/gone"},
     )  # fmt: skip
@@ -109,7 +109,7 @@ def test_a_model_from_elsewhere_is_copied_checked_and_listed(
     assert main(alone) == 0
     captured = capsys.readouterr()
     record = json.loads(captured.out)
-    assert (record["name"], record["steps"], record["state"], record["trained_on"]) == ("alone", 2000, "ok", {})
+    assert (record["name"], record["steps"], record["state"], record["trained_on"]) == ("alone", 3000, "ok", {})
     assert "'synthesize' needs --normals DIR" in captured.err
 
 
