@@ -9,4 +9,4 @@ PATH="$PWD/.venv/bin:$PATH"
 ruff check
 ruff format --check
 mypy
-OMP_NUM_THREADS=1 pytest --numprocesses 2 "$@"
+OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist worksteal "$@"

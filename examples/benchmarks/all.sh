@@ -10,12 +10,16 @@ here=$(cd "$(dirname "$0")" && pwd)
 out=${OUT:-results} num=${NUM:-200} seeds=${SEEDS:-5}
 methods=${METHODS:-dt-gan defect-gan dcdganc dfmgan isu-gan}
 
-made() { # NAME COMMAND...: makes a dataset; notes the seconds, unless it was interrupted
-    name=$1 began=$(date +%s) whole=yes
+made() { # NAME COMMAND...: makes a dataset; notes the seconds, unless it was interrupted, or that there are no defects
+    name=$1 began=$(date +%s) whole=yes code=0
     shift
     [ ! -e "$name" ] || whole=
-    defectgen "$@" --num "$num" --seed 1 --resume --out "$name" >&2 || [ $? = 3 ] # 3: a few samples failed
-    [ -z "$whole" ] || echo $(($(date +%s) - began)) >"$name.seconds"
+    defectgen "$@" --num "$num" --seed 1 --resume --out "$name" >&2 || code=$?
+    case $code in
+    0 | 3) [ -z "$whole" ] || echo $(($(date +%s) - began)) >"$name.seconds" ;; # 3: a few samples failed
+    5) touch "$name.nothing" ;;
+    *) exit "$code" ;;
+    esac
 }
 
 measured() { # SUFFIX OPTION DATASET...: what datasets look like, and whether they help
@@ -37,7 +41,9 @@ for data in "$@"; do
         for method in $methods; do
             [ -e "runs/$method/model.safetensors" ] || defectgen train dev/normals five/defects --method "$method" \
                 --time "${TIME:-20m}" --seed 1 --name "$method" --weights weights.toml --resume >&2
-            made "$method" synthesize --model "$method" --weights weights.toml --normals dev/normals
+            [ -e "$method.nothing" ] ||
+                made "$method" synthesize --model "$method" --weights weights.toml --normals dev/normals
+            if [ -e "$method.nothing" ]; then continue; fi
             if [ "$method" = isu-gan ]; then one="compose $method"; else several="$several $method"; fi
         done
         # shellcheck disable=SC2086 # lists of names without spaces

@@ -60,6 +60,9 @@ def page(folder: Path) -> list[str]:
             found = json.loads(report.read_text(encoding="utf-8"))
             for of_shots in found["downstream"]:
                 lines += [*helps(of_shots, found["extent"]["seeds"]), ""]
+    for file in sorted(folder.glob("*.nothing")):
+        how = training(folder / "runs" / file.stem) or "a few steps"
+        lines += [f"`{file.stem}` ({how}) made no visible defect.", ""]
     return lines
 
 
