@@ -1,5 +1,5 @@
 #!/bin/sh
-# Trains the models that ship with defectgen, some 20 minutes each on a quiet CPU core: `sh examples/train_shipped.sh`, or
+# Trains the models that ship with defectgen, an hour each on a crowded CPU core: `sh examples/train_shipped.sh`, or
 # with the names of some. Draws 24 defects of each of three categories for it, which are not among the samples. Writes
 # each model below examples/models, its weights in float16, and its entry in weights.toml; then draws their sheets.
 set -eu
@@ -25,5 +25,6 @@ for method in ${@:-memory-bank isu-gan defect-gan dcdganc dt-gan}; do # the last
     OMP_NUM_THREADS=1 defectgen train --method "$method" --preset tiny --seed 1 --device cpu --workers 1 \
         --name "$name" --out examples/models --weights weights.toml "$@"
     python examples/ship.py "$name"
+    find "examples/models/$name" -mindepth 1 ! -name model.safetensors -delete
 done
 sh examples/sheets.sh
