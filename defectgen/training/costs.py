@@ -170,9 +170,9 @@ def peak_memory(device: torch.device) -> int | None:
     """The most memory used so far, in bytes: on the GPU, or of this process, if the system tells."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":  # where `getrusage` starts from what the process that started this one had
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-        found = re.search(r"VmHWM:\s*(\d+) kB", status)
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux, where `getrusage` starts from what the process that started this one had
+        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="ascii", errors="replace"))
         return int(found[1]) * 1024 if found else None
     if sys.platform == "win32":
         return None
