@@ -19,12 +19,12 @@ from pathlib import Path
 
 import boards
 import numpy as np
+from results import ALL, LEARNED, place
 
 from defectgen import InspectRequest, ProductFolders, inspect, read_catalog
-from defectgen.folders import NORMAL, SourceImage
+from defectgen.folders import SourceImage
 from defectgen.imaging.images import encode_png
 
-LEARNED, ALL = 3, 5
 EDGE = 9  # pixels along a board's edges in which defects do not count
 NEAR = 3  # pixels that a found defect may lie beside a true one
 
@@ -59,7 +59,7 @@ def on_images(normals: Path | None, defects: Path | None, masks: Path | None) ->
         by_kind.setdefault(image.category, []).append(image)
     for of_kind in by_kind.values():
         for i, image in enumerate(of_kind):
-            place(image, "learned" if i % ALL < LEARNED else "judged")
+            place(image, Path("learned" if i % ALL < LEARNED else "judged"))
     learned = Path("learned")
     for name, known in (("alone", None), ("with-defects", learned / "defects")):
         judge(
@@ -68,17 +68,6 @@ def on_images(normals: Path | None, defects: Path | None, masks: Path | None) ->
                 out=Path(f"report-{name}"), workers=2,
             )
         )  # fmt: skip
-
-
-def place(image: SourceImage, part: str) -> None:
-    """Link an image, and its mask, into a labeled folder."""
-    folder = Path(part, "normals") if image.category == NORMAL else Path(part, "defects", image.category)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / image.path.name).symlink_to(image.path)
-    if isinstance(image.mask, Path):
-        masks = Path(part, "masks", image.category)
-        masks.mkdir(parents=True, exist_ok=True)
-        (masks / f"{image.path.stem}.png").symlink_to(image.mask)
 
 
 def judge(request: InspectRequest) -> None:
