@@ -6,37 +6,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
 from defectgen import methods
 from defectgen.folders import ProductFolders, read_catalog
-from defectgen.imaging.images import encode_png
 from defectgen.methods.base import MethodConfig
 from defectgen.methods.dfmgan import DFMGAN
 from defectgen.training import costs
 from defectgen.training.costs import estimate, kinds_of_steps
 from defectgen.training.run import TrainSpec
 from defectgen.training.trainer import train
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> ProductFolders:
-    folder = tmp_path_factory.mktemp("photographs")
-    rng = np.random.default_rng(0)
-    for name in ("normals", "defects/spot", "masks/spot"):
-        (folder / name).mkdir(parents=True)
-    for i in range(3):
-        pixels = np.asarray(cv2.GaussianBlur(rng.integers(60, 140, (72, 80), np.uint8), (0, 0), 2), np.uint8)
-        (folder / f"normals/{i}.png").write_bytes(encode_png(pixels))
-        mask = np.zeros_like(pixels)
-        mask[20:32, 20 + i : 36 + i] = 255
-        pixels[mask > 0] = 230
-        (folder / f"defects/spot/{i}.png").write_bytes(encode_png(pixels))
-        (folder / f"masks/spot/{i}.png").write_bytes(encode_png(mask))
-    return ProductFolders(product="part", normals=folder / "normals", defects=folder / "defects")
 
 
 @pytest.fixture
