@@ -13,11 +13,11 @@ from defectgen.errors import NoDeviceError, UsageError
 def resolve(name: str) -> torch.device:
     """The device that `auto`, `cpu`, `cuda` or `cuda:N` names. `auto` is CUDA if available, else the CPU.
 
-    Of several ranks on a machine, each has the CUDA device of its LOCAL_RANK.
+    Of several ranks on a machine, each has the CUDA device of its LOCAL_RANK; if there are fewer, they share them.
 
     Raises:
         UsageError: any other name, or one CUDA device for several ranks.
-        NoDeviceError: the named CUDA device is not available, or there are more ranks than devices.
+        NoDeviceError: the named CUDA device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,22 +32,27 @@ def resolve(name: str) -> torch.device:
             f"--device {name}: PyTorch finds {torch.cuda.device_count()} CUDA devices; use --device auto or cpu"
         )
     if device.type == "cuda" and ranks.count() > 1:
-        return _of_rank(name, device)
+        place = ranks.place()
+        if ":" not in name:
+            device = torch.device("cuda", place.local % torch.cuda.device_count())
+        elif place.local_count > 1:
+            raise UsageError(f"--device {name}: torchrun gives each process its own device; use --device cuda")
+        torch.cuda.set_device(device)
     return device
 
 
-def _of_rank(name: str, device: torch.device) -> torch.device:
-    place, found, named = ranks.place(), torch.cuda.device_count(), ":" in name
-    if named and place.local_count > 1:
-        raise UsageError(f"--device {name}: torchrun gives each process its own device; use --device cuda")
-    if place.local >= found:
+def check_unshared(device: torch.device) -> None:
+    """Training exchanges gradients with `nccl`, which takes one rank of each CUDA device.
+
+    Raises:
+        NoDeviceError: there are more ranks on this machine than CUDA devices.
+    """
+    ranked, found = ranks.place().local_count, torch.cuda.device_count()
+    if device.type == "cuda" and ranked > max(found, 1):
         raise NoDeviceError(
-            f"--device {name}: {place.local_count} processes on a machine with {found} CUDA devices; start as many as "
-            f"there are (torchrun --nproc-per-node {found}), or use --device cpu"
+            f"--device {device.type}: {ranked} processes train on a machine with {found} CUDA devices; start as many as"
+            f" there are (torchrun --nproc-per-node {found}), or use --device cpu"
         )
-    device = device if named else torch.device("cuda", place.local)
-    torch.cuda.set_device(device)
-    return device
 
 
 def keep_freed_memory() -> None:

@@ -3,6 +3,10 @@
 `tests/training/test_trainer.py` has a training that is resumed on a GPU.
 """
 
+import filecmp
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from defectgen import methods
+from defectgen import methods, ranks
 from defectgen.device import torch_rng
 from defectgen.errors import OutOfMemoryError
 from defectgen.folders import ProductFolders, read_catalog
@@ -169,3 +173,50 @@ def test_the_estimate_of_memory_is_near(
     trained = train(request)
     assert all(np.isfinite(value) for value in trained.losses.values())
     assert torch.cuda.max_memory_allocated() == pytest.approx(said, rel=0.2)
+
+
+def test_nccl_averages_gradients_and_joins_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank, but the same calls: with several, each needs a GPU."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for key, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(key, str(value))
+    monkeypatch.setattr(ranks, "_session", ranks._Session(ranks.Place(0, 1, 0, 1)))
+    group = ranks._group()
+    assert "nccl" in str(group.get_backend(group.group.WORLD)) or "nccl" in str(group.group.WORLD._get_backend(CUDA))
+    monkeypatch.setattr(ranks._session, "place", ranks.Place(0, 2, 0, 2))  # a half of two ranks: sums are its own
+    try:
+        weight = torch.nn.Parameter(torch.ones(3, device=CUDA))
+        weight.grad = torch.tensor([2.0, 4.0, 6.0], device=CUDA)
+        ranks.average([weight])
+        assert weight.grad.tolist() == [1, 2, 3]
+        assert float(ranks.mean(torch.tensor(5.0, device=CUDA))) == 2.5
+        assert ranks.largest(1.0, 7.0) == [1, 7]
+    finally:
+        group.destroy_process_group()
+
+
+def test_two_processes_share_a_gpu(tmp_path: Path) -> None:
+    """Samples of two ranks are those of one, but for the last gray level."""
+    made = [
+        "-m",
+        "defectgen",
+        "synthesize",
+        "--model",
+        "dt-gan-samples",
+        "-n",
+        "6",
+        "--normals",
+        str(STEEL / "normals"),
+    ]
+    common = ["--device", "cuda", "--seed", "1", "--quiet"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for out, start in (("two", torchrun), ("one", [])):
+        done = subprocess.run([sys.executable, *start, *made, *common, "--out", str(tmp_path / out)])  # noqa: PLW1510
+        assert done.returncode == 0
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one/masks").rglob("*.png"))
+    assert len(names) == 6
+    same, _, missing = filecmp.cmpfiles(tmp_path / "one", tmp_path / "two", names, shallow=False)
+    assert missing == []
+    assert len(same) >= 4

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from defectgen import files, ranks
-from defectgen.device import resolve
+from defectgen.device import check_unshared, resolve
 from defectgen.errors import ExitCode, UsageError, WeightsError
 from defectgen.folders import Catalog, OnBad, OnFile, ProductFolders, Skipped, read_catalog
 from defectgen.inspection import inspector
@@ -101,7 +101,7 @@ class TrainJob:
         """Read each image once. `method` and `reason` say what was chosen, if the request names no method.
 
         Raises:
-            NoDeviceError: there is no such device.
+            NoDeviceError: there is no such device, or fewer than processes.
             UsageError: a bad preset or setting, a name that is taken, or a model without a backbone to share.
             WeightsError: a model to start from is missing or altered.
             BadInputError: as `read_catalog`.
@@ -109,6 +109,7 @@ class TrainJob:
         given = {**request.settings}
         given |= {k: str(v) for k, v in (("steps", request.steps), ("batch_size", request.batch_size)) if v is not None}
         self.device = resolve(request.device)
+        check_unshared(self.device)
         self._request = request
         initial = self._initial()
         catalog: Catalog | None = None
