@@ -46,54 +46,77 @@ for method in $methods; do
     if [ -d "$folder/datasets/$method/images/defect" ]; then one="$one $folder/datasets/$method"
     else several="$several $folder/datasets/$method"; fi
 done
-measure() { python "$here/quality.py" "$real" "$folder/datasets/cut-outs" "$@" 2>>"$log"; }
-: >"$folder/quality.txt"
+measure() { # FILE ARGUMENT...
+    file=$1
+    shift
+    python "$here/quality.py" "$real" "$folder/datasets/cut-outs" "$@" --json "$folder/$file" >>"$log" 2>&1
+}
 # shellcheck disable=SC2086 (folders of methods' names)
-[ -z "$several" ] || measure $several >>"$folder/quality.txt"
+[ -z "$several" ] || measure several.json $several
 # shellcheck disable=SC2086
-[ -z "$one" ] || measure $one --one-category >>"$folder/quality.txt"
+[ -z "$one" ] || measure one.json $one --one-category
 
 python - "$folder" "$preset" "$each" "$num" $methods <<'END'
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 import torch
 
 folder, preset, each, num, *methods = sys.argv[1:]
 folder = Path(folder)
+LOOKS = {"ratio": ".2f", "told": ".2f", "iou": ".2f", "variety": ".2f", "copies": ".0%"}
+
+
+def number(value, form):
+    return "-" if value is None else format(value, form)
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def last(path):
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-1]) if lines else {}
+    return (rows_of(path) or [{}])[-1]
+
+
+def taken(run):
+    """The steps of a training, and the median of their seconds: a time limit skips the rest of a stage."""
+    rows = rows_of(run / "metrics.jsonl")
+    steps = [after["step"] - before["step"] for before, after in pairwise(rows)]
+    usual = median(steps) if steps else 0
+    seconds = [after["seconds"] - before["seconds"] for before, after in pairwise(rows)]
+    own = [(n, spent) for n, spent in zip(steps, seconds, strict=True) if n <= 2 * usual]
+    return sum(n for n, _ in own), median(spent / n for n, spent in own) if own else 0.0
 
 
 seen = {}
-for line in (folder / "quality.txt").read_text().splitlines():
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    seen[cells[0]] = cells[-5:-1]  # mean of the ratios, told, IoU, copies
+for file in ("several.json", "one.json"):
+    if (folder / file).exists():
+        seen |= {row["dataset"]: row for row in json.loads((folder / file).read_text())}
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 print(f"{device}, PyTorch {torch.__version__}, preset {preset}, {each} of training each\n")
 print(
     f"| method | steps | ms a step | images/s | GPU: MiB | busy | {num} samples, s | regenerated "
-    "| KID, of cut-outs' | told | IoU | copies |"
+    "| KID, of cut-outs' | told | IoU | variety | copies |"
 )
-print("|---" * 12 + "|")
+print("|---" * 13 + "|")
 for method in methods:
-    trained, made = last(folder / f"{method}.train"), last(folder / f"{method}.made")
+    made = last(folder / f"{method}.made")
     if "written" not in made:
-        print(f"| {method} | failed, see log.txt |" + " |" * 10)
+        print(f"| {method} | failed, see log.txt |" + " |" * 11)
         continue
     config = json.loads((folder / "runs" / method / "config.json").read_text())["config"]
     smi = [[float(cell) for cell in line.split(",")] for line in (folder / f"{method}.smi").read_text().splitlines()]
     memory, busy = (f"{max(row[0] for row in smi):.0f}", f"{sum(row[1] for row in smi) / len(smi):.0f}%") if smi else "--"
-    rate = trained["steps"] / trained["seconds"]
+    steps, seconds = taken(folder / "runs" / method)
     tried = made["written"] + made["redrawn"]
     cells = [
-        trained["steps"], f"{1000 / rate:.0f}", f"{rate * config['batch_size']:.0f}", memory, busy,
+        steps, f"{1000 * seconds:.0f}", f"{config['batch_size'] / seconds:.0f}" if seconds else "-", memory, busy,
         (folder / f"{method}.seconds").read_text().strip(), f"{made['redrawn'] / max(tried, 1):.0%}",
-        *seen.get(method, ["-"] * 4),
+        *(number(seen.get(method, {}).get(key), form) for key, form in LOOKS.items()),
     ]
     print(f"| {method} | {' | '.join(map(str, cells))} |")
 END
