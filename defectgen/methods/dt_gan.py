@@ -819,16 +819,16 @@ class DTGAN:
             return {}
         if not weight:  # a batch without defects, while another rank has some
             rows = torch.ones_like(rows)
-        c_e, s_e = moved(of_e[0], rng)[rows], of_e[1][rows]
+        c_e, s_e = moved(of_e[0], rng), of_e[1]
         with mixed_precision(self.device):
-            c_m, s_m = (each[rows] for each in self.M(latent, y))
-            real, fake = self.critic(c_e, s_e, y[rows]), self.critic(c_m.detach(), s_m.detach(), y[rows])
-        losses = {"critic": hinge_d(real.float(), fake.float())}
+            c_m, s_m = self.M(latent, y)
+            real, fake = self.critic(c_e, s_e, y), self.critic(c_m.detach(), s_m.detach(), y)
+        losses = {"critic": hinge_d(real[rows].float(), fake[rows].float())}
         (weight * losses["critic"]).backward()
         self.networks.step("critic")
         with mixed_precision(self.device):
-            fooled = self.critic(c_m, s_m, y[rows])
-        losses["code"] = hinge_g(fooled.float())
+            fooled = self.critic(c_m, s_m, y)
+        losses["code"] = hinge_g(fooled[rows].float())
         weighted_sum(losses, {"code": weight * self.config.lambda_code}).backward()
         return losses
 
@@ -880,14 +880,17 @@ class DTGAN:
             Augmentation.draw(count, rng, self.device).apply(each) for each in (batch.x_ref, x_t, batch.x)
         )
         wrong = (batch.y == ANCHOR) & (y_t != ANCHOR)  # a normal is a fake of the defect that it was asked for
+        # A GPU computes all rows: it prepares anew for each number of them that it has not met.
+        rows = wrong.nonzero()[:, 0] if wrong.device.type == "cpu" else torch.arange(count, device=wrong.device)
         with mixed_precision(self.device):
             seen = D.see(fake)
             with torch.no_grad():
-                others = D.see(torch.cat([real, untouched[wrong]]))
+                others = D.see(torch.cat([real, untouched[rows]]))
             maps = [torch.cat([each, of_fake.detach()]) for each, of_fake in zip(others, seen, strict=True)]
-            adv, d_fg, d_bg = D.judge(maps, torch.cat([y_t, y_t[wrong], y_t]))
+            adv, d_fg, d_bg = D.judge(maps, torch.cat([y_t, y_t[rows], y_t]))
+        fakes = torch.cat([wrong[rows], torch.ones_like(wrong)])
         losses = {
-            "D_adv": hinge_d(adv[:count].float(), adv[count:].float()),
+            "D_adv": hinge_d(adv[:count].float(), adv[count:][fakes].float()),
             "D_fg": class_loss(d_fg[:count].float(), y_t),
             "D_bg": class_loss(d_bg[:count].float(), batch.p_ref),
         }
