@@ -60,7 +60,7 @@ def test_batches_are_pinned_and_those_of_the_cpu(source: ProductFolders) -> None
     config = methods.info("dt-gan").configure("tiny", {"batch_size": "2"})
     windows = training_data("dt-gan", read_catalog([source]), config)
     on_cpu, on_gpu = Feeder(windows, 2, 0, CPU, 1), Feeder(windows, 2, 0, CUDA, 1)
-    waiting = on_gpu._pinned(on_gpu._draw(3))
+    waiting = on_gpu._draw(3)
     assert all(value.is_pinned() for value in vars(waiting).values() if value is not None)
     moved, same = on_gpu.batch(0), on_cpu.batch(0)
     for key, value in vars(same).items():

@@ -73,9 +73,6 @@ class ImageError(BadInputError):
         self.path = path
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[Path, str]]:
-        return type(self), (self.path, self.reason)
-
 
 @dataclass(frozen=True)
 class DecodedImage:

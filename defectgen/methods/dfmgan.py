@@ -100,6 +100,10 @@ class DFMGANConfig(MethodConfig):
         0.0, ge=0, description="weight of the difference between the areas of generated and real masks"
     )
 
+    lambda_texture: float = Field(
+        0.0, ge=0, description="weight of the difference of mean features inside the masks, with `projected`"
+    )
+
     @property
     def has_own_scales(self) -> bool:
         return self.by_category
@@ -240,6 +244,21 @@ def area_loss(mask: Tensor, real: Tensor, y: Tensor) -> Tensor:
         mine, theirs = (each[y == category].sort().values for each in (areas, of_real))
         parts.append((mine - theirs).abs() / theirs.mean().clamp(min=1e-3))
     return torch.cat(parts).mean()
+
+
+def texture_loss(made: Sequence[Tensor], real: Sequence[Tensor], m_made: Tensor, m_real: Tensor) -> Tensor:
+    """Not in the paper: the relative difference of the frozen maps' means inside the masks, summed over the scales.
+
+    Maps are [B, C, side, side], masks [B, 1, S, S] in -1..1. D_match judges shapes well and texture late: within some
+    hundred steps, it let defects be dots.
+    """
+
+    def mean(maps: Tensor, m: Tensor) -> Tensor:
+        weight = F.adaptive_avg_pool2d((m + 1) / 2, maps.shape[-1])
+        return (maps.float() * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp(min=1e-3)
+
+    found = [(mean(a, m_made), mean(b, m_real)) for a, b in zip(made, real, strict=True)]
+    return torch.stack([F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-3) for a, b in found]).sum()
 
 
 def scale_code(scales: Tensor) -> Tensor:
@@ -424,8 +443,8 @@ class DFMGAN:
         pairs: Sequence[tuple[Tensor, Tensor]],
         c: Tensor,
         rng: torch.Generator,
-    ) -> tuple[Tensor, Callable[[], Tensor]]:
-        """With `projected`: the generator's loss for pairs, and a function that updates D_match.
+    ) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
+        """With `projected`: the generator's losses for pairs, and a function that updates D_match.
 
         Args:
             pairs: images and masks: real, generated, and real with masks of others.
@@ -453,7 +472,10 @@ class DFMGAN:
             self.networks.step("D_match")
             return loss
 
-        return hinge_g(fooled.float()), update
+        losses = {"match_g": hinge_g(fooled.float())}
+        if self.config.lambda_texture:
+            losses["texture"] = texture_loss(of_fake, of_real, fake[:, 2:], real[:, 2:])
+        return losses, update
 
     def _stage_2(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
         config, x, count = self.config, batch.x_ref, len(batch.x_ref)
@@ -478,19 +500,21 @@ class DFMGAN:
             g = adversarial(self.D(image, c).float(), real=True)
         if isinstance(self.D_match, ProjectedDiscriminator):
             pairs = ((x, real_mask), (made.float(), mask), (x, wrong))
-            match_g, update_match = self._matched(self.D_match, pairs, c, rng)
+            of_match, update_match = self._matched(self.D_match, pairs, c, rng)
         else:
             with mixed_precision(self.device):
                 match = self.D_match(torch.cat([image, augment.geometry(mask)], dim=1), c)
-            match_g = self._match(match.float(), real=True)
+            of_match = {"match_g": self._match(match.float(), real=True)}
         parts = {
             "g": g,
-            "match_g": match_g,
+            **of_match,
             "ms": mode_seeking_loss(w_defect.float(), w_other.float(), m.float(), m_other.float()),
             "area": area_loss(self._binarize(m.float()), real_mask, batch.y_ref),
         }
         total = parts["g"] + config.lambda_match * parts["match_g"]
         total = total + config.lambda_ms * parts["ms"] + config.lambda_area * parts["area"]
+        if "texture" in parts:
+            total = total + config.lambda_texture * parts["texture"]
         total.backward()
         if config.pl_weight and step % config.pl_every == 0:
             half = max(count // 2, 1)

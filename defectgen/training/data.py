@@ -1,18 +1,11 @@
 """Training data: the samplers of all kinds of rows, and the feeder that prepares batches ahead of the training."""
 
-import multiprocessing
-import os
-import signal
-import sys
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from threading import Thread
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -23,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from defectgen import ranks
-from defectgen.errors import OutOfMemoryError, UsageError
+from defectgen.errors import UsageError
 from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, limits_of, require_masks, unite
 from defectgen.imaging import level
 from defectgen.imaging.control_maps import KnownMask, draw_map, pick, to_text
@@ -663,71 +656,52 @@ def rows_of_rank(batch_size: int) -> int:
 
 
 class Feeder:
-    """Prepares batches ahead of the training. A batch depends only on (seed, rank, step).
-
-    For the CPU, in a few threads. For a GPU, in processes, where they can be forked: of Python's threads only one runs
-    at a time, and the GPU would wait for it.
+    """Prepares batches in a few threads, ahead of the training. A batch depends only on (seed, rank, step).
 
     Of several ranks, each has its part of the `size` rows of a step.
     """
 
-    def __init__(
-        self,
-        windows: TrainingData,
-        size: int,
-        seed: int,
-        device: torch.device,
-        workers: int,
-        *,
-        forks: bool | None = None,
-    ) -> None:
-        """`forks`: whether processes prepare the batches; by default for a GPU, on Linux."""
+    def __init__(self, windows: TrainingData, size: int, seed: int, device: torch.device, workers: int) -> None:
         self._windows, self._size, self._seed, self._device = windows, rows_of_rank(size), seed, device
-        workers = max(1, workers)
-        self._forks = device.type == "cuda" and sys.platform == "linux" if forks is None else forks
-        self._pool: Executor
-        if self._forks:
-            cv2.setNumThreads(1)  # children would wait for threads of its pool that they do not have
-            self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (windows,))
-        else:
-            self._pool = ThreadPoolExecutor(workers, thread_name_prefix="windows")
-        self._pinning = ThreadPoolExecutor(1, thread_name_prefix="pinning")
+        self._pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="windows")
         self._ahead: dict[int, Future[Batch]] = {}
-        self.depth = 2 * workers
+        self.depth = 2 * max(1, workers)
 
     def batch(self, step: int) -> Batch:
         for coming in range(step, step + self.depth):
             if coming not in self._ahead:
-                self._ahead[coming] = self._pinning.submit(self._pinned, self._draw(coming))
+                self._ahead[coming] = self._pool.submit(self._draw, coming)
         return self._move(self._ahead.pop(step).result())
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._pinning.shutdown(cancel_futures=True)
 
     def examples(self) -> Batch:
         """Rows for previews, the same throughout a run."""
-        return self._move(
-            _batch(_stack(self._windows.examples(numpy_rng(self._seed), count=2), with_twins=self._windows.twins))
-        )
+        return self._move(self._stack(self._windows.examples(numpy_rng(self._seed), count=2)))
 
-    def _draw(self, step: int) -> "Future[Arrays]":
-        key = self._seed, ranks.index(), step
-        if not self._forks:
-            return self._pool.submit(_draw, self._windows, self._size, key)
-        with warnings.catch_warnings():
-            # Python warns of forks beside threads, whose locks stay locked in the children: these use none of them.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return self._pool.submit(_draw_here, self._size, key)
+    def _draw(self, step: int) -> Batch:
+        rng = numpy_rng(self._seed, ranks.index(), step)
+        return self._stack([self._windows.row(rng) for _ in range(self._size)])
 
-    def _pinned(self, drawn: "Future[Arrays]") -> Batch:
-        try:
-            arrays = drawn.result()
-        except BrokenProcessPool as error:
-            raise OutOfMemoryError(
-                "a process that prepares windows was killed; if memory is short, use fewer --workers"
-            ) from error
-        return _batch(arrays, pin=self._device.type == "cuda")
+    def _stack(self, rows: list[Row]) -> Batch:
+        x, y, p = stack(row.source for row in rows)
+        x_ref, y_ref, p_ref = stack(row.reference for row in rows)
+        arrays = {"x": x, "y": y, "p": p, "x_ref": x_ref, "y_ref": y_ref, "p_ref": p_ref}
+        if shown := [row.reference.a for row in rows if row.reference.a is not None]:
+            arrays["a_ref"] = np.stack(shown)
+            arrays["place_ref"] = np.array([(*row.reference.place, row.reference.zoom) for row in rows], np.float32)
+            arrays["cut_ref"] = np.array([row.reference.cut for row in rows])
+        if asked := [row.asked for row in rows if row.asked is not None]:
+            arrays["a"] = np.stack(asked)
+        if self._windows.twins:
+            twins = [row.reference.twin for row in rows]
+            arrays["x_twin"] = np.stack([x if twin is None else twin for x, twin in zip(x_ref, twins, strict=True)])
+            arrays["paired"] = np.array([twin is not None for twin in twins], np.float32)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self._device.type == "cuda":
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return Batch(**tensors)
 
     def _move(self, batch: Batch) -> Batch:
         def move(value: Tensor) -> Tensor:
@@ -735,61 +709,6 @@ class Feeder:
             return value.to(self._device, non_blocking=True, memory_format=layout)
 
         return Batch(**{name: move(value) for name, value in vars(batch).items() if value is not None})
-
-
-Arrays = dict[str, NDArray[Any]]
-"""What a `Batch` holds. Tensors would pass between processes through shared memory, of which containers have little."""
-
-
-def _batch(arrays: Arrays, *, pin: bool = False) -> Batch:
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return Batch(**{name: tensor.pin_memory() if pin else tensor for name, tensor in tensors.items()})
-
-
-def _draw(windows: TrainingData, size: int, key: tuple[int, ...]) -> Arrays:
-    rng = numpy_rng(*key)
-    return _stack([windows.row(rng) for _ in range(size)], with_twins=windows.twins)
-
-
-def _stack(rows: Sequence[Row], *, with_twins: bool) -> Arrays:
-    x, y, p = stack(row.source for row in rows)
-    x_ref, y_ref, p_ref = stack(row.reference for row in rows)
-    arrays: Arrays = {"x": x, "y": y, "p": p, "x_ref": x_ref, "y_ref": y_ref, "p_ref": p_ref}
-    if shown := [row.reference.a for row in rows if row.reference.a is not None]:
-        arrays["a_ref"] = np.stack(shown)
-        arrays["place_ref"] = np.array([(*row.reference.place, row.reference.zoom) for row in rows], np.float32)
-        arrays["cut_ref"] = np.array([row.reference.cut for row in rows])
-    if asked := [row.asked for row in rows if row.asked is not None]:
-        arrays["a"] = np.stack(asked)
-    if with_twins:
-        twins = [row.reference.twin for row in rows]
-        arrays["x_twin"] = np.stack([x if twin is None else twin for x, twin in zip(x_ref, twins, strict=True)])
-        arrays["paired"] = np.array([twin is not None for twin in twins], np.float32)
-    return arrays
-
-
-_inherited: list[TrainingData] = []
-"""What a forked process draws from."""
-
-
-def _begin(windows: TrainingData) -> None:
-    """Begin a forked process: a signal to all is for its parent, whose end is its own."""
-    _inherited.append(windows)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _draw_here(size: int, key: tuple[int, ...]) -> Arrays:
-    return _draw(_inherited[0], size, key)
 
 
 def training_data(name: str, catalog: Catalog, config: MethodConfig) -> TrainingData:
