@@ -5,8 +5,7 @@ network runs on one CPU thread, so the same seed gives the same scores on any nu
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal, get_args
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from torch import Tensor, nn
 
-from defectgen.device import torch_rng
+from defectgen.device import one_thread, torch_rng
 from defectgen.evaluation.data import Example
 from defectgen.evaluation.networks import Kind, Network, build
 from defectgen.imaging.windows import BoolArray, FloatArray
@@ -170,17 +169,6 @@ def mixed(rng: np.random.Generator, x: Tensor, mask: Tensor, weights: Tensor) ->
         return x, mask, part * weights + (1 - part) * weights.roll(1, 0)
     x[(..., *box)], mask[(..., *box)] = 0.0, 0.0
     return x, mask, weights
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let PyTorch compute on one CPU thread within the block: sums in one order, whatever the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 # --- Training and testing --------------------------------------------------------------------------------------

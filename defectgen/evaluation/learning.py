@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from defectgen import files, ranks
+from defectgen.device import one_thread
 from defectgen.errors import BadInputError, UsageError
 from defectgen.evaluation import downstream
 from defectgen.evaluation.data import Example, LabeledImage
@@ -197,7 +198,7 @@ class Learning:
         """
         cache = self._scores
         own = ranks.mine([key for key in jobs if key not in cache])
-        with downstream.one_thread(), ThreadPoolExecutor(self._threads, thread_name_prefix="networks") as pool:
+        with one_thread(), ThreadPoolExecutor(self._threads, thread_name_prefix="networks") as pool:
             futures = {key: pool.submit(cache.get, key, jobs[key]) for key in own}
             try:
                 for key, value in ranks.gathered((key, future.result()) for key, future in futures.items()):
