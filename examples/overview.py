@@ -3,6 +3,8 @@
     python examples/overview.py rows OUT.jpg TITLE=FOLDER [TITLE=FOLDER ...]
     python examples/overview.py blind OUT REAL SYNTHETIC [--seed 1]
 
+Windows show 72 pixels of the image, and defects that fit into them; for larger ones use --side.
+
 A folder is a dataset made by defectgen, or holds a folder of defects for each category, with `masks` beside it. `rows`
 writes a row of nine windows for each, the first of each category in turn; nothing is chosen. `blind` writes OUT.png, 40
 numbered windows, half of them from SYNTHETIC, in a random order, and OUT.txt, the numbers of those: whoever has seen
@@ -23,52 +25,53 @@ from defectgen.imaging.images import read_image
 
 Pixels = NDArray[np.uint8]
 
-SIDE = 72  # pixels of the image that a window shows
 TILE = 108  # pixels, its side in the picture of rows
 COLUMNS, EACH = 9, 20
 WIDE, LARGE = 8, 144  # windows side by side in the blind test, and their side
 
 
-def defects(folder: Path, count: int) -> list[LabeledImage]:
+def defects(folder: Path, count: int, side: int) -> list[LabeledImage]:
     """The first defects of a folder that fit into a window, of each category in turn."""
     of: dict[str, list[LabeledImage]] = {}
     for image in read_synthetic(folder).images:
         mask = load_mask(image.mask, read_image(image.path).pixels.shape[:2])
-        if mask.any() and max(cv2.boundingRect(mask.astype(np.uint8))[2:]) < SIDE:
+        if mask.any() and max(cv2.boundingRect(mask.astype(np.uint8))[2:]) < side <= min(mask.shape):
             of.setdefault(image.category, []).append(image)
+    if not of:
+        raise SystemExit(f"{folder}: no defect fits into a window of {side} pixels; see --side")
     in_turn = [mine[k] for k in range(max(map(len, of.values()))) for mine in of.values() if k < len(mine)]
     return sorted(in_turn[:count], key=lambda image: image.category)
 
 
-def window(image: LabeledImage, side: int) -> Pixels:
-    """What surrounds the defect, [side, side, 3]."""
+def window(image: LabeledImage, side: int, tile: int) -> Pixels:
+    """`side` pixels around the defect, [tile, tile, 3]."""
     pixels = read_image(image.path).as_rgb()
     mask = load_mask(image.mask, pixels.shape[:2]).astype(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)
-    y = int(np.clip(top + (height - SIDE) // 2, 0, mask.shape[0] - SIDE))
-    x = int(np.clip(left + (width - SIDE) // 2, 0, mask.shape[1] - SIDE))
-    return np.asarray(cv2.resize(pixels[y : y + SIDE, x : x + SIDE], (side, side), interpolation=cv2.INTER_CUBIC))
+    y = int(np.clip(top + (height - side) // 2, 0, mask.shape[0] - side))
+    x = int(np.clip(left + (width - side) // 2, 0, mask.shape[1] - side))
+    return np.asarray(cv2.resize(pixels[y : y + side, x : x + side], (tile, tile), interpolation=cv2.INTER_CUBIC))
 
 
-def rows(out: Path, folders: Sequence[str]) -> None:
+def rows(out: Path, folders: Sequence[str], side: int) -> None:
     lines = []
     for each in folders:
         title, _, folder = each.partition("=")
         label = np.full((TILE, TILE, 3), 255, np.uint8)
         cv2.putText(label, title, (4, TILE // 2), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-        tiles = [window(image, TILE) for image in defects(Path(folder), COLUMNS)]
+        tiles = [window(image, side, TILE) for image in defects(Path(folder), COLUMNS, side)]
         tiles += [np.full_like(label, 255)] * (COLUMNS - len(tiles))
         lines.append(np.hstack([label, *tiles]))
     Image.fromarray(np.vstack(lines)).save(out, quality=88)
 
 
-def blind(out: Path, real: Path, synthetic: Path, seed: int) -> None:
-    both = [(image, folder is synthetic) for folder in (real, synthetic) for image in defects(folder, EACH)]
+def blind(out: Path, real: Path, synthetic: Path, side: int, seed: int) -> None:
+    both = [(image, folder is synthetic) for folder in (real, synthetic) for image in defects(folder, EACH, side)]
     order = np.random.default_rng(seed).permutation(len(both))
     sheet = np.full((-(-len(both) // WIDE) * (LARGE + 18), WIDE * (LARGE + 6), 3), 255, np.uint8)
     for number, k in enumerate(order):
         y, x = number // WIDE * (LARGE + 18), number % WIDE * (LARGE + 6)
-        sheet[y : y + LARGE, x : x + LARGE] = window(both[k][0], LARGE)
+        sheet[y : y + LARGE, x : x + LARGE] = window(both[k][0], side, LARGE)
         at = (x + 3, y + LARGE + 14)
         cv2.putText(sheet, str(number + 1), at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     Image.fromarray(sheet).save(out.with_suffix(".png"))
@@ -86,11 +89,13 @@ def main() -> None:
     for name in ("out", "real", "synthetic"):
         second.add_argument(name, type=Path)
     second.add_argument("--seed", type=int, default=1)
+    for each in (first, second):
+        each.add_argument("--side", type=int, default=72, help="pixels of the image that a window shows")
     options = parser.parse_args()
     if options.command == "rows":
-        rows(options.out, options.folders)
+        rows(options.out, options.folders, options.side)
     else:
-        blind(options.out, options.real, options.synthetic, options.seed)
+        blind(options.out, options.real, options.synthetic, options.side, options.seed)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 #     sh examples/benchmarks/all.sh DATA [DATA ...] >page.md
 # Three fifths of the images are for training, the first five defects of each category for the generators; the rest is the
 # test. Called again, it continues where it stopped. Set OUT (results), TIME (20m) that each method trains, NUM (200)
-# samples, SEEDS (5) and METHODS to change what is in parentheses. Prints tables in Markdown, messages elsewhere. On two
+# samples, SEEDS (5), SHOTS (5,all) and METHODS to change what is in parentheses. Prints tables in Markdown, messages elsewhere. On two
 # CPU cores it takes the whole TIME of each method, and some two hours of `evaluate` for each folder.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-out=${OUT:-results} num=${NUM:-200} seeds=${SEEDS:-5}
+out=${OUT:-results} num=${NUM:-200} seeds=${SEEDS:-5} shots=${SHOTS:-5,all}
 methods=${METHODS:-dt-gan defect-gan dcdganc dfmgan isu-gan}
 
 made() { # NAME COMMAND...: makes a dataset; notes the seconds, unless it was interrupted, or that there are no defects
@@ -27,7 +27,7 @@ measured() { # SUFFIX OPTION DATASET...: what datasets look like, and whether th
     shift 2
     # shellcheck disable=SC2086 # the option may be missing
     [ -e "quality$suffix.json" ] || python "$here/quality.py" dev "$@" $option --json "quality$suffix.json" >&2
-    [ -e "report$suffix/report.json" ] || defectgen evaluate dev "$@" --test test --shots 5,all --seeds "$seeds" \
+    [ -e "report$suffix/report.json" ] || defectgen evaluate dev "$@" --test test --shots "$shots" --seeds "$seeds" \
         --resume --out "report$suffix" >&2
 }
 
