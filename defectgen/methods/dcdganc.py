@@ -49,6 +49,7 @@ BOTTLENECK = 8
 """Side of the feature map in the middle of G, and of the map that OD-SPADE makes from its code."""
 _FINEST = 4  # times its side: with `level`, modulations of finer maps are interpolated, since they would cost most
 _ASIDE = 0.3  # standard deviations, by which sampled codes lie aside
+_CALM = 0.1  # of the learning rate remains to E, with `level`, as soon as D judges
 _RAMP = 0.1  # part of the training in which, with `level`, the weights of D's losses grow to theirs
 
 Shape = tuple[int, int]
@@ -426,9 +427,11 @@ class DCDGANc:
         weights = {"adv": config.lambda_adv if config.level else 1.0, "p": config.lambda_p, "kl": config.lambda_kl}
         if config.level:
             weights |= {"map": config.lambda_map, "line": config.lambda_line, "features": config.lambda_features}
-            # Adam, whose steps were scaled for small gradients, would leap at the first ones of D.
+            # At the first gradients of D, which all point one way, E's codes would leap away from N(0, 1) for good.
             begun = min(1.0, (progress - config.pairs_first) / _RAMP)
             weights |= {name: begun * weights[name] for name in ("adv", "features")}
+            for group in self.networks.optimizers["E"].param_groups:
+                group["lr"] = config.lr * (_CALM if "adv" in losses else 1)
         weights = {name: weight for name, weight in weights.items() if name in losses}
         weighted_sum(losses, weights).backward(retain_graph=True)  # the graph of I_s is needed again
         self.networks.step("E")

@@ -4,14 +4,19 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from defectgen.folders import NORMAL, Catalog, SourceImage
 from defectgen.imaging.images import read_image
+from defectgen.imaging.mask_files import read_masks
 from defectgen.imaging.masks import foreground
 from defectgen.methods import Images, which
 
 _LOOKED_AT = 9  # normals, to tell objects from textures
+_MASKS = 25  # to tell lines from others
+_LINE: Final = 32  # times its thickness
 _ENOUGH: Final = 5  # defects of each category, with which all methods were tested
 
 
@@ -35,6 +40,11 @@ def suited(catalog: Catalog) -> tuple[str, str]:
             "the normals show objects before a plain background, and it lays defects where real ones lie; all have "
             f"masks, and each category has {_ENOUGH} or more"
         )
+    if _show_lines(defects):
+        return _suiting("lines"), (
+            f"all defects have masks, and most are {_LINE} times as long as they are thick, or more: it painted such best "
+            "in our test on roads"
+        )
     return _suiting("surfaces"), (
         f"all defects have masks, and from {_ENOUGH} of each category it came closest to real ones in our test on tiles"
         + (f"; {_ENOUGH} or more are better than {fewest}" if fewest < _ENOUGH else "")
@@ -50,3 +60,16 @@ def _show_objects(normals: Sequence[SourceImage]) -> bool:
     chosen = [normals[i] for i in sorted({int(i) for i in np.linspace(0, len(normals) - 1, _LOOKED_AT)})]
     shown = [not foreground(read_image(image.path).pixels).all() for image in chosen]
     return 2 * sum(shown) > len(shown)
+
+
+def _show_lines(defects: Sequence[SourceImage]) -> bool:
+    """Whether most defects, which have masks, are long and thin."""
+    chosen = [defects[i] for i in sorted({int(i) for i in np.linspace(0, len(defects) - 1, _MASKS)})]
+    shown = [_is_line(read_masks(image.mask)) for image in chosen if image.mask is not None]
+    return 2 * sum(shown) > len(shown)
+
+
+def _is_line(mask: NDArray[np.bool_]) -> bool:
+    inside = np.pad(mask, 1).astype(np.uint8)
+    thickness = 2 * float(cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_5).max())
+    return max(cv2.boundingRect(inside)[2:]) >= _LINE * thickness > 0

@@ -38,8 +38,19 @@ def chosen(*images: SourceImage) -> tuple[str, str]:
     return suited(Catalog(images=images, skipped=()))
 
 
-def defects(count: int, category: str = "crack", *, mask: bool = True) -> list[SourceImage]:
-    return [image(Path(f"{category}{i}.png"), category, mask=mask) for i in range(count)]
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def defects(count: int, category: str = "crack", *, mask: bool = True, length: int = 12) -> list[SourceImage]:
+    """Masks of some length, two pixels thick."""
+    pixels = np.zeros((80, 80), np.uint8)
+    pixels[40:42, 5 : 5 + length] = 255
+    paths = [Path(f"{category}{i}.png") for i in range(count)]
+    for path in paths:
+        path.write_bytes(encode_png(pixels))
+    return [image(path, category, mask=mask) for path in paths]
 
 
 def test_masked_defects_on_a_surface_are_for_dt_gan(surface: SourceImage) -> None:
@@ -68,6 +79,17 @@ def test_objects_with_enough_masked_defects_are_for_dcdganc(surface: SourceImage
     assert chosen(part, surface, surface, *defects(5))[0] == "dt-gan"
 
 
+def test_lines_are_for_defect_gan(surface: SourceImage, part: SourceImage) -> None:
+    method, reason = chosen(surface, *defects(5, length=70), *defects(4, "spot"))
+    assert method == "defect-gan"
+    assert "32 times as long" in reason
+    assert chosen(surface, *defects(5, length=70), *defects(5, "spot"))[0] == "dt-gan"
+    assert chosen(surface, *defects(9, length=50))[0] == "dt-gan"
+    assert chosen(surface, *defects(9, length=70), *defects(1, mask=False))[0] == "dt-gan"
+    assert chosen(part, *defects(9, length=70))[0] == "dcdganc"
+
+
 def test_images_with_several_categories_are_for_defect_gan(part: SourceImage) -> None:
-    both = image(Path("both.png"), "crack", also=("spot",))
+    (one,) = defects(1, "both")
+    both = image(one.path, "crack", also=("spot",))
     assert chosen(part, *defects(9), *defects(9, "spot"), both)[0] == "defect-gan"
