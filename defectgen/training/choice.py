@@ -42,8 +42,8 @@ def suited(catalog: Catalog) -> tuple[str, str]:
         )
     if _show_lines(defects):
         return _suiting("lines"), (
-            f"all defects have masks, and most are {_LINE} times as long as they are thick, or more: it painted such best "
-            "in our test on roads"
+            f"all defects have masks, and most are {_LINE} times as long as they are thick, or more: it painted such "
+            "best in our test on roads"
         )
     return _suiting("surfaces"), (
         f"all defects have masks, and from {_ENOUGH} of each category it came closest to real ones in our test on tiles"
