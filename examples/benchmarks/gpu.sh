@@ -56,16 +56,17 @@ measure() { # FILE ARGUMENT...
 # shellcheck disable=SC2086
 [ -z "$one" ] || measure one.json $one --one-category
 
-python - "$folder" "$preset" "$each" "$num" $methods <<'END'
+python - "$here" "$folder" "$preset" "$each" "$num" $methods <<'END'
 import json
 import sys
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 import torch
 
-folder, preset, each, num, *methods = sys.argv[1:]
+here, folder, preset, each, num, *methods = sys.argv[1:]
+sys.path.insert(0, here)
+from results import taken  # noqa: E402
+
 folder = Path(folder)
 LOOKS = {"ratio": ".2f", "told": ".2f", "iou": ".2f", "variety": ".2f", "copies": ".0%"}
 
@@ -80,16 +81,6 @@ def rows_of(path):
 
 def last(path):
     return (rows_of(path) or [{}])[-1]
-
-
-def taken(run):
-    """The steps of a training, and the median of their seconds: a time limit skips the rest of a stage."""
-    rows = rows_of(run / "metrics.jsonl")
-    steps = [after["step"] - before["step"] for before, after in pairwise(rows)]
-    usual = median(steps) if steps else 0
-    seconds = [after["seconds"] - before["seconds"] for before, after in pairwise(rows)]
-    own = [(n, spent) for n, spent in zip(steps, seconds, strict=True) if n <= 2 * usual]
-    return sum(n for n, _ in own), median(spent / n for n, spent in own) if own else 0.0
 
 
 seen = {}
@@ -111,7 +102,7 @@ for method in methods:
     config = json.loads((folder / "runs" / method / "config.json").read_text())["config"]
     smi = [[float(cell) for cell in line.split(",")] for line in (folder / f"{method}.smi").read_text().splitlines()]
     memory, busy = (f"{max(row[0] for row in smi):.0f}", f"{sum(row[1] for row in smi) / len(smi):.0f}%") if smi else "--"
-    steps, seconds = taken(folder / "runs" / method)
+    steps, seconds, _ = taken(folder / "runs" / method)
     tried = made["written"] + made["redrawn"]
     cells = [
         steps, f"{1000 * seconds:.0f}", f"{config['batch_size'] / seconds:.0f}" if seconds else "-", memory, busy,

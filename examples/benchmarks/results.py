@@ -10,7 +10,9 @@ FOLDER/dev, the others into FOLDER/test, and the first five defects of each cate
 import argparse
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from defectgen.folders import NORMAL, ProductFolders, SourceImage, read_catalog
@@ -121,8 +123,18 @@ def training(run: Path) -> str:
     """Steps and minutes of a training; nothing for `compose`."""
     if not (run / "metrics.jsonl").exists():
         return ""
-    last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    return f"{last['step']} steps, {last['seconds'] / 60:.0f} min"
+    steps, _, minutes = taken(run)
+    return f"{steps} steps, {minutes:.0f} min"
+
+
+def taken(run: Path) -> tuple[int, float, float]:
+    """The steps of a training without those that a time limit left out, the median of their seconds, and all minutes."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows.insert(0, {"step": 0, "seconds": 0.0})
+    pairs = [(b["step"] - a["step"], b["seconds"] - a["seconds"]) for a, b in pairwise(rows)]
+    usual = median(steps for steps, _ in pairs)
+    own = [(steps, seconds) for steps, seconds in pairs if steps <= 2 * usual]
+    return sum(n for n, _ in own), median(spent / n for n, spent in own), rows[-1]["seconds"] / 60
 
 
 def speed(folder: Path, name: str) -> str:
