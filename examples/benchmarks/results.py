@@ -128,7 +128,7 @@ def training(run: Path) -> str:
 
 
 def taken(run: Path) -> tuple[int, float, float]:
-    """The steps of a training without those that a time limit left out, the median of their seconds, and all minutes."""
+    """The steps of a training, but for those that a time limit left out, their median seconds, and all minutes."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     rows.insert(0, {"step": 0, "seconds": 0.0})
     pairs = [(b["step"] - a["step"], b["seconds"] - a["seconds"]) for a, b in pairwise(rows)]
