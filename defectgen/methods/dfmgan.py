@@ -92,6 +92,7 @@ class DFMGANConfig(MethodConfig):
     hard_masks: bool = Field(
         False, description="D_match sees masks of -1 and 1, as real ones, with the gradient of tanh"
     )
+    defect_noise: bool = Field(True, description="noise in the residual blocks, as in the backbone's")
     lambda_ms: float = Field(0.1, ge=0, description="weight of equation 2")
     lambda_match: float = Field(1.0, ge=0, description="weight of D_match's loss for the generator")
     match_logistic: bool = Field(False, description="train D_match with the logistic loss, not the Wasserstein loss")
@@ -145,7 +146,7 @@ class Generator(nn.Module):
         self.mapping = MappingNetwork(config.z_dim, config.w_dim, config.mapping_layers, categories)
         self.residual = nn.ModuleDict(
             {
-                str(b): SynthesisBlock(widths[a], widths[b], config.w_dim)
+                str(b): SynthesisBlock(widths[a], widths[b], config.w_dim, noisy=config.defect_noise)
                 for a, b in pairwise(self.backbone.sides)
                 if b >= self.start
             }
@@ -273,6 +274,7 @@ def scale_code(scales: Tensor) -> Tensor:
 _LEARNS: Mapping[str, Any] = {
     "projected": True, "by_category": True, "hard_masks": True, "anneal": True, "turns": False, "pl_every": 8,
     "mismatched": 0.5, "lambda_area": 2.0, "lambda_match": 0.3, "exposure": True, "prior": "bank",
+    "defect_noise": False,
 }  # fmt: skip
 """What makes the smaller presets learn in minutes."""
 

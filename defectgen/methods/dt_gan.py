@@ -58,6 +58,7 @@ _EXPOSURE = 3.0  # greatest factor on a reference's brightness
 _CUT, _WHOLE = 1, 2  # what a place of the bank holds; 0 is nothing
 _WARPS = 8  # from which one is chosen
 _BEND = 0.06  # standard deviation of displacements, as a fraction of half the window's side
+_RAMP = 0.1  # part of the training in which, with `residual`, the weight of the adversarial loss grows to its own
 
 
 class DTGANConfig(MethodConfig):
@@ -86,6 +87,7 @@ class DTGANConfig(MethodConfig):
     pairs_first: float = Field(0.25, ge=0, le=1, description="part of the training without D, with `residual`")
     lambda_pair: float = Field(10.0, ge=0, description="weight of the differences from d and n_d, with `residual`")
     lambda_map: float = Field(5.0, ge=0, description="weight of the overlap of m with the masks, with `residual`")
+    lambda_adv: float = Field(1.0, ge=0, description="weight of the adversarial loss, with `residual`")
     lambda_code: float = Field(1.0, ge=0, description="weight of the critic of M's codes, with `residual`")
 
     @property
@@ -867,7 +869,8 @@ class DTGAN:
             # A reference's codes paint in the same place on any photograph.
             "map_t": map_loss(m, (bent[:, -1:] > 0.5).float(), batch.paired * ~of_m),
         }
-        weights = {**self._weights(), "map_t": config.lambda_map}
+        begun = min(1.0, max(0.0, progress - config.pairs_first) / _RAMP)
+        weights = {**self._weights(), "adv": begun * config.lambda_adv, "map_t": config.lambda_map}
         if varying:
             losses["ds"], weights["ds"] = ds_loss(*varied), -config.ds_every * self.lambda_ds(progress)
         weighted_sum(losses, weights).backward()

@@ -98,19 +98,21 @@ class EqualConv(nn.Module):
 
 
 class StyledConv(nn.Module):
-    """A modulated convolution with noise and a leaky ReLU (S2, Figure 2)."""
+    """A modulated convolution with noise, unless it is to have none, and a leaky ReLU (S2, Figure 2)."""
 
-    def __init__(self, c_in: int, c_out: int, w_dim: int, *, up: bool = False) -> None:
+    def __init__(self, c_in: int, c_out: int, w_dim: int, *, up: bool = False, noisy: bool = True) -> None:
         super().__init__()
         self.affine = EqualLinear(w_dim, c_in, bias=1.0)
         self.weight = nn.Parameter(torch.randn(c_out, c_in, 3, 3))
         self.bias = nn.Parameter(torch.zeros(c_out))
-        self.strength = nn.Parameter(torch.zeros(()))
+        self.strength = nn.Parameter(torch.zeros(())) if noisy else None
         self.scale, self.up = 1 / math.sqrt(c_in * 9), up
 
     def forward(self, x: Tensor, w: Tensor, noise: Noise) -> Tensor:
         y = modulated_conv(x, self.weight * self.scale, self.affine(w), up=self.up)
-        y = y + self.strength * noise(y) + self.bias[:, None, None]
+        if self.strength is not None:
+            y = y + self.strength * noise(y)
+        y = y + self.bias[:, None, None]
         return F.leaky_relu(y, 0.2) * _GAIN
 
 
@@ -159,10 +161,10 @@ def normalized(x: Tensor) -> Tensor:
 class SynthesisBlock(nn.Module):
     """Two modulated convolutions, of which the first doubles the resolution."""
 
-    def __init__(self, c_in: int, c_out: int, w_dim: int) -> None:
+    def __init__(self, c_in: int, c_out: int, w_dim: int, *, noisy: bool = True) -> None:
         super().__init__()
-        self.conv0 = StyledConv(c_in, c_out, w_dim, up=True)
-        self.conv1 = StyledConv(c_out, c_out, w_dim)
+        self.conv0 = StyledConv(c_in, c_out, w_dim, up=True, noisy=noisy)
+        self.conv1 = StyledConv(c_out, c_out, w_dim, noisy=noisy)
 
     def forward(self, x: Tensor, w0: Tensor, w1: Tensor, noise: Noise) -> Tensor:
         y: Tensor = self.conv1(self.conv0(x, w0, noise), w1, noise)

@@ -289,6 +289,21 @@ class TestLevel:
         heads = [not torch.equal(a, b) for a, b in zip(before["D"], level.D.parameters(), strict=True)]
         assert 0 < sum(heads) < len(heads)  # the heads alone
 
+    def test_d_begins_without_weight_and_calms_the_encoder(self, level: DCDGANc) -> None:
+        """Otherwise E's codes leapt to a distance of thousands within ten steps, and the masks became empty."""
+        twin = DCDGANc(LEVEL.model_copy(update={"lambda_adv": 0.0, "lambda_features": 0.0}), LONG, CPU)
+        twin.networks.load_state({key: value.clone() for key, value in level.networks.state().items()})
+        before = [parameter.detach().clone() for parameter in level.E.parameters()]
+        for each in (level, twin):
+            each.training_step(self.contents(4), 0, 0.5, generator())
+        for one, other in zip(level.G.parameters(), twin.G.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+        # The first step of Adam is the learning rate, or nothing.
+        moves = [float((a - b.detach()).abs().max()) for a, b in zip(before, level.E.parameters(), strict=True)]
+        assert max(moves) == pytest.approx(0.1 * LEVEL.lr, rel=0.05)
+        level.training_step(self.contents(4), 1, 0.4, generator())
+        assert level.networks.optimizers["E"].param_groups[0]["lr"] == LEVEL.lr
+
     def test_a_short_training_learns_masks_and_contents(self, level: DCDGANc) -> None:
         steps = [level.training_step(self.contents(6, step), step, step / 200, generator(step)) for step in range(60)]
         for name in ("p", "map", "line"):

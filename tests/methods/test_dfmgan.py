@@ -411,6 +411,16 @@ def test_few_examples_do_not_end_in_copies(examples: int) -> None:
     assert overlap(masks, of_real).max() < 0.95
 
 
+@pytest.mark.parametrize(("preset", "noisy"), [("paper", True), ("compact", False), ("tiny", False)])
+def test_defects_have_noise_in_paper_only(preset: str, noisy: bool) -> None:
+    """It made them dotted and woven."""
+    assert getattr(info("dfmgan").configure(preset, {}), "defect_noise") == noisy  # noqa: B009 (a setting of DFMGAN)
+    for config in (CONFIG, CONFIG.model_copy(update={"defect_noise": False})):
+        strengths = [name for name in DFMGAN(config, TASK, CPU).G.state_dict() if name.endswith("strength")]
+        assert any(name.startswith("backbone") for name in strengths)
+        assert any(name.startswith("residual") for name in strengths) == config.defect_noise
+
+
 def test_the_paper_preset_has_the_papers_settings() -> None:
     config = DFMGANConfig()
     assert (config.image_size, config.lambda_ms, config.lambda_match, config.lambda_area) == (256, 0.1, 1, 0)

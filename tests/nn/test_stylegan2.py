@@ -102,6 +102,17 @@ def test_a_styled_convolution_keeps_the_variance() -> None:
     assert y.square().mean().item() == pytest.approx(1, rel=0.25)
 
 
+def test_a_styled_convolution_has_noise_unless_it_is_to_have_none() -> None:
+    x, w = torch.randn(2, 4, 8, 8), torch.randn(2, 16)
+    for noisy in (True, False):
+        layer = StyledConv(4, 4, 16, noisy=noisy)
+        if layer.strength is not None:
+            torch.nn.init.ones_(layer.strength)
+        assert (layer.strength is not None) == noisy
+        first, second = (layer(x, w, Noise([torch.Generator().manual_seed(i)])) for i in (0, 1))
+        assert torch.equal(first, second) != noisy
+
+
 def test_the_standard_deviation_of_a_group() -> None:
     x = torch.zeros(4, 2, 3, 3)
     x[1], x[3] = 2.0, 4.0
