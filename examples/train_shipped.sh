@@ -10,7 +10,7 @@ python examples/draw_samples.py --seed 8 --each 24 --out "$drawn" steel ceramic
 rm -r "$drawn"/steel/defects/stain "$drawn"/ceramic/defects/chip # what both have: crack, scratch, spot
 steel="steel=examples/samples/steel/normals:$drawn/steel/defects"
 ceramic="ceramic=examples/samples/ceramic/normals:$drawn/ceramic/defects"
-for method in ${@:-memory-bank isu-gan defect-gan dcdganc dt-gan}; do # the last one is the newest: the default
+for method in ${@:-memory-bank dfmgan isu-gan defect-gan dcdganc dt-gan}; do # the last one is the newest: the default
     name=$method-samples
     rm -rf "examples/models/$name"
     if [ "$method" = memory-bank ]; then
@@ -22,6 +22,7 @@ for method in ${@:-memory-bank isu-gan defect-gan dcdganc dt-gan}; do # the last
     fi
     set -- --product "$steel"
     [ "$method" != dt-gan ] || set -- "$@" --product "$ceramic" # between which it transfers
+    [ "$method" != dfmgan ] || set -- "$@" --steps 4000 --set backbone_steps=2500 # two thirds of an hour
     OMP_NUM_THREADS=1 defectgen train --method "$method" --preset tiny --seed 1 --device cpu --workers 1 \
         --name "$name" --out examples/models --weights weights.toml "$@"
     python examples/ship.py "$name"

@@ -21,6 +21,7 @@ Additions, which the preset `paper` does not use:
       from scratch, with small batches, a projected D wins against the backbone at once.
     - `prior` "bank": half of stage 2's images, and all that are synthesized, have the mask of a real defect, warped, in
       place of ToMask's. From five masks, ToMask learns no thin ones.
+    - Without `defect_noise`, the residual blocks make no noise of their own: it made defects dotted and woven.
     - `match_logistic`, `mismatched`, `lambda_area`, `hard_masks` and `anneal`.
 """
 
@@ -99,10 +100,6 @@ class DFMGANConfig(MethodConfig):
     mismatched: float = Field(0.0, ge=0, description="weight of real images with masks of others, as fakes of D_match")
     lambda_area: float = Field(
         0.0, ge=0, description="weight of the difference between the areas of generated and real masks"
-    )
-
-    lambda_texture: float = Field(
-        0.0, ge=0, description="weight of the difference of mean features inside the masks, with `projected`"
     )
 
     @property
@@ -245,21 +242,6 @@ def area_loss(mask: Tensor, real: Tensor, y: Tensor) -> Tensor:
         mine, theirs = (each[y == category].sort().values for each in (areas, of_real))
         parts.append((mine - theirs).abs() / theirs.mean().clamp(min=1e-3))
     return torch.cat(parts).mean()
-
-
-def texture_loss(made: Sequence[Tensor], real: Sequence[Tensor], m_made: Tensor, m_real: Tensor) -> Tensor:
-    """Not in the paper: the relative difference of the frozen maps' means inside the masks, summed over the scales.
-
-    Maps are [B, C, side, side], masks [B, 1, S, S] in -1..1. D_match judges shapes well and texture late: within some
-    hundred steps, it let defects be dots.
-    """
-
-    def mean(maps: Tensor, m: Tensor) -> Tensor:
-        weight = F.adaptive_avg_pool2d((m + 1) / 2, maps.shape[-1])
-        return (maps.float() * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp(min=1e-3)
-
-    found = [(mean(a, m_made), mean(b, m_real)) for a, b in zip(made, real, strict=True)]
-    return torch.stack([F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-3) for a, b in found]).sum()
 
 
 def scale_code(scales: Tensor) -> Tensor:
@@ -445,8 +427,8 @@ class DFMGAN:
         pairs: Sequence[tuple[Tensor, Tensor]],
         c: Tensor,
         rng: torch.Generator,
-    ) -> tuple[dict[str, Tensor], Callable[[], Tensor]]:
-        """With `projected`: the generator's losses for pairs, and a function that updates D_match.
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
+        """With `projected`: the generator's loss for pairs, and a function that updates D_match.
 
         Args:
             pairs: images and masks: real, generated, and real with masks of others.
@@ -474,10 +456,7 @@ class DFMGAN:
             self.networks.step("D_match")
             return loss
 
-        losses = {"match_g": hinge_g(fooled.float())}
-        if self.config.lambda_texture:
-            losses["texture"] = texture_loss(of_fake, of_real, fake[:, 2:], real[:, 2:])
-        return losses, update
+        return hinge_g(fooled.float()), update
 
     def _stage_2(self, batch: Batch, step: int, rng: torch.Generator) -> dict[str, Tensor]:
         config, x, count = self.config, batch.x_ref, len(batch.x_ref)
@@ -502,21 +481,19 @@ class DFMGAN:
             g = adversarial(self.D(image, c).float(), real=True)
         if isinstance(self.D_match, ProjectedDiscriminator):
             pairs = ((x, real_mask), (made.float(), mask), (x, wrong))
-            of_match, update_match = self._matched(self.D_match, pairs, c, rng)
+            match_g, update_match = self._matched(self.D_match, pairs, c, rng)
         else:
             with mixed_precision(self.device):
                 match = self.D_match(torch.cat([image, augment.geometry(mask)], dim=1), c)
-            of_match = {"match_g": self._match(match.float(), real=True)}
+            match_g = self._match(match.float(), real=True)
         parts = {
             "g": g,
-            **of_match,
+            "match_g": match_g,
             "ms": mode_seeking_loss(w_defect.float(), w_other.float(), m.float(), m_other.float()),
             "area": area_loss(self._binarize(m.float()), real_mask, batch.y_ref),
         }
         total = parts["g"] + config.lambda_match * parts["match_g"]
         total = total + config.lambda_ms * parts["ms"] + config.lambda_area * parts["area"]
-        if "texture" in parts:
-            total = total + config.lambda_texture * parts["texture"]
         total.backward()
         if config.pl_weight and step % config.pl_every == 0:
             half = max(count // 2, 1)
