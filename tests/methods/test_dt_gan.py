@@ -395,6 +395,16 @@ class TestTraining:
         assert losses.keys() >= {"adv", "sd_rec", "d_rec", "ds", "cyc", "fg", "bg", *more.split()}
         assert all(torch.isfinite(value) for value in losses.values())
 
+    def test_d_begins_without_weight(self, painter: DTGAN) -> None:
+        """At once, it undid a part of what the pairs had taught."""
+        twin = built(RESIDUAL.model_copy(update={"lambda_adv": 0.0}))
+        begins = painter.config.pairs_first
+        for progress, same in ((begins, True), (begins + 0.05, False)):
+            for each in (painter, twin):
+                each.training_step(batch(), 0, progress, generator())
+            pairs = zip(painter.G.parameters(), twin.G.parameters(), strict=True)
+            assert all(torch.allclose(one, other, rtol=0, atol=1e-7) for one, other in pairs) == same
+
     def test_it_trains_in_mixed_precision(self, painter: DTGAN, monkeypatch: pytest.MonkeyPatch) -> None:
         """As on a GPU. What is painted stays in 32 bits: 16 would be half a gray level of noise."""
         bfloat16 = torch.autocast("cpu", torch.bfloat16)
