@@ -87,7 +87,7 @@ class DTGANConfig(MethodConfig):
     pairs_first: float = Field(0.25, ge=0, le=1, description="part of the training without D, with `residual`")
     lambda_pair: float = Field(10.0, ge=0, description="weight of the differences from d and n_d, with `residual`")
     lambda_map: float = Field(5.0, ge=0, description="weight of the overlap of m with the masks, with `residual`")
-    lambda_adv: float = Field(1.0, ge=0, description="weight of the adversarial loss, with `residual`")
+    lambda_adv: float = Field(0.3, ge=0, description="weight of the adversarial loss, with `residual`")
     lambda_code: float = Field(1.0, ge=0, description="weight of the critic of M's codes, with `residual`")
 
     @property
