@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import cv2
@@ -166,6 +167,28 @@ def test_sample_k_is_the_same_in_any_run(request_for: Callable[..., SynthesisReq
     other = {sample.index: sample for sample in synthesize(request_for(**{"num": 6, **changes}))}
     assert set(other) == set(range(changes.get("num", 6))) - changes.get("skip", frozenset())
     assert all(same(one[index], sample) for index, sample in other.items() if index in one)
+
+
+def test_samples_are_painted_side_by_side_each_on_one_thread(
+    request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's sums, and so the outlines of masks, depend on its number of threads."""
+    generate, both, threads = DTGAN.generate, Barrier(2), []
+
+    def waiting(self: DTGAN, request: GenerateBatch) -> Generated:
+        both.wait(timeout=30)  # for another one
+        threads.append(torch.get_num_threads())
+        return generate(self, request)
+
+    monkeypatch.setattr(DTGAN, "generate", waiting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert len(list(synthesize(request_for(8, workers=2)))) == 8
+        assert threads == [1] * 8
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_another_seed_makes_other_samples(request_for: Callable[..., SynthesisRequest]) -> None:
