@@ -173,7 +173,8 @@ def test_a_window_is_the_same_alone_and_in_a_batch(name: str, trained: Callable[
     assert together.shape == x.shape
     assert torch.isfinite(together).all()
     for i, rng in enumerate(rngs()):
-        torch.testing.assert_close(method.generate(GenerateBatch(x[i : i + 1], y[:1], [rng])).x[0], together[i])
+        alone = method.generate(GenerateBatch(x[i : i + 1], y[:1], [rng])).x[0]
+        torch.testing.assert_close(alone, together[i], rtol=0, atol=1e-4)  # a hundredth of a gray level
 
 
 def normals(row: MethodInfo, part: ProductFolders) -> tuple[Folder, ...]:
