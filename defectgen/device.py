@@ -49,8 +49,8 @@ def check_unshared(device: torch.device) -> None:
     Raises:
         NoDeviceError: there are more ranks on this machine than CUDA devices.
     """
-    ranked, found = ranks.place().local_count, torch.cuda.device_count()
-    if device.type == "cuda" and ranked > max(found, 1):
+    ranked = ranks.place().local_count
+    if device.type == "cuda" and ranked > (found := torch.cuda.device_count()):
         raise NoDeviceError(
             f"--device {device.type}: {ranked} processes train on a machine with {found} CUDA devices; start as many as"
             f" there are (torchrun --nproc-per-node {found}), or use --device cpu"

@@ -203,10 +203,10 @@ def test_two_processes_share_a_gpu(tmp_path: Path) -> None:
         "-m",
         "defectgen",
         "synthesize",
-        "--model",
-        "dt-gan-samples",
         "-n",
         "6",
+        "--model",
+        "dt-gan-samples",
         "--normals",
         str(STEEL / "normals"),
     ]

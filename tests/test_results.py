@@ -1,5 +1,6 @@
 """`examples/benchmarks/all.sh` and `results.py`: what is left to do, and the tables."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -27,7 +28,9 @@ if words[0] == "train":
     run = Path("runs", of("--name"))
     run.mkdir(parents=True)
     (run / "model.safetensors").touch()
-    (run / "metrics.jsonl").write_text(json.dumps({"step": 70, "seconds": 1200.0}) + "\\n")
+    steps = [10, 20, 30, 40, 50, 60, 6000, 6010]  # a time limit left out all but the first of a stage
+    rows = [{"step": step, "seconds": 1200 * (i + 1) / len(steps)} for i, step in enumerate(steps)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 elif "dcdganc" in words:
     sys.exit(5)  # no visible defects
 elif words[0] in ("compose", "synthesize"):
@@ -106,3 +109,18 @@ def test_what_was_interrupted_goes_on_and_what_is_done_is_not_done_again(data: P
     assert len(list((tmp_path / "out/steel").glob("dev/*/crack/*"))) == 2 * 6  # images and masks
     assert len(list((tmp_path / "out/steel").glob("test/*/crack/*"))) == 2 * 2
     assert json.loads((tmp_path / "out/steel/quality-one.json").read_text())[1]["dataset"] == "isu-gan"
+
+
+def test_steps_that_were_left_out_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    taken = importlib.import_module("results").taken
+
+    def log(*rows: tuple[int, float]) -> None:
+        lines = (json.dumps({"step": step, "seconds": seconds}) for step, seconds in rows)
+        (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+    assert taken(tmp_path) == (0, 0, 0)  # ended before the first were logged
+    log((10, 5.0), (20, 8.0), (30, 12.0), (6000, 13.0), (6010, 60.0))
+    assert taken(tmp_path) == (40, pytest.approx(0.45), 1)
+    log((6000, 6.0))
+    assert taken(tmp_path) == (0, 0, 0.1)

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from defectgen.imaging.images import DecodedImage
+from defectgen.imaging.masks import depth
 from defectgen.imaging.patches import (
     RIM,
     DefectPatch,
@@ -62,8 +62,7 @@ def known(spot: Spot, piece: BoolArray, shape: tuple[int, int]) -> KnownSpot:
     """The scale at which a window shows a defect, and its length there. Small defects are enlarged, up to twice."""
     have = extent(spot, piece)
     needed = max(_MARGIN * length / room for length, room in zip(have, shape[::-1], strict=True))
-    depth = cv2.distanceTransform(np.pad(piece, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5).max()
-    scale = min(_LARGEST, max(1 / needed, _THIN / (2 * float(depth))))
+    scale = min(_LARGEST, max(1 / needed, _THIN / (2 * depth(piece))))
     return KnownSpot(spot, scale, scale * have[0])
 
 

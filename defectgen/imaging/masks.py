@@ -18,6 +18,12 @@ _ASTRAY = 0.006  # of its length, by which a line that is no smooth arc strays f
 SMALLEST = 6  # pixels; smaller pieces are noise
 
 
+def depth(mask: BoolArray) -> float:
+    """The distance of a mask's innermost pixel from the outside, including beyond the array."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    return float(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5).max())
+
+
 def difference(before: FloatArray, after: FloatArray) -> FloatArray:
     """The dissimilarity of two windows at each pixel, 1 - SSIM (Wang et al. 2004): [S, S] in [0, 1].
 
@@ -106,13 +112,13 @@ def visible_part(
     visible = defect_mask & (
         strength > max(VISIBLE * 255 * unit, 0.25 * float(np.quantile(strength[defect_mask], 0.98)))
     )
-    depth = cv2.distanceTransform(np.pad(defect_mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5).max()
+    inner = depth(defect_mask)
     if not annotated:
-        size = 2 * int(depth / 4) + 1
+        size = 2 * int(inner / 4) + 1
         disc = np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)), np.uint8)
         closed = cv2.morphologyEx(visible.astype(np.uint8), cv2.MORPH_CLOSE, disc)
         return defect_mask & clean(closed > 0)
-    size = 2 * max(3, int(depth)) + 1  # keeps the flat middle of a large defect, whose border is visible
+    size = 2 * max(3, int(inner)) + 1  # keeps the flat middle of a large defect, whose border is visible
     invisible = defect_mask & (cv2.dilate(visible.astype(np.uint8), np.ones((size, size), np.uint8)) == 0)
     # Only long parts are removed, and separate ones: a mask with many small bites would be ragged.
     _, parts, statistics, _ = cv2.connectedComponentsWithStats(invisible.view(np.uint8))

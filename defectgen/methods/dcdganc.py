@@ -40,7 +40,7 @@ from defectgen import ranks
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.layers import ResBlock, group_norm, he_init, mixed_precision
-from defectgen.nn.paired import center_line_loss, map_loss, soft, weighted_sum
+from defectgen.nn.paired import center_line_loss, map_loss, ramp, soft, weighted_sum
 from defectgen.nn.penalties import adversarial, gradient_penalty
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
 from defectgen.nn.slots import Slots
@@ -50,7 +50,6 @@ BOTTLENECK = 8
 _FINEST = 4  # times its side: with `level`, modulations of finer maps are interpolated, since they would cost most
 _ASIDE = 0.3  # standard deviations, by which sampled codes lie aside
 _CALM = 0.1  # of the learning rate remains to E, with `level`, as soon as D judges
-_RAMP = 0.1  # part of the training in which, with `level`, the weights of D's losses grow to theirs
 
 Shape = tuple[int, int]
 """Height and width of a window or a map."""
@@ -428,7 +427,7 @@ class DCDGANc:
         if config.level:
             weights |= {"map": config.lambda_map, "line": config.lambda_line, "features": config.lambda_features}
             # At the first gradients of D, which all point one way, E's codes would leap away from N(0, 1) for good.
-            begun = min(1.0, (progress - config.pairs_first) / _RAMP)
+            begun = ramp(progress, config.pairs_first)
             weights |= {name: begun * weights[name] for name in ("adv", "features")}
             for group in self.networks.optimizers["E"].param_groups:
                 group["lr"] = config.lr * (_CALM if "adv" in losses else 1)

@@ -45,7 +45,7 @@ from defectgen.methods.base import ANCHOR, BORDER, Batch, Extent, GenerateBatch,
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import GroupNorm, ResBlock, group_norm, he_init, instance_norm, join, mixed_precision
-from defectgen.nn.paired import map_loss, pair_loss, soft, weighted_sum
+from defectgen.nn.paired import map_loss, pair_loss, ramp, soft, weighted_sum
 from defectgen.nn.penalties import adversarial, r1
 from defectgen.nn.projected import WIDTH, ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
 from defectgen.nn.slots import Slots, last_conv
@@ -58,7 +58,6 @@ _EXPOSURE = 3.0  # greatest factor on a reference's brightness
 _CUT, _WHOLE = 1, 2  # what a place of the bank holds; 0 is nothing
 _WARPS = 8  # from which one is chosen
 _BEND = 0.06  # standard deviation of displacements, as a fraction of half the window's side
-_RAMP = 0.1  # part of the training in which, with `residual`, the weight of the adversarial loss grows to its own
 
 
 class DTGANConfig(MethodConfig):
@@ -543,7 +542,10 @@ def _mlp(sizes: list[int]) -> nn.Sequential:
 
 
 def worth_computing(here: Tensor) -> Tensor:
-    """The indices of the rows [B] that are True; of all if none is, and on a GPU, where to ask costs too much."""
+    """The indices of the rows [B] that are True; of all if none is, and on a GPU.
+
+    To ask a GPU costs too much, and it prepares anew for each number of rows that it has not met.
+    """
     if here.device.type == "cpu" and here.any():
         return here.nonzero()[:, 0]
     return torch.arange(len(here), device=here.device)
@@ -869,8 +871,8 @@ class DTGAN:
             # A reference's codes paint in the same place on any photograph.
             "map_t": map_loss(m, (bent[:, -1:] > 0.5).float(), batch.paired * ~of_m),
         }
-        begun = min(1.0, max(0.0, progress - config.pairs_first) / _RAMP)
-        weights = {**self._weights(), "adv": begun * config.lambda_adv, "map_t": config.lambda_map}
+        lambda_adv = ramp(progress, config.pairs_first) * config.lambda_adv
+        weights = {**self._weights(), "adv": lambda_adv, "map_t": config.lambda_map}
         if varying:
             losses["ds"], weights["ds"] = ds_loss(*varied), -config.ds_every * self.lambda_ds(progress)
         weighted_sum(losses, weights).backward()
@@ -883,8 +885,7 @@ class DTGAN:
             Augmentation.draw(count, rng, self.device).apply(each) for each in (batch.x_ref, x_t, batch.x)
         )
         wrong = (batch.y == ANCHOR) & (y_t != ANCHOR)  # a normal is a fake of the defect that it was asked for
-        # A GPU computes all rows: it prepares anew for each number of them that it has not met.
-        rows = wrong.nonzero()[:, 0] if wrong.device.type == "cpu" else torch.arange(count, device=wrong.device)
+        rows = worth_computing(wrong)
         with mixed_precision(self.device):
             seen = D.see(fake)
             with torch.no_grad():

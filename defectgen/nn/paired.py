@@ -12,6 +12,11 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
     return torch.stack([weight * losses[name].float() for name, weight in weights.items()]).sum()
 
 
+def ramp(progress: float, begins: float) -> float:
+    """The part of its weight, 0..1, that a loss has which begins at `begins`: it grows for a tenth of the training."""
+    return min(1.0, max(0.0, progress - begins) / 0.1)
+
+
 def soft(a: Tensor) -> Tensor:
     """Masks [B, 1, H, W] with soft edges: 1 inside, then falling to 0 over two pixels."""
     wide = F.max_pool2d(a, 3, stride=1, padding=1)

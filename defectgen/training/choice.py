@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from defectgen.folders import NORMAL, Catalog, SourceImage
 from defectgen.imaging.images import read_image
 from defectgen.imaging.mask_files import read_masks
-from defectgen.imaging.masks import foreground
+from defectgen.imaging.masks import depth, foreground
 from defectgen.methods import Images, which
 
 _LOOKED_AT = 9  # normals, to tell objects from textures
@@ -57,19 +57,20 @@ def _suiting(images: Images) -> str:
 
 def _show_objects(normals: Sequence[SourceImage]) -> bool:
     """Whether most normals show an object before a plain background, rather than a surface from edge to edge."""
-    chosen = [normals[i] for i in sorted({int(i) for i in np.linspace(0, len(normals) - 1, _LOOKED_AT)})]
-    shown = [not foreground(read_image(image.path).pixels).all() for image in chosen]
+    shown = [not foreground(read_image(image.path).pixels).all() for image in _some(normals, _LOOKED_AT)]
     return 2 * sum(shown) > len(shown)
 
 
 def _show_lines(defects: Sequence[SourceImage]) -> bool:
     """Whether most defects, which have masks, are long and thin."""
-    chosen = [defects[i] for i in sorted({int(i) for i in np.linspace(0, len(defects) - 1, _MASKS)})]
-    shown = [_is_line(read_masks(image.mask)) for image in chosen if image.mask is not None]
+    shown = [_is_line(read_masks(image.mask)) for image in _some(defects, _MASKS) if image.mask is not None]
     return 2 * sum(shown) > len(shown)
 
 
 def _is_line(mask: NDArray[np.bool_]) -> bool:
-    inside = np.pad(mask, 1).astype(np.uint8)
-    thickness = 2 * float(cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_5).max())
-    return max(cv2.boundingRect(inside)[2:]) >= _LINE * thickness > 0
+    return max(cv2.boundingRect(mask.astype(np.uint8))[2:]) >= _LINE * 2 * depth(mask) > 0
+
+
+def _some(images: Sequence[SourceImage], count: int) -> list[SourceImage]:
+    """At most `count` images, evenly spread."""
+    return [images[i] for i in sorted({int(i) for i in np.linspace(0, len(images) - 1, count)})]

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from defectgen.imaging import level
 from defectgen.imaging.control_maps import KnownMask, draw_map, pick, to_text
 from defectgen.imaging.images import DecodedImage
 from defectgen.imaging.mask_files import Mask, read_masks
+from defectgen.imaging.masks import depth
 from defectgen.imaging.patches import (
     RIM,
     DefectPatch,
@@ -104,13 +104,7 @@ def keep_thick(scale: float, pieces: Sequence[NDArray[np.bool_]]) -> float:
     From a crack that is a line one pixel wide, a network can learn nothing. Windows then show the longest defects in
     part.
     """
-    return min(1.0, max(scale, _THINNEST / float(np.median([2 * _depth(piece) for piece in pieces]))))
-
-
-def _depth(mask: NDArray[np.bool_]) -> float:
-    """The distance of a mask's innermost pixel from the outside, including beyond the array."""
-    padded = np.pad(mask, 1).astype(np.uint8)
-    return float(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5).max())
+    return min(1.0, max(scale, _THINNEST / float(np.median([2 * depth(piece) for piece in pieces]))))
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 #     sh examples/benchmarks/all.sh DATA [DATA ...] >page.md
 # Three fifths of the images are for training, the first five defects of each category for the generators; the rest is the
 # test. Called again, it continues where it stopped. Set OUT (results), TIME (20m) that each method trains, NUM (200)
-# samples, SEEDS (5), SHOTS (5,all) and METHODS to change what is in parentheses. Prints tables in Markdown, messages elsewhere. On two
-# CPU cores it takes the whole TIME of each method, and some two hours of `evaluate` for each folder.
+# samples, SEEDS (5), SHOTS (5,all) and METHODS to change what is in parentheses. Prints tables in Markdown, messages
+# elsewhere. On two CPU cores it takes the whole TIME of each method, and some two hours of `evaluate` for each folder.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 out=${OUT:-results} num=${NUM:-200} seeds=${SEEDS:-5} shots=${SHOTS:-5,all}

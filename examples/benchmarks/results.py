@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 from defectgen.folders import NORMAL, ProductFolders, SourceImage, read_catalog
+from defectgen.training.trainer import LOG_EVERY
 
 LEARNED, ALL, SHOTS = 3, 5, 5
 _AUGMENTED = "real images, augmented"
@@ -120,21 +121,22 @@ def gain(task: dict[str, Any]) -> str:
 
 
 def training(run: Path) -> str:
-    """Steps and minutes of a training; nothing for `compose`."""
-    if not (run / "metrics.jsonl").exists():
-        return ""
+    """Steps and minutes of a training; nothing for `compose`, and before the first are logged."""
     steps, _, minutes = taken(run)
-    return f"{steps} steps, {minutes:.0f} min"
+    return f"{steps} steps, {minutes:.0f} min" if steps else ""
 
 
 def taken(run: Path) -> tuple[int, float, float]:
     """The steps of a training, but for those that a time limit left out, their median seconds, and all minutes."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    file = run / "metrics.jsonl"
+    if not file.exists():
+        return 0, 0.0, 0.0
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows.insert(0, {"step": 0, "seconds": 0.0})
     pairs = [(b["step"] - a["step"], b["seconds"] - a["seconds"]) for a, b in pairwise(rows)]
-    usual = median(steps for steps, _ in pairs)
-    own = [(steps, seconds) for steps, seconds in pairs if steps <= 2 * usual]
-    return sum(n for n, _ in own), median(spent / n for n, spent in own), rows[-1]["seconds"] / 60
+    own = [(steps, seconds) for steps, seconds in pairs if steps <= LOG_EVERY]
+    each = median(spent / n for n, spent in own) if own else 0.0
+    return sum(n for n, _ in own), each, rows[-1]["seconds"] / 60
 
 
 def speed(folder: Path, name: str) -> str:
