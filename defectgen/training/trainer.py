@@ -10,7 +10,7 @@ generator.
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -147,12 +147,13 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
     began = checkpointed - seconds_before
     step, losses = start, dict[str, float]()
     monitor, view = _Monitor(method), run.view(request.name, start, config.steps)
+    stop: list[ExitCode] = []  # what all ranks agreed on
     try:
         examples = feeder.examples()
         if resumed and previewed_early(start) and not run.has_preview(start):
             view.preview(*run.preview(examples, start, request.seed))  # a kill came between it and the checkpoint
-        with _stop_signals() as stop:
-            while (progress := _agreed(clock.progress(step, time.monotonic() - began), stop)) < 1 and not stop:
+        with _stop_signals() as asked:
+            while (progress := _agreed(clock.progress(step, time.monotonic() - began), asked, stop)) < 1 and not stop:
                 batch = feeder.batch(step)
                 method.networks.wait(waiting=started.alone(config, progress, first / config.steps))
                 tensors = method.training_step(batch, step, progress, torch_rng(request.seed, ranks.index(), step))
@@ -162,7 +163,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
                 if (
                     start < first
                     and step <= first
-                    and _agreed(clock.progress(step, now - began), stop) >= first / steps
+                    and _agreed(clock.progress(step, now - began), asked, stop) >= first / steps
                 ):
                     run.finish_backbone()
                     step = first
@@ -223,9 +224,12 @@ def _begin(request: TrainSpec, run: Run) -> tuple[bool, int, float, int]:
     return False, *run.begin(overwrite=request.overwrite), ranks.count()
 
 
-def _agreed(progress: float, stop: list[ExitCode]) -> float:
-    """The progress of the furthest rank. A signal to any rank stops all, after the same step."""
-    progress, code = ranks.largest(progress, stop[0] if stop else 0)
+def _agreed(progress: float, asked: Sequence[ExitCode], stop: list[ExitCode]) -> float:
+    """The progress of the furthest rank. A signal to any rank stops all, after the same step.
+
+    Only what has been exchanged fills `stop`: a signal that comes during the exchange waits for the next one.
+    """
+    progress, code = ranks.largest(progress, asked[0] if asked else 0)
     if code and not stop:
         stop.append(ExitCode(int(code)))
     return progress
@@ -326,19 +330,19 @@ def _check_finite(losses: Mapping[str, float], step: int) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[ExitCode]]:
-    """A list that the first SIGINT or SIGTERM fills, to be checked after each step. A second signal kills at once."""
-    stop: list[ExitCode] = []
+    """A list that the first SIGINT or SIGTERM fills, for `_agreed`. A second signal kills at once."""
+    asked: list[ExitCode] = []
     codes = {signal.SIGINT: ExitCode.SIGINT, signal.SIGTERM: ExitCode.SIGTERM}
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if stop:
+        if asked:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        stop.append(codes[signal.Signals(number)])
+        asked.append(codes[signal.Signals(number)])
 
     before = {number: signal.signal(number, handle) for number in codes}
     try:
-        yield stop
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

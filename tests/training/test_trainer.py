@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from defectgen import files
+from defectgen import files, ranks
 from defectgen.errors import BadInputError, ExitCode, OutOfMemoryError, StoppedError, UsageError, WeightsError
 from defectgen.folders import Catalog, ProductFolders, read_catalog
 from defectgen.imaging.images import encode_png
@@ -226,6 +226,22 @@ class TestTrain:
             train(request_for())
         assert caught.value.code == ExitCode.SIGTERM
         assert not (request_for().run / "model.safetensors").exists()
+
+    def test_a_signal_while_ranks_agree_counts_when_they_agree_next(
+        self, request_for: Callable[..., TrainSpec], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A rank that ended at once would leave the others waiting for its gradients."""
+        codes: list[float] = []
+
+        def largest(*values: float) -> list[float]:
+            codes.append(values[1])
+            if len(codes) == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return list(values)
+
+        monkeypatch.setattr(ranks, "largest", largest)
+        trained = train(request_for())
+        assert (trained.steps, trained.stopped, codes) == (3, ExitCode.SIGTERM, [0, 0, 0, ExitCode.SIGTERM])
 
     def test_a_time_limit_ends_it(self, request_for: Callable[..., TrainSpec]) -> None:
         trained = train(request_for(seconds=0.5, config=CONFIG.model_copy(update={"steps": 100_000})))
