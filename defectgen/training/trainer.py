@@ -121,7 +121,7 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
 
     Raises:
         UsageError: the run folder is in use, or a run is resumed with another configuration or other images, or the
-            model to start from does not fit, or the training diverged.
+            model to start from does not fit, or the training diverged, or its time was over before the first step.
         WeightsError: the checkpoint is damaged, or a run to resume has only a model.
         OutOfMemoryError: the device has too little memory; the message names the batch size to try next.
         StoppedError: a signal ended the run before its first step.
@@ -203,8 +203,10 @@ def train(request: TrainSpec, on_step: Callable[[Progress], None] = lambda _: No
         raise
     finally:
         feeder.close()
-    if step == 0:
+    if step == 0 and stop:
         raise StoppedError(f"{request.run}: stopped before the first step; start it with --resume", stop[0])
+    if step == 0:
+        raise UsageError(f"{request.run}: the time was over before the first step; give more, with --resume")
     model = run.save_model(step)
     return Trained(model, task, step, time.monotonic() - began, losses, stop[0] if stop else None)
 

@@ -243,6 +243,12 @@ class TestTrain:
         trained = train(request_for())
         assert (trained.steps, trained.stopped, codes) == (3, ExitCode.SIGTERM, [0, 0, 0, ExitCode.SIGTERM])
 
+    def test_a_time_limit_before_the_first_step_is_told(self, request_for: Callable[..., TrainSpec]) -> None:
+        whole = train(request_for("whole"))
+        with pytest.raises(UsageError, match="over before the first step; give more, with --resume"):
+            train(request_for(seconds=1e-9))
+        assert train(request_for(resume=True)).model.read_bytes() == whole.model.read_bytes()
+
     def test_a_time_limit_ends_it(self, request_for: Callable[..., TrainSpec]) -> None:
         trained = train(request_for(seconds=0.5, config=CONFIG.model_copy(update={"steps": 100_000})))
         assert 1 <= trained.steps < 1000
