@@ -19,7 +19,9 @@ An addition to the paper, which the preset `paper` does not use, is the setting 
   what it removes. G makes f as a difference from the image. z, a noise vector for each defect, joins A in SPADE, so
   that one mask has many looks;
 - D is a projected discriminator (`nn.projected`) conditioned on c, which also sees untouched normals as fakes;
-- pseudo-pairs supervise G both ways: a defective window d and its repaired twin `n_d`, which differ inside A only.
+- pseudo-pairs supervise G both ways: a defective window d and its repaired twin `n_d`, which differ inside A only. For
+  the first part of the training, `pairs_first`, they do so alone: D, which soon tells what G cannot paint yet, would
+  outweigh them. Then the weight of its loss grows from 0 to `lambda_adv`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +36,7 @@ from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import Noise, draw_seed, instance_norm, mixed_precision
-from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft, weighted_sum
+from defectgen.nn.paired import judged, map_loss, ms_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.penalties import gradient_penalty
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
 from defectgen.nn.slots import Slots
@@ -62,6 +64,8 @@ class DefectGANConfig(MethodConfig):
     lambda_sd_con: float = Field(1.0, ge=0, description="weight of equation 10")
     masks: bool = Field(False, description="control maps are masks; see the top of the method's file")
     z_dim: int = Field(8, ge=1, description="size of the noise vector z, with `masks`")
+    pairs_first: float = Field(0.25, ge=0, le=1, description="part of the training without D, with `masks`")
+    lambda_adv: float = Field(0.3, ge=0, description="weight of the adversarial loss, with `masks`")
     lambda_pair: float = Field(
         10.0, ge=0, description="weight of the differences from d and n_d inside A, with `masks`"
     )
@@ -72,9 +76,12 @@ class DefectGANConfig(MethodConfig):
     def paints_masks(self) -> bool:
         return self.masks
 
+    @property
+    def judged_at_once(self) -> bool:
+        return not self.masks
+
     def extras(self, step: int, progress: float) -> tuple[bool, ...]:
-        del progress
-        return (self.masks or step % self.critic_steps == self.critic_steps - 1,)
+        return (progress >= self.pairs_first if self.masks else step % self.critic_steps == self.critic_steps - 1,)
 
 
 # --- Networks, in the order of the data flow -------------------------------------------------------------------
@@ -313,7 +320,7 @@ class DefectGAN:
     def training_step(self, batch: Batch, step: int, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
         """Update D and, at every `critic_steps`-th step, G. `x` are normals; `x_ref` defective, with `a_ref`.
 
-        With `masks`, update both at every step, also with the batch's `a`, `x_twin` and `paired`.
+        With `masks`, update both at every step after `pairs_first`, also with the batch's `a`, `x_twin` and `paired`.
         """
         n, d = batch.x, batch.x_ref
         assert batch.a_ref is not None
@@ -321,7 +328,7 @@ class DefectGAN:
         noise = Noise.seeded(draw_seed(rng), self.device)
         self.networks.begin(self.lr(progress))
         if self.config.masks:
-            parts = self._update_with_masks(batch, c, noise, rng)
+            parts = self._update_with_masks(batch, c, progress, noise, rng)
         else:
             a = c[:, :, None, None]
             parts = self._update_d(n, d, a, c, noise, rng)
@@ -329,7 +336,9 @@ class DefectGAN:
                 parts |= self._update_g(n, d, a, c, noise)
         return {name: value.detach() for name, value in parts.items()}
 
-    def _update_with_masks(self, batch: Batch, c: Tensor, noise: Noise, rng: torch.Generator) -> dict[str, Tensor]:
+    def _update_with_masks(
+        self, batch: Batch, c: Tensor, progress: float, noise: Noise, rng: torch.Generator
+    ) -> dict[str, Tensor]:
         config, n, d, n_d, count = self.config, batch.x, batch.x_ref, batch.x_twin, len(batch.x)
         assert isinstance(self.D, ProjectedDiscriminator)
         assert batch.a is not None
@@ -346,16 +355,19 @@ class DefectGAN:
             f, m = (each.float() for each in self.G(x, a, noise, z))
         made, second, again = compose(x, f, m).chunk(3)
 
-        looks = [Augmentation.draw(count, rng, self.device) for _ in range(3)]
-        with mixed_precision(self.device):
-            seen = self.D.see(looks[1].apply(made))
-            with torch.no_grad():
-                others = self.D.see(torch.cat([looks[0].apply(d), looks[2].apply(n)]))
-            maps = [torch.cat([each, of_made.detach()]) for each, of_made in zip(others, seen, strict=True)]
-            real, untouched, fake = self.D.judge(maps, c.repeat(3, 1)).float().chunk(3)
-        parts = {"adv_d": hinge_d(real, torch.cat([fake, untouched]))}
-        parts["adv_d"].backward()
-        self.networks.step("D")
+        parts, seen = dict[str, Tensor](), list[Tensor]()
+        weight = judged(progress, config.pairs_first, batch.paired)
+        if weight is not None:
+            looks = [Augmentation.draw(count, rng, self.device) for _ in range(3)]
+            with mixed_precision(self.device):
+                seen = self.D.see(looks[1].apply(made))
+                with torch.no_grad():
+                    others = self.D.see(torch.cat([looks[0].apply(d), looks[2].apply(n)]))
+                maps = [torch.cat([each, of_made.detach()]) for each, of_made in zip(others, seen, strict=True)]
+                real, untouched, fake = self.D.judge(maps, c.repeat(3, 1)).float().chunk(3)
+            parts["adv_d"] = hinge_d(real, torch.cat([fake, untouched]))
+            parts["adv_d"].backward()
+            self.networks.step("D")
 
         # G removes its own defects and the real ones.
         back = torch.cat([made, d])
@@ -363,14 +375,14 @@ class DefectGAN:
         self.networks.train_only("G")
         with mixed_precision(self.device):
             f_back, m_back = (each.float() for each in self.G(back, empty, noise, torch.zeros_like(z[:1])))
-            fake = self.D.judge(seen, c).float()
+            if weight is not None:
+                parts["adv_g"] = hinge_g(self.D.judge(seen, c).float())
         restored, repaired = compose(back, f_back, m_back).chunk(2)
         self.networks.train_only(*self.networks.optimizers)
         m_made, _, of_d = m.chunk(3)
         m_restored, m_repaired = m_back.chunk(2)
         asked, mask_d = (each.amax(dim=1, keepdim=True) for each in (batch.a, batch.a_ref))
         parts |= {
-            "adv_g": hinge_g(fake),
             "pair": pair_loss(again, d, of_d, batch.paired) + pair_loss(repaired, n_d, of_d, batch.paired),
             "map": map_loss(m_repaired, mask_d, batch.paired)
             + map_loss(m_restored, asked, torch.ones_like(batch.paired)),
@@ -379,9 +391,11 @@ class DefectGAN:
             "sd_cyc": sd_cyc_loss(m_made, m_restored),
         }
         weights = {
-            "adv_g": 1.0, "pair": config.lambda_pair, "map": config.lambda_map, "ms": config.lambda_ms,
+            "pair": config.lambda_pair, "map": config.lambda_map, "ms": config.lambda_ms,
             "rec": config.lambda_rec, "sd_cyc": config.lambda_sd_cyc,
         }  # fmt: skip
+        if weight is not None:
+            weights["adv_g"] = weight * config.lambda_adv
         weighted_sum(parts, weights).backward()
         self.networks.step("G")
         return parts

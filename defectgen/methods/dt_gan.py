@@ -45,7 +45,7 @@ from defectgen.methods.base import ANCHOR, BORDER, Batch, Extent, GenerateBatch,
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import GroupNorm, ResBlock, group_norm, he_init, instance_norm, join, mixed_precision
-from defectgen.nn.paired import map_loss, pair_loss, ramp, soft, weighted_sum
+from defectgen.nn.paired import judged, map_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.penalties import adversarial, r1
 from defectgen.nn.projected import WIDTH, ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
 from defectgen.nn.slots import Slots, last_conv
@@ -782,8 +782,9 @@ class DTGAN:
         self.networks.begin()
         losses, of_e = self._learn_pairs(batch)
         losses |= self._match_codes(of_e, latents[0], batch.y_ref, rng)
-        if progress >= self.config.pairs_first or not ranks.any_of(bool(batch.paired.any())):
-            losses |= self._learn_translations(batch, step, progress, latents, rng)
+        weight = judged(progress, self.config.pairs_first, batch.paired)
+        if weight is not None:
+            losses |= self._learn_translations(batch, step, progress, weight, latents, rng)
         self.networks.step("G", "M", "E")
         return losses
 
@@ -837,9 +838,13 @@ class DTGAN:
         return losses
 
     def _learn_translations(
-        self, batch: Batch, step: int, progress: float, latents: Tensor, rng: torch.Generator
+        self, batch: Batch, step: int, progress: float, weight: float, latents: Tensor, rng: torch.Generator
     ) -> dict[str, Tensor]:
-        """The paper's losses. The target of a row is a code of M, or of the reference, warped."""
+        """The paper's losses. The target of a row is a code of M, or of the reference, warped.
+
+        Args:
+            weight: the part of its weight that the adversarial loss has.
+        """
         config, x, y, y_t = self.config, batch.x, batch.y, batch.y_ref
         assert batch.a_ref is not None
         assert batch.paired is not None
@@ -871,8 +876,7 @@ class DTGAN:
             # A reference's codes paint in the same place on any photograph.
             "map_t": map_loss(m, (bent[:, -1:] > 0.5).float(), batch.paired * ~of_m),
         }
-        lambda_adv = ramp(progress, config.pairs_first) * config.lambda_adv
-        weights = {**self._weights(), "adv": lambda_adv, "map_t": config.lambda_map}
+        weights = {**self._weights(), "adv": weight * config.lambda_adv, "map_t": config.lambda_map}
         if varying:
             losses["ds"], weights["ds"] = ds_loss(*varied), -config.ds_every * self.lambda_ds(progress)
         weighted_sum(losses, weights).backward()

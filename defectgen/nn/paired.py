@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from defectgen import ranks
+
+_RAMP = 0.1  # of the training, in which the weight of a loss grows
+
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The sum of the losses that have a weight."""
@@ -14,7 +18,22 @@ def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> 
 
 def ramp(progress: float, begins: float) -> float:
     """The part of its weight, 0..1, that a loss has which begins at `begins`: it grows for a tenth of the training."""
-    return min(1.0, max(0.0, progress - begins) / 0.1)
+    return min(1.0, max(0.0, progress - begins) / _RAMP)
+
+
+def judged(progress: float, pairs_first: float, paired: Tensor) -> float | None:
+    """The part of its weight, 0..1, that the loss of a discriminator has; None while it does not train.
+
+    It begins at `pairs_first`: it soon tells what a generator cannot paint yet, and would outweigh the pairs. Without
+    pairs it begins at once.
+
+    Args:
+        paired: [B], which windows of the batch have a twin.
+    """
+    if progress >= pairs_first + _RAMP:
+        return 1.0
+    begins = pairs_first if ranks.any_of(bool(paired.any())) else 0.0
+    return None if progress < begins else ramp(progress, begins)
 
 
 def soft(a: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ CONFIG = DefectGANConfig(
 )  # fmt: skip
 MASKS = DefectGANConfig(
     image_size=32, width=16, blocks=1, control_channels=16, batch_size=2, steps=90, lr=2e-3, lr_end=1e-4, ema=0.95,
-    masks=True, lambda_pair=50.0,  # so that few steps suffice
+    masks=True, pairs_first=0.0, lambda_pair=50.0,  # so that few steps suffice
 )  # fmt: skip
 TASK = Task(domains=("normal", "crack", "rust"), products=("a",), channels=1, scales={"a": {"crack": 1.0, "rust": 1.0}})
 
@@ -261,6 +261,17 @@ def test_untouched_normals_are_fakes_to_d() -> None:
     with torch.no_grad():
         of_defects, of_normals = (method.D(x, c).mean() for x in (test.x_ref, test.x))
     assert of_defects > of_normals + 0.5
+
+
+def test_pairs_come_first_and_d_begins_without_weight() -> None:
+    config = MASKS.model_copy(update={"pairs_first": 0.25})
+    method, twin = build(config), build(config.model_copy(update={"lambda_adv": 0.0}))
+    for progress, d_trains, same in ((0.2, False, True), (0.25, True, True), (0.3, True, False)):
+        for each in (method, twin):
+            losses = each.training_step(batch(), 0, progress, generator())
+            assert ("adv_d" in losses) == ("adv_g" in losses) == d_trains
+        pairs = zip(method.G.parameters(), twin.G.parameters(), strict=True)
+        assert all(torch.allclose(one, other, rtol=0, atol=1e-7) for one, other in pairs) == same
 
 
 def test_windows_without_a_twin_are_not_compared() -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from defectgen.nn.paired import center_line_loss, map_loss, ms_loss, pair_loss, soft
+from defectgen.nn.paired import center_line_loss, judged, map_loss, ms_loss, pair_loss, soft
 
 
 def test_the_losses_by_hand() -> None:
@@ -20,6 +20,13 @@ def test_the_losses_by_hand() -> None:
     z_one, z_two = torch.zeros(2, 4), torch.ones(2, 4)
     assert ms_loss(real, real, z_one, z_two, mask).item() == pytest.approx(1)
     assert ms_loss(real, real + 1, z_one, z_two, mask).item() == pytest.approx(0.05 / (4 / 5 + 0.05))
+
+
+def test_d_begins_after_the_pairs_or_at_once_without() -> None:
+    with_pairs, without = torch.tensor([0.0, 1.0]), torch.zeros(2)
+    assert judged(0.2, 0.25, with_pairs) is None
+    assert [judged(progress, 0.25, with_pairs) for progress in (0.25, 0.3, 0.35, 1)] == pytest.approx([0, 0.5, 1, 1])
+    assert [judged(progress, 0.25, without) for progress in (0, 0.05, 0.2, 0.3)] == pytest.approx([0, 0.5, 1, 1])
 
 
 def test_a_gap_in_a_thin_line_costs_more_by_its_center_line() -> None:
