@@ -1,9 +1,11 @@
 """The table of methods: no other module names a method, and other packages can add one."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 import defectgen
 from defectgen import methods
+from defectgen.__main__ import main
 from defectgen.errors import UsageError
 from defectgen.imaging.images import encode_png
 from defectgen.methods.base import Method
@@ -120,7 +123,7 @@ def site(tmp_path: Path) -> Path:
     return folder
 
 
-def run(site: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def in_own_process(site: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     paths = os.pathsep.join([str(site), str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-m", "defectgen", *arguments], cwd=site.parent, env={**os.environ, "PYTHONPATH": paths},
@@ -128,48 +131,55 @@ def run(site: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     )  # fmt: skip
 
 
-def test_another_package_adds_a_method_by_an_entry_point(site: Path) -> None:
-    done = run(site, "train", "--method", "toy", "--preset", "tiny", "normals", "defects", "--name", "t", "-q")
-    assert done.returncode == 0, done.stderr
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs a command in this process, to which the other package is added."""
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.chdir(site.parent)
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        methods._added.cache_clear()
+        capsys.readouterr()
+        return main([*arguments]), *capsys.readouterr()
+
+    yield command
+    sys.modules.pop("toy_method", None)
+    monkeypatch.undo()
+    methods._added.cache_clear()
+
+
+TRAIN = ("train", "--method", "toy", "normals", "defects", "--name", "t", "--device", "cpu", "-q", "--preset")
+
+
+def test_another_package_adds_a_method_by_an_entry_point(site: Path, run: Run) -> None:
+    done = in_own_process(site, *TRAIN, "tiny")
+    assert (done.returncode, done.stderr) == (0, "")
     assert "t: 40 steps" in done.stdout
-    done = run(site, "synthesize", "--model", "t", "-n", "3", "--device", "cpu", "-q")
-    assert done.returncode == 0, done.stderr
-    assert "3 samples written" in done.stdout
-    assert "|toy" in run(site, "train", "--help").stdout
-    done = run(site, "train", "--method", "toy", "--preset", "compact", "normals", "defects")
+    code, out, err = run("synthesize", "--model", "t", "-n", "3", "--device", "cpu", "-q")
+    assert (code, err) == (0, "")
+    assert "3 samples written" in out
     refusal = "defectgen: error: --preset compact: not a preset of toy; it has tiny\n"
-    assert (done.returncode, done.stderr) == (2, refusal)
-    done = run(site, "synthesize", "--model", "t", "-n", "3", "--region", "0,0,9,9", "--out", "r", "-q")
-    assert done.returncode == 2
-    assert "toy cannot place defects in a region (--region)" in done.stderr
+    assert run(*TRAIN, "compact") == (2, "", refusal)
+    code, _, err = run("synthesize", "--model", "t", "-n", "3", "--region", "0,0,9,9", "--out", "r", "-q")
+    assert code == 2
+    assert "toy cannot place defects in a region (--region)" in err
+    assert "|toy" in in_own_process(site, "train", "--help").stdout
 
 
-def test_a_broken_package_is_named_and_does_not_affect_other_methods(site: Path) -> None:
-    done = run(site, "train", "--method", "broken", "normals", "defects")
-    assert done.returncode == 2
-    assert "the package toy-method cannot be loaded: No module named 'toy_gone'" in done.stderr
-    done = run(
-        site,
-        "train",
-        "--method",
-        "dt-gan",
-        "normals",
-        "defects",
-        "--preset",
-        "tiny",
-        "--set",
-        "image_size=32",
-        "--dry-run",
-    )
-    assert done.returncode == 0, done.stderr  # another package cannot override a built-in method
+def test_a_broken_package_is_named_and_does_not_affect_other_methods(run: Run) -> None:
+    code, _, err = run("train", "--method", "broken", "normals", "defects")
+    assert code == 2
+    assert "the package toy-method cannot be loaded: No module named 'toy_gone'" in err
+    assert methods.info("dt-gan").load() is DTGAN  # another package cannot override a built-in method
 
 
-def test_a_model_of_an_uninstalled_method_is_refused(site: Path) -> None:
-    done = run(
-        site, "train", "--method", "toy", "--preset", "tiny", "--steps", "2", "normals", "defects", "--name", "t"
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_model_of_an_uninstalled_method_is_refused(site: Path, run: Run) -> None:
+    assert run(*TRAIN, "tiny", "--steps", "2")[0] == 0
     (site / "toy_method-1.0.dist-info/entry_points.txt").write_text("")
-    done = run(site, "synthesize", "--model", "t", "-n", "3")
-    assert done.returncode == 5
-    assert "model.safetensors: toy: unknown method; available: dt-gan" in done.stderr
+    importlib.invalidate_caches()
+    code, _, err = run("synthesize", "--model", "t", "-n", "3")
+    assert code == 5
+    assert "model.safetensors: toy: unknown method; available: dt-gan" in err
