@@ -2,6 +2,7 @@
 
 import base64
 import math
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from defectgen.imaging.windows import BoolArray, FloatArray
 
 _ELASTIC = 1 / 8, 0.05  # smoothness and size of the displacements, as fractions of the window's side
 _ARC = 0.4, 0.02  # the same for straight lines and arcs
+_GENTLE = 1 / 8, 0.02  # and for long defects, of which a window shows a part
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
 _MIXED = 0.3  # share of the maps that are between two real masks
@@ -25,7 +27,8 @@ _LEAST = 0.3  # of the area of a real mask: a map that lost more, at the border 
 class KnownMask(NamedTuple):
     """The mask of a real defect in a window, [S, S].
 
-    `place` is the window's relative place (x, y) in its image, `zoom` its scale over that of the category.
+    `place` is the window's relative place (x, y) in its image, `zoom` its scale over that of the category. Of a defect
+    that is longer than a model's windows, S is larger than theirs, so that its whole image may be shown.
     """
 
     mask: BoolArray
@@ -64,8 +67,9 @@ def draw_map(
     """
     area = first.sum()
     found = first
+    alike = [each for each in known if each.mask.shape == first.shape]
     for _ in range(_TRIES):
-        mask = between(rng, first, pick(rng, known).mask) if rng.random() < _MIXED else first
+        mask = between(rng, first, pick(rng, alike).mask) if alike and rng.random() < _MIXED else first
         wide = warped(rng, mask)
         found = _framed(_inside(wide, first, border), border)
         if found.sum() >= max(_LEAST * area, _WHOLE * wide.sum()):  # what is cut off ends in a straight line
@@ -73,8 +77,45 @@ def draw_map(
     return found if found.any() else _framed(first, border)
 
 
-def warped(rng: np.random.Generator, mask: BoolArray) -> BoolArray:
+def draw_long(rng: np.random.Generator, first: BoolArray, side: int) -> BoolArray:
+    """A part of a new mask in the manner of a known one, for a window [side, side] that shows a whole image.
+
+    Lines that reach the known mask's edges go on beyond, mirrored: a crack through an image crosses the new one.
+
+    Args:
+        first: [S, S], not empty, S >= side.
+    """
+    room = len(first) - side
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(first.astype(np.uint8), connectivity=8)
+    areas = np.append(0, statistics[1:, cv2.CC_STAT_AREA])
+    spans = []  # where the window may begin on each axis: if most of a defect hangs on one edge, it stays there
+    for lines in (labels, labels.T):
+        low, high = (2 * areas[np.unique(line)].sum() > areas.sum() for line in (lines[0], lines[-1]))
+        spans.append((0, room) if low == high else (0, 0) if low else (room, room))
+    found = first[:side, :side]
+    for _ in range(_TRIES):
+        wide = warped(rng, first, long=True)
+        margin = (len(wide) - len(first)) // 2
+        core = wide[margin : margin + len(first), margin : margin + len(first)]
+        reached = core[tuple(slice(start, end + side) for start, end in spans)]
+        if not reached.any():
+            continue
+        at = np.argwhere(reached)[int(rng.integers(reached.sum()))]
+        top, left = (
+            int(np.clip(start + of - rng.integers(side // 4, side - side // 4 + 1), start, end))
+            for (start, end), of in zip(spans, at, strict=True)
+        )
+        found = core[top : top + side, left : left + side]
+        if found.sum() >= _LEAST * first.sum() * side / len(first):
+            break
+    return found
+
+
+def warped(rng: np.random.Generator, mask: BoolArray, *, long: bool = False) -> BoolArray:
     """A mask, turned and scaled about its middle and bent by a smooth random field; straight lines become arcs.
+
+    Args:
+        long: it goes on beyond its edges, mirrored, and is bent less.
 
     Returns:
         [S + 2 M, S + 2 M]: M = S // 4 pixels beyond each edge show what left the window.
@@ -84,14 +125,15 @@ def warped(rng: np.random.Generator, mask: BoolArray) -> BoolArray:
     angle, scale = math.radians(rng.normal(0, _TURN)), 2 ** rng.normal(0, _SCALE)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
     field = np.pad(
-        _field(rng, side, *(_ELASTIC if wanders(mask) else _ARC)),
+        _field(rng, side, *(_ARC if not wanders(mask) else _GENTLE if long else _ELASTIC)),
         [(margin, margin), (margin, margin), (0, 0)],
         mode="edge",
     )
     grid = np.indices(field.shape[:2], np.float32)[::-1].transpose(1, 2, 0) - margin - middle
     at = grid @ turn.T + middle + field
     columns, rows = (np.ascontiguousarray(at[..., axis], np.float32) for axis in (0, 1))
-    soft = np.asarray(cv2.remap(mask.astype(np.float32), columns, rows, cv2.INTER_LINEAR))
+    beyond = cv2.BORDER_REFLECT if long else cv2.BORDER_CONSTANT
+    soft = np.asarray(cv2.remap(mask.astype(np.float32), columns, rows, cv2.INTER_LINEAR, borderMode=beyond))
     return soft > 0.45  # a little below one half, so that thin lines stay whole
 
 
@@ -131,6 +173,12 @@ def between(rng: np.random.Generator, a: BoolArray, b: BoolArray) -> BoolArray:
     return mixed if mixed.any() else a  # nothing lies between two lines that cross
 
 
+def centered(mask: BoolArray, side: int) -> BoolArray:
+    """A mask, [S, S], in the middle of an empty one of `side` >= S pixels."""
+    before = (side - len(mask)) // 2
+    return np.pad(mask, (before, side - len(mask) - before))
+
+
 def fitted(mask: BoolArray, area: BoolArray, rng: np.random.Generator, scale: float = 1.0) -> BoolArray:
     """A mask, scaled, and moved into an area at a random place, [S, S]. Empty if nothing fits.
 
@@ -153,14 +201,17 @@ def fitted(mask: BoolArray, area: BoolArray, rng: np.random.Generator, scale: fl
 
 def to_text(known: KnownMask) -> str:
     """A known mask as text, for a model's file."""
-    packed = base64.b64encode(np.packbits(known.mask).tobytes()).decode()
-    return f"{known.place[0]:.4f},{known.place[1]:.4f},{known.zoom:.4f},{packed}"
+    packed = base64.b64encode(zlib.compress(np.packbits(known.mask).tobytes(), 9)).decode()
+    return f"{known.place[0]:.4f},{known.place[1]:.4f},{known.zoom:.4f},{len(known.mask)},{packed}"
 
 
 def from_text(text: str, side: int) -> KnownMask:
-    """The inverse of `to_text`, for masks of `side` pixels."""
-    x, y, zoom, packed = text.split(",")
-    bits = np.unpackbits(np.frombuffer(base64.b64decode(packed), np.uint8), count=side * side)
+    """The inverse of `to_text`. Older models have masks of `side` pixels, which are not compressed."""
+    x, y, zoom, *more, packed = text.split(",")
+    data = base64.b64decode(packed)
+    if more:
+        side, data = int(more[0]), zlib.decompress(data)
+    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=side * side)
     return KnownMask(bits.reshape(side, side).astype(np.bool_), (float(x), float(y)), float(zoom))
 
 

@@ -4,6 +4,7 @@ Images are not resized to fit the network. It gets a window of `side` native pix
 are equal unless defects are larger than the window: then side = image_size / scale, with a scale below 1.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,11 @@ def place(
 
     b = box or Box(0, 0, 0, 0)
     return Window(corner(width, b.x, b.width), corner(height, b.y, b.height), side)
+
+
+def network_side(length: float) -> int:
+    """The least side of at least `length` pixels that every network takes: a multiple of 16."""
+    return 16 * math.ceil(length / 16)
 
 
 def place_at(height: int, width: int, side: int, at: tuple[float, float]) -> Window:

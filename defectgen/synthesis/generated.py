@@ -21,7 +21,7 @@ from defectgen.device import one_thread, resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
 from defectgen.folders import Catalog, SourceImage, limits_of
 from defectgen.imaging import control_maps, level, masks
-from defectgen.imaging.control_maps import KnownMask, Sides, draw_map, fitted, pick
+from defectgen.imaging.control_maps import KnownMask, Sides, centered, draw_long, draw_map, fitted, pick
 from defectgen.imaging.images import DecodedImage, Pixels
 from defectgen.imaging.mask_files import read_masks
 from defectgen.imaging.patches import DefectPatch, extract, flipped, of_mask, resize
@@ -34,6 +34,7 @@ from defectgen.imaging.windows import (
     crop,
     crop_zero_padded,
     defect_boxes,
+    network_side,
     normalize,
     open_sides,
     paste_change,
@@ -59,6 +60,7 @@ _PATIENCE = 5  # attempts, after which defects that the window's border cuts off
 _OBJECT = 1 << 31  # in the key of an object that all samples share: no index is as high
 _CUT = 3  # pixels of a window's border that a whole defect may cover
 _ALIKE = 0.25  # of the logarithm of lengths: how alike in size real and generated defects are
+_STRETCH = 1.5  # times as large as the image of a long defect: one that it still crosses, at a smaller scale
 _ON_CPU, _ON_GPU = 8, 64  # windows that are drawn and painted together
 
 
@@ -327,8 +329,13 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             _, at, zoom = min(firsts.values(), key=lambda first: first.zoom)
         elif spot := self._spot(drawn.category, index, attempt, x_ref):
             at, zoom = spot[:2], spot[2]
-        scale = min(scale_of(task.scales, drawn.sample.product, name) for name in names)
-        side = round(size / min(1.0, zoom * scale))
+        scale = min(1.0, zoom * min(scale_of(task.scales, drawn.sample.product, name) for name in names))
+        side = round(size / scale)
+        longest = max(photograph.height, photograph.width)
+        shown = max((len(first.mask) for first in firsts.values()), default=size)
+        if shown > size:  # a long defect: its window shows more, up to the whole image
+            size = min(shown, max(size, network_side(longest * scale)))
+            side = max(longest, side) if longest * scale <= _STRETCH * shown else round(size / scale)
         if areas:
             box = Box(*cv2.boundingRect(np.any([area for *_, area in areas], axis=0).view(np.uint8)))
             extent = self._extent(drawn.category, index, attempt, x_ref)
@@ -352,7 +359,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             window = place(rng, photograph.height, photograph.width, side)
         a = None
         if firsts:
-            a = self._asked(rng, window, firsts, photograph)
+            a = self._asked(rng, window, size, firsts, photograph)
         elif areas:
             a = self._asked_in(rng, window, areas, tuple(names))
         x = crop(photograph, window, size, task.channels)
@@ -391,15 +398,25 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         return _Reference(sample, self._sha256(sample.path), window, x)
 
     def _asked(
-        self, rng: np.random.Generator, window: Window, firsts: dict[str, KnownMask], photograph: DecodedImage
+        self,
+        rng: np.random.Generator,
+        window: Window,
+        size: int,
+        firsts: dict[str, KnownMask],
+        photograph: DecodedImage,
     ) -> FloatArray:
         """A control map, [categories, S, S], of real masks that are warped: 1 where a defect is requested, else 0.
 
         It leaves the window's border free, except where the image ends.
         """
-        a, border = self._nothing(), _inner(window, photograph)
+        a, border = self._nothing(size), _inner(window, photograph)
         for name, first in firsts.items():
-            a[self._method.task.domains.index(name) - 1] = draw_map(rng, first.mask, self._masks[name], border)
+            mask = first.mask if len(first.mask) >= size else centered(first.mask, size)
+            if len(mask) > self._method.config.image_size and not any(border):
+                here = draw_long(rng, mask, size)
+            else:
+                here = draw_map(rng, mask, self._masks[name], border)
+            a[self._method.task.domains.index(name) - 1] = here
         return a
 
     def _asked_in(
@@ -410,7 +427,8 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         names: Sequence[str],
     ) -> FloatArray:
         """A control map of regions: a mask image exactly; in a box a real mask, warped, or the box without masks."""
-        a, size = self._nothing(), self._method.config.image_size
+        size = self._method.config.image_size
+        a = self._nothing(size)
         for number, category, area in areas:
             inside = crop_zero_padded(area, (window.x, window.y), (window.side, window.side)).astype(np.float32)
             here = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA) > 0.5
@@ -423,11 +441,18 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
                 a[self._method.task.domains.index(name) - 1][part] = 1
         return a
 
-    def _nothing(self) -> FloatArray:
-        size = self._method.config.image_size
+    def _nothing(self, size: int) -> FloatArray:
         return np.zeros((len(self._method.task.domains) - 1, size, size), np.float32)
 
     def _generate(self, draws: Sequence[_WindowDraw]) -> list[_Output]:
+        made: dict[int, _Output] = {}
+        for size in {len(draw.x[0]) for draw in draws}:
+            alike = [draw for draw in draws if len(draw.x[0]) == size]
+            made |= dict(zip(map(id, alike), self._generate_alike(alike), strict=True))
+        return [made[id(draw)] for draw in draws]
+
+    def _generate_alike(self, draws: Sequence[_WindowDraw]) -> list[_Output]:
+        """As `_generate`, of windows of one size."""
         keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
         columns = {
             "a": [draw.a for draw in draws if draw.a is not None],

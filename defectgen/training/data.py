@@ -48,6 +48,7 @@ from defectgen.imaging.windows import (
     exposed,
     exposure,
     inside,
+    network_side,
     open_sides,
     place,
     place_at,
@@ -60,6 +61,7 @@ from defectgen.seeding import numpy_rng
 from defectgen.training.twins import repaired
 
 _MARGIN = 1.15  # a window is this many times as large as the defect that determines its scale
+_LONG = 4  # times the side of the others: windows of the masks of long defects, at most
 _FIT = 0.9  # fraction of a category's defects that fit into a window
 _THINNEST = 4  # pixels of the window: the median thickness of a category's defects is kept from falling below it
 _TWINS_LIMIT = 1 << 30  # bytes of repaired images that are kept
@@ -292,9 +294,9 @@ class TrainingWindows:
         cut = view.cuts(a.max(axis=0) > 0)
         return TrainingSample(x, domain, self.products.index(product), a, twin, view.place, view.zoom, cut)
 
-    def _map(self, view: "_View") -> FloatArray:
+    def _map(self, view: "_View", size: int | None = None) -> FloatArray:
         """Where a window shows which category: `TrainingSample.a`. Without a mask, a category covers the window."""
-        image, size = view.image, self.image_size
+        image, size = view.image, size or self.image_size
         a = np.zeros((len(self.domains) - 1, size, size), np.float32)
         for category, mask in ((image.category, image.mask), *image.also):
             if category != NORMAL:
@@ -388,12 +390,18 @@ class _NormalsWithDefects(TrainingWindows):
         product = str(rng.choice(self.products))
         return self._pair(rng, product, str(rng.choice(list(self.scales[product]))))
 
-    def _known_masks(self) -> dict[str, list[KnownMask]]:
-        found = {category: self._known_masks_of(category) for category in self.domains[1:]}
+    def known_masks(self, *, long: bool = False) -> dict[str, list[KnownMask]]:
+        """Real masks of each category as windows show them, of which control maps are made.
+
+        Args:
+            long: defects of which windows show only parts are shown in windows as large as their image, or four times
+                as large as the others.
+        """
+        found = {category: self._known_masks_of(category, long=long) for category in self.domains[1:]}
         return {category: masks for category, masks in found.items() if masks}
 
-    def _known_masks_of(self, category: str) -> list[KnownMask]:
-        """Real masks as windows show them; those that the window's border cuts only if the image has no others."""
+    def _known_masks_of(self, category: str, *, long: bool) -> list[KnownMask]:
+        """Those that the window's border cuts only if the image has no others."""
         rng = numpy_rng(self.domains.index(category))
         sources = [
             (product, image)
@@ -403,15 +411,30 @@ class _NormalsWithDefects(TrainingWindows):
             if any(name == category and mask for name, mask in ((image.category, image.mask), *image.also))
         ]
         whole, cut = defaultdict[Path, list[KnownMask]](list), defaultdict[Path, list[KnownMask]](list)
+        index = self.domains.index(category) - 1
         for number in range(2 * self._KNOWN if sources else 0):
             product, image = sources[number % len(sources)]
             scale = scale_of(self.scales, product, category)
             view = self._view_of(rng, image, scale)
-            mask = self._map(view)[self.domains.index(category) - 1] > 0
+            mask = self._map(view)[index] > 0
             if mask.any():
                 (cut if view.cuts(mask) else whole)[image.path].append(KnownMask(mask, view.place, view.zoom))
+        for product, image in sources if long else ():
+            if cut[image.path] and not whole[image.path]:
+                views = self._long_views(rng, image, scale_of(self.scales, product, category))
+                masks = ((view, self._map(view, size)[index] > 0) for view, size in views)
+                cut[image.path] = [KnownMask(mask, view.place) for view, mask in masks if mask.any()]
         found = [whole[image.path] or cut[image.path] for _, image in sources]
         return [mask for each in zip_longest(*found) for mask in each if mask is not None][: self._KNOWN]
+
+    def _long_views(self, rng: np.random.Generator, image: SourceImage, scale: float) -> list[tuple["_View", int]]:
+        """A view of a long defect for each flip, and the side of its window in pixels of the network."""
+        longest = max(image.height, image.width)
+        size = min(_LONG * self.image_size, network_side(longest * scale))
+        side = min(longest, round(size / scale))
+        box = max(self._boxes_of(image), key=lambda each: max(each.width, each.height), default=None)
+        window = place(rng, image.height, image.width, side, box)
+        return [(_View(image, window, flip_y, flip_x), size) for flip_y, flip_x in self.flips]
 
 
 class TrainingPairs(_NormalsWithDefects):
@@ -428,7 +451,7 @@ class TrainingPairs(_NormalsWithDefects):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.masks = self._known_masks()
+        self.masks = self.known_masks()
 
     def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
         """The row has a control map for the normal, whose window lies where that of the map's real mask did."""
@@ -469,7 +492,7 @@ class TrainingMasks(_NormalsWithDefects):
         for scales in self.scales.values() if not by_category else ():
             scales.update(dict.fromkeys(scales, float(np.median(list(scales.values())))))
         if asks:
-            self.masks = self._known_masks()
+            self.masks = self.known_masks()
 
     def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
         row = super()._pair(rng, product, category)
@@ -758,7 +781,8 @@ def make_task(windows: TrainingData) -> Task:
     if isinstance(windows, LevelPatches):
         spots = {category: tuple(map(spot_text, known)) for category, known in windows.spots.items()}
     if isinstance(windows, _NormalsWithDefects):
-        masks = {category: tuple(map(to_text, known)) for category, known in windows.masks.items()}
+        shown = windows.known_masks(long=True) if isinstance(windows, TrainingPairs) else windows.masks
+        masks = {category: tuple(map(to_text, known)) for category, known in shown.items()}
     return Task(
         domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales,
         ranges=windows.ranges, masks=masks, spots=spots,

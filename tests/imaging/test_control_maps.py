@@ -1,8 +1,22 @@
+import base64
+
 import cv2
 import numpy as np
 import pytest
 
-from defectgen.imaging.control_maps import KnownMask, Sides, between, draw_map, fitted, from_text, pick, to_text, warped
+from defectgen.imaging.control_maps import (
+    KnownMask,
+    Sides,
+    between,
+    centered,
+    draw_long,
+    draw_map,
+    fitted,
+    from_text,
+    pick,
+    to_text,
+    warped,
+)
 from defectgen.imaging.masks import wanders
 from defectgen.imaging.windows import BoolArray
 
@@ -111,7 +125,46 @@ def test_a_map_is_fitted_into_an_area() -> None:
     assert not fitted(line(), np.zeros_like(area), np.random.default_rng(0)).any()
 
 
-def test_masks_are_kept_as_text() -> None:
-    mask, place, zoom = from_text(to_text(KnownMask(line(), (0.25, 1.0), 1.5)), SIDE)
+def test_a_crack_through_an_image_crosses_another_one() -> None:
+    """Of any size: windows show a part of the mask, and it goes on where it is turned and scaled down."""
+    crack = np.zeros((160, 160), np.uint8)
+    cv2.polylines(crack, [np.array([(0, 80), (60, 95), (110, 70), (159, 84)])], isClosed=False, color=1, thickness=3)
+    crack[0, 20:24] = 1  # a speck at an edge keeps nothing there
+    found = [draw_long(np.random.default_rng(seed), crack > 0, side) for seed in range(20) for side in (64, 80, 160)]
+    assert [each.shape for each in found[:3]] == [(64, 64), (80, 80), (160, 160)]
+    assert len({each.tobytes() for each in found}) == 60
+    assert np.mean([each[:, 0].any() and each[:, -1].any() for each in found]) > 0.9
+    assert np.mean([each.any(axis=0).mean() > 0.9 for each in found]) > 0.9
+
+
+def test_a_long_defect_at_one_edge_stays_there() -> None:
+    chip = np.zeros((160, 160), np.bool_)
+    chip[:, 140:] = True
+    chip[40:] = False
+    for seed in range(20):
+        found = draw_long(np.random.default_rng(seed), chip, 64)
+        assert found[:, -1].any()
+        assert found[0].any()
+        assert not found[:, :20].any()
+
+
+def test_masks_are_mixed_with_those_of_their_size() -> None:
+    known = [KnownMask(line(), (0.5, 0.5)), KnownMask(centered(disc(32, 32, 9), 160), (0.5, 0.5))]
+    for seed in range(20):
+        assert draw_map(np.random.default_rng(seed), known[1].mask, known).shape == (160, 160)
+    np.testing.assert_allclose(middle(known[1].mask), 80)
+
+
+@pytest.mark.parametrize("mask", [line(), centered(line(), 240)])
+def test_masks_are_kept_as_text(mask: BoolArray) -> None:
+    known = KnownMask(mask, (0.25, 1.0), 1.5)
+    found = from_text(to_text(known), SIDE)
+    np.testing.assert_array_equal(found.mask, mask)
+    assert found[1:] == known[1:]
+
+
+def test_masks_of_older_models_can_be_read() -> None:
+    bits = base64.b64encode(np.packbits(line()).tobytes()).decode()
+    mask, place, zoom = from_text(f"0.2500,1.0000,1.5000,{bits}", SIDE)
     np.testing.assert_array_equal(mask, line())
     assert (place, zoom) == ((0.25, 1.0), 1.5)

@@ -796,6 +796,51 @@ def test_without_a_region_real_masks_are_warped_and_are_the_labels(
         assert 60 < sample.mask.sum() < 900
 
 
+@pytest.fixture
+def of_cracks(
+    with_masks: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., SynthesisRequest]:
+    """A model of cracks through images of 96 pixels, of which its windows of 64 show parts."""
+    crack = np.zeros((96, 96), np.bool_)
+    crack[46:50] = True
+    monkeypatch.setattr("defectgen.imaging.control_maps.from_text", lambda _text, _side: KnownMask(crack, (0.5, 0.5)))
+    return with_masks
+
+
+def test_a_crack_through_its_image_crosses_the_new_one(of_cracks: Callable[..., SynthesisRequest]) -> None:
+    sides = set()
+    for sample in synthesize(of_cracks(8, categories=("dent", "spot"))):
+        height, width = sample.mask.shape
+        sides.add(record(sample)["window"]["side"])
+        assert record(sample)["window"]["side"] == max(64 if sample.category == "dent" else 128, height, width)
+        assert sample.mask.any(axis=0).mean() > (0.8 if height > 24 else 0)
+    assert len(sides) > 2  # windows of several sizes in a batch
+
+
+def test_in_a_large_image_a_long_defect_lies_in_a_window_of_its_own_size(
+    of_cracks: Callable[..., SynthesisRequest], tmp_path: Path
+) -> None:
+    (tmp_path / "0.png").write_bytes(encode_png(np.random.default_rng(0).integers(90, 110, (200, 160), np.uint8)))
+    normals = read_normals(tmp_path, product="part")
+    for sample in synthesize(of_cracks(3, categories=("dent",), normals=normals)):
+        assert record(sample)["window"]["side"] == 96
+        rows, columns = np.nonzero(sample.mask)
+        assert 60 < np.ptp(columns) < 96
+        assert np.ptp(rows) < 40
+
+
+def test_a_union_of_a_long_and_a_short_defect_shows_both(
+    with_masks: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crack = np.zeros((96, 96), np.bool_)
+    crack[20:24] = True
+    known = iter([KnownMask(crack, (0.5, 0.5)), KnownMask(disc(), (0.5, 0.5))])
+    monkeypatch.setattr("defectgen.imaging.control_maps.from_text", lambda _text, _side: next(known))
+    samples = [each for each in synthesize(with_masks(8, categories=("dent+spot",))) if len(each.mask) > 24]
+    assert all(sample.mask.any(axis=0).mean() > 0.8 for sample in samples)
+    assert max(cv2.connectedComponents(sample.mask.astype(np.uint8))[0] for sample in samples) > 2
+
+
 def test_a_model_that_learned_without_masks_is_asked_everywhere(
     entry: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:

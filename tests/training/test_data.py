@@ -10,6 +10,7 @@ import pytest
 
 from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import NORMAL, Catalog, ProductFolders, SourceImage, read_catalog, read_defects
+from defectgen.imaging import control_maps
 from defectgen.imaging.images import DecodedImage, encode_png, read_mask
 from defectgen.imaging.places import from_text, to_text
 from defectgen.imaging.windows import (
@@ -279,6 +280,32 @@ class TestTrainingWindows:
             assert (row.asked.any(axis=(1, 2)) == a.any(axis=(1, 2))).all()  # the same category
             asked.add(row.asked.tobytes())
         assert len(asked) == 30
+
+    def test_masks_of_long_defects_show_their_whole_images(self, tmp_path: Path) -> None:
+        """A crack through an image of 200 x 120 pixels, and a dent that fits into windows of 64."""
+        for i in range(4):
+            pixels, mask = np.full((120, 200), 100, np.uint8), np.zeros((120, 200), np.uint8)
+            for folder in ("normals", "defects/crack", "defects/dent"):
+                mask[:] = 0
+                if folder.endswith("crack"):
+                    mask[60 + i : 68 + i] = 255
+                elif folder.endswith("dent"):
+                    mask[50:70, 80:100] = 255
+                kinds = [(folder, np.where(mask > 0, 30, pixels)), (folder.replace("defects", "masks"), mask)]
+                for name, image in kinds[: 1 if folder == "normals" else 2]:
+                    (tmp_path / name).mkdir(parents=True, exist_ok=True)
+                    (tmp_path / name / f"{i}.png").write_bytes(encode_png(image.astype(np.uint8)))
+        source = ProductFolders(product="p", normals=tmp_path / "normals", defects=tmp_path / "defects")
+        labels = TrainingLabels(read_catalog([source]), 64, ["p"], [NORMAL, "crack", "dent"])
+        scale = labels.scales["p"]["crack"]
+        assert scale == 0.5  # four pixels thick
+        assert {each.mask.shape for of in labels.masks.values() for each in of} == {(64, 64)}
+        known = labels.known_masks(long=True)
+        assert {each.mask.shape for each in known["crack"]} == {(112, 112)}  # 200 * 0.5, in steps of 16
+        assert all(each.mask.any(axis=0).all() for each in known["crack"])
+        assert known["dent"][0].mask.shape == (64, 64)
+        task = make_task(labels)
+        assert {len(control_maps.from_text(text, 64).mask) for text in task.masks["crack"]} == {112}
 
     def test_a_sheet_shows_defects_beside_their_twins(self, catalog: Catalog) -> None:
         sheet = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"]).sheet()
