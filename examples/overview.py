@@ -3,7 +3,7 @@
     python examples/overview.py rows OUT.jpg TITLE=FOLDER [TITLE=FOLDER ...]
     python examples/overview.py blind OUT REAL SYNTHETIC [--seed 1]
 
-Windows show 72 pixels of the image, and defects that fit into them; for larger ones use --side.
+Windows show 72 pixels of the image (--side), and defects that fit into them; where most of a category do not, parts.
 
 A folder is a dataset made by defectgen, or holds a folder of defects for each category, with `masks` beside it. `rows`
 writes a row of nine windows for each, the first of each category in turn; nothing is chosen. `blind` writes OUT.png, 40
@@ -31,23 +31,30 @@ WIDE, LARGE = 8, 144  # windows side by side in the blind test, and their side
 
 
 def defects(folder: Path, count: int, side: int) -> list[LabeledImage]:
-    """The first defects of a folder that fit into a window, of each category in turn."""
-    of: dict[str, list[LabeledImage]] = {}
+    """The first defects of a folder that fit into a window, of each category in turn; any if most are longer."""
+    fit: dict[str, list[LabeledImage]] = {}
+    long: dict[str, list[LabeledImage]] = {}
     for image in read_synthetic(folder).images:
         mask = load_mask(image.mask, read_image(image.path).pixels.shape[:2])
-        if mask.any() and max(cv2.boundingRect(mask.astype(np.uint8))[2:]) < side <= min(mask.shape):
-            of.setdefault(image.category, []).append(image)
+        if mask.any() and side <= min(mask.shape):
+            fits = max(cv2.boundingRect(mask.astype(np.uint8))[2:]) < side
+            (fit if fits else long).setdefault(image.category, []).append(image)
+    of = {name: fit[name] for name in fit if len(fit[name]) >= len(long.get(name, ()))}
+    of = {**{name: [*fit.get(name, ()), *long[name]] for name in long}, **of}
     if not of:
-        raise SystemExit(f"{folder}: no defect fits into a window of {side} pixels; see --side")
+        raise SystemExit(f"{folder}: no image is as large as a window of {side} pixels; see --side")
     in_turn = [mine[k] for k in range(max(map(len, of.values()))) for mine in of.values() if k < len(mine)]
     return sorted(in_turn[:count], key=lambda image: image.category)
 
 
 def window(image: LabeledImage, side: int, tile: int) -> Pixels:
-    """`side` pixels around the defect, [tile, tile, 3]."""
+    """`side` pixels around the defect, or around the middle pixel of one that is longer, [tile, tile, 3]."""
     pixels = read_image(image.path).as_rgb()
     mask = load_mask(image.mask, pixels.shape[:2]).astype(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)
+    if max(width, height) >= side:
+        at = np.argwhere(mask)
+        (top, left), width, height = at[np.abs(at - at.mean(axis=0)).sum(axis=1).argmin()], 1, 1
     y = int(np.clip(top + (height - side) // 2, 0, mask.shape[0] - side))
     x = int(np.clip(left + (width - side) // 2, 0, mask.shape[1] - side))
     return np.asarray(cv2.resize(pixels[y : y + side, x : x + side], (tile, tile), interpolation=cv2.INTER_CUBIC))
