@@ -449,9 +449,19 @@ class TrainingPairs(_NormalsWithDefects):
     edges = 0.25  # if only few windows showed the edges, the network would find them unusual
     flips: ClassVar[tuple[tuple[bool, bool], ...]] = _FLIPS[:3]  # as ISU-GAN's paper has it
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, paints: bool = False, **options: Any) -> None:
+        """`paints`: for a method that paints inside masks, in windows of any size."""
+        self.paints = paints
         super().__init__(*args, **options)
         self.masks = self.known_masks()
+
+    def _scale(self, images: Sequence[SourceImage]) -> float:
+        """If most defects are longer than windows anyway, these show them twice as sharp."""
+        scale = super()._scale(images)
+        lengths = [max(box.width, box.height) for image in images for box in self._boxes_of(image)]
+        if self.paints and not self._whole and lengths and np.median(lengths) * scale > self.image_size:
+            return min(1.0, 2 * scale)
+        return scale
 
     def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
         """The row has a control map for the normal, whose window lies where that of the map's real mask did."""
@@ -753,6 +763,8 @@ def training_data(name: str, catalog: Catalog, config: MethodConfig) -> Training
     if method.learns == "masks":
         own = {"by_category": config.has_own_scales, "asks": config.paints_masks}
         return TrainingMasks(catalog, config.image_size, products, domains, **own, **common)
+    if method.learns != "domains":
+        common["paints"] = config.paints_masks
     kinds: dict[DataKind, type[TrainingWindows]] = {
         "domains": TrainingWindows,
         "pairs": TrainingPairs,
@@ -781,7 +793,8 @@ def make_task(windows: TrainingData) -> Task:
     if isinstance(windows, LevelPatches):
         spots = {category: tuple(map(spot_text, known)) for category, known in windows.spots.items()}
     if isinstance(windows, _NormalsWithDefects):
-        shown = windows.known_masks(long=True) if isinstance(windows, TrainingPairs) else windows.masks
+        paints = isinstance(windows, TrainingPairs) and windows.paints
+        shown = windows.known_masks(long=True) if paints else windows.masks
         masks = {category: tuple(map(to_text, known)) for category, known in shown.items()}
     return Task(
         domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales,

@@ -86,7 +86,7 @@ def method() -> DefectGAN:
 
 @pytest.fixture(scope="module")
 def trained() -> DefectGAN:
-    method = build(MASKS)
+    method = build(MASKS.model_copy(update={"pairs_first": 0.8}))  # steps without D take a third of the time
     average = Average(method.networks.averaged, MASKS.ema)
     for step in range(MASKS.steps):
         method.training_step(batch(step, MASKS.batch_size), step, step / MASKS.steps, generator(step))

@@ -296,16 +296,20 @@ class TestTrainingWindows:
                     (tmp_path / name).mkdir(parents=True, exist_ok=True)
                     (tmp_path / name / f"{i}.png").write_bytes(encode_png(image.astype(np.uint8)))
         source = ProductFolders(product="p", normals=tmp_path / "normals", defects=tmp_path / "defects")
-        labels = TrainingLabels(read_catalog([source]), 64, ["p"], [NORMAL, "crack", "dent"])
-        scale = labels.scales["p"]["crack"]
-        assert scale == 0.5  # four pixels thick
+        plain, labels = (
+            TrainingLabels(read_catalog([source]), 64, ["p"], [NORMAL, "crack", "dent"], paints=paints)
+            for paints in (False, True)
+        )
+        assert plain.scales["p"]["crack"] == 0.5  # four pixels thick
+        assert labels.scales["p"] == {"crack": 1.0, "dent": 1.0}
         assert {each.mask.shape for of in labels.masks.values() for each in of} == {(64, 64)}
         known = labels.known_masks(long=True)
-        assert {each.mask.shape for each in known["crack"]} == {(112, 112)}  # 200 * 0.5, in steps of 16
+        assert {each.mask.shape for each in known["crack"]} == {(208, 208)}  # 200, in steps of 16
         assert all(each.mask.any(axis=0).all() for each in known["crack"])
         assert known["dent"][0].mask.shape == (64, 64)
-        task = make_task(labels)
-        assert {len(control_maps.from_text(text, 64).mask) for text in task.masks["crack"]} == {112}
+        for windows, side in ((labels, 208), (plain, 64)):
+            texts = make_task(windows).masks["crack"]
+            assert {len(control_maps.from_text(text, 64).mask) for text in texts} == {side}
 
     def test_a_sheet_shows_defects_beside_their_twins(self, catalog: Catalog) -> None:
         sheet = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"]).sheet()
