@@ -1,11 +1,14 @@
 """The whole way through the real command line: photographs to a model, a model to datasets."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +31,30 @@ def environment() -> dict[str, str]:
     return {**ours, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
-def run(*arguments: str | Path, cwd: Path, code: int = 0) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "defectgen", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str | Path, cwd: Path, code: int = 0) -> Done:
+    """Run a command: in an empty folder in a process of its own, else in this one, which takes three seconds less."""
+    if any(cwd.iterdir()):
+        out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+        os.chdir(cwd)
+        try:
+            with redirect_stdout(out), redirect_stderr(err):
+                found = main([*map(str, arguments)])
+        finally:
+            os.chdir(before)
+        done = Done(found, out.getvalue(), err.getvalue())
+    else:
+        command = [sys.executable, "-m", "defectgen", *map(str, arguments)]
+        own = subprocess.run(
+            command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=200, check=False
+        )
+        done = Done(own.returncode, own.stdout, own.stderr)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
