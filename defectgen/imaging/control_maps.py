@@ -14,7 +14,7 @@ from defectgen.imaging.windows import BoolArray, FloatArray
 
 _ELASTIC = 1 / 8, 0.05  # smoothness and size of the displacements, as fractions of the window's side
 _ARC = 0.4, 0.02  # the same for straight lines and arcs
-_GENTLE = 1 / 8, 0.02  # and for long defects, of which a window shows a part
+_GENTLE = 1 / 8, 0.01  # and for long defects, of which a window shows a part: more would make waves of cracks
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
 _MIXED = 0.3  # share of the maps that are between two real masks
@@ -115,14 +115,15 @@ def warped(rng: np.random.Generator, mask: BoolArray, *, long: bool = False) -> 
     """A mask, turned and scaled about its middle and bent by a smooth random field; straight lines become arcs.
 
     Args:
-        long: it goes on beyond its edges, mirrored, and is bent less.
+        long: it goes on beyond its edges, mirrored, is bent less, and never enlarged, which would make cracks bands.
 
     Returns:
         [S + 2 M, S + 2 M]: M = S // 4 pixels beyond each edge show what left the window.
     """
     side, margin = len(mask), len(mask) // 4
     middle = np.argwhere(mask).mean(axis=0)[::-1]
-    angle, scale = math.radians(rng.normal(0, _TURN)), 2 ** rng.normal(0, _SCALE)
+    angle, octaves = math.radians(rng.normal(0, _TURN)), rng.normal(0, _SCALE)
+    scale = 2 ** (-abs(octaves) if long else octaves)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
     field = np.pad(
         _field(rng, side, *(_ARC if not wanders(mask) else _GENTLE if long else _ELASTIC)),
