@@ -46,8 +46,8 @@ def suited(catalog: Catalog) -> tuple[str, str]:
             "best in our test on roads"
         )
     return _suiting("surfaces"), (
-        f"all defects have masks, and made from {_ENOUGH} of each category, its defects taught a network most in our tests "
-        "on tiles" + (f"; {_ENOUGH} or more are better than {fewest}" if fewest < _ENOUGH else "")
+        f"all defects have masks, and its defects, made from {_ENOUGH} of each category, taught a network most in our "
+        "tests on tiles" + (f"; {_ENOUGH} or more are better than {fewest}" if fewest < _ENOUGH else "")
     )
 
 
