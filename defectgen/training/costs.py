@@ -24,7 +24,6 @@ from defectgen.training.data import Feeder, TrainingWindows
 from defectgen.training.run import Run, TrainSpec, line
 from defectgen.training.trainer import (
     CHECKPOINT_SECONDS,
-    LOG_EVERY,
     PREVIEW_SECONDS,
     Setup,
     is_power_of_two,
@@ -32,8 +31,8 @@ from defectgen.training.trainer import (
     previewed_early,
     too_large,
 )
+from defectgen.training.view import LOG_EVERY, POINTS
 from defectgen.training.view import NAME as VIEW
-from defectgen.training.view import POINTS
 
 if sys.platform != "win32":
     import resource

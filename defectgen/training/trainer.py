@@ -39,8 +39,8 @@ from defectgen.training.data import (
     training_data,
 )
 from defectgen.training.run import Run, TrainSpec, identity, inputs
+from defectgen.training.view import LOG_EVERY
 
-LOG_EVERY = 10  # steps
 _DIAGNOSED = 20  # rows of losses that are averaged for a diagnosis
 CHECKPOINT_SECONDS = 120.0
 PREVIEW_SECONDS = 180.0

@@ -16,6 +16,7 @@ from defectgen.errors import UserError
 from defectgen.text import duration, printable, speed
 
 NAME: Final = "index.html"
+LOG_EVERY: Final = 10  # steps
 PREVIEWS: Final = "previews"
 _TWINS = "twins.jpg"
 

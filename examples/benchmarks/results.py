@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from defectgen.folders import NORMAL, ProductFolders, SourceImage, read_catalog
-from defectgen.training.trainer import LOG_EVERY
+from defectgen.training.view import LOG_EVERY
 
 LEARNED, ALL, SHOTS = 3, 5, 5
 _AUGMENTED = "real images, augmented"
