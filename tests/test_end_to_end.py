@@ -253,9 +253,14 @@ class TestCompose:
             assert change[mask].mean() > 10 * max(change[~mask].mean(), 0.01)
 
     def test_a_dataset_is_evaluated_on_photographs_that_it_was_not_made_of(self, tmp_path: Path) -> None:
-        unshared = shutil.ignore_patterns("stain", "chip")  # `evaluate` compares categories that all of them have
+        unshared = {"stain", "chip"}  # `evaluate` compares categories that all of them have
+
+        def some(folder: str, names: list[str]) -> set[str]:
+            images = sorted(name for name in names if Path(folder, name).is_file())
+            return unshared | {*images[5:]}
+
         steel, ceramic = (
-            shutil.copytree(SAMPLES / name, tmp_path / name, ignore=unshared) for name in ("steel", "ceramic")
+            shutil.copytree(SAMPLES / name, tmp_path / name, ignore=some) for name in ("steel", "ceramic")
         )
         # Bent ones are not copies.
         given: list[str | Path] = ["--from", steel / "defects", "--to", steel / "normals", "--vary", "0"]
