@@ -203,7 +203,9 @@ class _Network:
 
         # On the CPU one at a time on each thread: as fast as a batch, faster than one on several threads, and the
         # rounding, which decides about outlines of masks, depends neither on the batch nor on the threads.
-        size = self.batch_size if self.device.type == "cuda" else 1
+        # Of larger windows, of long defects, as many at a time as fit into the same memory.
+        larger = 1 if x is None else (x.shape[-1] / self.method.config.image_size) ** 2
+        size = max(1, int(self.batch_size / larger)) if self.device.type == "cuda" else 1
         starts = range(0, len(keys), size)
         try:
             if self.device.type == "cuda":
@@ -412,7 +414,8 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         a, border = self._nothing(size), _inner(window, photograph)
         for name, first in firsts.items():
             mask = first.mask if len(first.mask) >= size else centered(first.mask, size)
-            if len(mask) > self._method.config.image_size and not any(border):
+            long = len(mask) > self._method.config.image_size
+            if len(mask) > size or (long and not any(border)):
                 here = draw_long(rng, mask, size)
             else:
                 here = draw_map(rng, mask, self._masks[name], border)

@@ -817,6 +817,13 @@ def test_a_crack_through_its_image_crosses_the_new_one(of_cracks: Callable[..., 
     assert len(sides) > 2  # windows of several sizes in a batch
 
 
+def test_a_long_defect_is_moved(of_cracks: Callable[..., SynthesisRequest]) -> None:
+    request = replace(of_cracks(4, categories=("dent",)), move=((9.0, 9.0), (-4.0, -4.0)))
+    for sample in synthesize(request):
+        assert record(sample)["parameters"]["moved"] == [9, -4]
+        assert sample.mask.any()
+
+
 def test_in_a_large_image_a_long_defect_lies_in_a_window_of_its_own_size(
     of_cracks: Callable[..., SynthesisRequest], tmp_path: Path
 ) -> None:
