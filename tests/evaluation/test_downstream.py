@@ -247,7 +247,7 @@ def test_the_source_loss_is_of_defects_alone(examples: Callable[..., list[Exampl
 def test_wrong_labels_hurt(examples: Callable[..., list[Example]]) -> None:
     """Synthetic discs that are called bars, and bars that are called discs, against the real ones alone."""
     real, wrong = examples(0, 4), examples(200, 20, synthetic=True, swapped=True)
-    plan, held_out = Plan(steps=16, device=CPU), examples(100, 8)
+    plan, held_out = Plan(steps=12, device=CPU), examples(100, 6)
     scores: dict[float, list[float]] = {0.0: [], 0.9: []}
     for seed in range(2):
         for share, found in scores.items():
