@@ -32,15 +32,16 @@ WIDE, LARGE = 8, 144  # windows side by side in the blind test, and their side
 
 def defects(folder: Path, count: int, side: int) -> list[LabeledImage]:
     """The first defects of a folder that fit into a window, of each category in turn; any if most are longer."""
-    fit: dict[str, list[LabeledImage]] = {}
-    long: dict[str, list[LabeledImage]] = {}
+    found: dict[str, list[tuple[LabeledImage, bool]]] = {}
     for image in read_synthetic(folder).images:
         mask = load_mask(image.mask, read_image(image.path).pixels.shape[:2])
         if mask.any() and side <= min(mask.shape):
             fits = max(cv2.boundingRect(mask.astype(np.uint8))[2:]) < side
-            (fit if fits else long).setdefault(image.category, []).append(image)
-    of = {name: fit[name] for name in fit if len(fit[name]) >= len(long.get(name, ()))}
-    of = {**{name: [*fit.get(name, ()), *long[name]] for name in long}, **of}
+            found.setdefault(image.category, []).append((image, fits))
+    of = {
+        category: [image for image, fits in mine if fits or 2 * sum(fits for _, fits in mine) < len(mine)]
+        for category, mine in found.items()
+    }
     if not of:
         raise SystemExit(f"{folder}: no image is as large as a window of {side} pixels; see --side")
     in_turn = [mine[k] for k in range(max(map(len, of.values()))) for mine in of.values() if k < len(mine)]

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,30 +30,23 @@ def environment() -> dict[str, str]:
     return {**ours, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
 
 
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(*arguments: str | Path, cwd: Path, code: int = 0) -> Done:
+def run(*arguments: str | Path, cwd: Path, code: int = 0) -> "subprocess.CompletedProcess[str]":
     """Run a command: in an empty folder in a process of its own, else in this one, which takes three seconds less."""
+    command = [*map(str, arguments)]
     if any(cwd.iterdir()):
         out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
         os.chdir(cwd)
         try:
             with redirect_stdout(out), redirect_stderr(err):
-                found = main([*map(str, arguments)])
+                found = main(command)
         finally:
             os.chdir(before)
-        done = Done(found, out.getvalue(), err.getvalue())
+        done = subprocess.CompletedProcess(command, found, out.getvalue(), err.getvalue())
     else:
-        command = [sys.executable, "-m", "defectgen", *map(str, arguments)]
-        own = subprocess.run(
-            command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=200, check=False
-        )
-        done = Done(own.returncode, own.stdout, own.stderr)
+        done = subprocess.run(
+            [sys.executable, "-m", "defectgen", *command], cwd=cwd, env=environment(), capture_output=True, text=True,
+            timeout=200, check=False,
+        )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done

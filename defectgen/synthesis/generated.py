@@ -332,12 +332,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         elif spot := self._spot(drawn.category, index, attempt, x_ref):
             at, zoom = spot[:2], spot[2]
         scale = min(1.0, zoom * min(scale_of(task.scales, drawn.sample.product, name) for name in names))
-        side = round(size / scale)
-        longest = max(photograph.height, photograph.width)
-        shown = max((len(first.mask) for first in firsts.values()), default=size)
-        if shown > size:  # a long defect: its window shows more, up to the whole image
-            size = min(shown, max(size, network_side(longest * scale)))
-            side = max(longest, side) if longest * scale <= _STRETCH * shown else round(size / scale)
+        size, side = self._sides(firsts, scale, photograph)
         if areas:
             box = Box(*cv2.boundingRect(np.any([area for *_, area in areas], axis=0).view(np.uint8)))
             extent = self._extent(drawn.category, index, attempt, x_ref)
@@ -366,6 +361,16 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             a = self._asked_in(rng, window, areas, tuple(names))
         x = crop(photograph, window, size, task.channels)
         return _WindowDraw(**vars(drawn), window=window, x=x, a=a, x_ref=x_ref, x_style=x_style, moved=moved)
+
+    def _sides(self, firsts: dict[str, KnownMask], scale: float, photograph: DecodedImage) -> tuple[int, int]:
+        """The window's side in pixels of the network and of the image. That of a long defect shows up to all of it."""
+        size = self._method.config.image_size
+        side, longest = round(size / scale), max(photograph.height, photograph.width)
+        shown = max((len(first.mask) for first in firsts.values()), default=size)
+        if shown <= size:
+            return size, side
+        size = min(shown, max(size, network_side(longest * scale)))
+        return size, max(longest, side) if longest * scale <= _STRETCH * shown else round(size / scale)
 
     def _spot(
         self, category: str, index: int, attempt: int, reference: _Reference | None

@@ -390,18 +390,22 @@ class _NormalsWithDefects(TrainingWindows):
         product = str(rng.choice(self.products))
         return self._pair(rng, product, str(rng.choice(list(self.scales[product]))))
 
-    def known_masks(self, *, long: bool = False) -> dict[str, list[KnownMask]]:
-        """Real masks of each category as windows show them, of which control maps are made.
+    kept: Mapping[str, list[KnownMask]] = MappingProxyType({})
+    """Those that the model keeps."""
+
+    def _know_masks(self, *, long: bool = False) -> None:
+        """Set `masks` and `kept`.
 
         Args:
-            long: defects of which windows show only parts are shown in windows as large as their image, or four times
-                as large as the others.
+            long: of defects of which windows show only parts, masks are kept that are as large as their image, or four
+                times as large as the others.
         """
         found = {category: self._known_masks_of(category, long=long) for category in self.domains[1:]}
-        return {category: masks for category, masks in found.items() if masks}
+        self.masks = {category: masks for category, (masks, _) in found.items() if masks}
+        self.kept = {category: kept for category, (_, kept) in found.items() if kept}
 
-    def _known_masks_of(self, category: str, *, long: bool) -> list[KnownMask]:
-        """Those that the window's border cuts only if the image has no others."""
+    def _known_masks_of(self, category: str, *, long: bool) -> tuple[list[KnownMask], list[KnownMask]]:
+        """Masks as windows show them, and to keep. The window's border cuts them only if the image has no others."""
         rng = numpy_rng(self.domains.index(category))
         sources = [
             (product, image)
@@ -419,13 +423,18 @@ class _NormalsWithDefects(TrainingWindows):
             mask = self._map(view)[index] > 0
             if mask.any():
                 (cut if view.cuts(mask) else whole)[image.path].append(KnownMask(mask, view.place, view.zoom))
+
+        def listed() -> list[KnownMask]:
+            found = [whole[image.path] or cut[image.path] for _, image in sources]
+            return [mask for each in zip_longest(*found) for mask in each if mask is not None][: self._KNOWN]
+
+        shown = listed()
         for product, image in sources if long else ():
             if cut[image.path] and not whole[image.path]:
                 views = self._long_views(rng, image, scale_of(self.scales, product, category))
                 masks = ((view, self._map(view, size)[index] > 0) for view, size in views)
                 cut[image.path] = [KnownMask(mask, view.place) for view, mask in masks if mask.any()]
-        found = [whole[image.path] or cut[image.path] for _, image in sources]
-        return [mask for each in zip_longest(*found) for mask in each if mask is not None][: self._KNOWN]
+        return shown, listed()
 
     def _long_views(self, rng: np.random.Generator, image: SourceImage, scale: float) -> list[tuple["_View", int]]:
         """A view of a long defect for each flip, and the side of its window in pixels of the network."""
@@ -451,15 +460,15 @@ class TrainingPairs(_NormalsWithDefects):
 
     def __init__(self, *args: Any, paints: bool = False, **options: Any) -> None:
         """`paints`: for a method that paints inside masks, in windows of any size."""
-        self.paints = paints
+        self._paints = paints
         super().__init__(*args, **options)
-        self.masks = self.known_masks()
+        self._know_masks(long=paints)
 
     def _scale(self, images: Sequence[SourceImage]) -> float:
         """If most defects are longer than windows anyway, these show them twice as sharp."""
         scale = super()._scale(images)
         lengths = [max(box.width, box.height) for image in images for box in self._boxes_of(image)]
-        if self.paints and not self._whole and lengths and np.median(lengths) * scale > self.image_size:
+        if self._paints and not self._whole and lengths and np.median(lengths) * scale > self.image_size:
             return min(1.0, 2 * scale)
         return scale
 
@@ -502,7 +511,7 @@ class TrainingMasks(_NormalsWithDefects):
         for scales in self.scales.values() if not by_category else ():
             scales.update(dict.fromkeys(scales, float(np.median(list(scales.values())))))
         if asks:
-            self.masks = self.known_masks()
+            self._know_masks()
 
     def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
         row = super()._pair(rng, product, category)
@@ -793,9 +802,7 @@ def make_task(windows: TrainingData) -> Task:
     if isinstance(windows, LevelPatches):
         spots = {category: tuple(map(spot_text, known)) for category, known in windows.spots.items()}
     if isinstance(windows, _NormalsWithDefects):
-        paints = isinstance(windows, TrainingPairs) and windows.paints
-        shown = windows.known_masks(long=True) if paints else windows.masks
-        masks = {category: tuple(map(to_text, known)) for category, known in shown.items()}
+        masks = {category: tuple(map(to_text, known)) for category, known in windows.kept.items()}
     return Task(
         domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales,
         ranges=windows.ranges, masks=masks, spots=spots,

@@ -303,7 +303,7 @@ class TestTrainingWindows:
         assert plain.scales["p"]["crack"] == 0.5  # four pixels thick
         assert labels.scales["p"] == {"crack": 1.0, "dent": 1.0}
         assert {each.mask.shape for of in labels.masks.values() for each in of} == {(64, 64)}
-        known = labels.known_masks(long=True)
+        known = labels.kept
         assert {each.mask.shape for each in known["crack"]} == {(208, 208)}  # 200, in steps of 16
         assert all(each.mask.any(axis=0).all() for each in known["crack"])
         assert known["dent"][0].mask.shape == (64, 64)
