@@ -1,4 +1,8 @@
-"""Control maps: real masks, warped, as a request for a new defect of their category."""
+"""Control maps: real masks, warped, as a request for a new defect of their category.
+
+A map tells at each pixel whether there is a defect, and, where that is known, how much darker or brighter than its
+ground it is there, smoothed: a mask alone does not say where in it a crack is black, or where a scratch has its lines.
+"""
 
 import base64
 import math
@@ -8,30 +12,43 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from defectgen.imaging.masks import wanders
 from defectgen.imaging.windows import BoolArray, FloatArray
 
-_ELASTIC = 1 / 8, 0.05  # smoothness and size of the displacements, as fractions of the window's side
+_ELASTIC = 1 / 8, 0.025  # smoothness and size of the displacements, as fractions of the window's side
 _ARC = 0.4, 0.02  # the same for straight lines and arcs
 _GENTLE = 1 / 8, 0.01  # and for long defects, of which a window shows a part: more would make waves of cracks
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
 _MIXED = 0.3  # share of the maps that are between two real masks
+_GRAIN = 0.7  # pixels, by which tones are smoothed: the finer look is up to the network
+_STEEP = np.float32(3)  # a change of a third of the ground's brightness has a tone of 1
+_DARKEST = 0.2  # of 2: a ground's brightness, at least
+_FULL, _STEP = 120, np.int8(8)  # a tone of 1 in a map; tones are rounded, so that they take little room
+_TONED = "toned"  # marks texts of maps with tones
+_ALIKE = 0.5  # of what one of two masks covers, both cover this part: others lie between them
 _JITTER = 0.15  # standard deviation of a relative place
 _TRIES = 8
+_COVERED = 0.45  # a little below one half, so that thin lines stay whole
+_AROUND = 4  # pixels around a mask, in which a defect changes something
 _WHOLE = 0.97  # of a warped mask: one of which the border cuts off more is drawn again
 _LEAST = 0.3  # of the area of a real mask: a map that lost more, at the border or by mixing, is drawn again
 
 
+Levels = NDArray[np.int8]
+"""A map, [S, S]: 0 where there is no defect, else 120 times its tone in steps of 8; 1 stands for a tone of 0."""
+
+
 class KnownMask(NamedTuple):
-    """The mask of a real defect in a window, [S, S].
+    """The map of a real defect in a window, [S, S].
 
     `place` is the window's relative place (x, y) in its image, `zoom` its scale over that of the category. Of a defect
     that is longer than a model's windows, S is larger than theirs, so that its whole image may be shown.
     """
 
-    mask: BoolArray
+    levels: Levels
     place: tuple[float, float]
     zoom: float = 1.0
 
@@ -45,48 +62,71 @@ class Sides(NamedTuple):
     right: int = 0
 
 
+def levels_of(mask: BoolArray, x: FloatArray | None = None, twin: FloatArray | None = None) -> Levels:
+    """The map of a mask, [S, S], with the tones of its window x, [C, S, S] in [-1, 1], if its repaired twin is known.
+
+    A tone is three times the change of brightness over the brightness of the ground, which does not depend on the
+    light, and at most 1: faint defects stay faint, and the core of each deep crack is told clearly.
+    """
+    if x is None or twin is None:
+        return _toned(mask, np.zeros(mask.shape, np.float32))
+    change = np.asarray(cv2.GaussianBlur((x - twin).mean(axis=0), (0, 0), _GRAIN), np.float32)
+    return _toned(mask, _STEEP * change / max(float(np.median(twin)) + 1, _DARKEST))
+
+
+def tones_of(levels: Levels) -> FloatArray:
+    """The tones of a map, [S, S] in [-1, 1]; 0 where there is no defect, or nobody knows."""
+    return np.asarray(np.where(levels == 1, 0, levels / np.float32(_FULL)), np.float32)
+
+
+def _toned(mask: BoolArray, tones: FloatArray) -> Levels:
+    steps = np.rint(np.clip(tones, -1, 1) * (_FULL / _STEP)).astype(np.int8) * _STEP
+    return np.asarray(np.where(mask, np.where(steps == 0, 1, steps), 0), np.int8)
+
+
 def pick(rng: np.random.Generator, known: Sequence[KnownMask]) -> KnownMask:
     """A random one of the known masks, with a place nearby; windows at an edge of their image stay there."""
-    mask, place, zoom = known[int(rng.integers(len(known)))]
+    levels, place, zoom = known[int(rng.integers(len(known)))]
     x, y = (at if at in (0, 1) else float(np.clip(at + rng.normal(0, _JITTER), 0, 1)) for at in place)
-    return KnownMask(mask, (x, y), zoom)
+    return KnownMask(levels, (x, y), zoom)
 
 
 def draw_map(
     rng: np.random.Generator,
-    first: BoolArray,
+    first: Levels,
     known: Sequence[KnownMask],
     border: Sides = Sides(),  # noqa: B008
-) -> BoolArray:
-    """A new mask in the manner of a known one, [S, S]: turned, scaled, bent, and sometimes between it and another.
+) -> Levels:
+    """A new map in the manner of a known one, [S, S]: turned, scaled, bent, and sometimes between it and another.
 
     Args:
         first: [S, S], not empty.
-        known: the masks of its category.
+        known: the maps of its category.
         border: what stays free.
     """
-    area = first.sum()
+    area = np.count_nonzero(first)
     found = first
-    alike = [each for each in known if each.mask.shape == first.shape]
+    alike = [each for each in known if each.levels.shape == first.shape]
     for _ in range(_TRIES):
-        mask = between(rng, first, pick(rng, alike).mask) if alike and rng.random() < _MIXED else first
-        wide = warped(rng, mask)
+        levels = between(rng, first, pick(rng, alike).levels) if alike and rng.random() < _MIXED else first
+        wide = warped(rng, levels)
         found = _framed(_inside(wide, first, border), border)
-        if found.sum() >= max(_LEAST * area, _WHOLE * wide.sum()):  # what is cut off ends in a straight line
+        least = max(_LEAST * area, _WHOLE * np.count_nonzero(wide))  # what is cut off ends in a straight line
+        if np.count_nonzero(found) >= least:
             return found
     return found if found.any() else _framed(first, border)
 
 
-def draw_long(rng: np.random.Generator, first: BoolArray, side: int) -> BoolArray:
-    """A part of a new mask in the manner of a known one, for a window [side, side] that shows a whole image.
+def draw_long(rng: np.random.Generator, first: Levels, side: int) -> Levels:
+    """A part of a new map in the manner of a known one, for a window [side, side] that shows a whole image.
 
-    Lines that reach the known mask's edges go on beyond, mirrored: a crack through an image crosses the new one.
+    Lines that reach the known map's edges go on beyond, mirrored: a crack through an image crosses the new one.
 
     Args:
         first: [S, S], not empty, S >= side.
     """
     room = len(first) - side
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats(first.astype(np.uint8), connectivity=8)
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats((first != 0).astype(np.uint8), connectivity=8)
     areas = np.append(0, statistics[1:, cv2.CC_STAT_AREA])
     spans = []  # where the window may begin on each axis: if most of a defect hangs on one edge, it stays there
     for lines in (labels, labels.T):
@@ -100,19 +140,19 @@ def draw_long(rng: np.random.Generator, first: BoolArray, side: int) -> BoolArra
         reached = core[tuple(slice(start, end + side) for start, end in spans)]
         if not reached.any():
             continue
-        at = np.argwhere(reached)[int(rng.integers(reached.sum()))]
+        at = np.argwhere(reached)[int(rng.integers(np.count_nonzero(reached)))]
         top, left = (
             int(np.clip(start + of - rng.integers(side // 4, side - side // 4 + 1), start, end))
             for (start, end), of in zip(spans, at, strict=True)
         )
         found = core[top : top + side, left : left + side]
-        if found.sum() >= _LEAST * first.sum() * side / len(first):
+        if np.count_nonzero(found) >= _LEAST * np.count_nonzero(first) * side / len(first):
             break
     return found
 
 
-def warped(rng: np.random.Generator, mask: BoolArray, *, long: bool = False) -> BoolArray:
-    """A mask, turned and scaled about its middle and bent by a smooth random field; straight lines become arcs.
+def warped(rng: np.random.Generator, levels: Levels, *, long: bool = False) -> Levels:
+    """A map, turned and scaled about its middle and bent by a smooth random field; straight lines become arcs.
 
     Args:
         long: it goes on beyond its edges, mirrored, is bent less, and never enlarged, which would make cracks bands.
@@ -120,7 +160,33 @@ def warped(rng: np.random.Generator, mask: BoolArray, *, long: bool = False) -> 
     Returns:
         [S + 2 M, S + 2 M]: M = S // 4 pixels beyond each edge show what left the window.
     """
-    side, margin = len(mask), len(mask) // 4
+    at = _bend(rng, levels != 0, len(levels) // 4, long=long)
+    mask, tones = (
+        _remapped(each, at, cv2.INTER_LINEAR, mirrored=long)
+        for each in ((levels != 0).astype(np.float32), tones_of(levels))
+    )
+    return _toned(mask > _COVERED, tones)
+
+
+def warped_change(
+    rng: np.random.Generator, change: FloatArray, a: FloatArray, *, long: bool = False
+) -> tuple[FloatArray, FloatArray]:
+    """What a defect changes in its window, [C, S, S], and its masks, [K, S, S] of 0 and 1, warped alike as `warped`.
+
+    A defect that reaches an edge of the window goes on beyond it, mirrored.
+    """
+    mask = a.max(axis=0) > 0
+    mirrored = any(bool(edge.any()) for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
+    at = _bend(rng, mask, 0, long=long)
+    moved = [_remapped(each, at, cv2.INTER_CUBIC, mirrored=mirrored) for each in change]
+    masks = [_remapped(each, at, cv2.INTER_LINEAR, mirrored=mirrored) > _COVERED for each in a]
+    near = cv2.dilate(np.any(masks, axis=0).astype(np.float32), np.ones((2 * _AROUND + 1,) * 2))
+    return np.stack(moved) * near, np.stack(masks).astype(np.float32)
+
+
+def _bend(rng: np.random.Generator, mask: BoolArray, margin: int, *, long: bool) -> FloatArray:
+    """Where each pixel of a warped window, `margin` pixels wider on each side, comes from: x and y, [H, W, 2]."""
+    side = len(mask)
     middle = np.argwhere(mask).mean(axis=0)[::-1]
     angle, octaves = math.radians(rng.normal(0, _TURN)), rng.normal(0, _SCALE)
     scale = 2 ** (-abs(octaves) if long else octaves)
@@ -131,18 +197,20 @@ def warped(rng: np.random.Generator, mask: BoolArray, *, long: bool = False) -> 
         mode="edge",
     )
     grid = np.indices(field.shape[:2], np.float32)[::-1].transpose(1, 2, 0) - margin - middle
-    at = grid @ turn.T + middle + field
-    columns, rows = (np.ascontiguousarray(at[..., axis], np.float32) for axis in (0, 1))
-    beyond = cv2.BORDER_REFLECT if long else cv2.BORDER_CONSTANT
-    soft = np.asarray(cv2.remap(mask.astype(np.float32), columns, rows, cv2.INTER_LINEAR, borderMode=beyond))
-    return soft > 0.45  # a little below one half, so that thin lines stay whole
+    return np.asarray(grid @ turn.T + middle + field, np.float32)
 
 
-def _inside(wide: BoolArray, first: BoolArray, border: Sides) -> BoolArray:
-    """The window, [S, S], of a warped mask, moved off borders that stay free, and to edges that `first` reaches."""
+def _remapped(layer: FloatArray, at: FloatArray, how: int, *, mirrored: bool) -> FloatArray:
+    columns, rows = (np.ascontiguousarray(at[..., axis]) for axis in (0, 1))
+    beyond = cv2.BORDER_REFLECT if mirrored else cv2.BORDER_CONSTANT
+    return np.asarray(cv2.remap(np.ascontiguousarray(layer), columns, rows, how, borderMode=beyond), np.float32)
+
+
+def _inside(wide: Levels, first: Levels, border: Sides) -> Levels:
+    """The window, [S, S], of a warped map, moved off borders that stay free, and to edges that `first` reaches."""
     side = len(first)
     margin = (len(wide) - side) // 2
-    x, y, width, height = cv2.boundingRect(wide.view(np.uint8))
+    x, y, width, height = cv2.boundingRect((wide != 0).astype(np.uint8))
 
     def start(at: int, extent: int, free: tuple[int, int], reached: tuple[np.bool_, np.bool_]) -> int:
         """Where the window begins on an axis on which the mask covers `extent` pixels from `at` on."""
@@ -162,58 +230,73 @@ def _inside(wide: BoolArray, first: BoolArray, border: Sides) -> BoolArray:
     return wide[top : top + side, left : left + side]
 
 
-def between(rng: np.random.Generator, a: BoolArray, b: BoolArray) -> BoolArray:
-    """A mask between two, at a's place: the zero line of their mixed signed distances, [S, S]."""
+def between(rng: np.random.Generator, a: Levels, b: Levels) -> Levels:
+    """A map between two, at a's place, [S, S]: the zero line of their mixed signed distances, and the mean tones.
+
+    It is a, if they are not alike.
+    """
     shift = np.argwhere(a).mean(axis=0) - np.argwhere(b).mean(axis=0)
     matrix = np.array([[1, 0, shift[1]], [0, 1, shift[0]]])
-    moved = np.asarray(cv2.warpAffine(b.astype(np.uint8), matrix, (b.shape[1], b.shape[0])))
-    if not moved.any():
+    size = (b.shape[1], b.shape[0])
+    moved, tones = (
+        np.asarray(cv2.warpAffine(each, matrix, size), np.float32)
+        for each in ((b != 0).astype(np.float32), tones_of(b))
+    )
+    both, either = (a != 0) & (moved > 0.5), (a != 0) | (moved > 0.5)
+    if both.sum() < _ALIKE * either.sum():  # between two lines that cross lies little, and no line
         return a
     part = rng.uniform(0.2, 0.8)
-    mixed = (1 - part) * _signed_distance(a) + part * _signed_distance(moved > 0) > 0
-    return mixed if mixed.any() else a  # nothing lies between two lines that cross
+    mixed = (1 - part) * _signed_distance(a != 0) + part * _signed_distance(moved > 0.5) > 0
+    return _toned(mixed, (1 - part) * tones_of(a) + part * tones)
 
 
-def centered(mask: BoolArray, side: int) -> BoolArray:
-    """A mask, [S, S], in the middle of an empty one of `side` >= S pixels."""
-    before = (side - len(mask)) // 2
-    return np.pad(mask, (before, side - len(mask) - before))
+def centered(levels: Levels, side: int) -> Levels:
+    """A map, [S, S], in the middle of an empty one of `side` >= S pixels."""
+    before = (side - len(levels)) // 2
+    return np.pad(levels, (before, side - len(levels) - before))
 
 
-def fitted(mask: BoolArray, area: BoolArray, rng: np.random.Generator, scale: float = 1.0) -> BoolArray:
-    """A mask, scaled, and moved into an area at a random place, [S, S]. Empty if nothing fits.
+def fitted(levels: Levels, area: BoolArray, rng: np.random.Generator, scale: float = 1.0) -> Levels:
+    """A map, scaled, and moved into an area at a random place, [S, S]. Empty if nothing fits.
 
     Args:
-        scale: at most 1; smaller if the mask would be larger than the area.
+        scale: at most 1; smaller if the map would be larger than the area.
     """
     left, top, *room = cv2.boundingRect(area.view(np.uint8))
-    x, y, *size = cv2.boundingRect(mask.view(np.uint8))
-    if not (area.any() and mask.any()):
-        return np.zeros_like(area)
+    x, y, *size = cv2.boundingRect((levels != 0).astype(np.uint8))
+    found = np.zeros(area.shape, np.int8)
+    if not (area.any() and levels.any()):
+        return found
     scale = min(scale, *(have / need for have, need in zip(room, size, strict=True)))
     width, height = (max(1, int(length * scale)) for length in size)
-    piece = mask[y : y + size[1], x : x + size[0]].astype(np.float32)
-    piece = np.asarray(cv2.resize(piece, (width, height), interpolation=cv2.INTER_AREA))
-    found = np.zeros_like(area)
+    piece = levels[y : y + size[1], x : x + size[0]]
+    soft, tones = (
+        np.asarray(cv2.resize(each, (width, height), interpolation=cv2.INTER_AREA), np.float32)
+        for each in ((piece != 0).astype(np.float32), tones_of(piece))
+    )
     row, column = top + int(rng.integers(room[1] - height + 1)), left + int(rng.integers(room[0] - width + 1))
-    found[row : row + height, column : column + width] = piece > min(0.4, 0.5 * float(piece.max()))
-    return found & area
+    found[row : row + height, column : column + width] = _toned(soft > min(0.4, 0.5 * float(soft.max())), tones)
+    return found * area
 
 
 def to_text(known: KnownMask) -> str:
     """A known mask as text, for a model's file."""
-    packed = base64.b64encode(zlib.compress(np.packbits(known.mask).tobytes(), 9)).decode()
-    return f"{known.place[0]:.4f},{known.place[1]:.4f},{known.zoom:.4f},{len(known.mask)},{packed}"
+    packed = base64.b64encode(zlib.compress(known.levels.tobytes(), 9)).decode()
+    return f"{known.place[0]:.4f},{known.place[1]:.4f},{known.zoom:.4f},{len(known.levels)},{_TONED},{packed}"
 
 
 def from_text(text: str, side: int) -> KnownMask:
-    """The inverse of `to_text`. Older models have masks of `side` pixels, which are not compressed."""
+    """The inverse of `to_text`. Older models have masks without tones, those of `side` pixels not compressed."""
     x, y, zoom, *more, packed = text.split(",")
     data = base64.b64decode(packed)
     if more:
         side, data = int(more[0]), zlib.decompress(data)
-    bits = np.unpackbits(np.frombuffer(data, np.uint8), count=side * side)
-    return KnownMask(bits.reshape(side, side).astype(np.bool_), (float(x), float(y)), float(zoom))
+    if _TONED in more:
+        levels = np.frombuffer(data, np.int8).reshape(side, side)
+    else:
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), count=side * side)
+        levels = bits.reshape(side, side).astype(np.int8)
+    return KnownMask(levels, (float(x), float(y)), float(zoom))
 
 
 def _signed_distance(mask: BoolArray) -> FloatArray:
@@ -231,7 +314,7 @@ def _field(rng: np.random.Generator, side: int, smooth: float, size: float) -> F
     return np.asarray(field * (size * side / max(float(field.std()), 1e-9)), np.float32)
 
 
-def _framed(mask: BoolArray, border: Sides) -> BoolArray:
-    free = np.zeros_like(mask)
-    free[border.top : len(mask) - border.bottom, border.left : len(mask) - border.right] = True
-    return mask & free
+def _framed(levels: Levels, border: Sides) -> Levels:
+    free = np.zeros_like(levels)
+    free[border.top : len(levels) - border.bottom, border.left : len(levels) - border.right] = 1
+    return levels * free

@@ -26,7 +26,8 @@ class Task(BaseModel):
     black and white in its 16-bit images. `masks` holds, per category, real masks of the
     window's size (`control_maps.to_text`), from which methods that learn labels or pairs draw their control maps.
     `spots` holds, per category, where real defects lay (`places.to_text`), for methods that learn patches with masks;
-    their windows are four times as wide as high if `elongated`.
+    their windows are four times as wide as high if `elongated`. `hues` spans the colors of what the real defects
+    change in their photographs, orthonormal vectors of `channels` values; empty if they have every color.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # models of earlier versions have other keys, too
@@ -39,6 +40,7 @@ class Task(BaseModel):
     masks: dict[str, tuple[str, ...]] = {}
     spots: dict[str, tuple[str, ...]] = {}
     elongated: bool = False
+    hues: tuple[tuple[float, ...], ...] = ()
 
 
 class MethodConfig(BaseModel):
@@ -124,9 +126,11 @@ class Batch:
     category, or everywhere if nobody marked where. It is missing for methods that learn patches.
 
     For methods that learn labels or pairs, `a`, shaped like `a_ref`, asks for new defects on the sources: real masks of
-    the reference's categories, warped. `x_twin` are the references with their defects repaired, where `paired`, [B], is
-    1. `place_ref`, [B, 3], is where the references' windows lie in their images, x and y as in `windows.place_of`, and
-    their scale over that of their category. `cut_ref`, [B], is whether their defects go on beyond them.
+    the reference's categories, warped. `tones` and `tones_ref`, [B, 1, H, W] in [-1, 1], tell of both how much darker
+    or brighter than its ground the defect is, as `control_maps.tones_of`; all 0 where they do not. `x_twin` are the
+    references with their defects repaired, where `paired`, [B], is 1. `place_ref`, [B, 3], is where the references'
+    windows lie in their images, x and y as in `windows.place_of`, and their scale over that of their category.
+    `cut_ref`, [B], is whether their defects go on beyond them.
     """
 
     x: Tensor
@@ -141,6 +145,8 @@ class Batch:
     paired: Tensor | None = None
     place_ref: Tensor | None = None
     cut_ref: Tensor | None = None
+    tones: Tensor | None = None
+    tones_ref: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -148,10 +154,10 @@ class GenerateBatch:
     """Normal windows x, [B, C, H, W] in [-1, 1], the requested domains y, [B], and a CPU generator for each row.
 
     The other fields are for methods with the matching control. `mix`, [B, domains - 1], gives weights of the defect
-    categories in place of `y`. `a`, [B, domains - 1, H, W], gives them for each pixel. `x_ref` and `x_style`, shaped
-    like x, show the defects to transfer and the defects whose style to use; without them, defect and style are random.
-    `object_rngs` draw the objects of whole images, in place of `rngs`; `truncation`, 0..1, draws codes towards their
-    mean: images are less varied, and less often wrong.
+    categories in place of `y`. `a`, [B, domains - 1, H, W], gives them for each pixel, with `tones` as in `Batch`.
+    `x_ref` and `x_style`, shaped like x, show the defects to transfer and the defects whose style to use; without them,
+    defect and style are random. `object_rngs` draw the objects of whole images, in place of `rngs`; `truncation`, 0..1,
+    draws codes towards their mean: images are less varied, and less often wrong.
     """
 
     x: Tensor
@@ -163,6 +169,7 @@ class GenerateBatch:
     x_style: Tensor | None = None
     object_rngs: Sequence[torch.Generator] | None = None
     truncation: float = 1.0
+    tones: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ that do not exclude each other. Equation 12 and the text name two weights differ
 
 An addition to the paper, which the preset `paper` does not use, is the setting `masks`. With it
 
-- control maps are masks: those of the real defects, and for new defects real masks that are warped;
+- control maps are masks: those of the real defects, and for new defects real masks that are warped. With `tones`, G
+  also sees how much darker or brighter than its ground the real defect is, smoothed, and warped as the mask is;
 - m is A with a soft edge where A asks for a defect, and learned where A = 0: G knows where it paints, but has to find
-  what it removes. G makes f as a difference from the image. z, a noise vector for each defect, joins A in SPADE, so
-  that one mask has many looks;
+  what it removes. G makes f as a difference from the image; with `tones` in parts of the ground's brightness, and from
+  an image that has lost as much of its grain as G likes. z, a noise vector for each defect, joins A in SPADE, so that
+  one mask has many looks;
 - D is a projected discriminator (`nn.projected`) conditioned on c, which also sees untouched normals as fakes;
 - pseudo-pairs supervise G both ways: a defective window d and its repaired twin `n_d`, which differ inside A only. For
   the first part of the training, `pairs_first`, they do so alone: D, which soon tells what G cannot paint yet, would
@@ -36,7 +38,7 @@ from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import Noise, draw_seed, instance_norm, mixed_precision
-from defectgen.nn.paired import judged, map_loss, ms_loss, pair_loss, soft, weighted_sum
+from defectgen.nn.paired import MS_EVERY, Hues, judged, map_loss, ms_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.penalties import gradient_penalty
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
 from defectgen.nn.slots import Slots
@@ -63,6 +65,7 @@ class DefectGANConfig(MethodConfig):
     lambda_sd_cyc: float = Field(5.0, ge=0, description="weight of equation 9")
     lambda_sd_con: float = Field(1.0, ge=0, description="weight of equation 10")
     masks: bool = Field(False, description="control maps are masks; see the top of the method's file")
+    tones: bool = Field(False, description="maps tell how dark and bright defects are, with `masks`")
     z_dim: int = Field(8, ge=1, description="size of the noise vector z, with `masks`")
     pairs_first: float = Field(0.25, ge=0, le=1, description="part of the training without D, with `masks`")
     lambda_adv: float = Field(0.3, ge=0, description="weight of the adversarial loss, with `masks`")
@@ -81,7 +84,9 @@ class DefectGANConfig(MethodConfig):
         return not self.masks
 
     def extras(self, step: int, progress: float) -> tuple[bool, ...]:
-        return (progress >= self.pairs_first if self.masks else step % self.critic_steps == self.critic_steps - 1,)
+        if self.masks:
+            return progress >= self.pairs_first, step % MS_EVERY == 0
+        return (step % self.critic_steps == self.critic_steps - 1,)
 
 
 # --- Networks, in the order of the data flow -------------------------------------------------------------------
@@ -168,11 +173,16 @@ class ResidualBlock(nn.Module):
 class Generator(nn.Module):
     """G(x, A): encodes x to a quarter of its side, and decodes it to f and m under the control of A (Figure 2)."""
 
-    def __init__(self, config: DefectGANConfig, channels: int, categories: int) -> None:
+    def __init__(
+        self, config: DefectGANConfig, channels: int, categories: int, hues: Sequence[Sequence[float]] = ()
+    ) -> None:
         super().__init__()
         w = config.width
         self.channels, self.masks = channels, config.masks
-        control = categories + (config.z_dim if config.masks else 0), config.control_channels
+        self.hues = Hues(hues)
+        self.tones = config.masks and config.tones
+        added = config.z_dim + self.tones if config.masks else 0
+        control = categories + added, config.control_channels
         self.encoder = nn.ModuleList(
             [
                 ConvBlock(channels, w, 7),
@@ -188,27 +198,40 @@ class Generator(nn.Module):
                 ConvBlock(2 * w, w, control=control, up=True),
             ]
         )
-        self.head = nn.Conv2d(w, channels + 1, 7, padding=3, padding_mode="reflect")
+        self.head = nn.Conv2d(w, channels + 1 + self.tones, 7, padding=3, padding_mode="reflect")
         if self.masks:
             nn.init.zeros_(self.head.weight)  # G begins with the image as it is
 
-    def forward(self, x: Tensor, a: Tensor, noise: Noise, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, a: Tensor, noise: Noise, z: Tensor | None = None, tones: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """x [B, channels, H, W] in [-1, 1], a [B, categories, H, W] -> f, like x, and m [B, 1, H, W] in [0, 1].
 
         Without `masks`, an `a` of [B, categories, 1, 1] holds for every pixel, and costs less. z [B, z_dim] is given
-        with `masks`.
+        with `masks`; `tones`, [B, 1, H, W], are 0 if they are not given.
         """
         asked = a
         if z is not None:
-            a = torch.cat([a, z[:, :, None, None].expand(-1, -1, *a.shape[2:])], dim=1)
+            added = [z[:, :, None, None].expand(-1, -1, *a.shape[2:])]
+            if self.tones:
+                added.append(torch.zeros_like(a[:, :1]) if tones is None else tones)
+            a = torch.cat([a, *added], dim=1)
         h = x
         for block in self.encoder:
             h = block(h, None, noise)
         for block in self.decoder:
             h = block(h, a, noise)
-        f, m = self.head(h).split([self.channels, 1], dim=1)
+        f, m, *smooth = self.head(h).split([self.channels, 1, *[1] * self.tones], dim=1)
         # Normalization removes the brightness of x, so a foreground that fits it is hard to make without adding x.
-        f = x + f if self.masks else torch.tanh(f)
+        if smooth:
+            # For the same reason the change is one in parts of that brightness: else it is black on dark grounds. And
+            # a fourth of the resolution does not hold the grain of x, which a deep defect does not show: G says where
+            # x is smoothed; there it gets its finest grain back from another place, since every photograph has some.
+            lost = torch.sigmoid(smooth[0] - 2)
+            fine = (x - _smoothed(x, 3)).flip(2, 3)
+            f = torch.lerp(x, _smoothed(x, 9), lost) + lost * fine + _brightness(x) * self.hues(f)
+        else:
+            f = x + self.hues(f) if self.masks else torch.tanh(f)
         m = torch.sigmoid(m)
         if z is not None:
             m = torch.where(asked.amax(dim=(1, 2, 3), keepdim=True) > 0, soft(asked.amax(dim=1, keepdim=True)), m)
@@ -233,6 +256,16 @@ class Discriminator(nn.Module):
         """x [B, channels, S, S] -> D_src(x), [B, patches], and D_cls(x), [B, categories]."""
         h = self.body(x)
         return self.src(h).flatten(1), self.cls(h).flatten(1)
+
+
+def _brightness(x: Tensor) -> Tensor:
+    """Of the ground that images [B, channels, H, W] show: their median above black, [B, 1, 1, 1]."""
+    return (x.flatten(1).median(dim=1).values + 1).clamp(min=0.2).view(-1, 1, 1, 1)
+
+
+def _smoothed(x: Tensor, side: int) -> Tensor:
+    """The mean around each pixel, of `side` x `side` pixels."""
+    return F.avg_pool2d(F.pad(x, (side // 2,) * 4, mode="reflect"), side, stride=1)
 
 
 def compose(x: Tensor, f: Tensor, m: Tensor) -> Tensor:
@@ -279,11 +312,11 @@ class DefectGAN:
         "paper": {},
         "compact": {
             "width": 32, "max_width": 512, "control_channels": 32, "batch_size": 8, "steps": 8_000,
-            "ema": 0.999, "masks": True, "lr": 4e-4, "lr_end": 4e-5, "exposure": True,
+            "ema": 0.999, "masks": True, "tones": True, "lr": 4e-4, "lr_end": 4e-5, "exposure": True,
         },
         "tiny": {
             "image_size": 64, "width": 24, "max_width": 128, "blocks": 2, "control_channels": 32, "steps": 2_000,
-            "batch_size": 4, "ema": 0.995, "masks": True, "lr": 4e-4, "lr_end": 4e-5, "exposure": True,
+            "batch_size": 4, "ema": 0.995, "masks": True, "tones": True, "lr": 4e-4, "lr_end": 4e-5, "exposure": True,
         },
     }  # fmt: skip
     slots: ClassVar[Sequence[Slots]] = (
@@ -299,7 +332,7 @@ class DefectGAN:
         self.task = task
         self.device = device
         categories = len(task.domains) - 1
-        self.G = Generator(config, task.channels, categories)
+        self.G = Generator(config, task.channels, categories, task.hues)
         self.D: Discriminator | ProjectedDiscriminator
         if config.masks:
             self.D = ProjectedDiscriminator(categories, device)
@@ -328,7 +361,7 @@ class DefectGAN:
         noise = Noise.seeded(draw_seed(rng), self.device)
         self.networks.begin(self.lr(progress))
         if self.config.masks:
-            parts = self._update_with_masks(batch, c, progress, noise, rng)
+            parts = self._update_with_masks(batch, c, step, progress, noise, rng)
         else:
             a = c[:, :, None, None]
             parts = self._update_d(n, d, a, c, noise, rng)
@@ -337,7 +370,7 @@ class DefectGAN:
         return {name: value.detach() for name, value in parts.items()}
 
     def _update_with_masks(
-        self, batch: Batch, c: Tensor, progress: float, noise: Noise, rng: torch.Generator
+        self, batch: Batch, c: Tensor, step: int, progress: float, noise: Noise, rng: torch.Generator
     ) -> dict[str, Tensor]:
         config, n, d, n_d, count = self.config, batch.x, batch.x_ref, batch.x_twin, len(batch.x)
         assert isinstance(self.D, ProjectedDiscriminator)
@@ -348,21 +381,26 @@ class DefectGAN:
         for group in self.networks.optimizers["D"].param_groups:
             group["lr"] /= 2
 
-        # G paints new defects on normals, each twice with another z, and on the twins the real defects again.
-        z = torch.randn(3 * count, config.z_dim, generator=rng).to(self.device)
-        x, a = torch.cat([n, n, n_d]), torch.cat([batch.a, batch.a, batch.a_ref])
+        # G paints new defects on normals, now and then twice with another z, and on the twins the real defects again.
+        looks = 2 if step % MS_EVERY == 0 else 1
+        z = torch.randn((looks + 1) * count, config.z_dim, generator=rng).to(self.device)
+        x, a = torch.cat([n] * looks + [n_d]), torch.cat([batch.a] * looks + [batch.a_ref])
+        tones = None
+        if batch.tones is not None and batch.tones_ref is not None:
+            tones = torch.cat([batch.tones] * looks + [batch.tones_ref])
         with mixed_precision(self.device):
-            f, m = (each.float() for each in self.G(x, a, noise, z))
-        made, second, again = compose(x, f, m).chunk(3)
+            f, m = (each.float() for each in self.G(x, a, noise, z, tones))
+        *painted, again = compose(x, f, m).chunk(looks + 1)
+        made, m_made, of_d = painted[0], m[:count], m[-count:]
 
         parts, seen = dict[str, Tensor](), list[Tensor]()
         weight = judged(progress, config.pairs_first, batch.paired)
         if weight is not None:
-            looks = [Augmentation.draw(count, rng, self.device) for _ in range(3)]
+            views = [Augmentation.draw(count, rng, self.device) for _ in range(3)]
             with mixed_precision(self.device):
-                seen = self.D.see(looks[1].apply(made))
+                seen = self.D.see(views[1].apply(made))
                 with torch.no_grad():
-                    others = self.D.see(torch.cat([looks[0].apply(d), looks[2].apply(n)]))
+                    others = self.D.see(torch.cat([views[0].apply(d), views[2].apply(n)]))
                 maps = [torch.cat([each, of_made.detach()]) for each, of_made in zip(others, seen, strict=True)]
                 real, untouched, fake = self.D.judge(maps, c.repeat(3, 1)).float().chunk(3)
             parts["adv_d"] = hinge_d(real, torch.cat([fake, untouched]))
@@ -379,21 +417,22 @@ class DefectGAN:
                 parts["adv_g"] = hinge_g(self.D.judge(seen, c).float())
         restored, repaired = compose(back, f_back, m_back).chunk(2)
         self.networks.train_only(*self.networks.optimizers)
-        m_made, _, of_d = m.chunk(3)
         m_restored, m_repaired = m_back.chunk(2)
         asked, mask_d = (each.amax(dim=1, keepdim=True) for each in (batch.a, batch.a_ref))
         parts |= {
             "pair": pair_loss(again, d, of_d, batch.paired) + pair_loss(repaired, n_d, of_d, batch.paired),
             "map": map_loss(m_repaired, mask_d, batch.paired)
             + map_loss(m_restored, asked, torch.ones_like(batch.paired)),
-            "ms": ms_loss(made, second, z[:count], z[count : 2 * count], m_made),
             "rec": rec_loss(n, restored),
             "sd_cyc": sd_cyc_loss(m_made, m_restored),
         }
         weights = {
-            "pair": config.lambda_pair, "map": config.lambda_map, "ms": config.lambda_ms,
-            "rec": config.lambda_rec, "sd_cyc": config.lambda_sd_cyc,
+            "pair": config.lambda_pair, "map": config.lambda_map, "rec": config.lambda_rec,
+            "sd_cyc": config.lambda_sd_cyc,
         }  # fmt: skip
+        if looks == 2:
+            parts["ms"] = ms_loss(painted[0], painted[1], z[:count], z[count : 2 * count], m_made)
+            weights["ms"] = MS_EVERY * config.lambda_ms
         if weight is not None:
             weights["adv_g"] = weight * config.lambda_adv
         weighted_sum(parts, weights).backward()
@@ -455,7 +494,7 @@ class DefectGAN:
         z = None
         if self.config.masks:
             z = torch.stack([torch.randn(self.config.z_dim, generator=rng) for rng in request.rngs]).to(self.device)
-        f, m = self.G(request.x, self._control(request), Noise(request.rngs), z)
+        f, m = self.G(request.x, self._control(request), Noise(request.rngs), z, request.tones)
         return Generated(compose(request.x, f, m).clamp(-1, 1), m)
 
     @torch.no_grad()

@@ -45,7 +45,7 @@ from defectgen.methods.base import ANCHOR, BORDER, Batch, Extent, GenerateBatch,
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import GroupNorm, ResBlock, group_norm, he_init, instance_norm, join, mixed_precision
-from defectgen.nn.paired import judged, map_loss, pair_loss, soft, weighted_sum
+from defectgen.nn.paired import Hues, judged, map_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.penalties import adversarial, r1
 from defectgen.nn.projected import WIDTH, ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
 from defectgen.nn.slots import Slots, last_conv
@@ -258,8 +258,9 @@ class Generator(nn.Module):
     photograph.
     """
 
-    def __init__(self, config: DTGANConfig, channels: int) -> None:
+    def __init__(self, config: DTGANConfig, channels: int, hues: Sequence[Sequence[float]] = ()) -> None:
         super().__init__()
+        self.hues = Hues(hues)
         down, width = _down(config, channels, normalize=True)
         self.encoder = nn.Sequential(
             down, ResBlock(width, width, normalize=True), ResBlock(width, width, normalize=True)
@@ -319,6 +320,7 @@ class Generator(nn.Module):
         b = F.conv2d(relu(b), of_b, conv.bias, padding=1)
         out = self.head[2:](b[rows % len(b)] + F.conv2d(relu(h), of_h, padding=1))
         f, m = out.float().split([self.channels, 1], dim=1)
+        f = self.hues(f)
         m = torch.sigmoid(m) * here[rows, None, None, None]
         change, m = (each.new_zeros(len(c), *each.shape[1:]).index_copy(0, rows, each) for each in (m * f, m))
         return change, m
@@ -629,7 +631,7 @@ class DTGAN:
         domains, products, channels = len(task.domains), len(task.products), task.channels
         self.M = MappingNetwork(config, domains)
         self.E = StyleDefectEncoder(config, domains, channels)
-        self.G = Generator(config, channels)
+        self.G = Generator(config, channels, task.hues)
         modules: dict[str, nn.Module] = {"M": self.M, "E": self.E, "G": self.G}
         if not config.residual:
             modules["D"] = Discriminator(config, domains, products, channels)

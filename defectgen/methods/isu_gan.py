@@ -22,7 +22,7 @@ An addition to the paper, which the preset `paper` does not use, is the setting 
 
 - the generators make a change inside a soft map m, on bilinearly upsampled maps. G_n2p has to find m; for G_p2n it is a
   control map a: real masks that are warped, or everything if nobody drew masks. A noise vector z joins a, so that one
-  mask has many looks;
+  mask has many looks, and, with `tones`, how much darker or brighter than its ground the real defect is, smoothed;
 - pseudo-pairs, a defective window n and its repaired twin n_p, supervise both directions, and masks supervise m;
 - D_p and D_n are the branches of one projected discriminator (`nn.projected`), which also sees real images of the other
   kind as fakes.
@@ -42,7 +42,7 @@ from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import instance_norm, join, mixed_precision
-from defectgen.nn.paired import map_loss, ms_loss, pair_loss, soft, weighted_sum
+from defectgen.nn.paired import MS_EVERY, Hues, map_loss, ms_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.projected import ProjectedDiscriminator, choose, hinge_d, hinge_g
 from defectgen.nn.slots import Slots
 
@@ -64,6 +64,7 @@ class ISUGANConfig(MethodConfig):
     lambda_cycle: float = Field(10.0, ge=0, description="weight of equation 10")
     lambda_identity: float = Field(5.0, ge=0, description="weight of equation 11")
     residual: bool = Field(False, description="the generators make a change of the image; see the method's file")
+    tones: bool = Field(False, description="maps tell how dark and bright defects are, with `residual`")
     z_dim: int = Field(8, ge=1, description="length of the noise vector z, with `residual`")
     lambda_pair: float = Field(10.0, ge=0, description="weight of the differences from n and n_p, with `residual`")
     lambda_map: float = Field(5.0, ge=0, description="weight of the overlap of m with the masks, with `residual`")
@@ -75,8 +76,7 @@ class ISUGANConfig(MethodConfig):
         return self.residual
 
     def extras(self, step: int, progress: float) -> tuple[bool, ...]:
-        del step
-        return (progress < self.ssim_part,)
+        return progress < self.ssim_part, self.residual and step % MS_EVERY == 0
 
 
 # --- Networks, in the order of the data flow -------------------------------------------------------------------
@@ -181,9 +181,12 @@ class Generator(nn.Module):
     into the decoder.
     """
 
-    def __init__(self, config: ISUGANConfig, channels: int, control: int = 0) -> None:
+    def __init__(
+        self, config: ISUGANConfig, channels: int, control: int = 0, hues: Sequence[Sequence[float]] = ()
+    ) -> None:
         super().__init__()
         w = config.width
+        self.hues = Hues(hues)
         self.residual = config.residual
         up = partial(_up, smooth=self.residual)
         self.down1 = _down(channels + control, w, normalize=False)  # so the skip connection passes on the brightness
@@ -216,7 +219,8 @@ class Generator(nn.Module):
         """x [B, channels, H, W] in [-1, 1] -> the new image, like x; any H and W from 16 on.
 
         With `residual`, also m, [B, 1, H, W] in 0..1, the soft map of the change; values may leave the range.
-        `control` [B, 1 + z_dim, H, W] is a mask, which becomes m, then z inside it. Without it, m is learned.
+        `control` [B, 1 + z_dim, H, W] is a mask, which becomes m, then z inside it; with `tones`, those, too. Without
+        it, m is learned.
         """
         given = x if control is None else join(x, control)
         d1 = self.down1(given)
@@ -229,7 +233,7 @@ class Generator(nn.Module):
             return torch.tanh(h), None
         change, m = self.head(join(h, given)).float().split([x.shape[1], 1], dim=1)
         m = torch.sigmoid(m) if control is None else soft(control[:, :1])
-        return x + m * change, m
+        return x + m * self.hues(change), m
 
 
 class Discriminator(nn.Module):
@@ -312,12 +316,13 @@ class ISUGAN:
         "paper": {},
         "compact": {
             "image_size": 128, "batch_size": 8, "width": 32, "steps": 4_000, "ema": 0.999, "lr": 4e-4,
-            "whole": False, "residual": True, "lambda_cycle": 2.0, "lambda_identity": 10.0, "exposure": True,
+            "whole": False, "residual": True, "tones": True, "lambda_cycle": 2.0, "lambda_identity": 10.0,
+            "exposure": True,
         },
         "tiny": {
             "image_size": 64, "batch_size": 4, "width": 16, "blocks": 4, "involution_kernel": 5, "steps": 2_000,
-            "ema": 0.995, "lr": 4e-4, "whole": False, "residual": True, "lambda_cycle": 2.0, "lambda_identity": 10.0,
-            "exposure": True,
+            "ema": 0.995, "lr": 4e-4, "whole": False, "residual": True, "tones": True, "lambda_cycle": 2.0,
+            "lambda_identity": 10.0, "exposure": True,
         },
     }  # fmt: skip
 
@@ -326,8 +331,9 @@ class ISUGAN:
         self.task = task
         self.device = device
         channels = task.channels
-        self.G_n2p = Generator(config, channels)
-        self.G_p2n = Generator(config, channels, 1 + config.z_dim if config.residual else 0)
+        self.G_n2p = Generator(config, channels, hues=task.hues)
+        control = 1 + config.z_dim + config.tones if config.residual else 0
+        self.G_p2n = Generator(config, channels, control, task.hues)
         modules: dict[str, nn.Module] = {"G_n2p": self.G_n2p, "G_p2n": self.G_p2n}
         if config.residual:
             self.D = modules["D"] = ProjectedDiscriminator(2, device)
@@ -366,10 +372,13 @@ class ISUGAN:
         """
         self.networks.begin(self.lr(progress))
         by_ssim = progress < self.config.ssim_part
-        update = self._residual_step if self.config.residual else self._step
-        return {name: value.detach() for name, value in update(batch, rng, by_ssim=by_ssim).items()}
+        if self.config.residual:
+            parts = self._residual_step(batch, rng, by_ssim=by_ssim, twice=step % MS_EVERY == 0)
+        else:
+            parts = self._step(batch, by_ssim=by_ssim)
+        return {name: value.detach() for name, value in parts.items()}
 
-    def _step(self, batch: Batch, _rng: torch.Generator, *, by_ssim: bool) -> dict[str, Tensor]:
+    def _step(self, batch: Batch, *, by_ssim: bool) -> dict[str, Tensor]:
         config, p, n = self.config, batch.x, batch.x_ref
         self.networks.train_only("G_n2p", "G_p2n")
         with mixed_precision(self.device):
@@ -397,26 +406,32 @@ class ISUGAN:
             self.networks.step(name)
         return parts
 
-    def _residual_step(self, batch: Batch, rng: torch.Generator, *, by_ssim: bool) -> dict[str, Tensor]:
+    def _residual_step(self, batch: Batch, rng: torch.Generator, *, by_ssim: bool, twice: bool) -> dict[str, Tensor]:
         config, p, n, n_p, paired, count = self.config, batch.x, batch.x_ref, batch.x_twin, batch.paired, len(batch.x)
         assert batch.a is not None
         assert batch.a_ref is not None
         assert n_p is not None
         assert paired is not None
         a, a_n = batch.a[:, :1], batch.a_ref[:, :1]
-        z = torch.randn(3 * count, config.z_dim, generator=rng).to(self.device)
+        looks = 2 if twice else 1
+        z = torch.randn((looks + 1) * count, config.z_dim, generator=rng).to(self.device)
+        tones = None
+        if batch.tones is not None and batch.tones_ref is not None:
+            tones = torch.cat([batch.tones] * looks + [batch.tones_ref])
+        control = self._control(torch.cat([a] * looks + [a_n]), z, tones)
         with mixed_precision(self.device):
-            made_n, second, again = self.G_p2n(torch.cat([p, p, n_p]), _control(torch.cat([a, a, a_n]), z))[0].chunk(3)
+            *painted, again = self.G_p2n(torch.cat([p] * looks + [n_p]), control)[0].chunk(looks + 1)
+            made_n = painted[0]
             back, m = self.G_n2p(torch.cat([n, p, made_n]))
             made_p, kept_p, cycled_p = back.chunk(3)
-            cycled_n, _ = self.G_p2n(made_p, _control(a_n, z[2 * count :]))
+            cycled_n, _ = self.G_p2n(made_p, control[-count:])
         assert m is not None
         m_n, m_p, m_made = m.chunk(3)
         with mixed_precision(self.device):
-            looks = [Augmentation.draw(count, rng, self.device) for _ in range(4)]
-            seen = self.D.see(torch.cat([looks[0].apply(made_p), looks[1].apply(made_n)]))
+            views = [Augmentation.draw(count, rng, self.device) for _ in range(4)]
+            seen = self.D.see(torch.cat([views[0].apply(made_p), views[1].apply(made_n)]))
             with torch.no_grad():
-                real = self.D.see(torch.cat([looks[2].apply(p), looks[3].apply(n)]))
+                real = self.D.see(torch.cat([views[2].apply(p), views[3].apply(n)]))
         kinds = torch.eye(2, device=self.device).repeat_interleave(count, dim=0)  # of p, then of n
         with mixed_precision(self.device):
             logits = self.D.logits([torch.cat([each, made.detach()]) for each, made in zip(real, seen, strict=True)])
@@ -440,12 +455,14 @@ class ISUGAN:
             + F.l1_loss(made_n * free, p * free),
             "pair": pair_loss(again, n, inside, paired) + pair_loss(made_p, n_p, inside, paired),
             "map": map_loss(m_n, a_n, paired) + map_loss(m_made, a, paired) + (paired.view(-1, 1, 1, 1) * m_p).mean(),
-            "ms": ms_loss(made_n, second, z[:count], z[count : 2 * count], soft(a)),
         }
         weights = {
             "gan": 1.0, "cycle": config.lambda_cycle, "identity": config.lambda_identity, "pair": config.lambda_pair,
-            "map": config.lambda_map, "ms": config.lambda_ms,
+            "map": config.lambda_map,
         }  # fmt: skip
+        if twice:
+            parts["ms"] = ms_loss(painted[0], painted[1], z[:count], z[count : 2 * count], soft(a))
+            weights["ms"] = MS_EVERY * config.lambda_ms
         weighted_sum(parts, weights).backward()
         self.networks.step("G_n2p", "G_p2n")
         return parts
@@ -458,7 +475,7 @@ class ISUGAN:
             return Generated(self.G_p2n(x)[0])
         a = torch.ones_like(x[:, :1]) if request.a is None else request.a[:, :1]
         z = torch.stack([torch.randn(self.config.z_dim, generator=rng) for rng in request.rngs]).to(self.device)
-        made, m = self.G_p2n(x, _control(a, z))
+        made, m = self.G_p2n(x, self._control(a, z, request.tones))
         return Generated(made.clamp(-1, 1), None if request.a is None else m)
 
     @torch.no_grad()
@@ -471,7 +488,9 @@ class ISUGAN:
         del y, rngs
         return self.repair(x)
 
-
-def _control(a: Tensor, z: Tensor) -> Tensor:
-    """What G_p2n paints: a mask a, [B, 1, H, W], then z, [B, z_dim], inside it."""
-    return torch.cat([a, a * z[:, :, None, None]], dim=1)
+    def _control(self, a: Tensor, z: Tensor, tones: Tensor | None) -> Tensor:
+        """What G_p2n paints: a mask a, [B, 1, H, W], then z, [B, z_dim], inside it, and the tones, [B, 1, H, W]."""
+        maps = [a, a * z[:, :, None, None]]
+        if self.config.tones:
+            maps.append(torch.zeros_like(a) if tones is None else tones)
+        return torch.cat(maps, dim=1)

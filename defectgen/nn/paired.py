@@ -1,14 +1,37 @@
 """Losses of what changes inside soft masks, for methods that learn from defects, their masks and repaired twins."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from defectgen import ranks
 
+MS_EVERY = 4
+"""Mode seeking needs a second image under each mask: it acts at every fourth step, four times as strong."""
 _RAMP = 0.1  # of the training, in which the weight of a loss grows
+
+
+class Hues(nn.Module):
+    """Limits changes of images to the colors of what real defects change: the nearest change that has them.
+
+    Without it, the first changes that a network makes have random colors, and it takes long to lose them.
+    """
+
+    projection: Tensor | None
+
+    def __init__(self, hues: Sequence[Sequence[float]]) -> None:
+        """`hues`: as `Task.hues`; changes stay as they are if there are none."""
+        super().__init__()
+        axes = torch.tensor(hues)
+        self.register_buffer("projection", axes.T @ axes if len(hues) else None, persistent=False)
+
+    def forward(self, change: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        if self.projection is None:
+            return change
+        return torch.einsum("bchw,cd->bdhw", change, self.projection.to(change.dtype))
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

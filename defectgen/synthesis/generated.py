@@ -21,7 +21,7 @@ from defectgen.device import one_thread, resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
 from defectgen.folders import Catalog, SourceImage, limits_of
 from defectgen.imaging import control_maps, level, masks
-from defectgen.imaging.control_maps import KnownMask, Sides, centered, draw_long, draw_map, fitted, pick
+from defectgen.imaging.control_maps import KnownMask, Sides, centered, draw_long, draw_map, fitted, pick, tones_of
 from defectgen.imaging.images import DecodedImage, Pixels
 from defectgen.imaging.mask_files import read_masks
 from defectgen.imaging.patches import DefectPatch, extract, flipped, of_mask, resize
@@ -253,7 +253,7 @@ class _Network:
         for row, (category, key) in enumerate(zip(categories, keys, strict=True)):
             if known := self.masks.get(category):
                 rng = numpy_rng(*key)
-                a[row, task.domains.index(category) - 1] = draw_map(rng, pick(rng, known).mask, known)
+                a[row, task.domains.index(category) - 1] = draw_map(rng, pick(rng, known).levels, known) != 0
         return a
 
     def _restore(self, x: Tensor, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor | None:
@@ -281,13 +281,14 @@ class _Reference:
 class _WindowDraw(Draw):
     """A draw with the window to paint: its position and its pixels `x`, [C, S, S].
 
-    `a` is the control map, [categories, S, S], for models with region control. `x_ref` and `x_style` are the references
-    for defect and style; None if there are none.
+    `a` is the control map, [categories, S, S], for models with region control, and `tones`, [1, S, S], are its, as in
+    `Batch`. `x_ref` and `x_style` are the references for defect and style; None if there are none.
     """
 
     window: Window
     x: FloatArray
     a: FloatArray | None
+    tones: FloatArray | None = None
     x_ref: _Reference | None = None
     x_style: _Reference | None = None
     moved: tuple[int, int] = (0, 0)
@@ -354,19 +355,21 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             raise UsageError(f"--move: {name} learned without masks where defects are; use --region, or leave it out")
         else:
             window = place(rng, photograph.height, photograph.width, side)
-        a = None
+        a, tones = None, None
         if firsts:
-            a = self._asked(rng, window, size, firsts, photograph)
+            a, tones = self._asked(rng, window, size, firsts, photograph)
         elif areas:
-            a = self._asked_in(rng, window, areas, tuple(names))
+            a, tones = self._asked_in(rng, window, areas, tuple(names))
         x = crop(photograph, window, size, task.channels)
-        return _WindowDraw(**vars(drawn), window=window, x=x, a=a, x_ref=x_ref, x_style=x_style, moved=moved)
+        return _WindowDraw(
+            **vars(drawn), window=window, x=x, a=a, tones=tones, x_ref=x_ref, x_style=x_style, moved=moved
+        )
 
     def _sides(self, firsts: dict[str, KnownMask], scale: float, photograph: DecodedImage) -> tuple[int, int]:
         """The window's side in pixels of the network and of the image. That of a long defect shows up to all of it."""
         size = self._method.config.image_size
         side, longest = round(size / scale), max(photograph.height, photograph.width)
-        shown = max((len(first.mask) for first in firsts.values()), default=size)
+        shown = max((len(first.levels) for first in firsts.values()), default=size)
         if shown <= size:
             return size, side
         size = min(shown, max(size, network_side(longest * scale)))
@@ -411,21 +414,22 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         size: int,
         firsts: dict[str, KnownMask],
         photograph: DecodedImage,
-    ) -> FloatArray:
-        """A control map, [categories, S, S], of real masks that are warped: 1 where a defect is requested, else 0.
+    ) -> tuple[FloatArray, FloatArray]:
+        """A control map, [categories, S, S], of real masks that are warped, and its tones, [1, S, S].
 
-        It leaves the window's border free, except where the image ends.
+        It is 1 where a defect is requested, else 0. It leaves the window's border free, except where the image ends.
         """
-        a, border = self._nothing(size), _inner(window, photograph)
+        (a, tones), border = self._nothing(size), _inner(window, photograph)
         for name, first in firsts.items():
-            mask = first.mask if len(first.mask) >= size else centered(first.mask, size)
-            long = len(mask) > self._method.config.image_size
-            if len(mask) > size or (long and not any(border)):
-                here = draw_long(rng, mask, size)
+            levels = first.levels if len(first.levels) >= size else centered(first.levels, size)
+            long = len(levels) > self._method.config.image_size
+            if len(levels) > size or (long and not any(border)):
+                here = draw_long(rng, levels, size)
             else:
-                here = draw_map(rng, mask, self._masks[name], border)
-            a[self._method.task.domains.index(name) - 1] = here
-        return a
+                here = draw_map(rng, levels, self._masks[name], border)
+            a[self._method.task.domains.index(name) - 1] = here != 0
+            tones[0] += tones_of(here)
+        return a, tones.clip(-1, 1)
 
     def _asked_in(
         self,
@@ -433,10 +437,13 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         window: Window,
         areas: Sequence[tuple[int, str | None, NDArray[np.bool_]]],
         names: Sequence[str],
-    ) -> FloatArray:
-        """A control map of regions: a mask image exactly; in a box a real mask, warped, or the box without masks."""
+    ) -> tuple[FloatArray, FloatArray]:
+        """A control map of regions and its tones, as `_asked`.
+
+        It is a mask image exactly; in a box a real mask, warped, or the box without masks.
+        """
         size = self._method.config.image_size
-        a = self._nothing(size)
+        a, tones = self._nothing(size)
         for number, category, area in areas:
             inside = crop_zero_padded(area, (window.x, window.y), (window.side, window.side)).astype(np.float32)
             here = cv2.resize(inside, (size, size), interpolation=cv2.INTER_AREA) > 0.5
@@ -445,12 +452,15 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
                 part, known = here, self._masks.get(name)
                 if known and not exact:
                     first = pick(rng, known)
-                    part = fitted(draw_map(rng, first.mask, known), here, rng, 1 / first.zoom)
+                    levels = fitted(draw_map(rng, first.levels, known), here, rng, 1 / first.zoom)
+                    part, tones = levels != 0, tones + tones_of(levels)
                 a[self._method.task.domains.index(name) - 1][part] = 1
-        return a
+        return a, tones.clip(-1, 1)
 
-    def _nothing(self, size: int) -> FloatArray:
-        return np.zeros((len(self._method.task.domains) - 1, size, size), np.float32)
+    def _nothing(self, size: int) -> tuple[FloatArray, FloatArray]:
+        return np.zeros((len(self._method.task.domains) - 1, size, size), np.float32), np.zeros(
+            (1, size, size), np.float32
+        )
 
     def _generate(self, draws: Sequence[_WindowDraw]) -> list[_Output]:
         made: dict[int, _Output] = {}
@@ -464,6 +474,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         keys = [(self._wanted.seed, draw.index, draw.attempt) for draw in draws]
         columns = {
             "a": [draw.a for draw in draws if draw.a is not None],
+            "tones": [draw.tones for draw in draws if draw.tones is not None],
             "x_ref": [draw.x_ref.x for draw in draws if draw.x_ref is not None],
             "x_style": [draw.x_style.x for draw in draws if draw.x_style is not None],
         }

@@ -18,7 +18,16 @@ from defectgen import ranks
 from defectgen.errors import UsageError
 from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, limits_of, require_masks, unite
 from defectgen.imaging import level
-from defectgen.imaging.control_maps import KnownMask, draw_map, pick, to_text
+from defectgen.imaging.control_maps import (
+    KnownMask,
+    Levels,
+    draw_map,
+    levels_of,
+    pick,
+    to_text,
+    tones_of,
+    warped_change,
+)
 from defectgen.imaging.images import DecodedImage
 from defectgen.imaging.mask_files import Mask, read_masks
 from defectgen.imaging.masks import depth
@@ -64,6 +73,10 @@ _MARGIN = 1.15  # a window is this many times as large as the defect that determ
 _LONG = 4  # times the side of the others: windows of the masks of long defects, at most
 _FIT = 0.9  # fraction of a category's defects that fit into a window
 _THINNEST = 4  # pixels of the window: the median thickness of a category's defects is kept from falling below it
+_UNTOLD = 0.2  # of the rows do not tell tones: a mask that someone drew does not, either
+
+_IN_HUES = 0.99  # of the squared changes of each category
+_COLORED = 8  # images of each category, whose colors are looked at
 _TWINS_LIMIT = 1 << 30  # bytes of repaired images that are kept
 _MASKS_LIMIT = 2 << 30  # bytes of masks
 _FLIPS = ((False, False), (False, True), (True, False), (True, True))  # vertically, horizontally
@@ -135,11 +148,13 @@ class Row:
     With `exposure`, the reference also has the brightness of the source.
 
     `asked`, [domains - 1, S, S], asks for a new defect on the source; for methods that learn labels or pairs.
+    `tones` are those of `asked` and of the reference, as `control_maps.tones_of`, [2, S, S].
     """
 
     source: TrainingSample
     reference: TrainingSample
     asked: FloatArray | None = None
+    tones: FloatArray | None = None
 
 
 class TrainingWindows:
@@ -165,6 +180,8 @@ class TrainingWindows:
     """A pixel of a mask's window, in [-1, 1], is defect above this value: by default, if a quarter of it is."""
     zooms: ClassVar[bool] = True
     """Whether smaller defects are shown at a larger scale than that of their category."""
+    warps: ClassVar[float] = 0.0
+    """Fraction of the defective windows with twins whose defects are warped."""
     twins: ClassVar[bool] = True
     """Whether defective windows whose categories all have masks come with their repaired twins."""
 
@@ -260,12 +277,18 @@ class TrainingWindows:
         reference = self._draw(rng, product, category, scale)
         return self._row(self._draw(rng, product, NORMAL, reference.zoom * scale, reference.place), reference)
 
-    def _row(self, source: TrainingSample, reference: TrainingSample, asked: FloatArray | None = None) -> Row:
+    def _row(
+        self,
+        source: TrainingSample,
+        reference: TrainingSample,
+        asked: FloatArray | None = None,
+        tones: FloatArray | None = None,
+    ) -> Row:
         if self._exposure:
             gain = exposure(source.x, reference.x if reference.twin is None else reference.twin)
             twin = None if reference.twin is None else exposed(reference.twin, gain)
             reference = replace(reference, x=exposed(reference.x, gain), twin=twin)
-        return Row(source, reference, asked)
+        return Row(source, reference, asked, tones)
 
     def _boxes_of(self, image: SourceImage) -> list[Box]:
         return [] if image.mask is None else self._boxes[image.mask]
@@ -281,18 +304,25 @@ class TrainingWindows:
         """A window of a random image, around one of its defects, or at a relative place."""
         images = self._images[product][category]
         view = self._view_of(rng, images[int(rng.integers(len(images)))], scale, at)
-        return self._sample(view, product, category)
+        sample = self._sample(view, product, category)
+        return _warped(rng, sample) if sample.twin is not None and rng.random() < self.warps else sample
 
     def _sample(self, view: "_View", product: str, category: str) -> TrainingSample:
-        image, size = view.image, self.image_size
-        x = view.crop(self._cache.read(image.path), size, self.channels)
-        twin = None
-        if self.twins and category != NORMAL and None not in (image.mask, *(mask for _, mask in image.also)):
-            twin = view.crop(self._twins.read(image), size, self.channels)
+        x, twin = self._x(view, self.image_size), self._twin(view, self.image_size)
         domain = self.domains.index(category)
         a = self._map(view)
         cut = view.cuts(a.max(axis=0) > 0)
         return TrainingSample(x, domain, self.products.index(product), a, twin, view.place, view.zoom, cut)
+
+    def _x(self, view: "_View", size: int) -> FloatArray:
+        return view.crop(self._cache.read(view.image.path), size, self.channels)
+
+    def _twin(self, view: "_View", size: int) -> FloatArray | None:
+        """The view with its defects repaired; None for normals and where masks are missing."""
+        image = view.image
+        if not self.twins or image.category == NORMAL or None in (image.mask, *(mask for _, mask in image.also)):
+            return None
+        return view.crop(self._twins.read(image), size, self.channels)
 
     def _map(self, view: "_View", size: int | None = None) -> FloatArray:
         """Where a window shows which category: `TrainingSample.a`. Without a mask, a category covers the window."""
@@ -311,6 +341,27 @@ class TrainingWindows:
         whole = np.any([self._masks.read(mask).pixels > 0 for mask in masks], axis=0)
         found = self._cache.read(image.path)
         return replace(found, pixels=repaired(found, whole))
+
+    def hues(self) -> tuple[tuple[float, ...], ...]:
+        """`Task.hues`: the fewest axes that hold nearly all of what the defects of each category change in color."""
+        rng, squares = numpy_rng(0), dict[str, FloatArray]()
+        for product, of_product in self._images.items() if self.twins and self.channels > 1 else ():
+            for category, images in of_product.items():
+                for image in images[:_COLORED]:
+                    if category == NORMAL or image.mask is None:
+                        continue
+                    found = self._sample(self._view_of(rng, image, self.scales[product][category]), product, category)
+                    if found.twin is not None and found.a is not None and (inside := found.a.any(axis=0)).any():
+                        change = (found.x - found.twin)[:, inside]
+                        squares[category] = squares.get(category, 0) + change @ change.T
+        if not squares:
+            return ()
+        shares = [each / max(float(np.trace(each)), 1e-9) for each in squares.values()]
+        axes = np.linalg.eigh(np.sum(shares, axis=0))[1].T[::-1]
+        for count in range(1, self.channels):
+            if min(float(np.sum((axes[:count] @ share) * axes[:count])) for share in shares) >= _IN_HUES:
+                return tuple(tuple(axis) for axis in axes[:count].tolist())
+        return ()
 
     def sheet(self) -> NDArray[np.uint8] | None:
         """Defect images beside their repaired twins, so that a bad repair is seen; None if there are no twins."""
@@ -373,6 +424,22 @@ class _View:
         return np.ascontiguousarray(x[:, :: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1])
 
 
+def _warped(rng: np.random.Generator, sample: TrainingSample) -> TrainingSample:
+    """A sample whose defect is warped, on its twin, as the masks that are asked for are."""
+    assert sample.a is not None
+    assert sample.twin is not None
+    if not sample.a.any():
+        return sample
+    change, a = warped_change(rng, sample.x - sample.twin, sample.a, long=sample.cut)
+    cut = sample.cut or (_at_edge(a) and not _at_edge(sample.a))
+    return replace(sample, x=np.clip(sample.twin + change, -1, 1), a=a, cut=cut) if a.any() else sample
+
+
+def _at_edge(a: FloatArray) -> bool:
+    """Whether masks [K, S, S] reach an edge of their window."""
+    return bool(a[:, [0, -1]].any() or a[:, :, [0, -1]].any())
+
+
 def _mirrored(place: tuple[float, float], flip_y: bool, flip_x: bool) -> tuple[float, float]:
     """A relative place (x, y) in a flipped image."""
     x, y = place
@@ -414,15 +481,16 @@ class _NormalsWithDefects(TrainingWindows):
             for image in images
             if any(name == category and mask for name, mask in ((image.category, image.mask), *image.also))
         ]
+        sources = sources[:: max(1, -(-len(sources) // self._KNOWN))]  # spread over all: they may be of several kinds
         whole, cut = defaultdict[Path, list[KnownMask]](list), defaultdict[Path, list[KnownMask]](list)
         index = self.domains.index(category) - 1
         for number in range(2 * self._KNOWN if sources else 0):
             product, image = sources[number % len(sources)]
             scale = scale_of(self.scales, product, category)
             view = self._view_of(rng, image, scale)
-            mask = self._map(view)[index] > 0
-            if mask.any():
-                (cut if view.cuts(mask) else whole)[image.path].append(KnownMask(mask, view.place, view.zoom))
+            levels = self._levels(view, index)
+            if levels.any():
+                (cut if view.cuts(levels != 0) else whole)[image.path].append(KnownMask(levels, view.place, view.zoom))
 
         def listed() -> list[KnownMask]:
             found = [whole[image.path] or cut[image.path] for _, image in sources]
@@ -432,9 +500,16 @@ class _NormalsWithDefects(TrainingWindows):
         for product, image in sources if long else ():
             if cut[image.path] and not whole[image.path]:
                 views = self._long_views(rng, image, scale_of(self.scales, product, category))
-                masks = ((view, self._map(view, size)[index] > 0) for view, size in views)
-                cut[image.path] = [KnownMask(mask, view.place) for view, mask in masks if mask.any()]
+                maps = ((view, self._levels(view, index, size)) for view, size in views)
+                cut[image.path] = [KnownMask(levels, view.place) for view, levels in maps if levels.any()]
         return shown, listed()
+
+    def _levels(self, view: "_View", index: int, size: int | None = None) -> Levels:
+        """The map of a category's defects, [S, S], with what is dark and bright if the image has a twin."""
+        size = size or self.image_size
+        mask = self._map(view, size)[index] > 0
+        twin = self._twin(view, size)
+        return levels_of(mask, self._x(view, size), twin)
 
     def _long_views(self, rng: np.random.Generator, image: SourceImage, scale: float) -> list[tuple["_View", int]]:
         """A view of a long defect for each flip, and the side of its window in pixels of the network."""
@@ -455,6 +530,7 @@ class TrainingPairs(_NormalsWithDefects):
     """
 
     fit = 0.5
+    warps = 0.5
     edges = 0.25  # if only few windows showed the edges, the network would find them unusual
     flips: ClassVar[tuple[tuple[bool, bool], ...]] = _FLIPS[:3]  # as ISU-GAN's paper has it
 
@@ -478,13 +554,20 @@ class TrainingPairs(_NormalsWithDefects):
         reference = self._draw(rng, product, category, scale)
         assert reference.a is not None
         a, at, zoom = np.zeros_like(reference.a), None, reference.zoom
+        tones = np.zeros((2, *a.shape[1:]), np.float32)
         for index in np.flatnonzero(reference.a.any(axis=(1, 2))):
             a[index] = 1.0
             if known := self.masks.get(self.domains[index + 1]):
                 first = pick(rng, known)
-                a[index] = draw_map(rng, first.mask, known)
+                levels = draw_map(rng, first.levels, known)
+                a[index] = levels != 0
+                tones[0] += tones_of(levels)
                 at, zoom = first.place, first.zoom
-        return self._row(self._draw(rng, product, NORMAL, min(1.0, zoom * scale), at), reference, a)
+        if reference.twin is not None:
+            tones[1] = tones_of(levels_of(reference.a.max(axis=0) > 0, reference.x, reference.twin))
+        if rng.random() < _UNTOLD:
+            tones[:] = 0
+        return self._row(self._draw(rng, product, NORMAL, min(1.0, zoom * scale), at), reference, a, tones.clip(-1, 1))
 
 
 class TrainingLabels(TrainingPairs):
@@ -518,7 +601,7 @@ class TrainingMasks(_NormalsWithDefects):
         if known := self.masks.get(category):
             assert row.reference.a is not None
             a = np.zeros_like(row.reference.a)
-            a[self.domains.index(category) - 1] = draw_map(rng, pick(rng, known).mask, known)
+            a[self.domains.index(category) - 1] = draw_map(rng, pick(rng, known).levels, known) != 0
             return replace(row, asked=a)
         return row
 
@@ -730,6 +813,8 @@ class Feeder:
             arrays["cut_ref"] = np.array([row.reference.cut for row in rows])
         if asked := [row.asked for row in rows if row.asked is not None]:
             arrays["a"] = np.stack(asked)
+        if tones := [row.tones for row in rows if row.tones is not None]:
+            arrays["tones"], arrays["tones_ref"] = np.stack(tones, axis=1)[:, :, None]
         if self._windows.twins:
             twins = [row.reference.twin for row in rows]
             arrays["x_twin"] = np.stack([x if twin is None else twin for x, twin in zip(x_ref, twins, strict=True)])
@@ -799,12 +884,13 @@ def _as_one_category(catalog: Catalog) -> Catalog:
 
 def make_task(windows: TrainingData) -> Task:
     masks, spots = {}, {}
+    hues = windows.hues() if isinstance(windows, TrainingWindows) else ()
     if isinstance(windows, LevelPatches):
         spots = {category: tuple(map(spot_text, known)) for category, known in windows.spots.items()}
     if isinstance(windows, _NormalsWithDefects):
         masks = {category: tuple(map(to_text, known)) for category, known in windows.kept.items()}
     return Task(
         domains=windows.domains, products=windows.products, channels=windows.channels, scales=windows.scales,
-        ranges=windows.ranges, masks=masks, spots=spots,
+        ranges=windows.ranges, masks=masks, spots=spots, hues=hues,
         elongated=isinstance(windows, LevelPatches) and windows.elongated,
     )  # fmt: skip

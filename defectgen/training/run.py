@@ -244,7 +244,7 @@ class Run:
         with self._average.in_place():
             for i in range(3):
                 rngs = [torch_rng(seed, i, row) for row in range(len(batch.x))]
-                made = self._method.generate(GenerateBatch(batch.x, batch.y_ref, rngs, a=batch.a))
+                made = self._method.generate(GenerateBatch(batch.x, batch.y_ref, rngs, a=batch.a, tones=batch.tones))
                 if made.normal is not None and made.mask is not None:
                     columns = [made.normal, made.mask.expand_as(made.x) * 2 - 1, made.x]
                     names = ["made normal", "its mask", "its defect", "real"]

@@ -1,4 +1,5 @@
 import base64
+import zlib
 
 import cv2
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from defectgen.imaging.control_maps import (
     KnownMask,
+    Levels,
     Sides,
     between,
     centered,
@@ -13,9 +15,12 @@ from defectgen.imaging.control_maps import (
     draw_map,
     fitted,
     from_text,
+    levels_of,
     pick,
     to_text,
+    tones_of,
     warped,
+    warped_change,
 )
 from defectgen.imaging.masks import wanders
 from defectgen.imaging.windows import BoolArray
@@ -23,20 +28,28 @@ from defectgen.imaging.windows import BoolArray
 SIDE = 64
 
 
-def disc(x: int, y: int, radius: int) -> BoolArray:
-    return cv2.circle(np.zeros((SIDE, SIDE), np.uint8), (x, y), radius, 1, -1) > 0
+def disc(x: int, y: int, radius: int) -> Levels:
+    return np.asarray(cv2.circle(np.zeros((SIDE, SIDE), np.uint8), (x, y), radius, 1, -1), np.int8)
 
 
-def line() -> BoolArray:
-    return cv2.line(np.zeros((SIDE, SIDE), np.uint8), (32, 8), (34, 56), 1, 3) > 0
+def line() -> Levels:
+    return np.asarray(cv2.line(np.zeros((SIDE, SIDE), np.uint8), (32, 8), (34, 56), 1, 3), np.int8)
 
 
-def middle(mask: BoolArray) -> np.ndarray:
+def pit() -> Levels:
+    """A disc with a dark core, and a bright rim on its left."""
+    levels = disc(32, 32, 10)
+    levels[disc(34, 32, 5) > 0] = -96
+    levels[:, :25] *= 64
+    return levels
+
+
+def middle(mask: Levels | BoolArray) -> np.ndarray:
     return np.argwhere(mask).mean(axis=0)
 
 
 @pytest.mark.parametrize("mask", [disc(24, 40, 9), line()])
-def test_a_warped_mask_is_another_one_of_about_its_size_and_direction(mask: BoolArray) -> None:
+def test_a_warped_mask_is_another_one_of_about_its_size_and_direction(mask: Levels) -> None:
     found = [warped(np.random.default_rng(seed), mask) for seed in range(40)]
     areas = np.array([each.sum() for each in found]) / mask.sum()
     assert 0.8 < np.median(areas) < 1.35
@@ -48,26 +61,29 @@ def test_a_warped_mask_is_another_one_of_about_its_size_and_direction(mask: Bool
     if mask.sum() < 200:
         tall = [np.ptp(np.argwhere(each), axis=0) for each in found]
         assert all(height > 2 * width for height, width in tall)
-        assert np.mean([wanders(each) for each in found]) < 0.2  # a scratch stays one
+        assert np.mean([wanders(each != 0) for each in found]) < 0.2  # a scratch stays one
 
 
-def test_between_two_masks_lies_one_of_a_size_between() -> None:
-    small, large = disc(20, 20, 6), disc(44, 44, 14)
+def test_between_two_masks_that_are_alike_lies_one_of_a_size_between() -> None:
+    small, large = disc(20, 20, 10), disc(44, 44, 13)
     for seed in range(10):
         found = between(np.random.default_rng(seed), small, large)
-        assert small.sum() <= found.sum() <= large.sum()
+        assert small.sum() < found.sum() <= large.sum()
         np.testing.assert_allclose(middle(found), middle(small), atol=1)
+        for other in (disc(44, 44, 20), np.ascontiguousarray(line().T)):
+            for one, two in ((line(), other), (small, other)):
+                np.testing.assert_array_equal(between(np.random.default_rng(seed), one, two), one)
 
 
 def test_maps_are_drawn_by_seed_and_leave_the_border_free() -> None:
     known = [KnownMask(mask, (0.5, 0.5)) for mask in (disc(12, 30, 8), line(), disc(50, 50, 10))]
     border = Sides(top=8, bottom=4, left=6)
-    first, again = (draw_map(np.random.default_rng(3), known[0].mask, known, border) for _ in range(2))
+    first, again = (draw_map(np.random.default_rng(3), known[0].levels, known, border) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     right = False
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        found = draw_map(rng, pick(rng, known).mask, known, border)
+        found = draw_map(rng, pick(rng, known).levels, known, border)
         assert found.any()
         assert not found[:8].any()
         assert not found[-4:].any()
@@ -102,12 +118,12 @@ def test_a_picked_place_is_near_and_stays_at_an_edge() -> None:
 
 
 def test_a_single_pixel_and_a_mask_on_the_border_do_no_harm() -> None:
-    dot = np.zeros((SIDE, SIDE), np.bool_)
-    dot[30, 30] = True
+    dot = np.zeros((SIDE, SIDE), np.int8)
+    dot[30, 30] = 1
     border = Sides(8, 8, 8, 8)
     assert draw_map(np.random.default_rng(0), dot, [KnownMask(dot, (0, 0))], border).any()
-    edge = np.zeros((SIDE, SIDE), np.bool_)
-    edge[:20] = True
+    edge = np.zeros((SIDE, SIDE), np.int8)
+    edge[:20] = 1
     assert draw_map(np.random.default_rng(0), edge, [KnownMask(edge, (0, 0))], border).any()
 
 
@@ -130,7 +146,11 @@ def test_a_crack_through_an_image_crosses_another_one() -> None:
     crack = np.zeros((160, 160), np.uint8)
     cv2.polylines(crack, [np.array([(0, 80), (60, 95), (110, 70), (159, 84)])], isClosed=False, color=1, thickness=3)
     crack[0, 20:24] = 1  # a speck at an edge keeps nothing there
-    found = [draw_long(np.random.default_rng(seed), crack > 0, side) for seed in range(20) for side in (64, 80, 160)]
+    found = [
+        draw_long(np.random.default_rng(seed), crack.astype(np.int8), side)
+        for seed in range(20)
+        for side in (64, 80, 160)
+    ]
     assert [each.shape for each in found[:3]] == [(64, 64), (80, 80), (160, 160)]
     assert len({each.tobytes() for each in found}) == 60
     assert np.mean([each[:, 0].any() and each[:, -1].any() for each in found]) > 0.9
@@ -138,9 +158,9 @@ def test_a_crack_through_an_image_crosses_another_one() -> None:
 
 
 def test_a_long_defect_at_one_edge_stays_there() -> None:
-    chip = np.zeros((160, 160), np.bool_)
-    chip[:, 140:] = True
-    chip[40:] = False
+    chip = np.zeros((160, 160), np.int8)
+    chip[:, 140:] = 1
+    chip[40:] = 0
     for seed in range(20):
         found = draw_long(np.random.default_rng(seed), chip, 64)
         assert found[:, -1].any()
@@ -151,20 +171,84 @@ def test_a_long_defect_at_one_edge_stays_there() -> None:
 def test_masks_are_mixed_with_those_of_their_size() -> None:
     known = [KnownMask(line(), (0.5, 0.5)), KnownMask(centered(disc(32, 32, 9), 160), (0.5, 0.5))]
     for seed in range(20):
-        assert draw_map(np.random.default_rng(seed), known[1].mask, known).shape == (160, 160)
-    np.testing.assert_allclose(middle(known[1].mask), 80)
+        assert draw_map(np.random.default_rng(seed), known[1].levels, known).shape == (160, 160)
+    np.testing.assert_allclose(middle(known[1].levels), 80)
 
 
-@pytest.mark.parametrize("mask", [line(), centered(line(), 240)])
-def test_masks_are_kept_as_text(mask: BoolArray) -> None:
+@pytest.mark.parametrize("mask", [line(), pit(), centered(line(), 240)])
+def test_masks_are_kept_as_text(mask: Levels) -> None:
     known = KnownMask(mask, (0.25, 1.0), 1.5)
     found = from_text(to_text(known), SIDE)
-    np.testing.assert_array_equal(found.mask, mask)
+    np.testing.assert_array_equal(found.levels, mask)
     assert found[1:] == known[1:]
+
+
+def test_tones_are_changes_in_parts_of_the_brightness_of_the_ground() -> None:
+    """In any light; the ground is 0.8 of 2 bright."""
+    twin = np.full((3, SIDE, SIDE), -0.2, np.float32)
+    x = twin.copy()
+    x[:, 10:30, 10:30] = -0.2 - 0.8 / 6
+    x[:, 10:30, 30:50] = 0.2  # three times a half
+    x[:, 40:50, 10:20] = 0.5  # outside
+    mask = np.zeros((SIDE, SIDE), np.bool_)
+    mask[10:30, 10:55] = True
+    levels = levels_of(mask, x, twin)
+    np.testing.assert_array_equal(levels != 0, mask)
+    tones = tones_of(levels)
+    assert tones.dtype == np.float32
+    np.testing.assert_allclose(tones[13:27, 13:27], -0.5, atol=0.04)
+    assert (tones[13:27, 33:47] == 1).all()
+    assert not tones[13:27, 54].any()
+    assert not tones[~mask].any()
+    darker = levels_of(mask, *(np.asarray(each / 2 - 0.5, np.float32) for each in (x, twin)))
+    np.testing.assert_allclose(tones_of(darker), tones, atol=0.07)
+    assert not tones_of(levels_of(mask)).any()
+    np.testing.assert_array_equal(levels_of(mask) != 0, mask)
+    assert not levels_of(np.zeros_like(mask), x, twin).any()
+
+
+def test_tones_are_warped_with_their_mask() -> None:
+    known = [KnownMask(pit(), (0.5, 0.5))]
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        for found in (
+            warped(rng, pit()),
+            draw_map(rng, pit(), known, Sides(4, 4, 4, 4)),
+            between(rng, pit(), pit()),
+            fitted(pit(), np.ones((SIDE, SIDE), np.bool_), rng, 0.7),
+        ):
+            tones = tones_of(found)
+            assert 0.1 < (tones < -0.4).sum() / (found != 0).sum() < 0.5
+            assert not tones[found == 0].any()
+            assert middle(tones > 0.25)[1] < middle(tones < -0.4)[1]  # bright on the left
+
+
+def test_what_a_defect_changes_is_warped_with_its_mask() -> None:
+    a = np.stack([disc(30, 30, 9), line() * 0]).astype(np.float32)
+    change = np.stack([-0.5 * a[0], 0.25 * a[0], 0 * a[0]])
+    for seed in range(10):
+        moved, masks = warped_change(np.random.default_rng(seed), change, a)
+        assert moved.shape == change.shape
+        assert moved.dtype == np.float32
+        assert not np.array_equal(masks[0], a[0])
+        assert not masks[1].any()
+        inside = cv2.erode(masks[0], np.ones((5, 5))) > 0
+        outside = cv2.dilate(masks[0], np.ones((5, 5))) == 0
+        np.testing.assert_allclose(moved[0][inside], -0.5, atol=0.1)  # overshoots a little
+        np.testing.assert_allclose(moved[1], -moved[0] / 2, atol=1e-6)
+        assert np.abs(moved[:, outside]).max(initial=0) < 0.05
+    # A crack through the window still crosses it.
+    crack = np.zeros((1, SIDE, SIDE), np.float32)
+    crack[0, 30:34] = 1
+    for seed in range(10):
+        _, masks = warped_change(np.random.default_rng(seed), crack, crack, long=True)
+        assert masks[0].any(axis=0).all()
 
 
 def test_masks_of_older_models_can_be_read() -> None:
     bits = base64.b64encode(np.packbits(line()).tobytes()).decode()
-    mask, place, zoom = from_text(f"0.2500,1.0000,1.5000,{bits}", SIDE)
-    np.testing.assert_array_equal(mask, line())
-    assert (place, zoom) == ((0.25, 1.0), 1.5)
+    squeezed = base64.b64encode(zlib.compress(np.packbits(line()).tobytes())).decode()
+    for packed in (bits, f"{SIDE},{squeezed}"):
+        levels, place, zoom = from_text(f"0.2500,1.0000,1.5000,{packed}", SIDE)
+        np.testing.assert_array_equal(levels, line())
+        assert (place, zoom) == ((0.25, 1.0), 1.5)

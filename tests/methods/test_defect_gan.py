@@ -338,6 +338,62 @@ def test_defects_differ_by_noise_and_repeat_by_seed(trained: DefectGAN) -> None:
     torch.testing.assert_close(again, second, rtol=0, atol=1e-5)
 
 
+def test_what_is_painted_depends_on_the_tones_and_has_the_colors_of_the_task() -> None:
+    config = MASKS.model_copy(update={"tones": True})
+    task = TASK.model_copy(update={"channels": 3, "hues": ((3**-0.5,) * 3,)})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        method = DefectGAN(config, task, CPU)
+    torch.nn.init.normal_(method.G.head.weight, std=0.05, generator=generator())
+    x, a, tones = surfaces(1).repeat(1, 3, 1, 1), torch.zeros(1, 2, 32, 32), torch.zeros(1, 1, 32, 32)
+    a[:, 0, 10:20, 4:28] = 1
+    tones[:, :, 14:16, 4:28] = -1
+
+    def painted(tones: Tensor | None) -> Tensor:
+        request = GenerateBatch(x, torch.ones(1).long(), [generator()], a=a, tones=tones)
+        return method.generate(request).x - x
+
+    change = painted(tones)
+    assert (change - painted(None)).abs().max() > 1e-3
+    assert torch.equal(painted(None), painted(torch.zeros_like(tones)))
+    assert change.abs().max() > 0.01
+    torch.testing.assert_close(change, change.mean(dim=1, keepdim=True).expand_as(change), atol=1e-6, rtol=0)
+
+
+def test_defects_are_as_strong_in_parts_of_the_brightness_of_any_ground_and_can_lose_its_grain() -> None:
+    """Normalization hides the brightness from G: what it painted on dark grounds was black."""
+    method = build(MASKS.model_copy(update={"tones": True}))
+    torch.nn.init.normal_(method.G.head.weight, std=0.02, generator=generator())
+    assert method.G.head.bias is not None
+    a = torch.zeros(1, 2, 32, 32)
+    a[:, 0, 8:24, 8:24] = 1
+    x = surfaces(1) / 4 + 0.1 * torch.randn(1, 1, 32, 32, generator=generator())
+
+    def painted(x: Tensor) -> Tensor:
+        return method.generate(GenerateBatch(x, torch.ones(1).long(), [generator()], a=a)).x
+
+    change, darker = painted(x) - x, painted((x - 1) / 2) - (x - 1) / 2
+    assert change.abs().max() > 0.01
+    torch.testing.assert_close(darker, change / 2, atol=0.02 * change.abs().max().item(), rtol=0.02)
+    torch.nn.init.zeros_(method.G.head.weight)
+    for bias, lost in ((-20.0, False), (20.0, True)):
+        torch.nn.init.zeros_(method.G.head.bias)
+        method.G.head.bias.data[-1] = bias
+        inside = painted(x)[..., 10:22, 10:22] - x[..., 10:22, 10:22]
+        assert (inside.std() > 0.05) == lost
+
+
+def test_a_step_uses_tones_and_seeks_modes_now_and_then() -> None:
+    method = build(MASKS.model_copy(update={"tones": True}))
+    a_ref = batch().a_ref
+    assert a_ref is not None
+    told = replace(batch(), tones=torch.zeros(4, 1, 32, 32), tones_ref=-a_ref.amax(dim=1, keepdim=True))
+    of_tones = method.networks.state()["G.decoder.0.first.norm.shared.weight"][:, -1].clone()
+    losses = [method.training_step(told, step, 0.5, generator()) for step in range(5)]
+    assert ["ms" in each for each in losses] == [True, False, False, False, True]
+    assert not torch.equal(method.networks.state()["G.decoder.0.first.norm.shared.weight"][:, -1], of_tones)
+
+
 def test_categories_can_be_united(method: DefectGAN) -> None:
     x, rngs = surfaces(1), [generator()]
     both = method.generate(GenerateBatch(x, torch.ones(1).long(), rngs, mix=torch.ones(1, 2))).x

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from defectgen.nn.paired import center_line_loss, judged, map_loss, ms_loss, pair_loss, soft
+from defectgen.nn.paired import Hues, center_line_loss, judged, map_loss, ms_loss, pair_loss, soft
 
 
 def test_the_losses_by_hand() -> None:
@@ -20,6 +20,20 @@ def test_the_losses_by_hand() -> None:
     z_one, z_two = torch.zeros(2, 4), torch.ones(2, 4)
     assert ms_loss(real, real, z_one, z_two, mask).item() == pytest.approx(1)
     assert ms_loss(real, real + 1, z_one, z_two, mask).item() == pytest.approx(0.05 / (4 / 5 + 0.05))
+
+
+def test_changes_get_the_nearest_of_the_colors_of_real_defects() -> None:
+    change = torch.zeros(2, 3, 4, 4)
+    change[0, 0], change[1] = 0.6, torch.tensor([0.3, -0.1, 0.1]).view(3, 1, 1)
+    gray = torch.full((3,), 3**-0.5)
+    found = Hues([gray.tolist()])(change)
+    assert found[0].flatten().tolist() == pytest.approx([0.2] * 48)
+    assert found[1].flatten().tolist() == pytest.approx([0.1] * 48)
+    two = Hues([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])(change)
+    assert torch.equal(two[:, [0, 2]], change[:, [0, 2]])
+    assert not two[:, 1].any()
+    assert Hues([])(change) is change
+    assert not Hues([gray.tolist()]).state_dict()  # it belongs to the task
 
 
 def test_d_begins_after_the_pairs_or_at_once_without() -> None:

@@ -15,7 +15,7 @@ from defectgen import files
 from defectgen.dataset import Sample
 from defectgen.errors import BadInputError, OutOfMemoryError, UsageError
 from defectgen.folders import Catalog, read_defects, read_normals
-from defectgen.imaging.control_maps import KnownMask, to_text
+from defectgen.imaging.control_maps import KnownMask, levels_of, to_text
 from defectgen.imaging.images import encode_png, read_image
 from defectgen.imaging.places import Grain, KnownSpot, Spot
 from defectgen.imaging.places import to_text as to_spot
@@ -765,8 +765,8 @@ def with_masks(
 ) -> Callable[..., SynthesisRequest]:
     """A model that was trained with masks: a bar of 6 x 44 pixels. Its network is replaced by one that paints black."""
     config = DefectGANConfig(image_size=64, width=8, blocks=1, control_channels=4, masks=True)
-    real = np.zeros((64, 64), np.bool_)
-    real[28:34, 10:54] = True
+    real = np.zeros((64, 64), np.int8)
+    real[28:34, 10:54] = 1
     task = TASK.model_copy(
         update={"masks": {name: (to_text(KnownMask(real, (0.5, 0.5))),) for name in ("dent", "spot")}}
     )
@@ -801,8 +801,8 @@ def of_cracks(
     with_masks: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., SynthesisRequest]:
     """A model of cracks through images of 96 pixels, of which its windows of 64 show parts."""
-    crack = np.zeros((96, 96), np.bool_)
-    crack[46:50] = True
+    crack = np.zeros((96, 96), np.int8)
+    crack[46:50] = 1
     monkeypatch.setattr("defectgen.imaging.control_maps.from_text", lambda _text, _side: KnownMask(crack, (0.5, 0.5)))
     return with_masks
 
@@ -839,9 +839,9 @@ def test_in_a_large_image_a_long_defect_lies_in_a_window_of_its_own_size(
 def test_a_union_of_a_long_and_a_short_defect_shows_both(
     with_masks: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crack = np.zeros((96, 96), np.bool_)
-    crack[20:24] = True
-    known = iter([KnownMask(crack, (0.5, 0.5)), KnownMask(disc(), (0.5, 0.5))])
+    crack = np.zeros((96, 96), np.int8)
+    crack[20:24] = 1
+    known = iter([KnownMask(crack, (0.5, 0.5)), KnownMask(levels_of(disc()), (0.5, 0.5))])
     monkeypatch.setattr("defectgen.imaging.control_maps.from_text", lambda _text, _side: next(known))
     samples = [each for each in synthesize(with_masks(8, categories=("dent+spot",))) if len(each.mask) > 24]
     assert all(sample.mask.any(axis=0).mean() > 0.8 for sample in samples)
@@ -853,7 +853,9 @@ def test_a_model_that_learned_without_masks_is_asked_everywhere(
 ) -> None:
     """As `paper` is trained, even if its training images had masks."""
     config = DefectGANConfig(image_size=64, width=8, max_width=8, blocks=1, control_channels=4)
-    task = TASK.model_copy(update={"masks": {name: (to_text(KnownMask(disc(), (0, 0))),) for name in ("dent", "spot")}})
+    task = TASK.model_copy(
+        update={"masks": {name: (to_text(KnownMask(levels_of(disc()), (0, 0))),) for name in ("dent", "spot")}}
+    )
     asked = []
 
     def generate(_self: DefectGAN, request: GenerateBatch) -> Generated:
@@ -895,8 +897,8 @@ def test_a_defect_at_the_edge_of_its_image_comes_to_an_edge(
     with_masks: Callable[..., SynthesisRequest], entry: Entry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The window lies at the left edge, where the real one did; there the change reaches the last pixel."""
-    edge = np.zeros((64, 64), np.bool_)
-    edge[20:40, :12] = True
+    edge = np.zeros((64, 64), np.int8)
+    edge[20:40, :12] = 1
     known = KnownMask(edge, (0.0, 0.5), 2.0)
     monkeypatch.setattr("defectgen.imaging.control_maps.from_text", lambda _text, _side: known)
     monkeypatch.setattr("defectgen.synthesis.generated.draw_map", lambda _rng, first, _known, border: first)

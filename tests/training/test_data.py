@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import NORMAL, Catalog, ProductFolders, SourceImage, read_catalog, read_defects
@@ -190,6 +191,19 @@ class TestTrainingWindows:
         assert {(row.source.y, row.reference.y) for row in rows} == {(0, 1)}
         assert all(row.source.x.max() < 0 < row.reference.x.max() for row in rows)
 
+    def test_masks_are_known_of_all_images_if_there_are_many(
+        self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two squares of 10 pixels come before two of 100; the first were known alone."""
+        monkeypatch.setattr(TrainingPairs, "_KNOWN", 2)
+        as_one = [
+            s.model_copy(update={"category": NORMAL if s.category == NORMAL else "defect"}) for s in catalog.images
+        ]
+        pairs = TrainingPairs(catalog.model_copy(update={"images": tuple(as_one)}), 64, ["p"], [NORMAL, "defect"])
+        areas = sorted(np.count_nonzero(known.levels) for known in pairs.masks["defect"])
+        assert len(areas) == 2
+        assert areas[1] > 9 * areas[0]
+
     def test_a_row_shows_the_same_place_of_both_images(self, catalog: Catalog) -> None:
         """So that a defect at an edge of its image comes with a normal's window at that edge."""
         windows = TrainingWindows(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
@@ -275,11 +289,69 @@ class TestTrainingWindows:
             assert x[0][inside].mean() > 0.4
             assert twin[0][inside].mean() < 0
             far = cv2.dilate(np.asarray(inside, np.uint8), np.ones((25, 25), np.uint8)) == 0
-            np.testing.assert_array_equal(x[0][far], twin[0][far])
+            np.testing.assert_allclose(x[0][far], twin[0][far], atol=1e-6)
             assert row.asked is not None
             assert (row.asked.any(axis=(1, 2)) == a.any(axis=(1, 2))).all()  # the same category
             asked.add(row.asked.tobytes())
         assert len(asked) == 30
+
+    def test_half_of_the_defects_are_warped_with_their_masks_on_their_twins(self, catalog: Catalog) -> None:
+        labels = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
+        found = [labels.row(rng(seed)).reference for seed in range(60)]
+        areas = []
+        for each in found:
+            assert each.a is not None
+            shown = each.a.max(axis=0) > 0
+            bright = each.x[0] > 0.3
+            assert (shown != bright).sum() < 0.3 * shown.sum()
+            areas.append(int(shown.sum()) if each.y == 1 else 100)
+            edges = bool(shown[0].any() or shown[-1].any() or shown[:, 0].any() or shown[:, -1].any())
+            assert each.cut == edges
+        assert np.mean(np.array(areas) != 100) == pytest.approx(0.25, abs=0.12)  # of cracks, which are half of all
+
+    def test_tones_tell_where_defects_are_bright(self, catalog: Catalog) -> None:
+        """All of these are much brighter than their ground: tones of 1. A fifth of the rows do not tell."""
+        labels = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
+        rows = [labels.row(rng(seed)) for seed in range(100)]
+        told = 0
+        for row in rows:
+            assert row.tones is not None
+            assert row.asked is not None
+            assert row.reference.a is not None
+            if not row.tones.any():
+                continue
+            told += 1
+            for tones, a in zip(row.tones, (row.asked, row.reference.a), strict=True):
+                inside = a.max(axis=0) > 0
+                assert (tones[inside] > 0.9).mean() > 0.6
+                assert not tones[~inside].any()
+        assert 70 < told < 90
+
+    def test_the_colors_of_defects_are_found(self, catalog: Catalog, tmp_path: Path) -> None:
+        def hues(**paint: tuple[int, ...]) -> NDArray[np.float64]:
+            images = []
+            for image in catalog.images:
+                assert isinstance(image.mask, Path | None)
+                pixels = np.full((200, 300, 3), (90, 80, 70), np.uint8)
+                if image.mask is not None:
+                    pixels[read_mask(image.mask)] = paint[image.category]
+                path = tmp_path / f"colored-{image.path.name}"
+                path.write_bytes(encode_png(pixels))
+                images.append(image.model_copy(update={"path": path, "channels": 3}))
+            found = make_task(
+                TrainingLabels(Catalog(images=tuple(images), skipped=()), 64, ["p"], [NORMAL, "crack", "dent"])
+            ).hues
+            return np.array(found)
+
+        gray = np.ones(3) / np.sqrt(3)
+        one = hues(crack=(60, 50, 40), dent=(20, 10, 0))
+        assert np.abs(one @ gray) == pytest.approx([1], abs=1e-3)
+        two = hues(crack=(60, 50, 40), dent=(190, 80, 70))  # darker, and redder
+        assert two.shape == (2, 3)
+        np.testing.assert_allclose(two @ two.T, np.eye(2), atol=1e-6)
+        for change in (gray, np.array([1, 0, 0])):
+            assert np.linalg.norm(two @ change) > 0.95
+        assert make_task(TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"])).hues == ()  # gray images
 
     def test_masks_of_long_defects_show_their_whole_images(self, tmp_path: Path) -> None:
         """A crack through an image of 200 x 120 pixels, and a dent that fits into windows of 64."""
@@ -302,14 +374,14 @@ class TestTrainingWindows:
         )
         assert plain.scales["p"]["crack"] == 0.5  # four pixels thick
         assert labels.scales["p"] == {"crack": 1.0, "dent": 1.0}
-        assert {each.mask.shape for of in labels.masks.values() for each in of} == {(64, 64)}
+        assert {each.levels.shape for of in labels.masks.values() for each in of} == {(64, 64)}
         known = labels.kept
-        assert {each.mask.shape for each in known["crack"]} == {(208, 208)}  # 200, in steps of 16
-        assert all(each.mask.any(axis=0).all() for each in known["crack"])
-        assert known["dent"][0].mask.shape == (64, 64)
+        assert {each.levels.shape for each in known["crack"]} == {(208, 208)}  # 200, in steps of 16
+        assert all(each.levels.any(axis=0).all() for each in known["crack"])
+        assert known["dent"][0].levels.shape == (64, 64)
         for windows, side in ((labels, 208), (plain, 64)):
             texts = make_task(windows).masks["crack"]
-            assert {len(control_maps.from_text(text, 64).mask) for text in texts} == {side}
+            assert {len(control_maps.from_text(text, 64).levels) for text in texts} == {side}
 
     def test_a_sheet_shows_defects_beside_their_twins(self, catalog: Catalog) -> None:
         sheet = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"]).sheet()
