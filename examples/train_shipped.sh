@@ -22,7 +22,10 @@ for method in ${@:-memory-bank dfmgan isu-gan defect-gan dcdganc dt-gan}; do # t
     fi
     set -- --product "$steel"
     [ "$method" != dt-gan ] || set -- "$@" --product "$ceramic" # between which it transfers
-    [ "$method" != dfmgan ] || set -- "$@" --steps 4000 --set backbone_steps=2500 # half an hour
+    case $method in
+    dfmgan) set -- "$@" --steps 4000 --set backbone_steps=2500 ;; # half an hour
+    defect-gan | isu-gan) set -- "$@" --steps 2500 ;;
+    esac
     OMP_NUM_THREADS=1 defectgen train --method "$method" --preset tiny --seed 1 --device cpu --workers 1 \
         --name "$name" --out examples/models --weights weights.toml "$@"
     python examples/ship.py "$name"
