@@ -42,7 +42,7 @@ done
 # ISU-GAN makes defects of one category.
 several='' one=''
 for method in $methods; do
-    [ -f "$folder/datasets/$method/dataset.json" ] || continue
+    [ -d "$folder/datasets/$method/images" ] || continue # a model may paint nothing visible
     if [ -d "$folder/datasets/$method/images/defect" ]; then one="$one $folder/datasets/$method"
     else several="$several $folder/datasets/$method"; fi
 done
@@ -68,7 +68,7 @@ sys.path.insert(0, here)
 from results import taken  # noqa: E402
 
 folder = Path(folder)
-LOOKS = {"ratio": ".2f", "told": ".2f", "iou": ".2f", "variety": ".2f", "copies": ".0%"}
+LOOKS = {"kid": ".1f", "told": ".2f", "iou": ".2f", "variety": ".2f", "copies": ".0%"}
 
 
 def number(value, form):
@@ -84,16 +84,20 @@ def last(path):
 
 
 seen = {}
-for file in ("several.json", "one.json"):
+for file in ("one.json", "several.json"):
     if (folder / file).exists():
-        seen |= {row["dataset"]: row for row in json.loads((folder / file).read_text())}
+        for row in json.loads((folder / file).read_text()):
+            kids = [kid for kid in row["kid"].values() if kid is not None]
+            seen[row["dataset"]] = row | {"kid": sum(kids) / len(kids) if kids else None}
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 print(f"{device}, PyTorch {torch.__version__}, preset {preset}, {each} of training each\n")
 print(
     f"| method | steps | ms a step | images/s | GPU: MiB | busy | {num} samples, s | regenerated "
-    "| KID, of cut-outs' | told | IoU | variety | copies |"
+    "| KID | told | IoU | variety | copies |"
 )
 print("|---" * 13 + "|")
+looks = [number(seen.get("cut-outs", {}).get(key), form) for key, form in LOOKS.items()]
+print("| cut-outs |" + " |" * 7 + f" {' | '.join(looks)} |")
 for method in methods:
     made = last(folder / f"{method}.made")
     if "written" not in made:
