@@ -19,9 +19,9 @@ for file in "$samples"/normals/* "$samples"/defects/*/* "$samples"/masks/*/*; do
 done
 defectgen compose photos/defects photos/normals --num 24 --seed 1 --out composed
 # Code 3: a few samples failed.
-defectgen synthesize --model dt-gan-samples --normals held-out/normals --num 24 --seed 1 --out shipped || [ $? = 3 ]
+defectgen synthesize --model defect-gan-samples --normals held-out/normals --num 24 --seed 1 --out shipped || [ $? = 3 ]
 echo "Look at demo/composed/sheet.jpg and demo/shipped/sheet.jpg. What follows takes some minutes more."
-defectgen train photos/normals photos/defects --init dt-gan-samples --preset tiny --time "${TIME:-90s}" --name demo \
+defectgen train photos/normals photos/defects --init defect-gan-samples --preset tiny --time "${TIME:-90s}" --name demo \
     --seed 1 --weights weights.toml
 defectgen synthesize --model demo --weights weights.toml --num 24 --seed 1 --out trained || [ $? = 3 ]
 defectgen evaluate photos composed --test held-out --quick --seeds 1 --out report
