@@ -79,6 +79,11 @@ def tones_of(levels: Levels) -> FloatArray:
     return np.asarray(np.where(levels == 1, 0, levels / np.float32(_FULL)), np.float32)
 
 
+def _layers(levels: Levels) -> tuple[FloatArray, FloatArray]:
+    """The mask and the tones of a map, to move or scale: the inverse of `_toned`."""
+    return (levels != 0).astype(np.float32), tones_of(levels)
+
+
 def _toned(mask: BoolArray, tones: FloatArray) -> Levels:
     steps = np.rint(np.clip(tones, -1, 1) * (_FULL / _STEP)).astype(np.int8) * _STEP
     return np.asarray(np.where(mask, np.where(steps == 0, 1, steps), 0), np.int8)
@@ -161,10 +166,7 @@ def warped(rng: np.random.Generator, levels: Levels, *, long: bool = False) -> L
         [S + 2 M, S + 2 M]: M = S // 4 pixels beyond each edge show what left the window.
     """
     at = _bend(rng, levels != 0, len(levels) // 4, long=long)
-    mask, tones = (
-        _remapped(each, at, cv2.INTER_LINEAR, mirrored=long)
-        for each in ((levels != 0).astype(np.float32), tones_of(levels))
-    )
+    mask, tones = (_remapped(each, at, cv2.INTER_LINEAR, mirrored=long) for each in _layers(levels))
     return _toned(mask > _COVERED, tones)
 
 
@@ -175,13 +177,17 @@ def warped_change(
 
     A defect that reaches an edge of the window goes on beyond it, mirrored.
     """
-    mask = a.max(axis=0) > 0
-    mirrored = any(bool(edge.any()) for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1]))
-    at = _bend(rng, mask, 0, long=long)
+    mirrored = at_edge(a)
+    at = _bend(rng, a.max(axis=0) > 0, 0, long=long)
     moved = [_remapped(each, at, cv2.INTER_CUBIC, mirrored=mirrored) for each in change]
     masks = [_remapped(each, at, cv2.INTER_LINEAR, mirrored=mirrored) > _COVERED for each in a]
     near = cv2.dilate(np.any(masks, axis=0).astype(np.float32), np.ones((2 * _AROUND + 1,) * 2))
     return np.stack(moved) * near, np.stack(masks).astype(np.float32)
+
+
+def at_edge(a: FloatArray) -> bool:
+    """Whether masks [K, S, S] reach an edge of their window."""
+    return bool(a[:, [0, -1]].any() or a[:, :, [0, -1]].any())
 
 
 def _bend(rng: np.random.Generator, mask: BoolArray, margin: int, *, long: bool) -> FloatArray:
@@ -238,10 +244,7 @@ def between(rng: np.random.Generator, a: Levels, b: Levels) -> Levels:
     shift = np.argwhere(a).mean(axis=0) - np.argwhere(b).mean(axis=0)
     matrix = np.array([[1, 0, shift[1]], [0, 1, shift[0]]])
     size = (b.shape[1], b.shape[0])
-    moved, tones = (
-        np.asarray(cv2.warpAffine(each, matrix, size), np.float32)
-        for each in ((b != 0).astype(np.float32), tones_of(b))
-    )
+    moved, tones = (np.asarray(cv2.warpAffine(each, matrix, size), np.float32) for each in _layers(b))
     both, either = (a != 0) & (moved > 0.5), (a != 0) | (moved > 0.5)
     if both.sum() < _ALIKE * either.sum():  # between two lines that cross lies little, and no line
         return a
@@ -272,7 +275,7 @@ def fitted(levels: Levels, area: BoolArray, rng: np.random.Generator, scale: flo
     piece = levels[y : y + size[1], x : x + size[0]]
     soft, tones = (
         np.asarray(cv2.resize(each, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-        for each in ((piece != 0).astype(np.float32), tones_of(piece))
+        for each in _layers(piece)
     )
     row, column = top + int(rng.integers(room[1] - height + 1)), left + int(rng.integers(room[0] - width + 1))
     found[row : row + height, column : column + width] = _toned(soft > min(0.4, 0.5 * float(soft.max())), tones)

@@ -21,6 +21,7 @@ from defectgen.imaging import level
 from defectgen.imaging.control_maps import (
     KnownMask,
     Levels,
+    at_edge,
     draw_map,
     levels_of,
     pick,
@@ -344,16 +345,21 @@ class TrainingWindows:
 
     def hues(self) -> tuple[tuple[float, ...], ...]:
         """`Task.hues`: the fewest axes that hold nearly all of what the defects of each category change in color."""
+        if not self.twins or self.channels == 1:
+            return ()
         rng, squares = numpy_rng(0), dict[str, FloatArray]()
-        for product, of_product in self._images.items() if self.twins and self.channels > 1 else ():
-            for category, images in of_product.items():
-                for image in images[:_COLORED]:
-                    if category == NORMAL or image.mask is None:
-                        continue
-                    found = self._sample(self._view_of(rng, image, self.scales[product][category]), product, category)
-                    if found.twin is not None and found.a is not None and (inside := found.a.any(axis=0)).any():
-                        change = (found.x - found.twin)[:, inside]
-                        squares[category] = squares.get(category, 0) + change @ change.T
+        shown = (
+            (product, category, image)
+            for product, of_product in self._images.items()
+            for category, images in of_product.items()
+            for image in images[:_COLORED]
+            if category != NORMAL and image.mask is not None
+        )
+        for product, category, image in shown:
+            found = self._sample(self._view_of(rng, image, self.scales[product][category]), product, category)
+            if found.twin is not None and found.a is not None and found.a.any():
+                change = (found.x - found.twin)[:, found.a.any(axis=0)]
+                squares[category] = squares.get(category, 0) + change @ change.T
         if not squares:
             return ()
         shares = [each / max(float(np.trace(each)), 1e-9) for each in squares.values()]
@@ -431,13 +437,8 @@ def _warped(rng: np.random.Generator, sample: TrainingSample) -> TrainingSample:
     if not sample.a.any():
         return sample
     change, a = warped_change(rng, sample.x - sample.twin, sample.a, long=sample.cut)
-    cut = sample.cut or (_at_edge(a) and not _at_edge(sample.a))
+    cut = sample.cut or (at_edge(a) and not at_edge(sample.a))
     return replace(sample, x=np.clip(sample.twin + change, -1, 1), a=a, cut=cut) if a.any() else sample
-
-
-def _at_edge(a: FloatArray) -> bool:
-    """Whether masks [K, S, S] reach an edge of their window."""
-    return bool(a[:, [0, -1]].any() or a[:, :, [0, -1]].any())
 
 
 def _mirrored(place: tuple[float, float], flip_y: bool, flip_x: bool) -> tuple[float, float]:
@@ -505,11 +506,11 @@ class _NormalsWithDefects(TrainingWindows):
         return shown, listed()
 
     def _levels(self, view: "_View", index: int, size: int | None = None) -> Levels:
-        """The map of a category's defects, [S, S], with what is dark and bright if the image has a twin."""
+        """The map of a category's defects, [S, S], with its tones if the image has a twin."""
         size = size or self.image_size
         mask = self._map(view, size)[index] > 0
         twin = self._twin(view, size)
-        return levels_of(mask, self._x(view, size), twin)
+        return levels_of(mask) if twin is None else levels_of(mask, self._x(view, size), twin)
 
     def _long_views(self, rng: np.random.Generator, image: SourceImage, scale: float) -> list[tuple["_View", int]]:
         """A view of a long defect for each flip, and the side of its window in pixels of the network."""

@@ -19,7 +19,7 @@ from defectgen.imaging.images import DecodedImage, encode_png
 from defectgen.imaging.windows import Box
 from defectgen.inspection.reconstruction import NetworkRepair
 from defectgen.methods import Control, MethodInfo
-from defectgen.methods.base import Batch, GenerateBatch, Method, Repairer, Restorer, Staged
+from defectgen.methods.base import Batch, GenerateBatch, Method, Repairer, Restorer, Staged, Task
 from defectgen.models.model import build, load, save_half
 from defectgen.pipelines.synthesize import Folder, SynthesizeRequest, TransferRequest, synthesize, transfer
 from defectgen.pipelines.train import TrainJob, TrainRequest, TrainResult
@@ -275,6 +275,36 @@ def test_its_output_matches_its_row(name: str, part: ProductFolders, trained: Ca
     else:
         with pytest.raises(WeightsError, match=f"a model of {name} cannot repair images; use one of"):
             NetworkRepair(result.model, "cpu")
+
+
+@pytest.mark.parametrize("name", ["defect-gan", "isu-gan"])
+def test_what_is_painted_depends_on_the_tones_and_has_the_colors_of_the_task(name: str) -> None:
+    row = methods.info(name)
+    categories = ["dent", "spot"][: 1 if row.learns == "pairs" else 2]
+    task = Task(
+        domains=("normal", *categories), products=("a",), channels=3,
+        scales={"a": dict.fromkeys(categories, 1.0)}, hues=((3**-0.5,) * 3,),
+    )  # fmt: skip
+    method = build(name, row.configure("tiny", {"image_size": "32"}), task, torch.device("cpu"), seed=1)
+    for module in method.networks.modules.values():
+        for parameter in module.parameters():
+            if not parameter.any():  # networks begin with no change
+                torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
+    coarse = torch.rand(1, 1, 6, 6, generator=torch.Generator().manual_seed(0)) * 0.6 - 0.3
+    x = torch.nn.functional.interpolate(coarse, size=32, mode="bicubic").repeat(1, 3, 1, 1)
+    a, tones = torch.zeros(1, len(categories), 32, 32), torch.zeros(1, 1, 32, 32)
+    a[:, 0, 10:20, 4:28] = 1
+    tones[:, :, 14:16, 4:28] = -1
+
+    def painted(tones: torch.Tensor | None) -> torch.Tensor:
+        rngs = [torch.Generator().manual_seed(0)]
+        return method.generate(GenerateBatch(x, torch.ones(1).long(), rngs, a=a, tones=tones)).x - x
+
+    change = painted(tones)
+    assert (change - painted(None)).abs().max() > 1e-3
+    assert torch.equal(painted(None), painted(torch.zeros_like(tones)))
+    assert change.abs().max() > 0.01
+    torch.testing.assert_close(change, change.mean(dim=1, keepdim=True).expand_as(change), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", NAMES)

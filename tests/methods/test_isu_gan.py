@@ -221,8 +221,8 @@ def residual() -> ISUGAN:
     method = built(RESIDUAL.model_copy(update={"lr": 2e-3, "lambda_pair": 13.0}))
     normals = surfaces(2, 7000)
     torch.testing.assert_close(method.repair(normals), normals)
-    for step in range(30):
-        method.training_step(batch(step, 2), step, step / 30, generator(step))
+    for step in range(80):
+        method.training_step(batch(step, 2), step, step / 80, generator(step))
     return method
 
 
@@ -231,8 +231,8 @@ def test_residual_generators_change_only_the_defect(residual: ISUGAN) -> None:
     test = batch(7000, 8)
     bar = test.x_ref == -1
     change = residual.repair(test.x_ref) - test.x_ref
+    assert F.l1_loss(residual.repair(test.x), test.x) < 0.01
     assert change[bar].mean() > 0.1
-    assert F.l1_loss(residual.repair(test.x), test.x) < 0.06 * change[bar].mean()
     assert change[bar].mean() > 4 * change[~bar].abs().mean()
 
 
@@ -285,25 +285,3 @@ def test_bad_settings_are_refused() -> None:
         info("isu-gan").configure("tiny", {"image_size": "100"})
     with pytest.raises(UsageError, match="--set width"):
         info("isu-gan").configure("tiny", {"width": "20"})
-
-
-def test_what_is_painted_depends_on_the_tones_and_has_the_colors_of_the_task() -> None:
-    task = TASK.model_copy(update={"channels": 3, "hues": ((3**-0.5,) * 3,)})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        method = ISUGAN(RESIDUAL.model_copy(update={"tones": True}), task, CPU)
-    last = method.G_p2n.head[-1]
-    assert isinstance(last, torch.nn.Conv2d)
-    torch.nn.init.normal_(last.weight, std=0.05, generator=generator())
-    x, a, tones = surfaces(1).repeat(1, 3, 1, 1), torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32)
-    a[:, :, 10:20, 4:28] = 1
-    tones[:, :, 14:16, 4:28] = -1
-
-    def painted(tones: Tensor | None) -> Tensor:
-        request = GenerateBatch(x, torch.ones(1).long(), [generator()], a=a, tones=tones)
-        return method.generate(request).x - x
-
-    change = painted(tones)
-    assert (change - painted(None)).abs().max() > 1e-3
-    assert torch.equal(painted(None), painted(torch.zeros_like(tones)))
-    torch.testing.assert_close(change, change.mean(dim=1, keepdim=True).expand_as(change), atol=1e-6, rtol=0)
