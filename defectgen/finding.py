@@ -33,6 +33,7 @@ from defectgen.mask_matching import (
     match_beside,
     normalized,
     shared_mask,
+    some,
     unread_folders,
     unread_formats,
     without_masks,
@@ -42,7 +43,7 @@ NORMAL: Final = "normal"
 
 NORMAL_FOLDERS: Final = ("good", "normal", "normals")
 """The folders of normals in or beside one of defects."""
-_LAYOUTS = "expected images, or a folder of images for each category (README.md, train)"
+_LAYOUTS = "expected images, or a folder of images for each category (README.md, Folders)"
 
 
 class ProductFolders(BaseModel):
@@ -101,7 +102,7 @@ def find_normals(folder: Path, product: str, marking: Marking = MASKS, defects: 
     if shared:
         paths, lines = free_of_defects(folder, marking), list[str]()
     else:
-        paths, about_masks = without_masks(_images_of(folder))
+        paths, about_masks = without_masks(_images_of(folder, "are these defects, and the two folders swapped?"))
         lines = [*unread_formats(folder), *unread_folders(folder), *about_masks]
         if marking.annotations is None:
             lines += annotations.beside([folder])
@@ -205,7 +206,7 @@ def _find_in_folders(source: ProductFolders, defects: Path, wanted: Sequence[str
     for folder, name in {group.folder: group.category for group in chosen}.items():
         if name == NORMAL:
             raise BadInputError(f"{folder}: the name '{NORMAL}' is reserved for images without defects; rename it")
-        _images_of(folder)
+        _images_of(folder, f"are these the categories? Give {folder} in place of {defects}")
         lines += unread_formats(folder) + unread_folders(folder)
     for place in dict.fromkeys(place for group in chosen for place in mask_places(group.roots, group.names)):
         lines += unread_formats(place)
@@ -332,10 +333,18 @@ def _by_value(part: Part, marking: Marking, wanted: Sequence[str]) -> Part:
 # --- Folders ----------------------------------------------------------------------------------------------------
 
 
-def _images_of(folder: Path) -> list[Path]:
-    """The images directly in a folder, sorted by name. Raises BadInputError if there are none."""
+def _images_of(folder: Path, inside: str = _LAYOUTS) -> list[Path]:
+    """The images directly in a folder, sorted by name. Raises BadInputError if there are none.
+
+    Args:
+        inside: what to do if there are folders of images in it.
+    """
     paths = image_files(folder)
     if not paths:
+        inner = listed(folder, lambda path: path.is_dir() and bool(image_files(path)))
+        if inner:
+            names = some(path.name for path in inner)
+            raise BadInputError(f"{folder}: no images, but folders of images ({names}): {inside}")
         found = ", ".join(path.name for path in listed(folder, lambda _: True)[:5]) or "nothing"
         unread = "".join(f"; {line.removeprefix(f'{folder}: ')}" for line in unread_formats(folder))
         raise BadInputError(f"{folder}: no images; found {found}; {_LAYOUTS}{unread}")

@@ -27,6 +27,7 @@ DEFECT: Final = "defect"
 """The single category of a method that does not distinguish categories of defects."""
 OnBad = Literal["skip", "fail"]
 OnFile = Callable[[int, int], None]
+_ASTRAY = "to no image"  # in the line about masks that are named after nothing
 
 
 class _Record(BaseModel):
@@ -266,11 +267,14 @@ def require_masks(catalog: Catalog) -> None:
     unmasked = [image.path for image in defects if image.mask is None]
     if unmasked:
         beside = "; ".join(annotations.beside(dict.fromkeys(path.parent for path in unmasked)))
+        astray = next((line for line in catalog.warnings if _ASTRAY in line), None)
         raise BadInputError(
-            f"{len(unmasked)} of {len(defects)} defect images have no mask (first: {unmasked[0]}); "
+            f"{astray}; rename them as their images and their category"
+            if astray
+            else f"{len(unmasked)} of {len(defects)} defect images have no mask (first: {unmasked[0]}); "
             + (
                 beside
-                or "masks are needed to cut out defects: add them as described in README.md (train), or create them "
+                or "masks are needed to cut out defects: add them as described in README.md (Folders), or create them "
                 "with `defectgen inspect`"
             )
         )
@@ -402,7 +406,7 @@ def _missing_masks(part: Part, images: Sequence[SourceImage]) -> list[str]:
     if part.unused:
         one = len(part.unused) == 1
         paths = some(f"{path}/" if path.is_dir() else str(path) for path in part.unused)
-        clauses.append(f"{len(part.unused)} {'mask belongs' if one else 'masks belong'} to no image ({paths})")
+        clauses.append(f"{len(part.unused)} {'mask belongs' if one else 'masks belong'} {_ASTRAY} ({paths})")
     stems = {stem(path).casefold() for path in missing}
     if any(stem(path).casefold() in stems for path in part.unused):
         clauses.append("upper and lower case count in names")

@@ -127,14 +127,17 @@ def mask_places(roots: Sequence[Path], names: Sequence[str]) -> list[Path]:
 def match(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
     """The mask of each image that has one: it has the image's name, with or without `_mask` or the like.
 
+    `a.jpg.png` is one of `a.jpg`, too: so `inspect` names its masks.
+
     Raises:
         BadInputError: a mask may belong to several images, or an image has several masks.
     """
-    named = _by_stem(images)
+    named, whole = _by_stem(images), {normalized(image.name): image for image in images}
     claims: dict[Path, list[Path]] = {}
     for mask in masks:
-        base = _MASK_SUFFIX.sub("", stem(mask))
-        claims[mask] = [image for name in dict.fromkeys((stem(mask), base)) for image in named.get(name, ())]
+        own = dict.fromkeys((stem(mask), _MASK_SUFFIX.sub("", stem(mask))))
+        claims[mask] = [image for name in own for image in named.get(name, ())]
+        claims[mask] = claims[mask] or [whole[name] for name in own if name in whole]
     claims = {mask: claimed for mask, claimed in claims.items() if claimed}
     found: dict[Path, Path] = {}
     while claims:  # a mask that fits one image alone may leave another mask only one

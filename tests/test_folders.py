@@ -230,6 +230,8 @@ class TestBadInput:
             ("texts", "defects", r"texts: no images; found a\.txt, b\.txt"),
             ("normals", "empty", "empty: no images"),
             ("normals", "wrong", "the name 'normal' is reserved for images without defects"),
+            ("defects", "normals", r"defects: no images, but folders of images \(crack\): .*the two folders swapped\?"),
+            ("normals", ".", r"defects: no images, but folders of images \(crack\): .* Give \S+/defects in place of "),
         ],
     )
     def test_folders_in_no_known_layout(

@@ -44,6 +44,8 @@ def matched(images: Sequence[str], masks: Sequence[str]) -> dict[str, str]:
         (["a.png", "b.png", "c.png"], ["a_GT.PNG", "b-label.bmp", "c_seg.png"],
          {"a.png": "a_GT.PNG", "b.png": "b-label.bmp", "c.png": "c_seg.png"}),
         (["a_mask.png"], ["a_mask.png"], {"a_mask.png": "a_mask.png"}),
+        (["a.jpg", "a.jpg.png"], ["a.png", "a.jpg.png"], {"a.jpg": "a.png", "a.jpg.png": "a.jpg.png"}),
+        (["a.jpg", "b.jpg"], ["a.jpg.png", "b.jpg_mask.png"], {"a.jpg": "a.jpg.png", "b.jpg": "b.jpg_mask.png"}),
         (["a_mask.png"], ["a_mask_mask.png"], {"a_mask.png": "a_mask_mask.png"}),
         (["a.png", "a_mask.png"], ["a.png", "a_mask.png"], {"a.png": "a.png", "a_mask.png": "a_mask.png"}),
         (["a.png", "a_mask.png"], ["a_mask.png", "a_mask_mask.png"],

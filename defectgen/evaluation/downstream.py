@@ -35,6 +35,9 @@ _LEARNING_RATE = 2e-3
 _MARGIN = 1.2  # a window around a defect larger than 128 pixels is this much larger than the defect
 _CONFIDENCE = 0.95  # level of the confidence interval
 _RESOLUTION = 0.01  # of a score: a smaller spread over the seeds is not credible
+_VAGUE = (
+    0.5  # the width of an interval, from which on it says neither that there is a difference nor that there is none
+)
 _LAMBDA_SRC = 0.1  # final weight of the gradient reversal
 _BINS, _LOGIT_RANGE = 1 << 14, 16.0  # histogram of the pixel logits, -16 to 16
 _BUILD_LOCK = Lock()  # initial weights come from PyTorch's global generator
@@ -311,9 +314,12 @@ def scores_of(positive: NDArray[np.int64], negative: NDArray[np.int64]) -> dict[
 
 @dataclass(frozen=True)
 class Verdict:
-    """The comparison of two training sets over the seeds: the mean gain and its confidence interval."""
+    """The comparison of two training sets over the seeds: the mean gain and its confidence interval.
 
-    verdict: Literal["helps", "no difference", "hurts"]
+    It cannot tell from a single seed, or if the interval is so wide that a large gain and a large loss lie in it.
+    """
+
+    verdict: Literal["helps", "no difference", "hurts", "cannot tell"]
     gain: float
     low: float | None
     """None for a single seed, as is `high`."""
@@ -324,20 +330,20 @@ class Verdict:
 def judge(with_it: Sequence[float], without: Sequence[float]) -> Verdict:
     """Compare scores with a dataset and without it, paired by seed.
 
-    The interval is Student's t, at 95 percent, of the paired differences. The verdict is a difference if the interval
-    excludes 0.
+    The interval is Student's t, at 95 percent, of the paired differences of scores in 0..1. The verdict is a difference
+    if the interval excludes 0.
     """
     differences = np.asarray(with_it, float) - np.asarray(without, float)
     gain, count = float(differences.mean()), len(differences)
     if count < 2:
-        return Verdict("no difference", gain, None, None, count)
+        return Verdict("cannot tell", gain, None, None, count)
     # Scores of few images take few values: equal differences are no proof of a spread of zero.
     spread = max(float(differences.std(ddof=1)), _RESOLUTION)
     reach = float(student.ppf(0.5 + _CONFIDENCE / 2, count - 1)) * spread / math.sqrt(count)
-    low, high = gain - reach, gain + reach
-    if low > 0:
-        return Verdict("helps", gain, low, high, count)
-    return Verdict("hurts" if high < 0 else "no difference", gain, low, high, count)
+    low, high = max(gain - reach, -1.0), min(gain + reach, 1.0)
+    if low > 0 or high < 0:
+        return Verdict("helps" if low > 0 else "hurts", gain, low, high, count)
+    return Verdict("no difference" if high - low <= _VAGUE else "cannot tell", gain, low, high, count)
 
 
 def summary(scores: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:

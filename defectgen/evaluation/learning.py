@@ -314,8 +314,11 @@ class Learning:
                 answer["categories"][category] = {key: asdict(value) for key, (value, _, _) in gains.items()}
                 for metric, (verdict, before, after) in gains.items():
                     if abs(verdict.gain) >= _NOTABLE_GAIN and _TASKS[metric] not in unknown:
+                        gets = "gets" if verdict.verdict in ("helps", "hurts") else "may get"
                         way = "better" if verdict.gain > 0 else "worse"
-                        answer["reasons"].append(f"{category} gets {way}: {NAMES[metric]} {before:.2f} -> {after:.2f}")
+                        answer["reasons"].append(
+                            f"{category} {gets} {way}: {NAMES[metric]} {before:.2f} -> {after:.2f}"
+                        )
         if (note := self._shots_note(name, shots)) is not None:
             answer["note"] = note
         return answer

@@ -26,7 +26,8 @@ BACKBONE: Final = "backbone.safetensors"
 MEMORY_BANK: Final = "memory-bank"
 """The method of a model that only `inspect` uses, learned from flawless images and known defects."""
 _PACKAGE = Path(__file__).parents[1]
-_FEWEST_STEPS = 100  # a model of fewer is a trial
+FEWEST_STEPS: Final = 100
+"""A model of fewer is a trial."""
 
 
 def _sortable(created: datetime) -> datetime:
@@ -60,7 +61,7 @@ class Entry(BaseModel):
         """Why it is no default where another model fits: its training was stopped, or very short; None if neither."""
         if self.stopped:
             return "was stopped" + (f" after {self.steps:,} steps" if self.steps else " early")
-        return f"was trained for {self.steps} steps only" if self.steps and self.steps < _FEWEST_STEPS else None
+        return f"was trained for {self.steps} steps only" if self.steps and self.steps < FEWEST_STEPS else None
 
     def unusable(self) -> str | None:
         """What keeps it from being loaded, without reading its file; None if nothing is known."""
@@ -134,6 +135,8 @@ def find(
         if found is not None:
             for line in passed_over:
                 warn(line)
+            if name is not None and found.unfinished:
+                warn(f"{found.name} {found.unfinished}; for better samples train longer")
             if newest is not None and newest.unfinished:
                 warn(f"{newest.name} {newest.unfinished}: {found.name} is used instead; --model {newest.name} takes it")
             return found

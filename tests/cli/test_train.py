@@ -113,6 +113,21 @@ def test_quiet_prints_the_result_alone(
     assert len(captured.out.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--time", "80s"], "a trial of 3 steps: for better samples train longer (--time 20m), or start from a model"),
+        (["--steps", "3"], None),  # which says itself how short it is
+    ],
+)
+def test_a_time_that_was_too_short_is_told(
+    photographs: Path, trained: Requests, capsys: pytest.CaptureFixture[str], options: list[str], told: str | None
+) -> None:
+    assert main([*TRAIN, "-q", *options]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [told in line for line in lines if told] == [True] * len(lines) == [True] * (told is not None)
+
+
 def test_verbose_tells_every_setting(photographs: Path, trained: Requests, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TRAIN, "--verbose", "--set", "ema=0.123"]) == 0
     captured = capsys.readouterr()

@@ -542,6 +542,9 @@ def test_defects_without_masks_are_refused_with_what_to_do(tmp_path: Path) -> No
         BadInputError, match=r"1 of 6 defect images have no mask \(first: .*disc/1\.png\).*defectgen inspect"
     ):
         read_defects(tmp_path / "defects")
+    (tmp_path / "masks/disc").rename(tmp_path / "masks/discs")
+    with pytest.raises(BadInputError, match=r"have no mask .* 1 mask belongs to no image \(.*masks/discs/\); rename"):
+        read_defects(tmp_path / "defects")
 
 
 @pytest.mark.parametrize(("color", "channels"), [((40, 40, 40), 1), ((60, 45, 40), 1), ((200, 90, 40), 3)])
