@@ -269,7 +269,7 @@ def require_masks(catalog: Catalog) -> None:
         beside = "; ".join(annotations.beside(dict.fromkeys(path.parent for path in unmasked)))
         astray = next((line for line in catalog.warnings if _ASTRAY in line), None)
         raise BadInputError(
-            f"{astray}; rename them as their images and their category"
+            f"{astray}; masks are called as their images, in a folder that is called as their category"
             if astray
             else f"{len(unmasked)} of {len(defects)} defect images have no mask (first: {unmasked[0]}); "
             + (

@@ -43,7 +43,7 @@ def evaluate(
     mask_threshold: options.MaskThreshold = None,
     quick: Annotated[bool, option("--quick", help="Run a smaller evaluation: minutes on a CPU.")] = False,
     seeds: Annotated[
-        int | None, option("--seeds", min=1, help="Number of networks per training set  [default: 5, 2 with --quick]")
+        int | None, option("--seeds", min=1, help="Number of networks per training set  [default: 5, 3 with --quick]")
     ] = None,
     steps: Annotated[
         int | None, option("--steps", min=1, help="Training steps per network  [default: 300, 60 with --quick]")

@@ -223,9 +223,11 @@ def run(
             console.note(f"{len(samples)} samples of {', '.join(job.categories)} from {job.maker}{onto}, into {out}")
             for category, learned in samples.metadata.get("places", {}).items():
                 if learned["inside"] > 0 and len(learned["learned"]) < _ALL_LEARNED:
-                    what = ", ".join(learned["learned"]) or "nothing but that they reach no edge"
-                    few = f"few real defects inside images ({learned['inside']})"
-                    console.note(f"places of {category}: {few} teach {what}; six or more teach their ground, too")
+                    what = ", ".join(learned["learned"]) or "off the edges"
+                    ones = "1 real one" if learned["inside"] == 1 else f"{learned['inside']} real ones"
+                    console.note(
+                        f"places of {category}, learned from {ones}: {what}; six or more would teach their ground, too"
+                    )
 
         def on_sample(_sample: "Sample") -> None:
             nonlocal written

@@ -67,7 +67,7 @@ class Extent:
         return replace(self, seeds=seeds or self.seeds, steps=steps or self.steps)
 
 
-QUICK = Extent(steps=60, seeds=2, samples=200, normals=100, tested=90)
+QUICK = Extent(steps=60, seeds=3, samples=200, normals=100, tested=90)
 WHOLE = Extent(steps=300, seeds=5, samples=1000, normals=300, tested=240)
 
 

@@ -23,8 +23,10 @@ _GENTLE = 1 / 8, 0.01  # and for long defects, of which a window shows a part: m
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
 _MIXED = 0.3  # share of the maps that are between two real masks
-_GRAIN = 0.7  # pixels, by which tones are smoothed: the finer look is up to the network
-_STEEP = np.float32(3)  # a change of a third of the ground's brightness has a tone of 1
+GRAIN = 0.7
+"""Pixels (standard deviation) by which tones are smoothed: the finer look is up to the network."""
+STEEP = 2.0
+"""A tone is the hyperbolic tangent of this times the change over the ground's brightness."""
 _DARKEST = 0.2  # of 2: a ground's brightness, at least
 _FULL, _STEP = 120, np.int8(8)  # a tone of 1 in a map; tones are rounded, so that they take little room
 _TONED = "toned"  # marks texts of maps with tones
@@ -65,13 +67,13 @@ class Sides(NamedTuple):
 def levels_of(mask: BoolArray, x: FloatArray | None = None, twin: FloatArray | None = None) -> Levels:
     """The map of a mask, [S, S], with the tones of its window x, [C, S, S] in [-1, 1], if its repaired twin is known.
 
-    A tone is three times the change of brightness over the brightness of the ground, which does not depend on the
-    light, and at most 1: faint defects stay faint, and the core of each deep crack is told clearly.
+    A tone is a change of brightness over the brightness of the ground, which does not depend on the light, and steepest
+    for faint defects: a third is a tone of 0.58, a half 0.76, all of it 0.96.
     """
     if x is None or twin is None:
         return _toned(mask, np.zeros(mask.shape, np.float32))
-    change = np.asarray(cv2.GaussianBlur((x - twin).mean(axis=0), (0, 0), _GRAIN), np.float32)
-    return _toned(mask, _STEEP * change / max(float(np.median(twin)) + 1, _DARKEST))
+    change = np.asarray(cv2.GaussianBlur((x - twin).mean(axis=0), (0, 0), GRAIN), np.float32)
+    return _toned(mask, np.tanh(np.float32(STEEP) * change / max(float(np.median(twin)) + 1, _DARKEST)))
 
 
 def tones_of(levels: Levels) -> FloatArray:

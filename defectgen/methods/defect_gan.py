@@ -20,10 +20,12 @@ An addition to the paper, which the preset `paper` does not use, is the setting 
   what it removes. G makes f as a difference from the image; with `tones` in parts of the ground's brightness, and from
   an image that has lost as much of its grain as G likes. z, a noise vector for each defect, joins A in SPADE, so that
   one mask has many looks;
-- D is a projected discriminator (`nn.projected`) conditioned on c, which also sees untouched normals as fakes;
-- pseudo-pairs supervise G both ways: a defective window d and its repaired twin `n_d`, which differ inside A only. For
-  the first part of the training, `pairs_first`, they do so alone: D, which soon tells what G cannot paint yet, would
-  outweigh them. Then the weight of its loss grows from 0 to `lambda_adv`.
+- D is a projected discriminator (`nn.projected`) conditioned on c. It sees no untouched normals as fakes: led away from
+  them, G painted what is darker than any real defect;
+- pseudo-pairs supervise G both ways: a defective window d and its repaired twin `n_d`, which differ inside A only. With
+  `tones`, what G paints on normals has to have these, too. For the first part of the training, `pairs_first`, this is
+  all: D, which soon tells what G cannot paint yet, would outweigh it. Then the weight of its loss grows from 0 to
+  `lambda_adv`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +36,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from defectgen.imaging.control_maps import GRAIN, STEEP
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
@@ -72,6 +75,7 @@ class DefectGANConfig(MethodConfig):
     lambda_pair: float = Field(
         10.0, ge=0, description="weight of the differences from d and n_d inside A, with `masks`"
     )
+    lambda_tone: float = Field(3.0, ge=0, description="weight of the differences from the tones, with `tones`")
     lambda_map: float = Field(5.0, ge=0, description="weight of the overlap of m_n with the masks, with `masks`")
     lambda_ms: float = Field(1.0, ge=0, description="weight of mode seeking, with `masks`")
 
@@ -226,10 +230,13 @@ class Generator(nn.Module):
         if smooth:
             # For the same reason the change is one in parts of that brightness: else it is black on dark grounds. And
             # a fourth of the resolution does not hold the grain of x, which a deep defect does not show: G says where
-            # x is smoothed; there it gets its finest grain back from another place, since every photograph has some.
-            lost = torch.sigmoid(smooth[0] - 2)
-            fine = (x - _smoothed(x, 3)).flip(2, 3)
-            f = torch.lerp(x, _smoothed(x, 9), lost) + lost * fine + _brightness(x) * self.hues(f)
+            # x is smoothed; there it gets its finest grain from another place, since every photograph has some.
+            u = smooth[0] - 2
+            wide, narrow = _smoothed(x, 9), _smoothed(x, 3)
+            fine = x - narrow
+            # The roots of 1 - sigmoid(u) and of sigmoid(u): so both are as strong as that of x alone.
+            fine = (F.logsigmoid(-u) / 2).exp() * fine + (F.logsigmoid(u) / 2).exp() * fine.flip(2, 3)
+            f = torch.lerp(narrow, wide, torch.sigmoid(u)) + fine + _brightness(x) * self.hues(f)
         else:
             f = x + self.hues(f) if self.masks else torch.tanh(f)
         m = torch.sigmoid(m)
@@ -299,6 +306,25 @@ def sd_cyc_loss(m: Tensor, m_back: Tensor) -> Tensor:
 def sd_con_loss(m: Tensor, m_back: Tensor) -> Tensor:
     """Equation 10: the maps are small."""
     return m.mean() + m_back.mean()
+
+
+def _sharp_loss(made: Tensor, real: Tensor, inside: Tensor, weights: Tensor) -> Tensor:
+    """As `pair_loss`, of the images and of the steps from pixel to pixel: of the images alone, edges are soft."""
+    total = pair_loss(made, real, inside, weights)
+    for axis in (2, 3):
+        later = inside.narrow(axis, 1, inside.shape[axis] - 1)
+        total = total + pair_loss(made.diff(dim=axis), real.diff(dim=axis), later, weights)
+    return total
+
+
+def _tone_loss(made: Tensor, x: Tensor, mask: Tensor, tones: Tensor) -> Tensor:
+    """The mean difference of what was made of x from the tones, [B, 1, H, W], inside its mask, where these are told."""
+    told = mask * (tones != 0).amax(dim=(1, 2, 3), keepdim=True)
+    change = (made - x).mean(dim=1, keepdim=True) / _brightness(x)
+    bell = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=x.device) / GRAIN).square())
+    bell = bell / bell.sum()
+    smooth = F.conv2d(F.pad(change, (2,) * 4, mode="reflect"), torch.outer(bell, bell)[None, None])
+    return ((torch.tanh(STEEP * smooth) - tones).abs() * told).sum() / (told.sum() + 1)
 
 
 # --- Method ----------------------------------------------------------------------------------------------------
@@ -396,14 +422,14 @@ class DefectGAN:
         parts, seen = dict[str, Tensor](), list[Tensor]()
         weight = judged(progress, config.pairs_first, batch.paired)
         if weight is not None:
-            views = [Augmentation.draw(count, rng, self.device) for _ in range(3)]
+            views = [Augmentation.draw(count, rng, self.device) for _ in range(2)]
             with mixed_precision(self.device):
                 seen = self.D.see(views[1].apply(made))
                 with torch.no_grad():
-                    others = self.D.see(torch.cat([views[0].apply(d), views[2].apply(n)]))
+                    others = self.D.see(views[0].apply(d))
                 maps = [torch.cat([each, of_made.detach()]) for each, of_made in zip(others, seen, strict=True)]
-                real, untouched, fake = self.D.judge(maps, c.repeat(3, 1)).float().chunk(3)
-            parts["adv_d"] = hinge_d(real, torch.cat([fake, untouched]))
+                real, fake = self.D.judge(maps, c.repeat(2, 1)).float().chunk(2)
+            parts["adv_d"] = hinge_d(real, fake)
             parts["adv_d"].backward()
             self.networks.step("D")
 
@@ -420,7 +446,7 @@ class DefectGAN:
         m_restored, m_repaired = m_back.chunk(2)
         asked, mask_d = (each.amax(dim=1, keepdim=True) for each in (batch.a, batch.a_ref))
         parts |= {
-            "pair": pair_loss(again, d, of_d, batch.paired) + pair_loss(repaired, n_d, of_d, batch.paired),
+            "pair": _sharp_loss(again, d, of_d, batch.paired) + _sharp_loss(repaired, n_d, of_d, batch.paired),
             "map": map_loss(m_repaired, mask_d, batch.paired)
             + map_loss(m_restored, asked, torch.ones_like(batch.paired)),
             "rec": rec_loss(n, restored),
@@ -430,6 +456,9 @@ class DefectGAN:
             "pair": config.lambda_pair, "map": config.lambda_map, "rec": config.lambda_rec,
             "sd_cyc": config.lambda_sd_cyc,
         }  # fmt: skip
+        if batch.tones is not None and batch.tones_ref is not None:
+            parts["tone"] = _tone_loss(made, n, asked, batch.tones) + _tone_loss(again, n_d, mask_d, batch.tones_ref)
+            weights["tone"] = config.lambda_tone
         if looks == 2:
             parts["ms"] = ms_loss(painted[0], painted[1], z[:count], z[count : 2 * count], m_made)
             weights["ms"] = MS_EVERY * config.lambda_ms

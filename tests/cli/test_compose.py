@@ -98,7 +98,7 @@ def test_few_defects_teach_little_of_places_and_that_is_said(defects: Path, caps
     said = capsys.readouterr().err
     places = json.loads(Path("dataset/dataset.json").read_text())["places"]["crack"]
     assert places["real_defects"] < 6
-    assert ("places of crack:" in said) == (places["inside"] > 0)
+    assert ("places of crack, learned from" in said) == (places["inside"] > 0)
     assert main(["compose", "tiles/defects", "tiles/good", "-n", "2", "-c", "crack", "--overwrite", "--quiet"]) == 0
     assert "places of" not in capsys.readouterr().err
 
@@ -208,7 +208,7 @@ def test_a_dry_run_writes_nothing(
         (["tiles/defects", "tiles/good", "--region", "0,0,0,5"], 2, "the box is empty"),
         (["tiles/defects", "tiles/good", "--region", "900,0,5,5"], 4, "lies outside a normal of 80x60"),
         (["tiles/defects", "tiles/good", "--blend", "paste"], 2, "paste"),
-        (["tiles/good", "tiles/good"], 4, "4 of 4 defect images have no mask (first: tiles/good/"),
+        (["tiles/good", "tiles/good"], 4, "tiles/good: 4 of 4 defect images have no mask ("),
         (["--model", "one", "tiles/good"], 5, "no model one"),
     ],
 )

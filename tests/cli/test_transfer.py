@@ -144,7 +144,7 @@ def test_a_dry_run_writes_nothing(road: Path, capsys: pytest.CaptureFixture[str]
         (["--from", "road/defects", "--crop", "0:2"], 2, "--crop 0:2: give a number of 0.01 or more, 1 at most"),
         (["--from", "road/defects", "-c", "rust"], 2, "road/defects has crack"),
         (["--from", "nowhere"], 4, "nowhere: no such folder"),
-        (["--from", "tiles/good"], 4, "defect images have no mask (first: tiles/good/"),
+        (["--from", "tiles/good"], 4, "tiles/good: 4 of 4 defect images have no mask ("),
         (["--model", "two"], 5, "no model two"),
         (["--model", "one", "--from", "wood=road/defects"], 2, "one knows tiles; omit the name"),
         (["--model", "one", "--scale", "2"], 2, "dt-gan paints defects in place"),

@@ -16,6 +16,8 @@ from defectgen.methods.defect_gan import (
     Discriminator,
     Generator,
     NoiseInjection,
+    _sharp_loss,
+    _tone_loss,
     adv_d_loss,
     cls_loss,
     compose,
@@ -24,7 +26,7 @@ from defectgen.methods.defect_gan import (
     sd_cyc_loss,
 )
 from defectgen.methods.networks import Average
-from defectgen.nn.paired import soft
+from defectgen.nn.paired import pair_loss, soft
 from defectgen.nn.projected import ProjectedDiscriminator
 
 CPU = torch.device("cpu")
@@ -249,18 +251,19 @@ def test_a_step_updates_and_resumes_exactly(config: DefectGANConfig) -> None:
         assert torch.equal(value, fresh.networks.state()[key]), key
 
 
-def test_untouched_normals_are_fakes_to_d() -> None:
-    """With masks, D sees (normal, category asked for) beside G's fakes, and learns to refuse both."""
-    method = build(MASKS)
+def test_d_judges_real_defects_and_made_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Led away from untouched normals, G painted what is darker than any real defect."""
+    method, judged = build(MASKS), list[int]()
     assert isinstance(method.D, ProjectedDiscriminator)
-    for step in range(25):
-        method.training_step(batch(step, MASKS.batch_size), step, 0.0, generator(step))
-    test = batch(900, 8)
-    assert test.a_ref is not None
-    c = test.a_ref.amax(dim=(2, 3))
-    with torch.no_grad():
-        of_defects, of_normals = (method.D(x, c).mean() for x in (test.x_ref, test.x))
-    assert of_defects > of_normals + 0.5
+    judge = method.D.judge
+
+    def spy(maps: list[Tensor], c: Tensor) -> Tensor:
+        judged.append(len(maps[0]))
+        return judge(maps, c)
+
+    monkeypatch.setattr(method.D, "judge", spy)
+    method.training_step(batch(), 0, 0.5, generator())
+    assert judged == [8, 4]  # four of each for D, then what G made
 
 
 def test_pairs_come_first_and_d_begins_without_weight() -> None:
@@ -354,11 +357,38 @@ def test_defects_are_as_strong_in_parts_of_the_brightness_of_any_ground_and_can_
     assert change.abs().max() > 0.01
     torch.testing.assert_close(darker, change / 2, atol=0.02 * change.abs().max().item(), rtol=0.02)
     torch.nn.init.zeros_(method.G.head.weight)
-    for bias, lost in ((-20.0, False), (20.0, True)):
+    inside = (..., slice(10, 22), slice(10, 22))
+    for bias, lost in ((-20.0, False), (2.0, True), (20.0, True)):
         torch.nn.init.zeros_(method.G.head.bias)
         method.G.head.bias.data[-1] = bias
-        inside = painted(x)[..., 10:22, 10:22] - x[..., 10:22, 10:22]
-        assert (inside.std() > 0.05) == lost
+        found = painted(x)
+        assert ((found - x)[inside].std() > 0.05) == lost
+        finest, of_x = ((each - F.avg_pool2d(each, 3, stride=1, padding=1))[inside].std() for each in (found, x))
+        assert finest > 0.8 * of_x  # from elsewhere, as strong, even where half is lost
+
+
+def test_tones_are_met_by_changes_in_parts_of_the_brightness() -> None:
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[:, :, 8:24, 8:24] = 1
+    x, tones = torch.full((2, 1, 32, 32), -0.2), math.tanh(-2 * 0.25) * mask
+    tones[1] = 0  # which does not tell any
+    wide = F.max_pool2d(mask, 7, stride=1, padding=3)  # so that smoothing does not reach the mask
+    assert _tone_loss(x - 0.25 * 0.8 * wide, x, mask, tones) == pytest.approx(0, abs=1e-6)
+    assert _tone_loss((x - 1) / 2 - 0.25 * 0.4 * wide, (x - 1) / 2, mask, tones) == pytest.approx(0, abs=1e-6)
+    assert _tone_loss(x, x, mask, tones) == pytest.approx(math.tanh(0.5) * 256 / 257)
+    assert _tone_loss(x, x, mask, torch.zeros_like(tones)) == 0
+
+
+def test_a_soft_edge_costs_more_than_the_difference_of_its_pixels() -> None:
+    real = torch.zeros(1, 1, 8, 8)
+    real[..., 4:] = 1
+    soft_edge = real.clone()
+    soft_edge[..., 3], soft_edge[..., 4] = 0.25, 0.75
+    inside, weights = torch.ones(1, 1, 8, 8), torch.ones(1)
+    of_pixels = 16 * 0.25 / 65
+    assert pair_loss(soft_edge, real, inside, weights) == pytest.approx(of_pixels)
+    # Steps along x are 1/4, 1/2, 1/4 in place of 0, 1, 0, and along y 0.
+    assert _sharp_loss(soft_edge, real, inside, weights) == pytest.approx(of_pixels + 8 * 1 / 57)
 
 
 def test_a_step_uses_tones_and_seeks_modes_now_and_then() -> None:

@@ -34,8 +34,8 @@ def part(tmp_path: Path) -> SourceImage:
     return image(tmp_path / "part.png")
 
 
-def chosen(*images: SourceImage) -> tuple[str, str]:
-    return suited(Catalog(images=images, skipped=()))
+def chosen(*images: SourceImage, seconds: float | None = None) -> tuple[str, str]:
+    return suited(Catalog(images=images, skipped=()), seconds)
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +57,13 @@ def test_masked_defects_on_a_surface_are_for_dt_gan(surface: SourceImage) -> Non
     method, reason = chosen(surface, *defects(5), *defects(9, "spot"))
     assert method == "dt-gan"
     assert "better than" not in reason
+
+
+def test_in_a_minute_they_are_for_defect_gan(surface: SourceImage, part: SourceImage) -> None:
+    for seconds, method in ((60.0, "defect-gan"), (180.0, "dt-gan")):
+        assert chosen(surface, *defects(5), seconds=seconds)[0] == method
+    assert chosen(surface, *defects(5, mask=False), seconds=60)[0] == "dt-gan"
+    assert chosen(part, *defects(5), seconds=60)[0] == "dcdganc"
 
 
 @pytest.mark.parametrize("missing", [1, 5])
