@@ -207,12 +207,19 @@ class Generator(nn.Module):
             nn.init.zeros_(self.head.weight)  # G begins with the image as it is
 
     def forward(
-        self, x: Tensor, a: Tensor, noise: Noise, z: Tensor | None = None, tones: Tensor | None = None
+        self,
+        x: Tensor,
+        a: Tensor,
+        noise: Noise,
+        z: Tensor | None = None,
+        tones: Tensor | None = None,
+        grain: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x [B, channels, H, W] in [-1, 1], a [B, categories, H, W] -> f, like x, and m [B, 1, H, W] in [0, 1].
 
         Without `masks`, an `a` of [B, categories, 1, 1] holds for every pixel, and costs less. z [B, z_dim] is given
-        with `masks`; `tones`, [B, 1, H, W], are 0 if they are not given.
+        with `masks`; `tones`, [B, 1, H, W], are 0 if they are not given. `grain`, [B, 1, 1, 1], is the part of the
+        grain that x loses which f gets from elsewhere; all of it if not given.
         """
         asked = a
         if z is not None:
@@ -225,7 +232,7 @@ class Generator(nn.Module):
             h = block(h, None, noise)
         for block in self.decoder:
             h = block(h, a, noise)
-        f, m, *smooth = self.head(h).split([self.channels, 1, *[1] * self.tones], dim=1)
+        f, m, *smooth = self.head(h).float().split([self.channels, 1, *[1] * self.tones], dim=1)
         # Normalization removes the brightness of x, so a foreground that fits it is hard to make without adding x.
         if smooth:
             # For the same reason the change is one in parts of that brightness: else it is black on dark grounds. And
@@ -235,7 +242,8 @@ class Generator(nn.Module):
             wide, narrow = _smoothed(x, 9), _smoothed(x, 3)
             fine = x - narrow
             # The roots of 1 - sigmoid(u) and of sigmoid(u): so both are as strong as that of x alone.
-            fine = (F.logsigmoid(-u) / 2).exp() * fine + (F.logsigmoid(u) / 2).exp() * fine.flip(2, 3)
+            other = fine.flip(2, 3) if grain is None else grain * fine.flip(2, 3)
+            fine = (F.logsigmoid(-u) / 2).exp() * fine + (F.logsigmoid(u) / 2).exp() * other
             f = torch.lerp(narrow, wide, torch.sigmoid(u)) + fine + _brightness(x) * self.hues(f)
         else:
             f = x + self.hues(f) if self.masks else torch.tanh(f)
@@ -414,8 +422,11 @@ class DefectGAN:
         tones = None
         if batch.tones is not None and batch.tones_ref is not None:
             tones = torch.cat([batch.tones] * looks + [batch.tones_ref])
+        # Grain from elsewhere is never that of the real image: if the two were compared, G would keep that of x.
+        grain = torch.ones(len(x), 1, 1, 1, device=self.device)
+        grain[-count:] = 0
         with mixed_precision(self.device):
-            f, m = (each.float() for each in self.G(x, a, noise, z, tones))
+            f, m = (each.float() for each in self.G(x, a, noise, z, tones, grain))
         *painted, again = compose(x, f, m).chunk(looks + 1)
         made, m_made, of_d = painted[0], m[:count], m[-count:]
 
@@ -438,7 +449,8 @@ class DefectGAN:
         empty = torch.zeros_like(a[:1])  # the same for all
         self.networks.train_only("G")
         with mixed_precision(self.device):
-            f_back, m_back = (each.float() for each in self.G(back, empty, noise, torch.zeros_like(z[:1])))
+            z_back, none = torch.zeros_like(z[:1]), torch.zeros_like(grain[:1])
+            f_back, m_back = (each.float() for each in self.G(back, empty, noise, z_back, grain=none))
             if weight is not None:
                 parts["adv_g"] = hinge_g(self.D.judge(seen, c).float())
         restored, repaired = compose(back, f_back, m_back).chunk(2)

@@ -543,7 +543,7 @@ def test_defects_without_masks_are_refused_with_what_to_do(tmp_path: Path) -> No
     ):
         read_defects(tmp_path / "defects")
     (tmp_path / "masks/disc").rename(tmp_path / "masks/discs")
-    with pytest.raises(BadInputError, match=r"have no mask .* 1 mask belongs to no image \(.*masks/discs/\); masks are called"):
+    with pytest.raises(BadInputError, match=r"have no mask .*; 1 mask belongs to no image \(.*masks/discs/\); masks"):
         read_defects(tmp_path / "defects")
 
 
