@@ -25,9 +25,12 @@ _SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
 _MIXED = 0.3  # share of the maps that are between two real masks
 GRAIN = 0.7
 """Pixels (standard deviation) by which tones are smoothed: the finer look is up to the network."""
+AROUND = 17
+"""Side in pixels of the ground around each pixel, of whose mean brightness a tone is a part."""
+DARKEST = 0.2
+"""The least brightness of a ground; that of white is 2."""
 STEEP = 2.0
 """A tone is the hyperbolic tangent of this times the change over the ground's brightness."""
-_DARKEST = 0.2  # of 2: a ground's brightness, at least
 _FULL, _STEP = 120, np.int8(8)  # a tone of 1 in a map; tones are rounded, so that they take little room
 _TONED = "toned"  # marks texts of maps with tones
 _ALIKE = 0.5  # of what one of two masks covers, both cover this part: others lie between them
@@ -67,13 +70,14 @@ class Sides(NamedTuple):
 def levels_of(mask: BoolArray, x: FloatArray | None = None, twin: FloatArray | None = None) -> Levels:
     """The map of a mask, [S, S], with the tones of its window x, [C, S, S] in [-1, 1], if its repaired twin is known.
 
-    A tone is a change of brightness over the brightness of the ground, which does not depend on the light, and steepest
-    for faint defects: a third is a tone of 0.58, a half 0.76, all of it 0.96.
+    A tone is a change of brightness over that of the ground around, which does not depend on the light, and steepest for
+    faint defects: a third is a tone of 0.58, a half 0.76, all of it 0.96.
     """
     if x is None or twin is None:
         return _toned(mask, np.zeros(mask.shape, np.float32))
     change = np.asarray(cv2.GaussianBlur((x - twin).mean(axis=0), (0, 0), GRAIN), np.float32)
-    return _toned(mask, np.tanh(np.float32(STEEP) * change / max(float(np.median(twin)) + 1, _DARKEST)))
+    ground = np.asarray(cv2.blur(twin.mean(axis=0), (AROUND, AROUND)), np.float32) + 1
+    return _toned(mask, np.tanh(np.float32(STEEP) * change / np.maximum(ground, np.float32(DARKEST))))
 
 
 def tones_of(levels: Levels) -> FloatArray:

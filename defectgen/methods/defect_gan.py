@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from defectgen.imaging.control_maps import GRAIN, STEEP
+from defectgen.imaging.control_maps import AROUND, DARKEST, GRAIN, STEEP
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
@@ -213,13 +213,12 @@ class Generator(nn.Module):
         noise: Noise,
         z: Tensor | None = None,
         tones: Tensor | None = None,
-        grain: Tensor | None = None,
+        grain: Tensor | float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """x [B, channels, H, W] in [-1, 1], a [B, categories, H, W] -> f, like x, and m [B, 1, H, W] in [0, 1].
 
         Without `masks`, an `a` of [B, categories, 1, 1] holds for every pixel, and costs less. z [B, z_dim] is given
-        with `masks`; `tones`, [B, 1, H, W], are 0 if they are not given. `grain`, [B, 1, 1, 1], is the part of the
-        grain that x loses which f gets from elsewhere; all of it if not given.
+        with `masks`; `tones`, [B, 1, H, W], are 0 if they are not given. `grain` is as for `_painted`.
         """
         asked = a
         if z is not None:
@@ -235,18 +234,11 @@ class Generator(nn.Module):
         f, m, *smooth = self.head(h).float().split([self.channels, 1, *[1] * self.tones], dim=1)
         # Normalization removes the brightness of x, so a foreground that fits it is hard to make without adding x.
         if smooth:
-            # For the same reason the change is one in parts of that brightness: else it is black on dark grounds. And
-            # a fourth of the resolution does not hold the grain of x, which a deep defect does not show: G says where
-            # x is smoothed; there it gets its finest grain from another place, since every photograph has some.
-            u = smooth[0] - 2
-            wide, narrow = _smoothed(x, 9), _smoothed(x, 3)
-            fine = x - narrow
-            # The roots of 1 - sigmoid(u) and of sigmoid(u): so both are as strong as that of x alone.
-            other = fine.flip(2, 3) if grain is None else grain * fine.flip(2, 3)
-            fine = (F.logsigmoid(-u) / 2).exp() * fine + (F.logsigmoid(u) / 2).exp() * other
-            f = torch.lerp(narrow, wide, torch.sigmoid(u)) + fine + _brightness(x) * self.hues(f)
+            f = _painted(x, self.hues(f), smooth[0], grain)
+        elif self.masks:
+            f = x + self.hues(f)
         else:
-            f = x + self.hues(f) if self.masks else torch.tanh(f)
+            f = torch.tanh(f)
         m = torch.sigmoid(m)
         if z is not None:
             m = torch.where(asked.amax(dim=(1, 2, 3), keepdim=True) > 0, soft(asked.amax(dim=1, keepdim=True)), m)
@@ -273,9 +265,27 @@ class Discriminator(nn.Module):
         return self.src(h).flatten(1), self.cls(h).flatten(1)
 
 
+def _painted(x: Tensor, change: Tensor, smooth: Tensor, grain: Tensor | float) -> Tensor:
+    """A foreground on x, [B, channels, H, W].
+
+    Args:
+        change: like x, in parts of the brightness of x around each pixel: else it would be black in shadows.
+        smooth: [B, 1, H, W], the logit of how much x is smoothed. A deep defect does not show the grain of x, which G's
+            maps of a fourth of the resolution do not hold.
+        grain: how much of the finest grain that x loses comes from another place instead, as every photograph has some;
+            [B, 1, 1, 1], or for all.
+    """
+    u = smooth - 2
+    narrow = _smoothed(x, 3)
+    fine = x - narrow
+    # The roots of 1 - sigmoid(u) and of sigmoid(u): so both together are as strong as the grain of x alone.
+    fine = (F.logsigmoid(-u) / 2).exp() * fine + (F.logsigmoid(u) / 2).exp() * grain * fine.flip(2, 3)
+    return torch.lerp(narrow, _smoothed(x, 9), torch.sigmoid(u)) + fine + _brightness(x) * change
+
+
 def _brightness(x: Tensor) -> Tensor:
-    """Of the ground that images [B, channels, H, W] show: their median above black, [B, 1, 1, 1]."""
-    return (x.flatten(1).median(dim=1).values + 1).clamp(min=0.2).view(-1, 1, 1, 1)
+    """Of the ground around each pixel of images [B, channels, H, W]: its mean above black, [B, 1, H, W]."""
+    return (_smoothed(x.mean(dim=1, keepdim=True), AROUND) + 1).clamp(min=DARKEST)
 
 
 def _smoothed(x: Tensor, side: int) -> Tensor:
