@@ -70,8 +70,8 @@ class Sides(NamedTuple):
 def levels_of(mask: BoolArray, x: FloatArray | None = None, twin: FloatArray | None = None) -> Levels:
     """The map of a mask, [S, S], with the tones of its window x, [C, S, S] in [-1, 1], if its repaired twin is known.
 
-    A tone is a change of brightness over that of the ground around, which does not depend on the light, and steepest for
-    faint defects: a third is a tone of 0.58, a half 0.76, all of it 0.96.
+    A tone is a change of brightness over that of the ground around, so that it does not depend on the light, and is
+    steepest for faint defects: a third is a tone of 0.58, a half 0.76, all of it 0.96.
     """
     if x is None or twin is None:
         return _toned(mask, np.zeros(mask.shape, np.float32))
