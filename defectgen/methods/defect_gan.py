@@ -278,9 +278,12 @@ def _painted(x: Tensor, change: Tensor, smooth: Tensor, grain: Tensor | float) -
     u = smooth - 2
     narrow = _smoothed(x, 3)
     fine = x - narrow
-    # The roots of 1 - sigmoid(u) and of sigmoid(u): so both together are as strong as the grain of x alone.
-    fine = (F.logsigmoid(-u) / 2).exp() * fine + (F.logsigmoid(u) / 2).exp() * grain * fine.flip(2, 3)
-    return torch.lerp(narrow, _smoothed(x, 9), torch.sigmoid(u)) + fine + _brightness(x) * change
+    brightness = _brightness(x)
+    painted = brightness * change
+    other = (fine / brightness).flip(2, 3) * (brightness + painted).clamp(min=0)  # grain is weaker where it is darker
+    # The roots of 1 - sigmoid(u) and of sigmoid(u): so both together are as strong as one alone.
+    fine = (F.logsigmoid(-u) / 2).exp() * fine + (F.logsigmoid(u) / 2).exp() * grain * other
+    return torch.lerp(narrow, _smoothed(x, 9), torch.sigmoid(u)) + fine + painted
 
 
 def _brightness(x: Tensor) -> Tensor:
