@@ -130,7 +130,6 @@ def train(
     if method is not None:
         info(method)  # before anything slow
 
-    from defectgen.models.registry import FEWEST_STEPS
     from defectgen.pipelines.train import FEW, Progress, TrainJob, TrainRequest
 
     console = Console(as_json=as_json, quiet=quiet)
@@ -226,7 +225,7 @@ def train(
     if result.stopped is not None:
         console.warn(f"stopped, everything is saved; continue with --resume --name {result.name}")
         return result.stopped
-    if time and result.steps < FEWEST_STEPS:
+    if time and result.trial:
         shorter = "" if init else ", or start from a model that ships (--init)"
         console.warn(f"a trial of {result.steps} steps: for better samples train longer (--time 20m){shorter}")
     return ExitCode.SKIPPED if result.skipped else ExitCode.OK

@@ -36,7 +36,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from defectgen.imaging.control_maps import AROUND, DARKEST, GRAIN, STEEP
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
@@ -45,6 +44,8 @@ from defectgen.nn.paired import MS_EVERY, Hues, judged, map_loss, ms_loss, pair_
 from defectgen.nn.penalties import gradient_penalty
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
 from defectgen.nn.slots import Slots
+
+_GRAIN, _STEEP, _AROUND, _DARKEST = 0.7, 2.0, 17, 0.2  # of tones, as in `imaging.control_maps`
 
 
 class DefectGANConfig(MethodConfig):
@@ -288,7 +289,7 @@ def _painted(x: Tensor, change: Tensor, smooth: Tensor, grain: Tensor | float) -
 
 def _brightness(x: Tensor) -> Tensor:
     """Of the ground around each pixel of images [B, channels, H, W]: its mean above black, [B, 1, H, W]."""
-    return (_smoothed(x.mean(dim=1, keepdim=True), AROUND) + 1).clamp(min=DARKEST)
+    return (_smoothed(x.mean(dim=1, keepdim=True), _AROUND) + 1).clamp(min=_DARKEST)
 
 
 def _smoothed(x: Tensor, side: int) -> Tensor:
@@ -342,10 +343,10 @@ def _tone_loss(made: Tensor, x: Tensor, mask: Tensor, tones: Tensor) -> Tensor:
     """The mean difference of what was made of x from the tones, [B, 1, H, W], inside its mask, where these are told."""
     told = mask * (tones != 0).amax(dim=(1, 2, 3), keepdim=True)
     change = (made - x).mean(dim=1, keepdim=True) / _brightness(x)
-    bell = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=x.device) / GRAIN).square())
+    bell = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=x.device) / _GRAIN).square())
     bell = bell / bell.sum()
     smooth = F.conv2d(F.pad(change, (2,) * 4, mode="reflect"), torch.outer(bell, bell)[None, None])
-    return ((torch.tanh(STEEP * smooth) - tones).abs() * told).sum() / (told.sum() + 1)
+    return ((torch.tanh(_STEEP * smooth) - tones).abs() * told).sum() / (told.sum() + 1)
 
 
 # --- Method ----------------------------------------------------------------------------------------------------

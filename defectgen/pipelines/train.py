@@ -93,6 +93,11 @@ class TrainResult:
     calibrated_on: int = 0
     """The number of held-out normals that the threshold was calibrated on."""
 
+    @property
+    def trial(self) -> bool:
+        """Whether it is too short for good samples."""
+        return self.steps < registry.FEWEST_STEPS
+
 
 class TrainJob:
     """A request whose images are read and checked."""

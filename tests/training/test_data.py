@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from defectgen.errors import BadInputError, UsageError
@@ -20,6 +21,7 @@ from defectgen.imaging.windows import (
     Window,
 )
 from defectgen.methods import info
+from defectgen.methods.defect_gan import _tone_loss
 from defectgen.training.data import (
     LevelPatches,
     TrainingLabels,
@@ -326,6 +328,18 @@ class TestTrainingWindows:
                 assert (tones[inside] > 0.9).mean() > 0.6
                 assert not tones[~inside].any()
         assert 70 < told < 90
+
+    def test_the_tones_of_real_defects_are_those_that_defect_gan_has_to_meet(self, catalog: Catalog) -> None:
+        labels = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
+        found = []
+        for seed in range(20):
+            row = labels.row(rng(seed))
+            each = row.reference
+            if row.tones is not None and row.tones.any() and each.a is not None and each.twin is not None:
+                maps = (each.x, each.twin, each.a.max(axis=0, keepdims=True), row.tones[1:])
+                found.append(float(_tone_loss(*(torch.tensor(m)[None] for m in maps))))
+        assert len(found) > 10
+        assert max(found) < 0.034  # of steps of 1/15
 
     def test_the_colors_of_defects_are_found(self, catalog: Catalog, tmp_path: Path) -> None:
         def hues(**paint: tuple[int, ...]) -> NDArray[np.float64]:
