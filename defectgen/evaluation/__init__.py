@@ -445,10 +445,11 @@ def verdicts(found: Mapping[str, Any]) -> list[str]:
                     )
                     continue
                 after = of_shots["sets"][name]["scores"][metric]["mean"]
+                seeds = "1 seed" if of_task["seeds"] == 1 else f"{of_task['seeds']} seeds"
                 reach = "" if of_task["low"] is None else f", gain {of_task['low']:+.3f} to {of_task['high']:+.3f}"
                 lines.append(
                     f"{name}, {shots}, {task}: {of_task['verdict']} ({NAMES[metric]} {after:.3f} with it, {before:.3f} "
-                    f"without{reach}, {of_task['seeds']} seeds, {answer['share']:.0%} of the defects)"
+                    f"without{reach}, {seeds}, {answer['share']:.0%} of the defects)"
                 )
             lines += [f"  {reason}" for reason in answer["reasons"]]
             if "note" in answer:
