@@ -35,9 +35,7 @@ _LEARNING_RATE = 2e-3
 _MARGIN = 1.2  # a window around a defect larger than 128 pixels is this much larger than the defect
 _CONFIDENCE = 0.95  # level of the confidence interval
 _RESOLUTION = 0.01  # of a score: a smaller spread over the seeds is not credible
-_VAGUE = (
-    0.5  # the width of an interval, from which on it says neither that there is a difference nor that there is none
-)
+_VAGUE = 0.5  # the width of an interval that both a large gain and a large loss lie in
 _LAMBDA_SRC = 0.1  # final weight of the gradient reversal
 _BINS, _LOGIT_RANGE = 1 << 14, 16.0  # histogram of the pixel logits, -16 to 16
 _BUILD_LOCK = Lock()  # initial weights come from PyTorch's global generator

@@ -37,7 +37,7 @@ _ALIKE = 0.5  # of what one of two masks covers, both cover this part: others li
 _JITTER = 0.15  # standard deviation of a relative place
 _TRIES = 8
 _COVERED = 0.45  # a little below one half, so that thin lines stay whole
-_AROUND = 4  # pixels around a mask, in which a defect changes something
+_NEAR = 4  # pixels around a mask, in which a defect changes something
 _WHOLE = 0.97  # of a warped mask: one of which the border cuts off more is drawn again
 _LEAST = 0.3  # of the area of a real mask: a map that lost more, at the border or by mixing, is drawn again
 
@@ -187,7 +187,7 @@ def warped_change(
     at = _bend(rng, a.max(axis=0) > 0, 0, long=long)
     moved = [_remapped(each, at, cv2.INTER_CUBIC, mirrored=mirrored) for each in change]
     masks = [_remapped(each, at, cv2.INTER_LINEAR, mirrored=mirrored) > _COVERED for each in a]
-    near = cv2.dilate(np.any(masks, axis=0).astype(np.float32), np.ones((2 * _AROUND + 1,) * 2))
+    near = cv2.dilate(np.any(masks, axis=0).astype(np.float32), np.ones((2 * _NEAR + 1,) * 2))
     return np.stack(moved) * near, np.stack(masks).astype(np.float32)
 
 

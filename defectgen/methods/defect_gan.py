@@ -434,7 +434,7 @@ class DefectGAN:
         z = torch.randn((looks + 1) * count, config.z_dim, generator=rng).to(self.device)
         x, a = torch.cat([n] * looks + [n_d]), torch.cat([batch.a] * looks + [batch.a_ref])
         tones = None
-        if batch.tones is not None and batch.tones_ref is not None:
+        if config.tones and batch.tones is not None and batch.tones_ref is not None:
             tones = torch.cat([batch.tones] * looks + [batch.tones_ref])
         # Grain from elsewhere is never that of the real image: if the two were compared, G would keep that of x.
         grain = torch.ones(len(x), 1, 1, 1, device=self.device)
@@ -482,8 +482,8 @@ class DefectGAN:
             "pair": config.lambda_pair, "map": config.lambda_map, "rec": config.lambda_rec,
             "sd_cyc": config.lambda_sd_cyc,
         }  # fmt: skip
-        if batch.tones is not None and batch.tones_ref is not None:
-            parts["tone"] = _tone_loss(made, n, asked, batch.tones) + _tone_loss(again, n_d, mask_d, batch.tones_ref)
+        if tones is not None:
+            parts["tone"] = _tone_loss(made, n, asked, tones[:count]) + _tone_loss(again, n_d, mask_d, tones[-count:])
             weights["tone"] = config.lambda_tone
         if looks == 2:
             parts["ms"] = ms_loss(painted[0], painted[1], z[:count], z[count : 2 * count], m_made)

@@ -392,6 +392,8 @@ def test_a_step_uses_tones_and_seeks_modes_now_and_then() -> None:
     of_tones = method.networks.state()["G.decoder.0.first.norm.shared.weight"][:, -1].clone()
     losses = [method.training_step(told, step, 0.5, generator()) for step in range(5)]
     assert ["ms" in each for each in losses] == [True, False, False, False, True]
+    assert all("tone" in each for each in losses)
+    assert "tone" not in build(MASKS).training_step(told, 0, 0.5, generator())  # which does not see them
     assert not torch.equal(method.networks.state()["G.decoder.0.first.norm.shared.weight"][:, -1], of_tones)
 
 
