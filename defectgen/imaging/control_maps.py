@@ -18,20 +18,22 @@ from defectgen.imaging.masks import wanders
 from defectgen.imaging.windows import BoolArray, FloatArray
 
 _ELASTIC = 1 / 8, 0.025  # smoothness and size of the displacements, as fractions of the window's side
-_ARC = 0.4, 0.02  # the same for straight lines and arcs
+_ARC = 0.4, 0.008  # the same for straight lines and arcs
 _GENTLE = 1 / 8, 0.01  # and for long defects, of which a window shows a part: more would make waves of cracks
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
 _MIXED = 0.3  # share of the maps that are between two real masks
-GRAIN = 0.7
+BLUR = 0.7
 """Pixels (standard deviation) by which tones are smoothed: the finer look is up to the network."""
 AROUND = 17
 """Side in pixels of the ground around each pixel, of whose mean brightness a tone is a part."""
+WOVEN = 9
+"""Side in pixels over which the grain of a ground is averaged: inside defects there is another."""
 DARKEST = 0.2
 """The least brightness of a ground; that of white is 2."""
 STEEP = 2.0
 """A tone is the hyperbolic tangent of this times the change over the ground's brightness."""
-_FULL, _STEP = 120, np.int8(8)  # a tone of 1 in a map; tones are rounded, so that they take little room
+_FULL, _STEP = 120, np.int8(4)  # a tone of 1 in a map; tones are rounded, so that they take little room
 _TONED = "toned"  # marks texts of maps with tones
 _ALIKE = 0.5  # of what one of two masks covers, both cover this part: others lie between them
 _JITTER = 0.15  # standard deviation of a relative place
@@ -43,7 +45,7 @@ _LEAST = 0.3  # of the area of a real mask: a map that lost more, at the border 
 
 
 Levels = NDArray[np.int8]
-"""A map, [S, S]: 0 where there is no defect, else 120 times its tone in steps of 8; 1 stands for a tone of 0."""
+"""A map, [S, S]: 0 where there is no defect, else 120 times its tone in steps of 4; 1 stands for a tone of 0."""
 
 
 class KnownMask(NamedTuple):
@@ -75,9 +77,16 @@ def levels_of(mask: BoolArray, x: FloatArray | None = None, twin: FloatArray | N
     """
     if x is None or twin is None:
         return _toned(mask, np.zeros(mask.shape, np.float32))
-    change = np.asarray(cv2.GaussianBlur((x - twin).mean(axis=0), (0, 0), GRAIN), np.float32)
+    change = np.asarray(cv2.GaussianBlur((x - without_grain(twin, mask)).mean(axis=0), (0, 0), BLUR), np.float32)
     ground = np.asarray(cv2.blur(twin.mean(axis=0), (AROUND, AROUND)), np.float32) + 1
     return _toned(mask, np.tanh(np.float32(STEEP) * change / np.maximum(ground, np.float32(DARKEST))))
+
+
+def without_grain(x: FloatArray, mask: BoolArray) -> FloatArray:
+    """A window, [C, S, S], smoothed inside a mask, [S, S], up to a soft edge."""
+    inside = cv2.blur(cv2.dilate(mask.astype(np.float32), np.ones((3, 3))), (3, 3))
+    smooth = np.stack([cv2.blur(np.ascontiguousarray(channel), (WOVEN, WOVEN)) for channel in x])
+    return np.asarray(x + inside * (smooth - x), np.float32)
 
 
 def tones_of(levels: Levels) -> FloatArray:

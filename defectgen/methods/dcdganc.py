@@ -356,7 +356,7 @@ class DCDGANc:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {"ema": 0.0},
         "compact": {
-            "image_size": 128, "batch_size": 16, "steps": 6_000, "lr": 1e-3, "lambda_kl": 0.002, "level": True,
+            "image_size": 128, "batch_size": 16, "steps": 6_000, "lambda_kl": 0.002, "level": True,
         },
         "tiny": {
             "image_size": 64, "width": 16, "max_width": 64, "hidden_channels": 16, "batch_size": 4, "steps": 4_000,

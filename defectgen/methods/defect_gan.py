@@ -15,7 +15,8 @@ that do not exclude each other. Equation 12 and the text name two weights differ
 An addition to the paper, which the preset `paper` does not use, is the setting `masks`. With it
 
 - control maps are masks: those of the real defects, and for new defects real masks that are warped. With `tones`, G
-  also sees how much darker or brighter than its ground the real defect is, smoothed, and warped as the mask is;
+  also sees how much darker or brighter than its ground the real defect is, smoothed, and warped as the mask is, and
+  paints just this at first (`nn.tones`);
 - m is A with a soft edge where A asks for a defect, and learned where A = 0: G knows where it paints, but has to find
   what it removes. G makes f as a difference from the image; with `tones` in parts of the ground's brightness, and from
   an image that has lost as much of its grain as G likes. z, a noise vector for each defect, joins A in SPADE, so that
@@ -44,8 +45,7 @@ from defectgen.nn.paired import MS_EVERY, Hues, judged, map_loss, ms_loss, pair_
 from defectgen.nn.penalties import gradient_penalty
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
 from defectgen.nn.slots import Slots
-
-_GRAIN, _STEEP, _AROUND, _DARKEST = 0.7, 2.0, 17, 0.2  # of tones, as in `imaging.control_maps`
+from defectgen.nn.tones import change_of, painted, tone_loss
 
 
 class DefectGANConfig(MethodConfig):
@@ -219,7 +219,7 @@ class Generator(nn.Module):
         """x [B, channels, H, W] in [-1, 1], a [B, categories, H, W] -> f, like x, and m [B, 1, H, W] in [0, 1].
 
         Without `masks`, an `a` of [B, categories, 1, 1] holds for every pixel, and costs less. z [B, z_dim] is given
-        with `masks`; `tones`, [B, 1, H, W], are 0 if they are not given. `grain` is as for `_painted`.
+        with `masks`; `tones`, [B, 1, H, W], are 0 if they are not given. `grain` is as for `tones.painted`.
         """
         asked = a
         if z is not None:
@@ -235,7 +235,9 @@ class Generator(nn.Module):
         f, m, *smooth = self.head(h).float().split([self.channels, 1, *[1] * self.tones], dim=1)
         # Normalization removes the brightness of x, so a foreground that fits it is hard to make without adding x.
         if smooth:
-            f = _painted(x, self.hues(f), smooth[0], grain)
+            if tones is not None:
+                f = f + change_of(tones)  # so G begins with what they ask for, and learns the rest
+            f = painted(x, self.hues(f), smooth[0], asked.amax(dim=1, keepdim=True), grain)
         elif self.masks:
             f = x + self.hues(f)
         else:
@@ -264,37 +266,6 @@ class Discriminator(nn.Module):
         """x [B, channels, S, S] -> D_src(x), [B, patches], and D_cls(x), [B, categories]."""
         h = self.body(x)
         return self.src(h).flatten(1), self.cls(h).flatten(1)
-
-
-def _painted(x: Tensor, change: Tensor, smooth: Tensor, grain: Tensor | float) -> Tensor:
-    """A foreground on x, [B, channels, H, W].
-
-    Args:
-        change: like x, in parts of the brightness of x around each pixel: else it would be black in shadows.
-        smooth: [B, 1, H, W], the logit of how much x is smoothed. A deep defect does not show the grain of x, which G's
-            maps of a fourth of the resolution do not hold.
-        grain: how much of the finest grain that x loses comes from another place instead, as every photograph has some;
-            [B, 1, 1, 1], or for all.
-    """
-    u = smooth - 2
-    narrow = _smoothed(x, 3)
-    fine = x - narrow
-    brightness = _brightness(x)
-    painted = brightness * change
-    other = (fine / brightness).flip(2, 3) * (brightness + painted).clamp(min=0)  # grain is weaker where it is darker
-    # The roots of 1 - sigmoid(u) and of sigmoid(u): so both together are as strong as one alone.
-    fine = (F.logsigmoid(-u) / 2).exp() * fine + (F.logsigmoid(u) / 2).exp() * grain * other
-    return torch.lerp(narrow, _smoothed(x, 9), torch.sigmoid(u)) + fine + painted
-
-
-def _brightness(x: Tensor) -> Tensor:
-    """Of the ground around each pixel of images [B, channels, H, W]: its mean above black, [B, 1, H, W]."""
-    return (_smoothed(x.mean(dim=1, keepdim=True), _AROUND) + 1).clamp(min=_DARKEST)
-
-
-def _smoothed(x: Tensor, side: int) -> Tensor:
-    """The mean around each pixel, of `side` x `side` pixels."""
-    return F.avg_pool2d(F.pad(x, (side // 2,) * 4, mode="reflect"), side, stride=1)
 
 
 def compose(x: Tensor, f: Tensor, m: Tensor) -> Tensor:
@@ -337,16 +308,6 @@ def _sharp_loss(made: Tensor, real: Tensor, inside: Tensor, weights: Tensor) -> 
         later = inside.narrow(axis, 1, inside.shape[axis] - 1)
         total = total + pair_loss(made.diff(dim=axis), real.diff(dim=axis), later, weights)
     return total
-
-
-def _tone_loss(made: Tensor, x: Tensor, mask: Tensor, tones: Tensor) -> Tensor:
-    """The mean difference of what was made of x from the tones, [B, 1, H, W], inside its mask, where these are told."""
-    told = mask * (tones != 0).amax(dim=(1, 2, 3), keepdim=True)
-    change = (made - x).mean(dim=1, keepdim=True) / _brightness(x)
-    bell = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=x.device) / _GRAIN).square())
-    bell = bell / bell.sum()
-    smooth = F.conv2d(F.pad(change, (2,) * 4, mode="reflect"), torch.outer(bell, bell)[None, None])
-    return ((torch.tanh(_STEEP * smooth) - tones).abs() * told).sum() / (told.sum() + 1)
 
 
 # --- Method ----------------------------------------------------------------------------------------------------
@@ -483,7 +444,7 @@ class DefectGAN:
             "sd_cyc": config.lambda_sd_cyc,
         }  # fmt: skip
         if tones is not None:
-            parts["tone"] = _tone_loss(made, n, asked, tones[:count]) + _tone_loss(again, n_d, mask_d, tones[-count:])
+            parts["tone"] = tone_loss(made, n, asked, tones[:count]) + tone_loss(again, n_d, mask_d, tones[-count:])
             weights["tone"] = config.lambda_tone
         if looks == 2:
             parts["ms"] = ms_loss(painted[0], painted[1], z[:count], z[count : 2 * count], m_made)

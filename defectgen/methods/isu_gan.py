@@ -22,10 +22,11 @@ An addition to the paper, which the preset `paper` does not use, is the setting 
 
 - the generators make a change inside a soft map m, on bilinearly upsampled maps. G_n2p has to find m; for G_p2n it is a
   control map a: real masks that are warped, or everything if nobody drew masks. A noise vector z joins a, so that one
-  mask has many looks, and, with `tones`, how much darker or brighter than its ground the real defect is, smoothed;
+  mask has many looks, and, with `tones`, how much darker or brighter than its ground the real defect is, smoothed,
+  which is what G_p2n paints at first (`nn.tones`);
 - pseudo-pairs, a defective window n and its repaired twin n_p, supervise both directions, and masks supervise m;
-- D_p and D_n are the branches of one projected discriminator (`nn.projected`), which also sees real images of the other
-  kind as fakes.
+- D_p and D_n are the branches of one projected discriminator (`nn.projected`). D_p also sees n as fakes; D_n sees no p:
+  led away from them, G_p2n painted what is darker than any real defect. With `tones`, what it paints has to have these.
 """
 
 import math
@@ -45,6 +46,7 @@ from defectgen.nn.layers import instance_norm, join, mixed_precision
 from defectgen.nn.paired import MS_EVERY, Hues, map_loss, ms_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.projected import ProjectedDiscriminator, choose, hinge_d, hinge_g
 from defectgen.nn.slots import Slots
+from defectgen.nn.tones import change_of, painted, tone_loss
 
 
 class ISUGANConfig(MethodConfig):
@@ -67,6 +69,7 @@ class ISUGANConfig(MethodConfig):
     tones: bool = Field(False, description="maps tell how dark and bright defects are, with `residual`")
     z_dim: int = Field(8, ge=1, description="length of the noise vector z, with `residual`")
     lambda_pair: float = Field(10.0, ge=0, description="weight of the differences from n and n_p, with `residual`")
+    lambda_tone: float = Field(3.0, ge=0, description="weight of the differences from the tones, with `tones`")
     lambda_map: float = Field(5.0, ge=0, description="weight of the overlap of m with the masks, with `residual`")
     lambda_ms: float = Field(1.0, ge=0, description="weight of mode seeking, with `residual`")
     ssim_part: float = Field(0.1, ge=0, le=1, description="part of the training with SSIM losses: k = 10 of 100 epochs")
@@ -188,6 +191,7 @@ class Generator(nn.Module):
         w = config.width
         self.hues = Hues(hues)
         self.residual = config.residual
+        self.tones = config.residual and config.tones
         up = partial(_up, smooth=self.residual)
         self.down1 = _down(channels + control, w, normalize=False)  # so the skip connection passes on the brightness
         self.down2 = _down(w, 2 * w)
@@ -207,7 +211,9 @@ class Generator(nn.Module):
         self.join1 = nn.Sequential(_conv(2 * w, w), nn.ReLU())
         if self.residual:
             self.up1: nn.Module = up(w, w)
-            self.head = nn.Sequential(_conv(w + channels + control, w), nn.LeakyReLU(0.2), _conv(w, channels + 1))
+            self.head = nn.Sequential(
+                _conv(w + channels + control, w), nn.LeakyReLU(0.2), _conv(w, channels + 1 + self.tones)
+            )
             last = self.head[-1]
             assert isinstance(last, nn.Conv2d)
             for parameter in last.parameters():
@@ -215,12 +221,14 @@ class Generator(nn.Module):
         else:
             self.up1 = nn.ConvTranspose2d(w, channels, 4, stride=2, padding=1)
 
-    def forward(self, x: Tensor, control: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, control: Tensor | None = None, grain: Tensor | float = 1.0
+    ) -> tuple[Tensor, Tensor | None]:
         """x [B, channels, H, W] in [-1, 1] -> the new image, like x; any H and W from 16 on.
 
         With `residual`, also m, [B, 1, H, W] in 0..1, the soft map of the change; values may leave the range.
         `control` [B, 1 + z_dim, H, W] is a mask, which becomes m, then z inside it; with `tones`, those, too. Without
-        it, m is learned.
+        it, m is learned. `grain` is as for `tones.painted`.
         """
         given = x if control is None else join(x, control)
         d1 = self.down1(given)
@@ -231,9 +239,14 @@ class Generator(nn.Module):
         h = _match_size(self.up1(self.join1(join(self.filter1(d1), h))), x)
         if not self.residual:
             return torch.tanh(h), None
-        change, m = self.head(join(h, given)).float().split([x.shape[1], 1], dim=1)
-        m = torch.sigmoid(m) if control is None else soft(control[:, :1])
-        return x + m * self.hues(change), m
+        change, m, *smooth = self.head(join(h, given)).float().split([x.shape[1], 1, *[1] * self.tones], dim=1)
+        mask = torch.zeros_like(m) if control is None else control[:, :1]
+        m = torch.sigmoid(m) if control is None else soft(mask)
+        if not smooth:
+            return x + m * self.hues(change), m
+        if control is not None:
+            change = change + change_of(control[:, -1:])  # so G_p2n begins with what they ask for, and learns the rest
+        return torch.lerp(x, painted(x, self.hues(change), smooth[0], mask, grain), m), m
 
 
 class Discriminator(nn.Module):
@@ -419,12 +432,15 @@ class ISUGAN:
         if batch.tones is not None and batch.tones_ref is not None:
             tones = torch.cat([batch.tones] * looks + [batch.tones_ref])
         control = self._control(torch.cat([a] * looks + [a_n]), z, tones)
+        # Grain from elsewhere is never that of the real image: if the two were compared, G would keep that of x.
+        grain = torch.ones(len(control), 1, 1, 1, device=self.device)
+        grain[-count:] = 0
         with mixed_precision(self.device):
-            *painted, again = self.G_p2n(torch.cat([p] * looks + [n_p]), control)[0].chunk(looks + 1)
-            made_n = painted[0]
+            *new, again = self.G_p2n(torch.cat([p] * looks + [n_p]), control, grain)[0].chunk(looks + 1)
+            made_n = new[0]
             back, m = self.G_n2p(torch.cat([n, p, made_n]))
             made_p, kept_p, cycled_p = back.chunk(3)
-            cycled_n, _ = self.G_p2n(made_p, control[-count:])
+            cycled_n, _ = self.G_p2n(made_p, control[-count:], grain[-count:])
         assert m is not None
         m_n, m_p, m_made = m.chunk(3)
         with mixed_precision(self.device):
@@ -437,7 +453,7 @@ class ISUGAN:
             logits = self.D.logits([torch.cat([each, made.detach()]) for each, made in zip(real, seen, strict=True)])
             asked = torch.cat([kinds, kinds]), torch.cat([kinds.flip(0), kinds])
             (score_real, score_made), (score_other, _) = (choose(logits, each).float().chunk(2) for each in asked)
-        parts = {"D": hinge_d(score_real, torch.cat([score_made, score_other]))}
+        parts = {"D": hinge_d(score_real, torch.cat([score_made, score_other[count:]]))}
         parts["D"].backward()
         self.networks.step("D")
 
@@ -460,8 +476,11 @@ class ISUGAN:
             "gan": 1.0, "cycle": config.lambda_cycle, "identity": config.lambda_identity, "pair": config.lambda_pair,
             "map": config.lambda_map,
         }  # fmt: skip
+        if self.config.tones and tones is not None:
+            parts["tone"] = tone_loss(made_n, p, a, tones[:count]) + tone_loss(again, n_p, a_n, tones[-count:])
+            weights["tone"] = config.lambda_tone
         if twice:
-            parts["ms"] = ms_loss(painted[0], painted[1], z[:count], z[count : 2 * count], soft(a))
+            parts["ms"] = ms_loss(new[0], new[1], z[:count], z[count : 2 * count], soft(a))
             weights["ms"] = MS_EVERY * config.lambda_ms
         weighted_sum(parts, weights).backward()
         self.networks.step("G_n2p", "G_p2n")

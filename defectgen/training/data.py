@@ -28,6 +28,7 @@ from defectgen.imaging.control_maps import (
     to_text,
     tones_of,
     warped_change,
+    without_grain,
 )
 from defectgen.imaging.images import DecodedImage
 from defectgen.imaging.mask_files import Mask, read_masks
@@ -433,16 +434,18 @@ class _View:
 def _warped(rng: np.random.Generator, sample: TrainingSample) -> TrainingSample:
     """A sample whose defect is warped, on its twin, as the masks that are asked for are.
 
-    The grain of the twin stays in the defect, as it does not in real ones. Without it (a change of the smoothed twin),
-    what networks painted after short trainings was flat, and farther from real defects.
+    Inside, the defect's own grain moves with it. A change of the twin as it is would leave the twin's grain there, too,
+    and teach networks that the grain of the ground runs through defects.
     """
     assert sample.a is not None
     assert sample.twin is not None
     if not sample.a.any():
         return sample
-    change, a = warped_change(rng, sample.x - sample.twin, sample.a, long=sample.cut)
+    ground = without_grain(sample.twin, sample.a.max(axis=0) > 0)
+    change, a = warped_change(rng, sample.x - ground, sample.a, long=sample.cut)
     cut = sample.cut or (at_edge(a) and not at_edge(sample.a))
-    return replace(sample, x=np.clip(sample.twin + change, -1, 1), a=a, cut=cut) if a.any() else sample
+    x = np.clip(without_grain(sample.twin, a.max(axis=0) > 0) + change, -1, 1)
+    return replace(sample, x=x, a=a, cut=cut) if a.any() else sample
 
 
 def _mirrored(place: tuple[float, float], flip_y: bool, flip_x: bool) -> tuple[float, float]:

@@ -21,15 +21,17 @@ from defectgen.imaging.windows import (
     Window,
 )
 from defectgen.methods import info
-from defectgen.methods.defect_gan import _tone_loss
+from defectgen.nn.tones import tone_loss
 from defectgen.training.data import (
     LevelPatches,
     TrainingLabels,
     TrainingMasks,
     TrainingPairs,
     TrainingPatches,
+    TrainingSample,
     TrainingWindows,
     _View,
+    _warped,
     find_scale,
     hold_out,
     make_task,
@@ -311,6 +313,19 @@ class TestTrainingWindows:
             assert each.cut == edges
         assert np.mean(np.array(areas) != 100) == pytest.approx(0.25, abs=0.12)  # of cracks, which are half of all
 
+    def test_the_grain_of_the_ground_does_not_run_through_a_warped_defect(self) -> None:
+        twin = (0.2 * rng(0).normal(size=(1, 64, 64))).astype(np.float32)
+        a = np.zeros((1, 64, 64), np.float32)
+        a[:, 20:44, 20:44] = 1
+        x = np.where(a > 0, np.float32(0.6), twin)  # smooth
+        for seed in range(5):
+            found = _warped(rng(seed), TrainingSample(x, 1, 0, a, twin))
+            assert found.a is not None
+            assert not np.array_equal(found.a, a)
+            inside = cv2.erode(found.a[0], np.ones((5, 5))) > 0
+            assert np.ptp(found.x[0][inside]) < 0.3  # that of the ground is 1 and more
+            np.testing.assert_array_equal(found.x[:, :4], twin[:, :4])
+
     def test_tones_tell_where_defects_are_bright(self, catalog: Catalog) -> None:
         """All of these are much brighter than their ground: tones of 1. A fifth of the rows do not tell."""
         labels = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
@@ -337,7 +352,7 @@ class TestTrainingWindows:
             each = row.reference
             if row.tones is not None and row.tones.any() and each.a is not None and each.twin is not None:
                 maps = (each.x, each.twin, each.a.max(axis=0, keepdims=True), row.tones[1:])
-                found.append(float(_tone_loss(*(torch.tensor(m)[None] for m in maps))))
+                found.append(float(tone_loss(*(torch.tensor(m)[None] for m in maps))))
         assert len(found) > 10
         assert max(found) < 0.034  # of steps of 1/15
 

@@ -1,0 +1,64 @@
+"""Defects that are as dark or bright as asked for, in parts of the brightness of the ground, and without its grain.
+
+Tones are those of `defectgen.imaging.control_maps`, [B, 1, H, W] in [-1, 1]: 0 where there is no defect, or nobody
+knows.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from defectgen.nn.paired import soft
+
+BLUR, STEEP, AROUND, WOVEN, DARKEST = 0.7, 2.0, 17, 9, 0.2
+"""As in `defectgen.imaging.control_maps`, which explains them."""
+_DEEPEST = 0.97  # no change has a tone of 1
+_KEPT = 2.0  # logit of the part of x that is kept at first outside masks, and lost inside
+
+
+def change_of(tones: Tensor) -> Tensor:
+    """The change in parts of the brightness of the ground that tones ask for."""
+    return torch.atanh(tones.clamp(-_DEEPEST, _DEEPEST)) / STEEP
+
+
+def painted(x: Tensor, change: Tensor, smooth: Tensor, mask: Tensor, grain: Tensor | float = 1.0) -> Tensor:
+    """A foreground on x, [B, channels, H, W] in [-1, 1].
+
+    Args:
+        change: like x, in parts of the brightness of x around each pixel: else it would be black in shadows.
+        smooth: [B, 1, H, W], the logit of how much x is smoothed; it is added to what is smoothed at first. A deep
+            defect does not show the grain of x, which maps of a low resolution do not hold.
+        mask: [B, 1, H, W] of 0 and 1, where a defect is asked for.
+        grain: how much of the finest grain that x loses comes from another place instead, as every photograph has some;
+            [B, 1, 1, 1], or for all.
+    """
+    u = smooth + _KEPT * (2 * mask - 1)
+    narrow = _smoothed(x, 3)
+    fine = x - narrow
+    brightness = _brightness(x)
+    added = brightness * change
+    other = (fine / brightness).flip(2, 3) * (brightness + added).clamp(min=0)  # grain is weaker where it is darker
+    # The roots of 1 - sigmoid(u) and of sigmoid(u): so both together are as strong as one alone.
+    fine = (F.logsigmoid(-u) / 2).exp() * fine + (F.logsigmoid(u) / 2).exp() * grain * other
+    return torch.lerp(narrow, _smoothed(x, WOVEN), torch.sigmoid(u)) + fine + added
+
+
+def tone_loss(made: Tensor, x: Tensor, mask: Tensor, tones: Tensor) -> Tensor:
+    """The mean difference of what was made of x from the tones inside its mask, [B, 1, H, W], where these are told."""
+    told = mask * (tones != 0).amax(dim=(1, 2, 3), keepdim=True)
+    ground = torch.lerp(x, _smoothed(x, WOVEN), soft(mask))
+    change = (made - ground).mean(dim=1, keepdim=True) / _brightness(x)
+    bell = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=x.device) / BLUR).square())
+    bell = bell / bell.sum()
+    smooth = F.conv2d(F.pad(change, (2,) * 4, mode="reflect"), torch.outer(bell, bell)[None, None])
+    return ((torch.tanh(STEEP * smooth) - tones).abs() * told).sum() / (told.sum() + 1)
+
+
+def _brightness(x: Tensor) -> Tensor:
+    """Of the ground around each pixel of images [B, channels, H, W]: its mean above black, [B, 1, H, W]."""
+    return (_smoothed(x.mean(dim=1, keepdim=True), AROUND) + 1).clamp(min=DARKEST)
+
+
+def _smoothed(x: Tensor, side: int) -> Tensor:
+    """The mean around each pixel, of `side` x `side` pixels."""
+    return F.avg_pool2d(F.pad(x, (side // 2,) * 4, mode="reflect"), side, stride=1)
