@@ -21,8 +21,8 @@ _ELASTIC = 1 / 8, 0.025  # smoothness and size of the displacements, as fraction
 _ARC = 0.4, 0.008  # the same for straight lines and arcs
 _GENTLE = 1 / 8, 0.01  # and for long defects, of which a window shows a part: more would make waves of cracks
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
-_SCALE = 0.25  # standard deviation of the scale's logarithm to base 2
-_MIXED = 0.3  # share of the maps that are between two real masks
+_SCALE, _LARGEST = 0.25, 0.1  # standard deviation and limit of the scale's logarithm to base 2: enlarged, it is blurred
+_MIXED = 0.3  # share of the maps without tones that are between two real masks: mixed tones would be blurred
 BLUR = 0.7
 """Pixels (standard deviation) by which tones are smoothed: the finer look is up to the network."""
 AROUND = 17
@@ -34,7 +34,7 @@ DARKEST = 0.2
 STEEP = 2.0
 """A tone is the hyperbolic tangent of this times the change over the ground's brightness."""
 _FULL, _STEP = 120, np.int8(4)  # a tone of 1 in a map; tones are rounded, so that they take little room
-_TONED = "toned"  # marks texts of maps with tones
+_TONED, _OTHERWISE = "tones", "toned"  # mark texts of maps with tones, and with such as meant something else
 _ALIKE = 0.5  # of what one of two masks covers, both cover this part: others lie between them
 _JITTER = 0.15  # standard deviation of a relative place
 _TRIES = 8
@@ -73,13 +73,15 @@ def levels_of(mask: BoolArray, x: FloatArray | None = None, twin: FloatArray | N
     """The map of a mask, [S, S], with the tones of its window x, [C, S, S] in [-1, 1], if its repaired twin is known.
 
     A tone is a change of brightness over that of the ground around, so that it does not depend on the light, and is
-    steepest for faint defects: a third is a tone of 0.58, a half 0.76, all of it 0.96.
+    steepest for faint defects: a third is a tone of 0.58, a half 0.76, all of it 0.96. What is brighter than the ground
+    is divided by the root of its brightness: highlights depend less on it.
     """
     if x is None or twin is None:
         return _toned(mask, np.zeros(mask.shape, np.float32))
     change = np.asarray(cv2.GaussianBlur((x - without_grain(twin, mask)).mean(axis=0), (0, 0), BLUR), np.float32)
     ground = np.asarray(cv2.blur(twin.mean(axis=0), (AROUND, AROUND)), np.float32) + 1
-    return _toned(mask, np.tanh(np.float32(STEEP) * change / np.maximum(ground, np.float32(DARKEST))))
+    ground = np.maximum(ground, np.float32(DARKEST))
+    return _toned(mask, np.tanh(np.float32(STEEP) * change / np.where(change > 0, np.sqrt(ground), ground)))
 
 
 def without_grain(x: FloatArray, mask: BoolArray) -> FloatArray:
@@ -117,7 +119,7 @@ def draw_map(
     known: Sequence[KnownMask],
     border: Sides = Sides(),  # noqa: B008
 ) -> Levels:
-    """A new map in the manner of a known one, [S, S]: turned, scaled, bent, and sometimes between it and another.
+    """A new map in the manner of a known one, [S, S]: turned, scaled, bent; without tones sometimes between two.
 
     Args:
         first: [S, S], not empty.
@@ -126,7 +128,7 @@ def draw_map(
     """
     area = np.count_nonzero(first)
     found = first
-    alike = [each for each in known if each.levels.shape == first.shape]
+    alike = [each for each in known if each.levels.shape == first.shape and not tones_of(first).any()]
     for _ in range(_TRIES):
         levels = between(rng, first, pick(rng, alike).levels) if alike and rng.random() < _MIXED else first
         wide = warped(rng, levels)
@@ -210,7 +212,7 @@ def _bend(rng: np.random.Generator, mask: BoolArray, margin: int, *, long: bool)
     side = len(mask)
     middle = np.argwhere(mask).mean(axis=0)[::-1]
     angle, octaves = math.radians(rng.normal(0, _TURN)), rng.normal(0, _SCALE)
-    scale = 2 ** (-abs(octaves) if long else octaves)
+    scale = 2 ** (-abs(octaves) if long else min(octaves, _LARGEST))
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
     field = np.pad(
         _field(rng, side, *(_ARC if not wanders(mask) else _GENTLE if long else _ELASTIC)),
@@ -252,20 +254,20 @@ def _inside(wide: Levels, first: Levels, border: Sides) -> Levels:
 
 
 def between(rng: np.random.Generator, a: Levels, b: Levels) -> Levels:
-    """A map between two, at a's place, [S, S]: the zero line of their mixed signed distances, and the mean tones.
+    """A map between two, at a's place, [S, S]: the zero line of their mixed signed distances, without tones.
 
     It is a, if they are not alike.
     """
     shift = np.argwhere(a).mean(axis=0) - np.argwhere(b).mean(axis=0)
     matrix = np.array([[1, 0, shift[1]], [0, 1, shift[0]]])
     size = (b.shape[1], b.shape[0])
-    moved, tones = (np.asarray(cv2.warpAffine(each, matrix, size), np.float32) for each in _layers(b))
-    both, either = (a != 0) & (moved > 0.5), (a != 0) | (moved > 0.5)
+    moved = cv2.warpAffine((b != 0).astype(np.float32), matrix, size) > 0.5
+    both, either = (a != 0) & moved, (a != 0) | moved
     if both.sum() < _ALIKE * either.sum():  # between two lines that cross lies little, and no line
         return a
     part = rng.uniform(0.2, 0.8)
-    mixed = (1 - part) * _signed_distance(a != 0) + part * _signed_distance(moved > 0.5) > 0
-    return _toned(mixed, (1 - part) * tones_of(a) + part * tones)
+    mixed = (1 - part) * _signed_distance(a != 0) + part * _signed_distance(moved) > 0
+    return mixed.astype(np.int8)
 
 
 def centered(levels: Levels, side: int) -> Levels:
@@ -304,13 +306,15 @@ def to_text(known: KnownMask) -> str:
 
 
 def from_text(text: str, side: int) -> KnownMask:
-    """The inverse of `to_text`. Older models have masks without tones, those of `side` pixels not compressed."""
+    """The inverse of `to_text`. Older models have masks alone, some not compressed, or other tones."""
     x, y, zoom, *more, packed = text.split(",")
     data = base64.b64decode(packed)
     if more:
         side, data = int(more[0]), zlib.decompress(data)
-    if _TONED in more:
+    if _TONED in more or _OTHERWISE in more:
         levels = np.frombuffer(data, np.int8).reshape(side, side)
+        if _OTHERWISE in more:
+            levels = (levels != 0).astype(np.int8)
     else:
         bits = np.unpackbits(np.frombuffer(data, np.uint8), count=side * side)
         levels = bits.reshape(side, side).astype(np.int8)

@@ -25,7 +25,8 @@ def painted(x: Tensor, change: Tensor, smooth: Tensor, mask: Tensor, grain: Tens
     """A foreground on x, [B, channels, H, W] in [-1, 1].
 
     Args:
-        change: like x, in parts of the brightness of x around each pixel: else it would be black in shadows.
+        change: like x, in parts of the brightness of x around each pixel, of its root where positive: else it would be
+            black in shadows.
         smooth: [B, 1, H, W], the logit of how much x is smoothed; it is added to what is smoothed at first. A deep
             defect does not show the grain of x, which maps of a low resolution do not hold.
         mask: [B, 1, H, W] of 0 and 1, where a defect is asked for.
@@ -36,7 +37,7 @@ def painted(x: Tensor, change: Tensor, smooth: Tensor, mask: Tensor, grain: Tens
     narrow = _smoothed(x, 3)
     fine = x - narrow
     brightness = _brightness(x)
-    added = brightness * change
+    added = torch.where(change > 0, brightness.sqrt(), brightness) * change
     other = (fine / brightness).flip(2, 3) * (brightness + added).clamp(min=0)  # grain is weaker where it is darker
     # The roots of 1 - sigmoid(u) and of sigmoid(u): so both together are as strong as one alone.
     fine = (F.logsigmoid(-u) / 2).exp() * fine + (F.logsigmoid(u) / 2).exp() * grain * other
@@ -47,10 +48,12 @@ def tone_loss(made: Tensor, x: Tensor, mask: Tensor, tones: Tensor) -> Tensor:
     """The mean difference of what was made of x from the tones inside its mask, [B, 1, H, W], where these are told."""
     told = mask * (tones != 0).amax(dim=(1, 2, 3), keepdim=True)
     ground = torch.lerp(x, _smoothed(x, WOVEN), soft(mask))
-    change = (made - ground).mean(dim=1, keepdim=True) / _brightness(x)
+    change = (made - ground).mean(dim=1, keepdim=True)
     bell = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=x.device) / BLUR).square())
     bell = bell / bell.sum()
     smooth = F.conv2d(F.pad(change, (2,) * 4, mode="reflect"), torch.outer(bell, bell)[None, None])
+    brightness = _brightness(x)
+    smooth = smooth / torch.where(smooth > 0, brightness.sqrt(), brightness)
     return ((torch.tanh(STEEP * smooth) - tones).abs() * told).sum() / (told.sum() + 1)
 
 

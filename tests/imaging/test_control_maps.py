@@ -56,7 +56,7 @@ def test_a_warped_mask_is_another_one_of_about_its_size_and_direction(mask: Leve
     assert 0.8 < np.median(areas) < 1.35
     assert areas.std() > 0.1
     assert all(np.linalg.norm(middle(each) - 16 - middle(mask)) < 12 for each in found)  # 16 pixels beyond the edges
-    assert len({each.tobytes() for each in found}) == 40
+    assert len({each.tobytes() for each in found}) > 37
     pieces = [cv2.connectedComponents(each.astype(np.uint8))[0] - 1 for each in found]
     assert np.mean(np.array(pieces) == 1) > 0.9  # thin lines stay whole
     if mask.sum() < 200:
@@ -182,6 +182,9 @@ def test_masks_are_kept_as_text(mask: Levels) -> None:
     found = from_text(to_text(known), SIDE)
     np.testing.assert_array_equal(found.levels, mask)
     assert found[1:] == known[1:]
+    # Tones of before, when the grain of the ground was part of them, are not asked for.
+    before = from_text(to_text(known).replace("tones", "toned"), SIDE)
+    np.testing.assert_array_equal(before.levels, mask != 0)
 
 
 def test_tones_are_changes_in_parts_of_the_brightness_of_the_ground() -> None:
@@ -194,28 +197,32 @@ def test_tones_are_changes_in_parts_of_the_brightness_of_the_ground() -> None:
     mask = np.zeros((SIDE, SIDE), np.bool_)
     mask[10:30, 10:55] = True
     levels = levels_of(mask, x, twin)
+    grainy = twin + 0.2 * np.random.default_rng(0).normal(size=twin.shape).astype(np.float32)
+    inside = (slice(12, 28), slice(12, 28))  # where x has no grain, the tones are those of the smooth ground
+    assert np.ptp(tones_of(levels_of(mask, np.where(mask, x, grainy).astype(np.float32), grainy))[inside]) < 0.25
     np.testing.assert_array_equal(levels != 0, mask)
     tones = tones_of(levels)
     assert tones.dtype == np.float32
-    np.testing.assert_allclose(tones[13:27, 13:27], math.tanh(-2 / 4), atol=0.034)  # in steps of 1/15
-    np.testing.assert_allclose(tones[13:27, 33:47], math.tanh(2), atol=0.034)
+    np.testing.assert_allclose(tones[13:27, 13:27], math.tanh(-2 / 4), atol=0.017)  # in steps of 1/30
+    np.testing.assert_allclose(tones[13:27, 33:47], math.tanh(2 * 0.8**0.5), atol=0.017)
     assert not tones[13:27, 54].any()
     assert not tones[~mask].any()
     darker = levels_of(mask, *(np.asarray(each / 2 - 0.5, np.float32) for each in (x, twin)))
-    np.testing.assert_allclose(tones_of(darker), tones, atol=0.07)
+    np.testing.assert_allclose(tones_of(darker).clip(-1, 0), tones.clip(-1, 0), atol=0.07)
+    np.testing.assert_allclose(tones_of(darker)[13:27, 33:47], math.tanh(2 * 0.4**0.5), atol=0.017)
     assert not tones_of(levels_of(mask)).any()
     np.testing.assert_array_equal(levels_of(mask) != 0, mask)
     assert not levels_of(np.zeros_like(mask), x, twin).any()
 
 
 def test_tones_are_warped_with_their_mask() -> None:
-    known = [KnownMask(pit(), (0.5, 0.5))]
+    """And not mixed with others, which would blur them."""
+    known = [KnownMask(np.ascontiguousarray(pit()[:, ::-1]), (0.5, 0.5))]
     for seed in range(20):
         rng = np.random.default_rng(seed)
         for found in (
             warped(rng, pit()),
             draw_map(rng, pit(), known, Sides(4, 4, 4, 4)),
-            between(rng, pit(), pit()),
             fitted(pit(), np.ones((SIDE, SIDE), np.bool_), rng, 0.7),
         ):
             tones = tones_of(found)

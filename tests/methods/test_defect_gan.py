@@ -333,27 +333,16 @@ def test_defects_differ_by_noise_and_repeat_by_seed(trained: DefectGAN) -> None:
     torch.testing.assert_close(again, second, rtol=0, atol=1e-5)
 
 
-def test_defects_are_as_strong_in_parts_of_the_brightness_of_any_ground_and_can_lose_its_grain() -> None:
-    """Normalization hides the brightness from G: what it painted on dark grounds was black."""
+def test_defects_can_lose_the_grain_of_their_ground() -> None:
     method = build(MASKS.model_copy(update={"tones": True}))
-    torch.nn.init.normal_(method.G.head.weight, std=0.02, generator=generator())
     assert method.G.head.bias is not None
     a = torch.zeros(1, 2, 32, 32)
     a[:, 0, 8:24, 8:24] = 1
     x = surfaces(1) / 4 + 0.1 * torch.randn(1, 1, 32, 32, generator=generator())
-
-    def painted(x: Tensor) -> Tensor:
-        return method.generate(GenerateBatch(x, torch.ones(1).long(), [generator()], a=a)).x
-
-    change, darker = painted(x) - x, painted((x - 1) / 2) - (x - 1) / 2
-    assert change.abs().max() > 0.01
-    torch.testing.assert_close(darker, change / 2, atol=0.02 * change.abs().max().item(), rtol=0.02)
-    torch.nn.init.zeros_(method.G.head.weight)
     inside = (..., slice(10, 22), slice(10, 22))
     for bias, lost in ((-20.0, False), (2.0, True), (20.0, True)):
-        torch.nn.init.zeros_(method.G.head.bias)
         method.G.head.bias.data[-1] = bias
-        found = painted(x)
+        found = method.generate(GenerateBatch(x, torch.ones(1).long(), [generator()], a=a)).x
         assert ((found - x)[inside].std() > 0.05) == lost
         finest, of_x = ((each - F.avg_pool2d(each, 3, stride=1, padding=1))[inside].std() for each in (found, x))
         assert finest > 0.8 * of_x  # from elsewhere, as strong, even where half is lost

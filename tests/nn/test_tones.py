@@ -4,7 +4,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from defectgen.nn.tones import tone_loss
+from defectgen.nn.tones import change_of, painted, tone_loss
+
+
+@pytest.mark.parametrize("light", [1.0, 0.5])
+def test_defects_are_as_dark_in_parts_of_the_brightness_of_any_ground(light: float) -> None:
+    """What networks with normalization painted on dark grounds was black. Highlights depend less on it."""
+    x, none = torch.full((1, 3, 32, 32), light * 0.8 - 1), torch.zeros(1, 1, 32, 32)
+    change = torch.zeros(1, 1, 32, 32)
+    change[..., :16, :], change[..., 16:24, :] = -0.25, 0.25
+    expected = torch.where(change > 0, 0.25 * (light * 0.8) ** 0.5, light * 0.8 * change)
+    torch.testing.assert_close(painted(x, change.expand_as(x), none, none + 1) - x, expected.expand_as(x))
+    torch.testing.assert_close(change_of(torch.tanh(2 * change)), change)
 
 
 def test_tones_are_met_by_changes_in_parts_of_the_brightness() -> None:
