@@ -8,10 +8,12 @@ Windows show 72 pixels of the image (--side), and defects that fit into them; wh
 A folder is a dataset made by defectgen, or holds a folder of defects for each category, with `masks` beside it. `rows`
 writes a row of nine windows for each, the first of each category in turn; nothing is chosen. `blind` writes OUT.png, 40
 numbered windows, half of them from SYNTHETIC, in a random order, and OUT.txt, the numbers of those: whoever has seen
-neither marks the synthetic ones, and is right with half of them by chance.
+neither marks the synthetic ones, and is right with half of them by chance. Samples on one normal come last: two defects
+on the same ground give both away.
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,8 +32,12 @@ COLUMNS, EACH = 9, 20
 WIDE, LARGE = 8, 144  # windows side by side in the blind test, and their side
 
 
-def defects(folder: Path, count: int, side: int) -> list[LabeledImage]:
-    """The first defects of a folder that fit into a window, of each category in turn; any if most are longer."""
+def defects(folder: Path, count: int, side: int, *, apart: bool = False) -> list[LabeledImage]:
+    """The first defects of a folder that fit into a window, of each category in turn; any if most are longer.
+
+    Args:
+        apart: first those on normals of their own.
+    """
     found: dict[str, list[tuple[LabeledImage, bool]]] = {}
     for image in read_synthetic(folder).images:
         mask = load_mask(image.mask, read_image(image.path).pixels.shape[:2])
@@ -45,6 +51,12 @@ def defects(folder: Path, count: int, side: int) -> list[LabeledImage]:
     if not of:
         raise SystemExit(f"{folder}: no image is as large as a window of {side} pixels; see --side")
     in_turn = [mine[k] for k in range(max(map(len, of.values()))) for mine in of.values() if k < len(mine)]
+    if apart:
+        used, order = Counter[Path](), {}
+        for image in in_turn:
+            order[image.path] = used[image.source or image.path]
+            used[image.source or image.path] += 1
+        in_turn.sort(key=lambda image: order[image.path])
     return sorted(in_turn[:count], key=lambda image: image.category)
 
 
@@ -74,7 +86,11 @@ def rows(out: Path, folders: Sequence[str], side: int) -> None:
 
 
 def blind(out: Path, real: Path, synthetic: Path, side: int, seed: int) -> None:
-    both = [(image, folder is synthetic) for folder in (real, synthetic) for image in defects(folder, EACH, side)]
+    both = [
+        (image, folder is synthetic)
+        for folder in (real, synthetic)
+        for image in defects(folder, EACH, side, apart=True)
+    ]
     order = np.random.default_rng(seed).permutation(len(both))
     sheet = np.full((-(-len(both) // WIDE) * (LARGE + 18), WIDE * (LARGE + 6), 3), 255, np.uint8)
     for number, k in enumerate(order):

@@ -24,8 +24,7 @@ for method in ${@:-memory-bank dfmgan isu-gan defect-gan dcdganc dt-gan}; do # t
     [ "$method" != dt-gan ] || set -- "$@" --product "$ceramic" # between which it transfers
     case $method in
     dfmgan) set -- "$@" --steps 4000 --set backbone_steps=2500 ;; # half an hour
-    isu-gan) set -- "$@" --steps 2500 ;;
-    defect-gan) set -- "$@" --steps 1700 ;;
+    isu-gan | defect-gan) set -- "$@" --steps 600 ;; # ten minutes
     esac
     OMP_NUM_THREADS=1 defectgen train --method "$method" --preset tiny --seed 1 --device cpu --workers 1 \
         --name "$name" --out examples/models --weights weights.toml "$@"

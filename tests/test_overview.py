@@ -2,12 +2,16 @@
 
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+
+from defectgen.evaluation.data import read_synthetic
 
 SCRIPT = Path(__file__).parents[1] / "examples/overview.py"
 REAL, MADE = 80, 160  # gray levels of the images of two folders
@@ -76,3 +80,17 @@ def test_images_smaller_than_a_window_are_named(tmp_path: Path, monkeypatch: pyt
     real = folder(tmp_path / "real", REAL)
     with pytest.raises(SystemExit, match=f"{real}: no image is as large as a window of 72 pixels; see --side"):
         run(monkeypatch, "rows", tmp_path / "out.png", f"a={real}")
+
+
+def test_samples_on_normals_of_their_own_come_first_in_the_blind_test(tmp_path: Path) -> None:
+    """A judge told them by two cracks on the same road, speck for speck."""
+    images = read_synthetic(folder(tmp_path, MADE)).images
+    on = [tmp_path / f"{k // 5}.png" for k in range(len(images))]  # five samples on each of four normals
+    script = runpy.run_path(str(SCRIPT))
+    script["defects"].__globals__["read_synthetic"] = lambda folder: SimpleNamespace(
+        images=[replace(image, source=source) for image, source in zip(images, on, strict=True)]
+    )
+    first = script["defects"](tmp_path, 4, SIDE, apart=True)
+    assert len({image.source for image in first}) == 4
+    assert {image.category for image in first} == {"dot", "line"}
+    assert len({image.source for image in script["defects"](tmp_path, 4, SIDE)}) == 3

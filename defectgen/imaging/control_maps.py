@@ -1,7 +1,7 @@
 """Control maps: real masks, warped, as a request for a new defect of their category.
 
 A map tells at each pixel whether there is a defect, and, where that is known, how much darker or brighter than its
-ground it is there, smoothed: a mask alone does not say where in it a crack is black, or where a scratch has its lines.
+ground it is there: a mask alone does not say where in it a crack is black, or where a scratch has its lines.
 """
 
 import base64
@@ -23,12 +23,12 @@ _GENTLE = 1 / 8, 0.01  # and for long defects, of which a window shows a part: m
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE, _LARGEST = 0.25, 0.1  # standard deviation and limit of the scale's logarithm to base 2: enlarged, it is blurred
 _MIXED = 0.3  # share of the maps without tones that are between two real masks: mixed tones would be blurred
-BLUR = 0.7
-"""Pixels (standard deviation) by which tones are smoothed: the finer look is up to the network."""
 AROUND = 17
 """Side in pixels of the ground around each pixel, of whose mean brightness a tone is a part."""
 WOVEN = 9
-"""Side in pixels over which the grain of a ground is averaged: inside defects there is another."""
+"""Side in pixels over which the grain of a ground is averaged, which deep defects hide."""
+HIDING = 0.1, 0.25
+"""The change over the ground's brightness, around a pixel, at which a defect begins to hide its grain, and hides it."""
 DARKEST = 0.2
 """The least brightness of a ground; that of white is 2."""
 STEEP = 2.0
@@ -78,17 +78,24 @@ def levels_of(mask: BoolArray, x: FloatArray | None = None, twin: FloatArray | N
     """
     if x is None or twin is None:
         return _toned(mask, np.zeros(mask.shape, np.float32))
-    change = np.asarray(cv2.GaussianBlur((x - without_grain(twin, mask)).mean(axis=0), (0, 0), BLUR), np.float32)
-    ground = np.asarray(cv2.blur(twin.mean(axis=0), (AROUND, AROUND)), np.float32) + 1
-    ground = np.maximum(ground, np.float32(DARKEST))
-    return _toned(mask, np.tanh(np.float32(STEEP) * change / np.where(change > 0, np.sqrt(ground), ground)))
+    change = np.asarray((x - ground_of(twin, x - twin, mask)).mean(axis=0), np.float32)
+    light = brightness(twin)
+    return _toned(mask, np.tanh(np.float32(STEEP) * change / np.where(change > 0, np.sqrt(light), light)))
 
 
-def without_grain(x: FloatArray, mask: BoolArray) -> FloatArray:
-    """A window, [C, S, S], smoothed inside a mask, [S, S], up to a soft edge."""
+def brightness(x: FloatArray) -> FloatArray:
+    """Of the ground around each pixel of a window, [C, S, S] in [-1, 1]: its mean above black, [S, S]."""
+    around = np.asarray(cv2.blur(x.mean(axis=0), (AROUND, AROUND)), np.float32)
+    return np.maximum(around + 1, np.float32(DARKEST))
+
+
+def ground_of(twin: FloatArray, change: FloatArray, mask: BoolArray) -> FloatArray:
+    """What a defect, [C, S, S] without it, changes: its twin, of whose grain nothing is left where it changes much."""
+    parts = np.abs(cv2.blur(change.mean(axis=0), (3, 3))) / brightness(twin)
     inside = cv2.blur(cv2.dilate(mask.astype(np.float32), np.ones((3, 3))), (3, 3))
-    smooth = np.stack([cv2.blur(np.ascontiguousarray(channel), (WOVEN, WOVEN)) for channel in x])
-    return np.asarray(x + inside * (smooth - x), np.float32)
+    hidden = inside * np.interp(cv2.blur(parts, (5, 5)), HIDING, (0, 1)).astype(np.float32)
+    smooth = np.stack([cv2.blur(np.ascontiguousarray(channel), (WOVEN, WOVEN)) for channel in twin])
+    return np.asarray(twin + hidden * (smooth - twin), np.float32)
 
 
 def tones_of(levels: Levels) -> FloatArray:
@@ -183,7 +190,8 @@ def warped(rng: np.random.Generator, levels: Levels, *, long: bool = False) -> L
         [S + 2 M, S + 2 M]: M = S // 4 pixels beyond each edge show what left the window.
     """
     at = _bend(rng, levels != 0, len(levels) // 4, long=long)
-    mask, tones = (_remapped(each, at, cv2.INTER_LINEAR, mirrored=long) for each in _layers(levels))
+    ways = cv2.INTER_LINEAR, cv2.INTER_CUBIC  # which keeps tones sharp
+    mask, tones = (_remapped(each, at, way, mirrored=long) for each, way in zip(_layers(levels), ways, strict=True))
     return _toned(mask > _COVERED, tones)
 
 

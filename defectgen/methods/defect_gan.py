@@ -15,7 +15,7 @@ that do not exclude each other. Equation 12 and the text name two weights differ
 An addition to the paper, which the preset `paper` does not use, is the setting `masks`. With it
 
 - control maps are masks: those of the real defects, and for new defects real masks that are warped. With `tones`, G
-  also sees how much darker or brighter than its ground the real defect is, smoothed, and warped as the mask is, and
+  also sees how much darker or brighter than its ground the real defect is, warped as the mask is, and
   paints just this at first (`nn.tones`);
 - m is A with a soft edge where A asks for a defect, and learned where A = 0: G knows where it paints, but has to find
   what it removes. G makes f as a difference from the image; with `tones` in parts of the ground's brightness, and from
@@ -45,7 +45,7 @@ from defectgen.nn.paired import MS_EVERY, Hues, judged, map_loss, ms_loss, pair_
 from defectgen.nn.penalties import gradient_penalty
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
 from defectgen.nn.slots import Slots
-from defectgen.nn.tones import change_of, painted, tone_loss
+from defectgen.nn.tones import change_of, hidden_by, painted, tone_loss
 
 
 class DefectGANConfig(MethodConfig):
@@ -235,9 +235,10 @@ class Generator(nn.Module):
         f, m, *smooth = self.head(h).float().split([self.channels, 1, *[1] * self.tones], dim=1)
         # Normalization removes the brightness of x, so a foreground that fits it is hard to make without adding x.
         if smooth:
-            if tones is not None:
-                f = f + change_of(tones)  # so G begins with what they ask for, and learns the rest
-            f = painted(x, self.hues(f), smooth[0], asked.amax(dim=1, keepdim=True), grain)
+            mask = asked.amax(dim=1, keepdim=True)
+            told = torch.zeros_like(mask) if tones is None else tones
+            f = self.hues(f + change_of(told))  # so G begins with what tones ask for, and learns the rest
+            f = painted(x, f, smooth[0], hidden_by(told, mask), grain)
         elif self.masks:
             f = x + self.hues(f)
         else:

@@ -22,7 +22,7 @@ An addition to the paper, which the preset `paper` does not use, is the setting 
 
 - the generators make a change inside a soft map m, on bilinearly upsampled maps. G_n2p has to find m; for G_p2n it is a
   control map a: real masks that are warped, or everything if nobody drew masks. A noise vector z joins a, so that one
-  mask has many looks, and, with `tones`, how much darker or brighter than its ground the real defect is, smoothed,
+  mask has many looks, and, with `tones`, how much darker or brighter than its ground the real defect is,
   which is what G_p2n paints at first (`nn.tones`);
 - pseudo-pairs, a defective window n and its repaired twin n_p, supervise both directions, and masks supervise m;
 - D_p and D_n are the branches of one projected discriminator (`nn.projected`). D_p also sees n as fakes; D_n sees no p:
@@ -46,7 +46,7 @@ from defectgen.nn.layers import instance_norm, join, mixed_precision
 from defectgen.nn.paired import MS_EVERY, Hues, map_loss, ms_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.projected import ProjectedDiscriminator, choose, hinge_d, hinge_g
 from defectgen.nn.slots import Slots
-from defectgen.nn.tones import change_of, painted, tone_loss
+from defectgen.nn.tones import change_of, hidden_by, painted, tone_loss
 
 
 class ISUGANConfig(MethodConfig):
@@ -240,13 +240,15 @@ class Generator(nn.Module):
         if not self.residual:
             return torch.tanh(h), None
         change, m, *smooth = self.head(join(h, given)).float().split([x.shape[1], 1, *[1] * self.tones], dim=1)
-        mask = torch.zeros_like(m) if control is None else control[:, :1]
-        m = torch.sigmoid(m) if control is None else soft(mask)
+        m = torch.sigmoid(m) if control is None else soft(control[:, :1])
         if not smooth:
             return x + m * self.hues(change), m
+        hidden = torch.zeros_like(m)
         if control is not None:
-            change = change + change_of(control[:, -1:])  # so G_p2n begins with what they ask for, and learns the rest
-        return torch.lerp(x, painted(x, self.hues(change), smooth[0], mask, grain), m), m
+            mask, tones = control[:, :1], control[:, -1:]
+            change = change + change_of(tones)  # so G_p2n begins with what tones ask for, and learns the rest
+            hidden = hidden_by(tones, mask)
+        return torch.lerp(x, painted(x, self.hues(change), smooth[0], hidden, grain), m), m
 
 
 class Discriminator(nn.Module):

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from defectgen.nn.paired import soft
 
-BLUR, STEEP, AROUND, WOVEN, DARKEST = 0.7, 2.0, 17, 9, 0.2
+STEEP, AROUND, WOVEN, HIDING, DARKEST = 2.0, 17, 9, (0.1, 0.25), 0.2
 """As in `defectgen.imaging.control_maps`, which explains them."""
+_BLUR = (
+    0.7  # pixels (standard deviation) by which tones are smoothed to compare them: the finest look is up to networks
+)
 _DEEPEST = 0.97  # no change has a tone of 1
-_KEPT = 2.0  # logit of the part of x that is kept at first outside masks, and lost inside
+_KEPT = 2.0  # logit of the part of x that is kept at first where its grain is not hidden, and lost where it is
 
 
 def change_of(tones: Tensor) -> Tensor:
@@ -21,19 +24,25 @@ def change_of(tones: Tensor) -> Tensor:
     return torch.atanh(tones.clamp(-_DEEPEST, _DEEPEST)) / STEEP
 
 
-def painted(x: Tensor, change: Tensor, smooth: Tensor, mask: Tensor, grain: Tensor | float = 1.0) -> Tensor:
+def hidden_by(tones: Tensor, mask: Tensor) -> Tensor:
+    """How much of the grain of its ground a defect hides, [B, 1, H, W]: all of it where it changes much."""
+    around = _smoothed(_smoothed(change_of(tones), 3).abs(), 5)
+    return soft(mask) * ((around - HIDING[0]) / (HIDING[1] - HIDING[0])).clamp(0, 1)
+
+
+def painted(x: Tensor, change: Tensor, smooth: Tensor, hidden: Tensor, grain: Tensor | float = 1.0) -> Tensor:
     """A foreground on x, [B, channels, H, W] in [-1, 1].
 
     Args:
         change: like x, in parts of the brightness of x around each pixel, of its root where positive: else it would be
             black in shadows.
-        smooth: [B, 1, H, W], the logit of how much x is smoothed; it is added to what is smoothed at first. A deep
-            defect does not show the grain of x, which maps of a low resolution do not hold.
-        mask: [B, 1, H, W] of 0 and 1, where a defect is asked for.
+        smooth: [B, 1, H, W], the logit of how much x is smoothed, above or below `hidden`. A deep defect does not show
+            the grain of x, which maps of a low resolution do not hold.
+        hidden: [B, 1, H, W] in [0, 1], as of `hidden_by`.
         grain: how much of the finest grain that x loses comes from another place instead, as every photograph has some;
             [B, 1, 1, 1], or for all.
     """
-    u = smooth + _KEPT * (2 * mask - 1)
+    u = smooth + _KEPT * (2 * hidden - 1)
     narrow = _smoothed(x, 3)
     fine = x - narrow
     brightness = _brightness(x)
@@ -47,14 +56,16 @@ def painted(x: Tensor, change: Tensor, smooth: Tensor, mask: Tensor, grain: Tens
 def tone_loss(made: Tensor, x: Tensor, mask: Tensor, tones: Tensor) -> Tensor:
     """The mean difference of what was made of x from the tones inside its mask, [B, 1, H, W], where these are told."""
     told = mask * (tones != 0).amax(dim=(1, 2, 3), keepdim=True)
-    ground = torch.lerp(x, _smoothed(x, WOVEN), soft(mask))
-    change = (made - ground).mean(dim=1, keepdim=True)
-    bell = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=x.device) / BLUR).square())
-    bell = bell / bell.sum()
-    smooth = F.conv2d(F.pad(change, (2,) * 4, mode="reflect"), torch.outer(bell, bell)[None, None])
-    brightness = _brightness(x)
-    smooth = smooth / torch.where(smooth > 0, brightness.sqrt(), brightness)
-    return ((torch.tanh(STEEP * smooth) - tones).abs() * told).sum() / (told.sum() + 1)
+    ground = torch.lerp(x, _smoothed(x, WOVEN), hidden_by(tones, mask))
+    change, brightness = (made - ground).mean(dim=1, keepdim=True), _brightness(x)
+    change = change / torch.where(change > 0, brightness.sqrt(), brightness)
+    bell = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=x.device) / _BLUR).square())
+    bell = torch.outer(bell, bell)[None, None]
+    weight = F.conv2d(mask, bell, padding=2) + 1e-6
+    found, asked = (
+        torch.tanh(STEEP * F.conv2d(mask * each, bell, padding=2) / weight) for each in (change, change_of(tones))
+    )
+    return ((found - asked).abs() * told).sum() / (told.sum() + 1)
 
 
 def _brightness(x: Tensor) -> Tensor:

@@ -23,12 +23,12 @@ from defectgen.imaging.control_maps import (
     Levels,
     at_edge,
     draw_map,
+    ground_of,
     levels_of,
     pick,
     to_text,
     tones_of,
     warped_change,
-    without_grain,
 )
 from defectgen.imaging.images import DecodedImage
 from defectgen.imaging.mask_files import Mask, read_masks
@@ -434,17 +434,17 @@ class _View:
 def _warped(rng: np.random.Generator, sample: TrainingSample) -> TrainingSample:
     """A sample whose defect is warped, on its twin, as the masks that are asked for are.
 
-    Inside, the defect's own grain moves with it. A change of the twin as it is would leave the twin's grain there, too,
-    and teach networks that the grain of the ground runs through defects.
+    Where it is deep, the defect's own grain moves with it. A change of the twin as it is would leave the twin's grain
+    there, too, and teach networks that the grain of the ground runs through defects.
     """
     assert sample.a is not None
     assert sample.twin is not None
     if not sample.a.any():
         return sample
-    ground = without_grain(sample.twin, sample.a.max(axis=0) > 0)
+    ground = ground_of(sample.twin, sample.x - sample.twin, sample.a.max(axis=0) > 0)
     change, a = warped_change(rng, sample.x - ground, sample.a, long=sample.cut)
     cut = sample.cut or (at_edge(a) and not at_edge(sample.a))
-    x = np.clip(without_grain(sample.twin, a.max(axis=0) > 0) + change, -1, 1)
+    x = np.clip(ground_of(sample.twin, change, a.max(axis=0) > 0) + change, -1, 1)
     return replace(sample, x=x, a=a, cut=cut) if a.any() else sample
 
 
