@@ -8,6 +8,7 @@ import base64
 import math
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
@@ -130,15 +131,16 @@ def draw_map(
 
     Args:
         first: [S, S], not empty.
-        known: the maps of its category.
+        known: the maps of its category; if most of them are straight, it is.
         border: what stays free.
     """
     area = np.count_nonzero(first)
     found = first
     alike = [each for each in known if each.levels.shape == first.shape and not tones_of(first).any()]
+    straight = 2 * sum(_straight(each.levels.tobytes(), len(each.levels)) for each in known) > len(known)
     for _ in range(_TRIES):
         levels = between(rng, first, pick(rng, alike).levels) if alike and rng.random() < _MIXED else first
-        wide = warped(rng, levels)
+        wide = warped(rng, levels, straight=straight)
         found = _framed(_inside(wide, first, border), border)
         least = max(_LEAST * area, _WHOLE * np.count_nonzero(wide))  # what is cut off ends in a straight line
         if np.count_nonzero(found) >= least:
@@ -180,16 +182,22 @@ def draw_long(rng: np.random.Generator, first: Levels, side: int) -> Levels:
     return found
 
 
-def warped(rng: np.random.Generator, levels: Levels, *, long: bool = False) -> Levels:
+@lru_cache(maxsize=1024)
+def _straight(levels: bytes, side: int) -> bool:
+    return not wanders(np.frombuffer(levels, np.int8).reshape(side, side) != 0)
+
+
+def warped(rng: np.random.Generator, levels: Levels, *, straight: bool = False, long: bool = False) -> Levels:
     """A map, turned and scaled about its middle and bent by a smooth random field; straight lines become arcs.
 
     Args:
+        straight: all lines of the map are straight, also where several touch, so that it cannot be seen.
         long: it goes on beyond its edges, mirrored, is bent less, and never enlarged, which would make cracks bands.
 
     Returns:
         [S + 2 M, S + 2 M]: M = S // 4 pixels beyond each edge show what left the window.
     """
-    at = _bend(rng, levels != 0, len(levels) // 4, long=long)
+    at = _bend(rng, levels != 0, len(levels) // 4, straight=straight, long=long)
     ways = cv2.INTER_LINEAR, cv2.INTER_CUBIC  # which keeps tones sharp
     mask, tones = (_remapped(each, at, way, mirrored=long) for each, way in zip(_layers(levels), ways, strict=True))
     return _toned(mask > _COVERED, tones)
@@ -203,7 +211,7 @@ def warped_change(
     A defect that reaches an edge of the window goes on beyond it, mirrored.
     """
     mirrored = at_edge(a)
-    at = _bend(rng, a.max(axis=0) > 0, 0, long=long)
+    at = _bend(rng, a.max(axis=0) > 0, 0, straight=False, long=long)
     moved = [_remapped(each, at, cv2.INTER_CUBIC, mirrored=mirrored) for each in change]
     masks = [_remapped(each, at, cv2.INTER_LINEAR, mirrored=mirrored) > _COVERED for each in a]
     near = cv2.dilate(np.any(masks, axis=0).astype(np.float32), np.ones((2 * _NEAR + 1,) * 2))
@@ -215,7 +223,7 @@ def at_edge(a: FloatArray) -> bool:
     return bool(a[:, [0, -1]].any() or a[:, :, [0, -1]].any())
 
 
-def _bend(rng: np.random.Generator, mask: BoolArray, margin: int, *, long: bool) -> FloatArray:
+def _bend(rng: np.random.Generator, mask: BoolArray, margin: int, *, straight: bool, long: bool) -> FloatArray:
     """Where each pixel of a warped window, `margin` pixels wider on each side, comes from: x and y, [H, W, 2]."""
     side = len(mask)
     middle = np.argwhere(mask).mean(axis=0)[::-1]
@@ -223,7 +231,7 @@ def _bend(rng: np.random.Generator, mask: BoolArray, margin: int, *, long: bool)
     scale = 2 ** (-abs(octaves) if long else min(octaves, _LARGEST))
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
     field = np.pad(
-        _field(rng, side, *(_ARC if not wanders(mask) else _GENTLE if long else _ELASTIC)),
+        _field(rng, side, *(_ARC if straight or not wanders(mask) else _GENTLE if long else _ELASTIC)),
         [(margin, margin), (margin, margin), (0, 0)],
         mode="edge",
     )

@@ -38,12 +38,10 @@ Output = Literal["window", "patch", "image"]
 - `patch`: a defect patch, which is blended onto a normal image;
 - `image`: a whole image with its mask and the same image without the defect. The defect can also be blended as a patch.
 """
-Images = Literal["surfaces", "brief", "lines", "objects", "unions", "unmasked"]
+Images = Literal["surfaces", "objects", "unions", "unmasked"]
 """What images show.
 
 - `surfaces`: textures from edge to edge, and defects with masks;
-- `brief`: the same, for a training of less than three minutes;
-- `lines`: the same, and most defects are long and thin;
 - `objects`: objects before a plain background, and several defects of each category with masks;
 - `unions`: several categories on one image;
 - `unmasked`: defects of which some have no mask.
@@ -122,7 +120,7 @@ BUILT_IN: Final = (
         makes="window",
         controls=frozenset({"reference", "style", "region", "mask"}),
         restores=True,
-        suits=frozenset({"surfaces", "unmasked"}),
+        suits=frozenset({"unmasked"}),
     ),
     MethodInfo(
         name="dcdganc",
@@ -149,7 +147,7 @@ BUILT_IN: Final = (
         makes="window",
         controls=frozenset({"region", "mask", "union"}),
         restores=True,
-        suits=frozenset({"unions", "lines", "brief"}),
+        suits=frozenset({"unions", "surfaces"}),
     ),
     MethodInfo(
         name="dfmgan",

@@ -325,7 +325,7 @@ class DefectGAN:
             "ema": 0.999, "masks": True, "tones": True, "lr": 4e-4, "lr_end": 4e-5, "exposure": True,
         },
         "tiny": {
-            "image_size": 64, "width": 24, "max_width": 128, "blocks": 2, "control_channels": 32, "steps": 2_000,
+            "image_size": 64, "width": 24, "max_width": 128, "blocks": 2, "control_channels": 32, "steps": 1_000,
             "batch_size": 4, "ema": 0.995, "masks": True, "tones": True, "lr": 4e-4, "lr_end": 4e-5, "exposure": True,
         },
     }  # fmt: skip

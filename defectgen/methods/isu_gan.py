@@ -335,7 +335,7 @@ class ISUGAN:
             "exposure": True,
         },
         "tiny": {
-            "image_size": 64, "batch_size": 4, "width": 16, "blocks": 4, "involution_kernel": 5, "steps": 2_000,
+            "image_size": 64, "batch_size": 4, "width": 16, "blocks": 4, "involution_kernel": 5, "steps": 1_000,
             "ema": 0.995, "lr": 4e-4, "whole": False, "residual": True, "tones": True, "lambda_cycle": 2.0,
             "lambda_identity": 10.0, "exposure": True,
         },

@@ -122,7 +122,7 @@ class TrainJob:
             self.method, self.reason = str(checkpoint.load(initial.file, "method")[1]["method"]), "that of --init"
         elif request.method is None:
             catalog = self._read(on_file)
-            self.method, self.reason = suited(catalog, request.seconds)
+            self.method, self.reason = suited(catalog)
         else:
             self.method, self.reason = request.method, ""
         self.preset = request.preset or _preset_for(self.device, info(self.method).presets)

@@ -169,6 +169,26 @@ def test_a_long_defect_at_one_edge_stays_there() -> None:
         assert not found[:, :20].any()
 
 
+def test_scratches_that_touch_stay_straight_where_others_of_their_category_are() -> None:
+    """What touches is no line to look at, and was bent like a crack."""
+    touching = line() | np.roll(line(), 16, axis=1)
+    touching[30:32, 33:49] = 1
+    assert wanders(touching != 0)
+    of_scratches = [KnownMask(each, (0.5, 0.5)) for each in (touching, line(), line())]
+
+    def astray(known: list[KnownMask], seed: int) -> float:
+        """How far the left edge of a map is from an arc, in pixels."""
+        found = draw_map(np.random.default_rng(seed), touching, known)
+        rows = np.flatnonzero(found.any(axis=1))[2:-2]
+        left = found[rows].argmax(axis=1)
+        return float((left - np.polynomial.Polynomial.fit(rows, left, 2)(rows)).std())
+
+    straight, bent = (
+        np.mean([astray(known, seed) for seed in range(20)]) for known in (of_scratches, of_scratches[:1])
+    )
+    assert straight < 0.75 * bent
+
+
 def test_masks_are_mixed_with_those_of_their_size() -> None:
     known = [KnownMask(line(), (0.5, 0.5)), KnownMask(centered(disc(32, 32, 9), 160), (0.5, 0.5))]
     for seed in range(20):

@@ -34,66 +34,38 @@ def part(tmp_path: Path) -> SourceImage:
     return image(tmp_path / "part.png")
 
 
-def chosen(*images: SourceImage, seconds: float | None = None) -> tuple[str, str]:
-    return suited(Catalog(images=images, skipped=()), seconds)
+def chosen(*images: SourceImage) -> tuple[str, str]:
+    return suited(Catalog(images=images, skipped=()))
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def defects(count: int, category: str = "crack", *, mask: bool = True) -> list[SourceImage]:
+    return [image(Path(f"{category}{i}.png"), category, mask=mask) for i in range(count)]
 
 
-def defects(count: int, category: str = "crack", *, mask: bool = True, length: int = 12) -> list[SourceImage]:
-    """Masks of some length, two pixels thick."""
-    pixels = np.zeros((80, 80), np.uint8)
-    pixels[40:42, 5 : 5 + length] = 255
-    paths = [Path(f"{category}{i}.png") for i in range(count)]
-    for path in paths:
-        path.write_bytes(encode_png(pixels))
-    return [image(path, category, mask=mask) for path in paths]
-
-
-def test_masked_defects_on_a_surface_are_for_dt_gan(surface: SourceImage) -> None:
+def test_masked_defects_on_a_surface_are_for_defect_gan(surface: SourceImage) -> None:
     method, reason = chosen(surface, *defects(5), *defects(9, "spot"))
-    assert method == "dt-gan"
+    assert method == "defect-gan"
     assert "better than" not in reason
 
 
-def test_in_a_minute_they_are_for_defect_gan(surface: SourceImage, part: SourceImage) -> None:
-    for seconds, method in ((60.0, "defect-gan"), (180.0, "dt-gan")):
-        assert chosen(surface, *defects(5), seconds=seconds)[0] == method
-    assert chosen(surface, *defects(5, mask=False), seconds=60)[0] == "dt-gan"
-    assert chosen(part, *defects(5), seconds=60)[0] == "dcdganc"
-
-
 @pytest.mark.parametrize("missing", [1, 5])
-def test_so_are_defects_without_masks(surface: SourceImage, part: SourceImage, missing: int) -> None:
+def test_defects_without_masks_are_for_dt_gan(surface: SourceImage, part: SourceImage, missing: int) -> None:
     for normal in (surface, part):
         method, reason = chosen(normal, *defects(5 - missing), *defects(missing, mask=False))
         assert method == "dt-gan"
         assert reason.startswith(f"{missing} of 5 defects have no mask")
 
 
-def test_few_are_too_and_the_reason_asks_for_more(surface: SourceImage, part: SourceImage) -> None:
+def test_few_are_for_defect_gan_and_the_reason_asks_for_more(surface: SourceImage, part: SourceImage) -> None:
     for normal in (surface, part):
         method, reason = chosen(normal, *defects(30), *defects(2, "spot"))
-        assert method == "dt-gan"
+        assert method == "defect-gan"
         assert reason.endswith("5 or more are better than 2")
 
 
 def test_objects_with_enough_masked_defects_are_for_dcdganc(surface: SourceImage, part: SourceImage) -> None:
     assert chosen(part, part, surface, *defects(5))[0] == "dcdganc"
-    assert chosen(part, surface, surface, *defects(5))[0] == "dt-gan"
-
-
-def test_lines_are_for_defect_gan(surface: SourceImage, part: SourceImage) -> None:
-    method, reason = chosen(surface, *defects(5, length=70), *defects(4, "spot"))
-    assert method == "defect-gan"
-    assert "32 times as long" in reason
-    assert chosen(surface, *defects(5, length=70), *defects(5, "spot"))[0] == "dt-gan"
-    assert chosen(surface, *defects(9, length=50))[0] == "dt-gan"
-    assert chosen(surface, *defects(9, length=70), *defects(1, mask=False))[0] == "dt-gan"
-    assert chosen(part, *defects(9, length=70))[0] == "dcdganc"
+    assert chosen(part, surface, surface, *defects(5))[0] == "defect-gan"
 
 
 def test_images_with_several_categories_are_for_defect_gan(part: SourceImage) -> None:
