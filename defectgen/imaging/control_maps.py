@@ -35,7 +35,7 @@ DARKEST = 0.2
 STEEP = 2.0
 """A tone is the hyperbolic tangent of this times the change over the ground's brightness."""
 _FULL, _STEP = 120, np.int8(4)  # a tone of 1 in a map; tones are rounded, so that they take little room
-_TONED, _OTHERWISE = "tones", "toned"  # mark texts of maps with tones, and with such as meant something else
+_TONED = "tones"  # marks texts of maps with tones
 _ALIKE = 0.5  # of what one of two masks covers, both cover this part: others lie between them
 _JITTER = 0.15  # standard deviation of a relative place
 _TRIES = 8
@@ -327,9 +327,9 @@ def from_text(text: str, side: int) -> KnownMask:
     data = base64.b64decode(packed)
     if more:
         side, data = int(more[0]), zlib.decompress(data)
-    if _TONED in more or _OTHERWISE in more:
+    if more[1:]:
         levels = np.frombuffer(data, np.int8).reshape(side, side)
-        if _OTHERWISE in more:
+        if more[1] != _TONED:  # they once meant something else
             levels = (levels != 0).astype(np.int8)
     else:
         bits = np.unpackbits(np.frombuffer(data, np.uint8), count=side * side)

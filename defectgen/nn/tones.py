@@ -12,9 +12,7 @@ from defectgen.nn.paired import soft
 
 STEEP, AROUND, WOVEN, HIDING, DARKEST = 2.0, 17, 9, (0.1, 0.25), 0.2
 """As in `defectgen.imaging.control_maps`, which explains them."""
-_BLUR = (
-    0.7  # pixels (standard deviation) by which tones are smoothed to compare them: the finest look is up to networks
-)
+_BLUR = 0.7  # pixels (standard deviation), by which tones are smoothed to be compared: grain is up to the networks
 _DEEPEST = 0.97  # no change has a tone of 1
 _KEPT = 2.0  # logit of the part of x that is kept at first where its grain is not hidden, and lost where it is
 
