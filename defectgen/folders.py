@@ -413,7 +413,11 @@ def _missing_masks(part: Part, images: Sequence[SourceImage]) -> list[str]:
     return [f"{part.folder}: {'; '.join(clauses)}"]
 
 
-def _reasons(skipped: Iterable[Skipped]) -> str:
-    reasons = [f"{each.path}: {each.reason}" for each in skipped]
-    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-    return "; ".join(reasons[:3]) + more or "none were found"
+def _reasons(skipped: Sequence[Skipped]) -> str:
+    """The first image of each of at most three reasons, which may begin with the path of a mask."""
+    first: dict[str, str] = {}
+    for each in skipped:
+        first.setdefault(each.reason.rsplit(": ", 1)[-1], f"{each.path}: {each.reason}")
+    shown = list(first.values())[:3]
+    more = f"; and {len(skipped) - len(shown)} more" if len(skipped) > len(shown) else ""
+    return "; ".join(shown) + more or "none were found"

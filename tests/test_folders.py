@@ -205,10 +205,13 @@ class TestBadInput:
 
     @pytest.mark.parametrize(("folder", "what"), [("normals", "normals"), ("defects/crack", "defects")])
     def test_nothing_left_fails_with_the_reasons(self, tmp_path: Path, folder: str, what: str) -> None:
-        for path in (tmp_path / folder).iterdir():
+        paths = [*(tmp_path / folder).iterdir(), tmp_path / folder / "more.png"]
+        for path in paths:
             path.write_bytes(b"no")
-        with pytest.raises(BadInputError, match=f"part: no usable {what}: .*not an image"):
+        with pytest.raises(BadInputError, match=f"part: no usable {what}: .*not an image") as found:
             catalog(tmp_path)
+        assert str(found.value).count("not an image") == 1  # a reason that all share is told once
+        assert str(found.value).endswith(f"; and {len(paths) - 1} more")
 
     def test_a_mask_of_another_size_names_both(self, tmp_path: Path, put: Put) -> None:
         put("masks/crack/2.png", size=(24, 20))
