@@ -172,12 +172,12 @@ def test_without_a_method_the_images_decide_and_the_reason_is_told(
     photographs: Path, trained: Requests, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "tiles/good", "tiles/defects", "--steps", "7"]) == 0
-    assert (trained[0].method, trained[0].name, trained[0].config.steps) == ("dt-gan", "dt-gan-tiles", 7)
+    assert (trained[0].method, trained[0].name, trained[0].config.steps) == ("defect-gan", "defect-gan-tiles", 7)
     lines = [line for line in capsys.readouterr().err.splitlines() if "method" in line]
     assert len(lines) == 1
-    assert lines[0].startswith("defectgen: method dt-gan: all defects have masks")
+    assert lines[0].startswith("defectgen: method defect-gan: all defects have masks")
     assert main(["train", "tiles/good", "tiles/defects", "--set", "nope=1"]) == 2
-    assert "nope: not a setting of dt-gan" in capsys.readouterr().err
+    assert "nope: not a setting of defect-gan" in capsys.readouterr().err
     assert main(TRAIN) == 0
     assert "--method chooses" not in capsys.readouterr().err
 
