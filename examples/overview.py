@@ -8,8 +8,8 @@ Windows show 72 pixels of the image (--side), and defects that fit into them; wh
 A folder is a dataset made by defectgen, or holds a folder of defects for each category, with `masks` beside it. `rows`
 writes a row of nine windows for each, the first of each category in turn; nothing is chosen. `blind` writes OUT.png, 40
 numbered windows, half of them from SYNTHETIC, in a random order, and OUT.txt, the numbers of those: whoever has seen
-neither marks the synthetic ones, and is right with half of them by chance. Samples on one normal come last: two defects
-on the same ground give both away.
+neither marks the synthetic ones, and is right with half of them by chance. Samples on normals of their own are taken
+first: two defects on the same ground give both away.
 """
 
 import argparse
@@ -52,11 +52,13 @@ def defects(folder: Path, count: int, side: int, *, apart: bool = False) -> list
         raise SystemExit(f"{folder}: no image is as large as a window of {side} pixels; see --side")
     in_turn = [mine[k] for k in range(max(map(len, of.values()))) for mine in of.values() if k < len(mine)]
     if apart:
-        used, order = Counter[Path](), {}
-        for image in in_turn:
-            order[image.path] = used[image.source or image.path]
+        used = Counter[Path]()
+
+        def before(image: LabeledImage) -> int:
             used[image.source or image.path] += 1
-        in_turn.sort(key=lambda image: order[image.path])
+            return used[image.source or image.path]
+
+        in_turn.sort(key=before)
     return sorted(in_turn[:count], key=lambda image: image.category)
 
 

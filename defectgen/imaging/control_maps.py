@@ -228,7 +228,7 @@ def _bend(rng: np.random.Generator, mask: BoolArray, margin: int, *, straight: b
     side = len(mask)
     middle = np.argwhere(mask).mean(axis=0)[::-1]
     angle, octaves = math.radians(rng.normal(0, _TURN)), rng.normal(0, _SCALE)
-    scale = 2 ** (-abs(octaves) if long else min(octaves, _LARGEST))
+    scale = 2 ** (-abs(octaves) if long else _LARGEST - abs(_LARGEST - octaves))
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
     field = np.pad(
         _field(rng, side, *(_ARC if straight or not wanders(mask) else _GENTLE if long else _ELASTIC)),

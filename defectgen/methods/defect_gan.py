@@ -15,8 +15,8 @@ that do not exclude each other. Equation 12 and the text name two weights differ
 An addition to the paper, which the preset `paper` does not use, is the setting `masks`. With it
 
 - control maps are masks: those of the real defects, and for new defects real masks that are warped. With `tones`, G
-  also sees how much darker or brighter than its ground the real defect is, warped as the mask is, and
-  paints just this at first (`nn.tones`);
+  also sees how much darker or brighter than its ground the real defect is, warped as the mask is, and paints just this
+  at first (`nn.tones`);
 - m is A with a soft edge where A asks for a defect, and learned where A = 0: G knows where it paints, but has to find
   what it removes. G makes f as a difference from the image; with `tones` in parts of the ground's brightness, and from
   an image that has lost as much of its grain as G likes. z, a noise vector for each defect, joins A in SPADE, so that

@@ -431,7 +431,7 @@ class ISUGAN:
         looks = 2 if twice else 1
         z = torch.randn((looks + 1) * count, config.z_dim, generator=rng).to(self.device)
         tones = None
-        if batch.tones is not None and batch.tones_ref is not None:
+        if config.tones and batch.tones is not None and batch.tones_ref is not None:
             tones = torch.cat([batch.tones] * looks + [batch.tones_ref])
         control = self._control(torch.cat([a] * looks + [a_n]), z, tones)
         # Grain from elsewhere is never that of the real image: if the two were compared, G would keep that of x.
@@ -478,7 +478,7 @@ class ISUGAN:
             "gan": 1.0, "cycle": config.lambda_cycle, "identity": config.lambda_identity, "pair": config.lambda_pair,
             "map": config.lambda_map,
         }  # fmt: skip
-        if self.config.tones and tones is not None:
+        if tones is not None:
             parts["tone"] = tone_loss(made_n, p, a, tones[:count]) + tone_loss(again, n_p, a_n, tones[-count:])
             weights["tone"] = config.lambda_tone
         if twice:

@@ -44,7 +44,7 @@ def painted(x: Tensor, change: Tensor, smooth: Tensor, hidden: Tensor, grain: Te
     narrow = _smoothed(x, 3)
     fine = x - narrow
     brightness = _brightness(x)
-    added = torch.where(change > 0, brightness.sqrt(), brightness) * change
+    added = _unit(change, brightness) * change
     other = (fine / brightness).flip(2, 3) * (brightness + added).clamp(min=0)  # grain is weaker where it is darker
     # The roots of 1 - sigmoid(u) and of sigmoid(u): so both together are as strong as one alone.
     fine = (F.logsigmoid(-u) / 2).exp() * fine + (F.logsigmoid(u) / 2).exp() * grain * other
@@ -56,12 +56,13 @@ def tone_loss(made: Tensor, x: Tensor, mask: Tensor, tones: Tensor) -> Tensor:
     told = mask * (tones != 0).amax(dim=(1, 2, 3), keepdim=True)
     ground = torch.lerp(x, _smoothed(x, WOVEN), hidden_by(tones, mask))
     change, brightness = (made - ground).mean(dim=1, keepdim=True), _brightness(x)
-    change = change / torch.where(change > 0, brightness.sqrt(), brightness)
-    bell = torch.exp(-0.5 * (torch.arange(-2.0, 3.0, device=x.device) / _BLUR).square())
+    change = change / _unit(change, brightness)
+    bell = torch.exp(-0.5 * (torch.arange(-2, 3, device=x.device, dtype=x.dtype) / _BLUR).square())
     bell = torch.outer(bell, bell)[None, None]
     weight = F.conv2d(mask, bell, padding=2) + 1e-6
     found, asked = (
-        torch.tanh(STEEP * F.conv2d(mask * each, bell, padding=2) / weight) for each in (change, change_of(tones))
+        torch.tanh(STEEP * F.conv2d(mask * each, bell, padding=2) / weight).clamp(-_DEEPEST, _DEEPEST)
+        for each in (change, change_of(tones))
     )
     return ((found - asked).abs() * told).sum() / (told.sum() + 1)
 
@@ -69,6 +70,11 @@ def tone_loss(made: Tensor, x: Tensor, mask: Tensor, tones: Tensor) -> Tensor:
 def _brightness(x: Tensor) -> Tensor:
     """Of the ground around each pixel of images [B, channels, H, W]: its mean above black, [B, 1, H, W]."""
     return (_smoothed(x.mean(dim=1, keepdim=True), AROUND) + 1).clamp(min=DARKEST)
+
+
+def _unit(change: Tensor, brightness: Tensor) -> Tensor:
+    """What changes are parts of: the brightness, or its root where they are positive."""
+    return torch.where(change > 0, brightness.sqrt(), brightness)
 
 
 def _smoothed(x: Tensor, side: int) -> Tensor:

@@ -333,6 +333,23 @@ def test_defects_differ_by_noise_and_repeat_by_seed(trained: DefectGAN) -> None:
     torch.testing.assert_close(again, second, rtol=0, atol=1e-5)
 
 
+def test_defects_are_as_strong_in_parts_of_the_brightness_of_any_ground() -> None:
+    """Normalization hides the brightness from G: what it painted on dark grounds was black."""
+    method = build(MASKS.model_copy(update={"tones": True}))
+    torch.nn.init.normal_(method.G.head.weight, std=0.02, generator=generator())
+    a = torch.zeros(1, 2, 32, 32)
+    a[:, 0, 8:24, 8:24] = 1
+
+    def change(level: float) -> Tensor:
+        x = torch.full((1, 1, 32, 32), level)
+        return method.generate(GenerateBatch(x, torch.ones(1).long(), [generator()], a=a)).x - x
+
+    bright = change(-0.2)
+    assert bright.abs().max() > 0.01
+    expected = bright * torch.where(bright > 0, 0.5**0.5, 0.5)  # highlights depend less on it
+    torch.testing.assert_close(change(-0.6), expected, atol=0.02 * bright.abs().max().item(), rtol=0.02)
+
+
 def test_defects_can_lose_the_grain_of_their_ground() -> None:
     method = build(MASKS.model_copy(update={"tones": True}))
     assert method.G.head.bias is not None
