@@ -20,7 +20,11 @@ from defectgen.imaging.windows import BoolArray, FloatArray
 
 _ELASTIC = 1 / 8, 0.025  # smoothness and size of the displacements, as fractions of the window's side
 _ARC = 0.4, 0.008  # the same for straight lines and arcs
-_GENTLE = 1 / 8, 0.01  # and for long defects, of which a window shows a part: more would make waves of cracks
+_COURSE = (
+    (1 / 3, 0.04),
+    (1 / 6, 0.012),
+    (1 / 12, 0.004),
+)  # and for long defects: large slow bends, since others make waves
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE, _LARGEST = 0.25, 0.1  # standard deviation and limit of the scale's logarithm to base 2: enlarged, it is blurred
 _MIXED = 0.3  # share of the maps without tones that are between two real masks: mixed tones would be blurred
@@ -50,10 +54,9 @@ Levels = NDArray[np.int8]
 
 
 class KnownMask(NamedTuple):
-    """The map of a real defect in a window, [S, S].
+    """The map of a real defect in a window, [S, S], or in its whole image, [H, W], if it is longer than windows.
 
-    `place` is the window's relative place (x, y) in its image, `zoom` its scale over that of the category. Of a defect
-    that is longer than a model's windows, S is larger than theirs, so that its whole image may be shown.
+    `place` is the window's relative place (x, y) in its image, `zoom` its scale over that of the category.
     """
 
     levels: Levels
@@ -148,58 +151,114 @@ def draw_map(
     return found if found.any() else _framed(first, border)
 
 
-def draw_long(rng: np.random.Generator, first: Levels, side: int) -> Levels:
-    """A part of a new map in the manner of a known one, for a window [side, side] that shows a whole image.
+def draw_long(
+    rng: np.random.Generator, first: Levels, shape: tuple[int, int], known: Sequence[KnownMask] = ()
+) -> Levels:
+    """A part of a new map in the manner of a known one, for a whole image of `shape`.
 
-    Lines that reach the known map's edges go on beyond, mirrored: a crack through an image crosses the new one.
+    If most of a defect hangs on one edge, it stays there. A crack that crosses its image goes on in another one of its
+    category. Whatever else reaches an edge goes on beyond it, mirrored, where the new image is larger.
 
     Args:
-        first: [S, S], not empty, S >= side.
+        first: [H, W], not empty: all of an image, and nothing beyond.
+        known: the maps of its category.
     """
-    room = len(first) - side
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats((first != 0).astype(np.uint8), connectivity=8)
-    areas = np.append(0, statistics[1:, cv2.CC_STAT_AREA])
-    spans = []  # where the window may begin on each axis: if most of a defect hangs on one edge, it stays there
-    for lines in (labels, labels.T):
-        low, high = (2 * areas[np.unique(line)].sum() > areas.sum() for line in (lines[0], lines[-1]))
-        spans.append((0, room) if low == high else (0, 0) if low else (room, room))
-    found = first[:side, :side]
+    wide = whole = _joined(rng, first, [each.levels for each in known])
+    margin = max(whole.shape) // 2
+    ends, spans, mirrored = [], [], False
+    for axis, (known_side, side) in enumerate(zip(whole.shape, shape, strict=True)):
+        held, reached, missing = _held(whole, axis), whole.take((0, -1), axis).any(), max(0, side - known_side)
+        before = {-1: 0, 0: int(rng.integers(missing + 1)), 1: missing}[held]
+        wide = _continued(wide, axis, margin + before, margin + missing - before)
+        low, high, free = margin, margin + missing + known_side - side, 0 if reached else side // 4
+        ends.append((held, low if held < 0 else high + side - 1))
+        spans.append({-1: (low, low), 0: (low - free, high + free), 1: (high, high)}[held])  # where the image begins
+        mirrored |= bool(reached and not held and whole is first)
+    found = np.zeros(shape, np.int8)
     for _ in range(_TRIES):
-        wide = warped(rng, first, long=True)
-        margin = (len(wide) - len(first)) // 2
-        core = wide[margin : margin + len(first), margin : margin + len(first)]
-        reached = core[tuple(slice(start, end + side) for start, end in spans)]
-        if not reached.any():
-            continue
-        at = np.argwhere(reached)[int(rng.integers(np.count_nonzero(reached)))]
-        top, left = (
-            int(np.clip(start + of - rng.integers(side // 4, side - side // 4 + 1), start, end))
-            for (start, end), of in zip(spans, at, strict=True)
+        waves = _COURSE if wanders(first != 0) else (_ARC,)
+        at = _bend(rng, wide != 0, 0, *waves, scale=0 if mirrored else _SCALE, largest=0)
+        for axis, (held, edge) in enumerate(ends):
+            if held:  # the edge stays where it is
+                at[..., 1 - axis] += edge - at[..., 1 - axis].take([edge], axis)
+        bent = _remapped(wide, at)
+        there = np.argwhere(
+            bent[tuple(slice(low, high + side) for (low, high), side in zip(spans, shape, strict=True))]
         )
-        found = core[top : top + side, left : left + side]
-        if np.count_nonzero(found) >= _LEAST * np.count_nonzero(first) * side / len(first):
+        if not len(there):
+            continue
+        top, left = (
+            int(np.clip(low + at - rng.integers(side // 4, side - side // 4 + 1), low, high))
+            for (low, high), at, side in zip(spans, there[int(rng.integers(len(there)))], shape, strict=True)
+        )
+        found = bent[top : top + shape[0], left : left + shape[1]]
+        if np.count_nonzero(found) >= _LEAST * np.count_nonzero(first) * min(1, found.size / first.size):
             break
     return found
 
 
+def _held(levels: Levels, axis: int) -> int:
+    """Which end of an axis most of a map hangs on, and not on the other one: -1, 1, or 0 for neither."""
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats((levels != 0).astype(np.uint8), connectivity=8)
+    areas = np.append(0, statistics[1:, cv2.CC_STAT_AREA])
+    lines = np.moveaxis(labels, axis, 0)
+    low, high = (2 * int(areas[np.unique(line)].sum()) > int(areas.sum()) for line in (lines[0], lines[-1]))
+    return high - low
+
+
+def _continued(levels: Levels, axis: int, before: int, after: int) -> Levels:
+    """A map with more pixels on both ends of an axis, mirrored at those that it reaches, else empty."""
+    for end, count in ((0, before), (-1, after)):
+        widths = [(0, 0), (0, 0)]
+        widths[axis] = (0, count) if end else (count, 0)
+        reached = levels.take(end, axis).any()
+        levels = np.pad(levels, widths, mode="symmetric") if reached else np.pad(levels, widths)
+    return levels
+
+
+def _joined(rng: np.random.Generator, first: Levels, known: Sequence[Levels]) -> Levels:
+    """A crack that crosses its image, [H, W], joined to a random one that does so, too, where the first one ends."""
+    for axis in (0, 1) if wanders(first != 0) else ():
+        others = [each for each in known if _crosses(each, axis)]
+        if not (others and _crosses(first, axis)):
+            continue
+        a, b = (np.moveaxis(each, axis, 1) for each in (first, others[int(rng.integers(len(others)))]))
+        lower = round(float(np.median(np.flatnonzero(a[:, -1])) - np.median(np.flatnonzero(b[:, 0]))))
+        start = max(0, -lower)
+        found = np.zeros((max(start + len(a), start + lower + len(b)), a.shape[1] + b.shape[1]), np.int8)
+        found[start : start + len(a), : a.shape[1]] = a
+        found[start + lower : start + lower + len(b), a.shape[1] :] = b
+        return np.moveaxis(found, 1, axis)
+    return first
+
+
+def _crosses(levels: Levels, axis: int) -> bool:
+    """Whether a map reaches both ends of an axis, and none of the other one."""
+    ends = [[levels.take(end, of).any() for end in (0, -1)] for of in (axis, 1 - axis)]
+    return all(ends[0]) and not any(ends[1])
+
+
 @lru_cache(maxsize=1024)
 def _straight(levels: bytes, side: int) -> bool:
-    return not wanders(np.frombuffer(levels, np.int8).reshape(side, side) != 0)
+    return not wanders(np.frombuffer(levels, np.int8).reshape(side, -1) != 0)
 
 
-def warped(rng: np.random.Generator, levels: Levels, *, straight: bool = False, long: bool = False) -> Levels:
+def warped(rng: np.random.Generator, levels: Levels, *, straight: bool = False) -> Levels:
     """A map, turned and scaled about its middle and bent by a smooth random field; straight lines become arcs.
 
     Args:
         straight: all lines of the map are straight, also where several touch, so that it cannot be seen.
-        long: it goes on beyond its edges, mirrored, is bent less, and never enlarged, which would make cracks bands.
 
     Returns:
         [S + 2 M, S + 2 M]: M = S // 4 pixels beyond each edge show what left the window.
     """
-    at = _bend(rng, levels != 0, len(levels) // 4, straight=straight, long=long)
+    wave = _ARC if straight or not wanders(levels != 0) else _ELASTIC
+    return _remapped(levels, _bend(rng, levels != 0, len(levels) // 4, wave))
+
+
+def _remapped(levels: Levels, at: FloatArray) -> Levels:
     ways = cv2.INTER_LINEAR, cv2.INTER_CUBIC  # which keeps tones sharp
-    mask, tones = (_remapped(each, at, way, mirrored=long) for each, way in zip(_layers(levels), ways, strict=True))
+    mask, tones = (_moved(each, at, way) for each, way in zip(_layers(levels), ways, strict=True))
     return _toned(mask > _COVERED, tones)
 
 
@@ -209,11 +268,15 @@ def warped_change(
     """What a defect changes in its window, [C, S, S], and its masks, [K, S, S] of 0 and 1, warped alike as `warped`.
 
     A defect that reaches an edge of the window goes on beyond it, mirrored.
+
+    Args:
+        long: the window shows a part of a defect, which is bent less and never enlarged.
     """
-    mirrored = at_edge(a)
-    at = _bend(rng, a.max(axis=0) > 0, 0, straight=False, long=long)
-    moved = [_remapped(each, at, cv2.INTER_CUBIC, mirrored=mirrored) for each in change]
-    masks = [_remapped(each, at, cv2.INTER_LINEAR, mirrored=mirrored) > _COVERED for each in a]
+    mirrored, mask = at_edge(a), a.max(axis=0) > 0
+    wave = _ELASTIC if wanders(mask) and not long else _ARC
+    at = _bend(rng, mask, 0, wave, largest=0 if long else _LARGEST)
+    moved = [_moved(each, at, cv2.INTER_CUBIC, mirrored=mirrored) for each in change]
+    masks = [_moved(each, at, cv2.INTER_LINEAR, mirrored=mirrored) > _COVERED for each in a]
     near = cv2.dilate(np.any(masks, axis=0).astype(np.float32), np.ones((2 * _NEAR + 1,) * 2))
     return np.stack(moved) * near, np.stack(masks).astype(np.float32)
 
@@ -223,23 +286,30 @@ def at_edge(a: FloatArray) -> bool:
     return bool(a[:, [0, -1]].any() or a[:, :, [0, -1]].any())
 
 
-def _bend(rng: np.random.Generator, mask: BoolArray, margin: int, *, straight: bool, long: bool) -> FloatArray:
-    """Where each pixel of a warped window, `margin` pixels wider on each side, comes from: x and y, [H, W, 2]."""
-    side = len(mask)
+def _bend(
+    rng: np.random.Generator,
+    mask: BoolArray,
+    margin: int,
+    *waves: tuple[float, float],
+    scale: float = _SCALE,
+    largest: float = _LARGEST,
+) -> FloatArray:
+    """Where each pixel of a warped window, `margin` pixels wider on each side, comes from: x and y, [H, W, 2].
+
+    Args:
+        waves: smoothness and size of random displacements, which are added.
+        scale, largest: standard deviation and limit of the scale's logarithm to base 2.
+    """
     middle = np.argwhere(mask).mean(axis=0)[::-1]
-    angle, octaves = math.radians(rng.normal(0, _TURN)), rng.normal(0, _SCALE)
-    scale = 2 ** (-abs(octaves) if long else _LARGEST - abs(_LARGEST - octaves))
-    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
-    field = np.pad(
-        _field(rng, side, *(_ARC if straight or not wanders(mask) else _GENTLE if long else _ELASTIC)),
-        [(margin, margin), (margin, margin), (0, 0)],
-        mode="edge",
-    )
+    angle, octaves = math.radians(rng.normal(0, _TURN)), largest - abs(largest - rng.normal(0, scale))
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / 2**octaves
+    field = np.sum([_field(rng, mask.shape, *wave) for wave in waves], axis=0)
+    field = np.pad(field, [(margin, margin), (margin, margin), (0, 0)], mode="edge")
     grid = np.indices(field.shape[:2], np.float32)[::-1].transpose(1, 2, 0) - margin - middle
     return np.asarray(grid @ turn.T + middle + field, np.float32)
 
 
-def _remapped(layer: FloatArray, at: FloatArray, how: int, *, mirrored: bool) -> FloatArray:
+def _moved(layer: FloatArray, at: FloatArray, how: int, *, mirrored: bool = False) -> FloatArray:
     columns, rows = (np.ascontiguousarray(at[..., axis]) for axis in (0, 1))
     beyond = cv2.BORDER_REFLECT if mirrored else cv2.BORDER_CONSTANT
     return np.asarray(cv2.remap(np.ascontiguousarray(layer), columns, rows, how, borderMode=beyond), np.float32)
@@ -287,9 +357,8 @@ def between(rng: np.random.Generator, a: Levels, b: Levels) -> Levels:
 
 
 def centered(levels: Levels, side: int) -> Levels:
-    """A map, [S, S], in the middle of an empty one of `side` >= S pixels."""
-    before = (side - len(levels)) // 2
-    return np.pad(levels, (before, side - len(levels) - before))
+    """A map, [H, W], in the middle of an empty one of `side` pixels, at least H and W."""
+    return np.pad(levels, [((side - length) // 2, (side - length + 1) // 2) for length in levels.shape])
 
 
 def fitted(levels: Levels, area: BoolArray, rng: np.random.Generator, scale: float = 1.0) -> Levels:
@@ -318,7 +387,8 @@ def fitted(levels: Levels, area: BoolArray, rng: np.random.Generator, scale: flo
 def to_text(known: KnownMask) -> str:
     """A known mask as text, for a model's file."""
     packed = base64.b64encode(zlib.compress(known.levels.tobytes(), 9)).decode()
-    return f"{known.place[0]:.4f},{known.place[1]:.4f},{known.zoom:.4f},{len(known.levels)},{_TONED},{packed}"
+    (x, y), (height, width) = known.place, known.levels.shape
+    return f"{x:.4f},{y:.4f},{known.zoom:.4f},{height}x{width},{_TONED},{packed}"
 
 
 def from_text(text: str, side: int) -> KnownMask:
@@ -326,9 +396,9 @@ def from_text(text: str, side: int) -> KnownMask:
     x, y, zoom, *more, packed = text.split(",")
     data = base64.b64decode(packed)
     if more:
-        side, data = int(more[0]), zlib.decompress(data)
+        side, data = int(more[0].split("x")[0]), zlib.decompress(data)
     if more[1:]:
-        levels = np.frombuffer(data, np.int8).reshape(side, side)
+        levels = np.frombuffer(data, np.int8).reshape(side, -1)
         if more[1] != _TONED:  # they once meant something else
             levels = (levels != 0).astype(np.int8)
     else:
@@ -344,12 +414,12 @@ def _signed_distance(mask: BoolArray) -> FloatArray:
     return np.asarray(inside - outside, np.float32)
 
 
-def _field(rng: np.random.Generator, side: int, smooth: float, size: float) -> FloatArray:
-    """Smooth random displacements, [side, side, 2], of some pixels and 0 in the mean."""
-    noise = rng.normal(size=(side, side, 2)).astype(np.float32)
-    field = np.asarray(cv2.GaussianBlur(noise, (0, 0), smooth * side), np.float32)
+def _field(rng: np.random.Generator, shape: tuple[int, ...], smooth: float, size: float) -> FloatArray:
+    """Smooth random displacements, [H, W, 2], of some pixels and 0 in the mean; the longer side is the unit."""
+    noise = rng.normal(size=(*shape, 2)).astype(np.float32)
+    field = np.asarray(cv2.GaussianBlur(noise, (0, 0), smooth * max(shape)), np.float32)
     field -= field.mean(axis=(0, 1))
-    return np.asarray(field * (size * side / max(float(field.std()), 1e-9)), np.float32)
+    return np.asarray(field * (size * max(shape) / max(float(field.std()), 1e-9)), np.float32)
 
 
 def _framed(levels: Levels, border: Sides) -> Levels:

@@ -124,6 +124,16 @@ def open_sides(window: Window, height: int, width: int) -> tuple[bool, bool, boo
     return window.y > 0, bottom, window.x > 0, right
 
 
+def shown(window: Window, height: int, width: int, size: int) -> tuple[slice, slice]:
+    """The rows and columns of a window, scaled to `size`, that show the image, and not what lies beyond it."""
+    scale = size / window.side
+    rows, columns = (
+        slice(round(max(0, -start) * scale), round(min(window.side, length - start) * scale))
+        for start, length in ((window.y, height), (window.x, width))
+    )
+    return rows, columns
+
+
 def inside(start: int, side: int, length: int) -> int:
     """`start` of a window on an axis of `length`, moved so that it extends beyond the ends as little as possible."""
     return min(max(start, min(0, length - side)), max(0, length - side))

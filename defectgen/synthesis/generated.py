@@ -43,6 +43,7 @@ from defectgen.imaging.windows import (
     place_at,
     place_of,
     scale_of,
+    shown,
     value_range,
 )
 from defectgen.inspection.reconstruction import Tiled
@@ -369,11 +370,11 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         """The window's side in pixels of the network and of the image. That of a long defect shows up to all of it."""
         size = self._method.config.image_size
         side, longest = round(size / scale), max(photograph.height, photograph.width)
-        shown = max((len(first.levels) for first in firsts.values()), default=size)
-        if shown <= size:
+        known = max((max(first.levels.shape) for first in firsts.values()), default=size)
+        if known <= size:
             return size, side
-        size = min(shown, max(size, network_side(longest * scale)))
-        return size, max(longest, side) if longest * scale <= _STRETCH * shown else round(size / scale)
+        size = min(known, max(size, network_side(longest * scale)))
+        return size, max(longest, side) if longest * scale <= _STRETCH * known else round(size / scale)
 
     def _spot(
         self, category: str, index: int, attempt: int, reference: _Reference | None
@@ -420,13 +421,13 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         It is 1 where a defect is requested, else 0. It leaves the window's border free, except where the image ends.
         """
         (a, tones), border = self._nothing(size), _inner(window, photograph)
-        for name, first in firsts.items():
-            levels = first.levels if len(first.levels) >= size else centered(first.levels, size)
-            long = len(levels) > self._method.config.image_size
-            if len(levels) > size or (long and not any(border)):
-                here = draw_long(rng, levels, size)
+        rows, columns = shown(window, photograph.height, photograph.width, size)
+        for name, (levels, *_) in firsts.items():
+            if max(levels.shape) <= size and (size == self._method.config.image_size or any(border)):
+                here = draw_map(rng, centered(levels, size), self._masks[name], border)
             else:
-                here = draw_map(rng, levels, self._masks[name], border)
+                here = np.zeros((size, size), np.int8)
+                here[rows, columns] = draw_long(rng, levels, here[rows, columns].shape, self._masks[name])
             a[self._method.task.domains.index(name) - 1] = here != 0
             tones[0] += tones_of(here)
         return a, tones.clip(-1, 1)
@@ -452,7 +453,8 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
                 part, known = here, self._masks.get(name)
                 if known and not exact:
                     first = pick(rng, known)
-                    levels = fitted(draw_map(rng, first.levels, known), here, rng, 1 / first.zoom)
+                    whole = centered(first.levels, max(first.levels.shape))
+                    levels = fitted(draw_map(rng, whole, known), here, rng, 1 / first.zoom)
                     part, tones = levels != 0, tones + tones_of(levels)
                 a[self._method.task.domains.index(name) - 1][part] = 1
         return a, tones.clip(-1, 1)

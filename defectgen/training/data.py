@@ -65,6 +65,7 @@ from defectgen.imaging.windows import (
     place_at,
     place_of,
     scale_of,
+    shown,
 )
 from defectgen.methods import DataKind, info
 from defectgen.methods.base import Batch, MethodConfig, Task
@@ -418,6 +419,13 @@ class _View:
         """Where the window lies in the image, flipped as it is."""
         return _mirrored(place_of(self.window, self.image.height, self.image.width), self.flip_y, self.flip_x)
 
+    def shown(self, size: int) -> tuple[slice, slice]:
+        """The rows and columns of the view, [S, S], that show the image, and not what lies beyond it."""
+        (height, width), window = (self.image.height, self.image.width), self.window
+        x = width - window.side - window.x if self.flip_x else window.x
+        y = height - window.side - window.y if self.flip_y else window.y
+        return shown(Window(x, y, window.side), height, width, size)
+
     def cuts(self, mask: BoolArray) -> bool:
         """Whether a mask [S, S] of the view meets an edge of the window beyond which the image goes on."""
         upright = mask[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
@@ -504,13 +512,13 @@ class _NormalsWithDefects(TrainingWindows):
             found = [whole[image.path] or cut[image.path] for _, image in sources]
             return [mask for each in zip_longest(*found) for mask in each if mask is not None][: self._KNOWN]
 
-        shown = listed()
+        seen = listed()
         for product, image in sources if long else ():
             if cut[image.path] and not whole[image.path]:
                 views = self._long_views(rng, image, scale_of(self.scales, product, category))
-                maps = ((view, self._levels(view, index, size)) for view, size in views)
+                maps = ((view, self._levels(view, index, size)[view.shown(size)]) for view, size in views)
                 cut[image.path] = [KnownMask(levels, view.place) for view, levels in maps if levels.any()]
-        return shown, listed()
+        return seen, listed()
 
     def _levels(self, view: "_View", index: int, size: int | None = None) -> Levels:
         """The map of a category's defects, [S, S], with its tones if the image has a twin."""

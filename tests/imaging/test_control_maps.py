@@ -142,31 +142,52 @@ def test_a_map_is_fitted_into_an_area() -> None:
     assert not fitted(line(), np.zeros_like(area), np.random.default_rng(0)).any()
 
 
+def crack_through() -> Levels:
+    crack = np.zeros((120, 160), np.uint8)
+    cv2.polylines(crack, [np.array([(0, 60), (60, 75), (110, 50), (159, 64)])], isClosed=False, color=1, thickness=3)
+    return crack.astype(np.int8)
+
+
 def test_a_crack_through_an_image_crosses_another_one() -> None:
-    """Of any size: windows show a part of the mask, and it goes on where it is turned and scaled down."""
-    crack = np.zeros((160, 160), np.uint8)
-    cv2.polylines(crack, [np.array([(0, 80), (60, 95), (110, 70), (159, 84)])], isClosed=False, color=1, thickness=3)
-    crack[0, 20:24] = 1  # a speck at an edge keeps nothing there
-    found = [
-        draw_long(np.random.default_rng(seed), crack.astype(np.int8), side)
-        for seed in range(20)
-        for side in (64, 80, 160)
-    ]
-    assert [each.shape for each in found[:3]] == [(64, 64), (80, 80), (160, 160)]
-    assert len({each.tobytes() for each in found}) == 60
-    assert np.mean([each[:, 0].any() and each[:, -1].any() for each in found]) > 0.9
-    assert np.mean([each.any(axis=0).mean() > 0.9 for each in found]) > 0.9
+    """Of any size: images show a part of it, and it goes on where it is turned and scaled down, or in another one."""
+    other = np.roll(crack_through(), 30, axis=0)
+    speck = crack_through()
+    speck[0, 20:24] = 1  # at an edge: keeps nothing there, and the crack is not joined to another one
+    for first in (crack_through(), speck):
+        known = [KnownMask(each, (0.5, 0.5)) for each in (first, other)]
+        shapes = (64, 96), (120, 160), (150, 100), (240, 320)
+        found = [draw_long(np.random.default_rng(seed), first, shape, known) for seed in range(15) for shape in shapes]
+        assert tuple(each.shape for each in found[:4]) == shapes
+        assert len({each.tobytes() for each in found}) == 60
+        assert np.mean([each[:, 0].any() and each[:, -1].any() for each in found]) > 0.85
+        assert np.mean([each.any(axis=0).mean() > 0.9 for each in found]) > 0.9
 
 
-def test_a_long_defect_at_one_edge_stays_there() -> None:
-    chip = np.zeros((160, 160), np.int8)
-    chip[:, 140:] = 1
-    chip[40:] = 0
+def test_cracks_go_on_where_others_begin() -> None:
+    """One thin, one thick: most maps show both, in one piece."""
+    thick = (cv2.dilate(crack_through().astype(np.uint8), np.ones((7, 7))) > 0).astype(np.int8)
+    both = 0
     for seed in range(20):
-        found = draw_long(np.random.default_rng(seed), chip, 64)
-        assert found[:, -1].any()
-        assert found[0].any()
-        assert not found[:, :20].any()
+        found = draw_long(np.random.default_rng(seed), crack_through(), (120, 160), [KnownMask(thick, (0.5, 0.5))])
+        heights = found.sum(axis=0)
+        both += bool(np.mean(heights[:20]) < 7 < np.mean(heights[-20:]))
+        assert cv2.connectedComponents(found.astype(np.uint8))[0] == 2
+    assert both > 10
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (160, 120), (100, 300), (300, 200)])
+def test_a_long_defect_at_one_edge_stays_there(shape: tuple[int, int]) -> None:
+    """It has what it had on that edge, and comes once: mirrored, a break would be a kaleidoscope."""
+    chip = np.zeros((160, 120), np.int8)
+    cv2.ellipse(chip.view(np.uint8), (119, 40), (20, 26), 0, 0, 360, 1, -1)
+    chip[:, 115:] *= 120
+    for seed in range(20):
+        found = draw_long(np.random.default_rng(seed), chip, shape, [KnownMask(chip, (0.5, 0.5))])
+        assert found.shape == shape
+        assert tones_of(found)[:, -1].any()
+        assert not tones_of(found)[:, :-10].any()  # five columns, turned and bent
+        assert cv2.connectedComponents((found != 0).astype(np.uint8))[0] == 2
+        assert not found[:, :-30].any()
 
 
 def test_scratches_that_touch_stay_straight_where_others_of_their_category_are() -> None:
@@ -196,7 +217,7 @@ def test_masks_are_mixed_with_those_of_their_size() -> None:
     np.testing.assert_allclose(middle(known[1].levels), 80)
 
 
-@pytest.mark.parametrize("mask", [line(), pit(), centered(line(), 240)])
+@pytest.mark.parametrize("mask", [line(), pit(), centered(line(), 240)[40:200]])
 def test_masks_are_kept_as_text(mask: Levels) -> None:
     known = KnownMask(mask, (0.25, 1.0), 1.5)
     found = from_text(to_text(known), SIDE)

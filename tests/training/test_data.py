@@ -405,12 +405,12 @@ class TestTrainingWindows:
         assert labels.scales["p"] == {"crack": 1.0, "dent": 1.0}
         assert {each.levels.shape for of in labels.masks.values() for each in of} == {(64, 64)}
         known = labels.kept
-        assert {each.levels.shape for each in known["crack"]} == {(208, 208)}  # 200, in steps of 16
+        assert {each.levels.shape for each in known["crack"]} == {(125, 208)}  # 200, in steps of 16
         assert all(each.levels.any(axis=0).all() for each in known["crack"])
         assert known["dent"][0].levels.shape == (64, 64)
-        for windows, side in ((labels, 208), (plain, 64)):
+        for windows, shape in ((labels, (125, 208)), (plain, (64, 64))):
             texts = make_task(windows).masks["crack"]
-            assert {len(control_maps.from_text(text, 64).levels) for text in texts} == {side}
+            assert {control_maps.from_text(text, 64).levels.shape for text in texts} == {shape}
 
     def test_a_sheet_shows_defects_beside_their_twins(self, catalog: Catalog) -> None:
         sheet = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"]).sheet()
