@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,13 +18,9 @@ from numpy.typing import NDArray
 from defectgen.imaging.masks import wanders
 from defectgen.imaging.windows import BoolArray, FloatArray
 
-_ELASTIC = 1 / 8, 0.025  # smoothness and size of the displacements, as fractions of the window's side
+_ELASTIC = 1 / 4, 0.06  # smoothness and size of the displacements, as fractions of the defect's length
 _ARC = 0.4, 0.008  # the same for straight lines and arcs
-_COURSE = (
-    (1 / 3, 0.04),
-    (1 / 6, 0.012),
-    (1 / 12, 0.004),
-)  # and for long defects: large slow bends, since others make waves
+_COURSE = (1 / 3, 0.025), (1 / 6, 0.01), (1 / 12, 0.004)  # and for long ones: others make waves
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE, _LARGEST = 0.25, 0.1  # standard deviation and limit of the scale's logarithm to base 2: enlarged, it is blurred
 _MIXED = 0.3  # share of the maps without tones that are between two real masks: mixed tones would be blurred
@@ -34,14 +30,19 @@ WOVEN = 9
 """Side in pixels over which the grain of a ground is averaged, which deep defects hide."""
 HIDING = 0.1, 0.25
 """The change over the ground's brightness, around a pixel, at which a defect begins to hide its grain, and hides it."""
+CORED = 1.0
+"""How much of a change is taken for the grain of the old ground, where that is not hidden: its standard deviation."""
 DARKEST = 0.2
 """The least brightness of a ground; that of white is 2."""
 STEEP = 2.0
 """A tone is the hyperbolic tangent of this times the change over the ground's brightness."""
-_FULL, _STEP = 120, np.int8(4)  # a tone of 1 in a map; tones are rounded, so that they take little room
-_TONED = "tones"  # marks texts of maps with tones
+_FULL = 120  # a tone of 1 in a map
+_TONED = "faded"  # marks texts of maps with tones
+_FADE = 3  # pixels: a mask is dilated by squares of this side, to hold all that a defect changes
 _ALIKE = 0.5  # of what one of two masks covers, both cover this part: others lie between them
 _JITTER = 0.15  # standard deviation of a relative place
+_SHORTEST = 8  # pixels, of which displacements are a fraction
+_ROUND = 0.7  # the shorter side over the longer one, from which a defect has no direction
 _TRIES = 8
 _COVERED = 0.45  # a little below one half, so that thin lines stay whole
 _NEAR = 4  # pixels around a mask, in which a defect changes something
@@ -50,7 +51,10 @@ _LEAST = 0.3  # of the area of a real mask: a map that lost more, at the border 
 
 
 Levels = NDArray[np.int8]
-"""A map, [S, S]: 0 where there is no defect, else 120 times its tone in steps of 4; 1 stands for a tone of 0."""
+"""A map, [S, S]: 120 times the tone of a defect, rounded to odd numbers inside its mask, and to even ones outside.
+
+Defects fade over a pixel around their masks. Without that, they end in a sharp edge.
+"""
 
 
 class KnownMask(NamedTuple):
@@ -82,9 +86,14 @@ def levels_of(mask: BoolArray, x: FloatArray | None = None, twin: FloatArray | N
     """
     if x is None or twin is None:
         return _toned(mask, np.zeros(mask.shape, np.float32))
-    change = np.asarray((x - ground_of(twin, x - twin, mask)).mean(axis=0), np.float32)
-    light = brightness(twin)
-    return _toned(mask, np.tanh(np.float32(STEEP) * change / np.where(change > 0, np.sqrt(light), light)))
+    hidden, light = _hiding(twin, x - twin, mask), brightness(twin)
+    change = np.asarray((x - _ground(twin, hidden)).mean(axis=0), np.float32)
+    fine, grain = (each - cv2.blur(each, (3, 3)) for each in (change, twin.mean(axis=0)))
+    most = CORED * (1 - hidden) * float(grain.std())
+    change -= np.clip(fine, -most, most)
+    tones = np.tanh(np.float32(STEEP) * change / np.where(change > 0, np.sqrt(light), light))
+    near = cv2.dilate(mask.astype(np.float32), np.ones((_FADE, _FADE)))
+    return _toned(mask, np.asarray(tones * near, np.float32))
 
 
 def brightness(x: FloatArray) -> FloatArray:
@@ -95,26 +104,38 @@ def brightness(x: FloatArray) -> FloatArray:
 
 def ground_of(twin: FloatArray, change: FloatArray, mask: BoolArray) -> FloatArray:
     """What a defect, [C, S, S] without it, changes: its twin, of whose grain nothing is left where it changes much."""
-    parts = np.abs(cv2.blur(change.mean(axis=0), (3, 3))) / brightness(twin)
-    inside = cv2.blur(cv2.dilate(mask.astype(np.float32), np.ones((3, 3))), (3, 3))
-    hidden = inside * np.interp(cv2.blur(parts, (5, 5)), HIDING, (0, 1)).astype(np.float32)
+    return _ground(twin, _hiding(twin, change, mask))
+
+
+def _ground(twin: FloatArray, hidden: FloatArray) -> FloatArray:
     smooth = np.stack([cv2.blur(np.ascontiguousarray(channel), (WOVEN, WOVEN)) for channel in twin])
     return np.asarray(twin + hidden * (smooth - twin), np.float32)
 
 
+def _hiding(twin: FloatArray, change: FloatArray, mask: BoolArray) -> FloatArray:
+    """How much of the grain of its ground a defect hides, [S, S] in [0, 1]."""
+    parts = np.abs(cv2.blur(change.mean(axis=0), (3, 3))) / brightness(twin)
+    inside = cv2.blur(cv2.dilate(mask.astype(np.float32), np.ones((3, 3))), (3, 3))
+    return np.asarray(inside * np.interp(cv2.blur(parts, (5, 5)), HIDING, (0, 1)), np.float32)
+
+
+def mask_of(levels: Levels) -> BoolArray:
+    """The mask of a map, [S, S]."""
+    return levels & 1 > 0
+
+
 def tones_of(levels: Levels) -> FloatArray:
     """The tones of a map, [S, S] in [-1, 1]; 0 where there is no defect, or nobody knows."""
-    return np.asarray(np.where(levels == 1, 0, levels / np.float32(_FULL)), np.float32)
+    return np.asarray((levels - mask_of(levels)) / np.float32(_FULL), np.float32)
 
 
 def _layers(levels: Levels) -> tuple[FloatArray, FloatArray]:
     """The mask and the tones of a map, to move or scale: the inverse of `_toned`."""
-    return (levels != 0).astype(np.float32), tones_of(levels)
+    return mask_of(levels).astype(np.float32), tones_of(levels)
 
 
 def _toned(mask: BoolArray, tones: FloatArray) -> Levels:
-    steps = np.rint(np.clip(tones, -1, 1) * (_FULL / _STEP)).astype(np.int8) * _STEP
-    return np.asarray(np.where(mask, np.where(steps == 0, 1, steps), 0), np.int8)
+    return np.rint(np.clip(tones, -1, 1) * (_FULL / 2)).astype(np.int8) * np.int8(2) + mask
 
 
 def pick(rng: np.random.Generator, known: Sequence[KnownMask]) -> KnownMask:
@@ -143,7 +164,7 @@ def draw_map(
     straight = 2 * sum(_straight(each.levels.tobytes(), len(each.levels)) for each in known) > len(known)
     for _ in range(_TRIES):
         levels = between(rng, first, pick(rng, alike).levels) if alike and rng.random() < _MIXED else first
-        wide = warped(rng, levels, straight=straight)
+        wide = warped(rng, _turned(rng, levels), straight=straight)
         found = _framed(_inside(wide, first, border), border)
         least = max(_LEAST * area, _WHOLE * np.count_nonzero(wide))  # what is cut off ends in a straight line
         if np.count_nonzero(found) >= least:
@@ -165,22 +186,23 @@ def draw_long(
     """
     wide = whole = _joined(rng, first, [each.levels for each in known])
     margin = max(whole.shape) // 2
-    ends, spans, mirrored = [], [], False
+    pins, spans, mirrored = [], [], False
     for axis, (known_side, side) in enumerate(zip(whole.shape, shape, strict=True)):
         held, reached, missing = _held(whole, axis), whole.take((0, -1), axis).any(), max(0, side - known_side)
         before = {-1: 0, 0: int(rng.integers(missing + 1)), 1: missing}[held]
         wide = _continued(wide, axis, margin + before, margin + missing - before)
         low, high, free = margin, margin + missing + known_side - side, 0 if reached else side // 4
-        ends.append((held, low if held < 0 else high + side - 1))
         spans.append({-1: (low, low), 0: (low - free, high + free), 1: (high, high)}[held])  # where the image begins
-        mirrored |= bool(reached and not held and whole is first)
+        ends = [(low, whole.take(0, axis).any()), (high + side - 1, whole.take(-1, axis).any())]
+        fixed = {-1: ends[:1], 0: [] if missing or whole is not first else ends, 1: ends[1:]}[held]
+        pins.append([(end, end) for end, meets in fixed if meets])
+        mirrored |= bool(missing and reached and not held and whole is first)
     found = np.zeros(shape, np.int8)
     for _ in range(_TRIES):
-        waves = _COURSE if wanders(first != 0) else (_ARC,)
-        at = _bend(rng, wide != 0, 0, *waves, scale=0 if mirrored else _SCALE, largest=0)
-        for axis, (held, edge) in enumerate(ends):
-            if held:  # the edge stays where it is
-                at[..., 1 - axis] += edge - at[..., 1 - axis].take([edge], axis)
+        waves = _COURSE if wanders(mask_of(first)) else (_ARC,)
+        at = _bend(rng, mask_of(wide), 0, *waves, scale=0 if mirrored else _SCALE, largest=0)
+        for axis, edges in enumerate(pins):
+            _pin(at, axis, edges)
         bent = _remapped(wide, at)
         there = np.argwhere(
             bent[tuple(slice(low, high + side) for (low, high), side in zip(spans, shape, strict=True))]
@@ -188,7 +210,7 @@ def draw_long(
         if not len(there):
             continue
         top, left = (
-            int(np.clip(low + at - rng.integers(side // 4, side - side // 4 + 1), low, high))
+            int(np.clip(low + at - rng.integers(side // 8, side - side // 8 + 1), low, high))
             for (low, high), at, side in zip(spans, there[int(rng.integers(len(there)))], shape, strict=True)
         )
         found = bent[top : top + shape[0], left : left + shape[1]]
@@ -199,7 +221,7 @@ def draw_long(
 
 def _held(levels: Levels, axis: int) -> int:
     """Which end of an axis most of a map hangs on, and not on the other one: -1, 1, or 0 for neither."""
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats((levels != 0).astype(np.uint8), connectivity=8)
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask_of(levels).astype(np.uint8), connectivity=8)
     areas = np.append(0, statistics[1:, cv2.CC_STAT_AREA])
     lines = np.moveaxis(labels, axis, 0)
     low, high = (2 * int(areas[np.unique(line)].sum()) > int(areas.sum()) for line in (lines[0], lines[-1]))
@@ -218,7 +240,7 @@ def _continued(levels: Levels, axis: int, before: int, after: int) -> Levels:
 
 def _joined(rng: np.random.Generator, first: Levels, known: Sequence[Levels]) -> Levels:
     """A crack that crosses its image, [H, W], joined to a random one that does so, too, where the first one ends."""
-    for axis in (0, 1) if wanders(first != 0) else ():
+    for axis in (0, 1) if wanders(mask_of(first)) else ():
         others = [each for each in known if _crosses(each, axis)]
         if not (others and _crosses(first, axis)):
             continue
@@ -240,7 +262,7 @@ def _crosses(levels: Levels, axis: int) -> bool:
 
 @lru_cache(maxsize=1024)
 def _straight(levels: bytes, side: int) -> bool:
-    return not wanders(np.frombuffer(levels, np.int8).reshape(side, -1) != 0)
+    return not wanders(mask_of(np.frombuffer(levels, np.int8).reshape(side, -1)))
 
 
 def warped(rng: np.random.Generator, levels: Levels, *, straight: bool = False) -> Levels:
@@ -252,14 +274,41 @@ def warped(rng: np.random.Generator, levels: Levels, *, straight: bool = False) 
     Returns:
         [S + 2 M, S + 2 M]: M = S // 4 pixels beyond each edge show what left the window.
     """
-    wave = _ARC if straight or not wanders(levels != 0) else _ELASTIC
-    return _remapped(levels, _bend(rng, levels != 0, len(levels) // 4, wave))
+    wave = _ARC if straight or not wanders(mask_of(levels)) else _ELASTIC
+    margin, last = len(levels) // 4, len(levels) - 1
+    at = _bend(rng, mask_of(levels), margin, wave)
+    for axis in (0, 1):
+        _pin(at, axis, [(margin + edge, edge) for edge in (0, last) if levels.take(edge, axis).any()])
+    return _remapped(levels, at)
+
+
+def _turned(rng: np.random.Generator, levels: Levels) -> Levels:
+    """A map, [S, S], turned by a random multiple of 90 degrees or mirrored, if its defect is round and at no edge."""
+    (_, size, _), edges = cv2.minAreaRect(np.argwhere(levels)), at_edge(levels[None])
+    if edges or min(size) < _ROUND * max(size):
+        return levels
+    turned = np.rot90(levels, int(rng.integers(4)))
+    return np.ascontiguousarray(turned.T if rng.random() < 0.5 else turned)
+
+
+def _pin(at: FloatArray, axis: int, pins: Sequence[tuple[int, int]]) -> None:
+    """Bend a warped window, at [H, W, 2], so that one or two lines of an axis show these lines of the known one."""
+    own = at[..., 1 - axis]
+    shifts = [there - own.take([here], axis) for here, there in pins]
+    if len(pins) == 2:
+        (first, _), (last, _) = pins
+        part = ((np.arange(own.shape[axis], dtype=np.float32) - first) / (last - first)).clip(0, 1)
+        part = np.expand_dims(part, 1 - axis)
+        own += shifts[0] * (1 - part) + shifts[1] * part
+    elif pins:
+        own += shifts[0]
 
 
 def _remapped(levels: Levels, at: FloatArray) -> Levels:
     ways = cv2.INTER_LINEAR, cv2.INTER_CUBIC  # which keeps tones sharp
     mask, tones = (_moved(each, at, way) for each, way in zip(_layers(levels), ways, strict=True))
-    return _toned(mask > _COVERED, tones)
+    covered = mask > _COVERED
+    return _toned(covered, tones * cv2.dilate(covered.astype(np.float32), np.ones((_FADE + 2, _FADE + 2))))
 
 
 def warped_change(
@@ -281,7 +330,7 @@ def warped_change(
     return np.stack(moved) * near, np.stack(masks).astype(np.float32)
 
 
-def at_edge(a: FloatArray) -> bool:
+def at_edge(a: NDArray[Any]) -> bool:
     """Whether masks [K, S, S] reach an edge of their window."""
     return bool(a[:, [0, -1]].any() or a[:, :, [0, -1]].any())
 
@@ -297,13 +346,14 @@ def _bend(
     """Where each pixel of a warped window, `margin` pixels wider on each side, comes from: x and y, [H, W, 2].
 
     Args:
-        waves: smoothness and size of random displacements, which are added.
+        waves: smoothness and size of random displacements, as fractions of the mask's length, which are added.
         scale, largest: standard deviation and limit of the scale's logarithm to base 2.
     """
     middle = np.argwhere(mask).mean(axis=0)[::-1]
     angle, octaves = math.radians(rng.normal(0, _TURN)), largest - abs(largest - rng.normal(0, scale))
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / 2**octaves
-    field = np.sum([_field(rng, mask.shape, *wave) for wave in waves], axis=0)
+    length = max(_SHORTEST, *np.ptp(np.argwhere(mask), axis=0))
+    field = np.sum([_field(rng, mask.shape, smooth * length, size * length) for smooth, size in waves], axis=0)
     field = np.pad(field, [(margin, margin), (margin, margin), (0, 0)], mode="edge")
     grid = np.indices(field.shape[:2], np.float32)[::-1].transpose(1, 2, 0) - margin - middle
     return np.asarray(grid @ turn.T + middle + field, np.float32)
@@ -344,15 +394,16 @@ def between(rng: np.random.Generator, a: Levels, b: Levels) -> Levels:
 
     It is a, if they are not alike.
     """
-    shift = np.argwhere(a).mean(axis=0) - np.argwhere(b).mean(axis=0)
+    whole, other = mask_of(a), mask_of(b)
+    shift = np.argwhere(whole).mean(axis=0) - np.argwhere(other).mean(axis=0)
     matrix = np.array([[1, 0, shift[1]], [0, 1, shift[0]]])
     size = (b.shape[1], b.shape[0])
-    moved = cv2.warpAffine((b != 0).astype(np.float32), matrix, size) > 0.5
-    both, either = (a != 0) & moved, (a != 0) | moved
+    moved = cv2.warpAffine(other.astype(np.float32), matrix, size) > 0.5
+    both, either = whole & moved, whole | moved
     if both.sum() < _ALIKE * either.sum():  # between two lines that cross lies little, and no line
         return a
     part = rng.uniform(0.2, 0.8)
-    mixed = (1 - part) * _signed_distance(a != 0) + part * _signed_distance(moved) > 0
+    mixed = (1 - part) * _signed_distance(whole) + part * _signed_distance(moved) > 0
     return mixed.astype(np.int8)
 
 
@@ -399,7 +450,9 @@ def from_text(text: str, side: int) -> KnownMask:
         side, data = int(more[0].split("x")[0]), zlib.decompress(data)
     if more[1:]:
         levels = np.frombuffer(data, np.int8).reshape(side, -1)
-        if more[1] != _TONED:  # they once meant something else
+        if more[1] == "tones":  # without those around the mask
+            levels = np.where(levels != 0, levels | np.int8(1), levels)
+        elif more[1] != _TONED:  # they once meant something else
             levels = (levels != 0).astype(np.int8)
     else:
         bits = np.unpackbits(np.frombuffer(data, np.uint8), count=side * side)
@@ -415,11 +468,13 @@ def _signed_distance(mask: BoolArray) -> FloatArray:
 
 
 def _field(rng: np.random.Generator, shape: tuple[int, ...], smooth: float, size: float) -> FloatArray:
-    """Smooth random displacements, [H, W, 2], of some pixels and 0 in the mean; the longer side is the unit."""
-    noise = rng.normal(size=(*shape, 2)).astype(np.float32)
-    field = np.asarray(cv2.GaussianBlur(noise, (0, 0), smooth * max(shape)), np.float32)
+    """Smooth random displacements, [H, W, 2], of `size` pixels and 0 in the mean."""
+    step = max(1, int(smooth / 4))  # a coarse one does where it is smooth
+    noise = rng.normal(size=(*(-(-side // step) for side in shape), 2)).astype(np.float32)
+    field = np.asarray(cv2.GaussianBlur(noise, (0, 0), smooth / step), np.float32)
     field -= field.mean(axis=(0, 1))
-    return np.asarray(field * (size * max(shape) / max(float(field.std()), 1e-9)), np.float32)
+    field *= size / max(float(field.std()), 1e-9)
+    return field if step == 1 else np.asarray(cv2.resize(field, shape[::-1], interpolation=cv2.INTER_CUBIC), np.float32)
 
 
 def _framed(levels: Levels, border: Sides) -> Levels:

@@ -76,7 +76,7 @@ class DefectGANConfig(MethodConfig):
     lambda_pair: float = Field(
         10.0, ge=0, description="weight of the differences from d and n_d inside A, with `masks`"
     )
-    lambda_tone: float = Field(3.0, ge=0, description="weight of the differences from the tones, with `tones`")
+    lambda_tone: float = Field(10.0, ge=0, description="weight of the differences from the tones, with `tones`")
     lambda_map: float = Field(5.0, ge=0, description="weight of the overlap of m_n with the masks, with `masks`")
     lambda_ms: float = Field(1.0, ge=0, description="weight of mode seeking, with `masks`")
 
@@ -205,7 +205,8 @@ class Generator(nn.Module):
         )
         self.head = nn.Conv2d(w, channels + 1 + self.tones, 7, padding=3, padding_mode="reflect")
         if self.masks:
-            nn.init.zeros_(self.head.weight)  # G begins with the image as it is
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)  # G begins with the image as it is
 
     def forward(
         self,

@@ -14,7 +14,7 @@ STEEP, AROUND, WOVEN, HIDING, DARKEST = 2.0, 17, 9, (0.1, 0.25), 0.2
 """As in `defectgen.imaging.control_maps`, which explains them."""
 _BLUR = 0.7  # pixels (standard deviation), by which tones are smoothed to be compared: grain is up to the networks
 _DEEPEST = 0.97  # no change has a tone of 1
-_KEPT = 2.0  # logit of the part of x that is kept at first where its grain is not hidden, and lost where it is
+_KEPT = 3.0  # logit of the part of x that is kept at first where its grain is not hidden, and lost where it is
 
 
 def change_of(tones: Tensor) -> Tensor:
@@ -46,8 +46,10 @@ def painted(x: Tensor, change: Tensor, smooth: Tensor, hidden: Tensor, grain: Te
     brightness = _brightness(x)
     added = _unit(change, brightness) * change
     other = (fine / brightness).flip(2, 3) * (brightness + added).clamp(min=0)  # grain is weaker where it is darker
-    # The roots of 1 - sigmoid(u) and of sigmoid(u): so both together are as strong as one alone.
-    fine = (F.logsigmoid(-u) / 2).exp() * fine + (F.logsigmoid(u) / 2).exp() * grain * other
+    # Both together are as strong as the grain of x. Tones that hide it have their own.
+    kept = torch.sigmoid(-u)
+    rest = (F.logsigmoid(u) / 2).exp() * (1 + kept).sqrt()  # the root of 1 - kept^2
+    fine = kept * fine + rest * (1 - hidden) * grain * other
     return torch.lerp(narrow, _smoothed(x, WOVEN), torch.sigmoid(u)) + fine + added
 
 

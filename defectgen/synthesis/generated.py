@@ -21,7 +21,17 @@ from defectgen.device import one_thread, resolve, torch_rng
 from defectgen.errors import OutOfMemoryError, UsageError
 from defectgen.folders import Catalog, SourceImage, limits_of
 from defectgen.imaging import control_maps, level, masks
-from defectgen.imaging.control_maps import KnownMask, Sides, centered, draw_long, draw_map, fitted, pick, tones_of
+from defectgen.imaging.control_maps import (
+    KnownMask,
+    Sides,
+    centered,
+    draw_long,
+    draw_map,
+    fitted,
+    mask_of,
+    pick,
+    tones_of,
+)
 from defectgen.imaging.images import DecodedImage, Pixels
 from defectgen.imaging.mask_files import read_masks
 from defectgen.imaging.patches import DefectPatch, extract, flipped, of_mask, resize
@@ -254,7 +264,7 @@ class _Network:
         for row, (category, key) in enumerate(zip(categories, keys, strict=True)):
             if known := self.masks.get(category):
                 rng = numpy_rng(*key)
-                a[row, task.domains.index(category) - 1] = draw_map(rng, pick(rng, known).levels, known) != 0
+                a[row, task.domains.index(category) - 1] = mask_of(draw_map(rng, pick(rng, known).levels, known))
         return a
 
     def _restore(self, x: Tensor, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor | None:
@@ -428,7 +438,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             else:
                 here = np.zeros((size, size), np.int8)
                 here[rows, columns] = draw_long(rng, levels, here[rows, columns].shape, self._masks[name])
-            a[self._method.task.domains.index(name) - 1] = here != 0
+            a[self._method.task.domains.index(name) - 1] = mask_of(here)
             tones[0] += tones_of(here)
         return a, tones.clip(-1, 1)
 
@@ -455,7 +465,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
                     first = pick(rng, known)
                     whole = centered(first.levels, max(first.levels.shape))
                     levels = fitted(draw_map(rng, whole, known), here, rng, 1 / first.zoom)
-                    part, tones = levels != 0, tones + tones_of(levels)
+                    part, tones = mask_of(levels), tones + tones_of(levels)
                 a[self._method.task.domains.index(name) - 1][part] = 1
         return a, tones.clip(-1, 1)
 

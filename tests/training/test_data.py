@@ -341,7 +341,7 @@ class TestTrainingWindows:
             for tones, a in zip(row.tones, (row.asked, row.reference.a), strict=True):
                 inside = a.max(axis=0) > 0
                 assert (tones[inside] > 0.9).mean() > 0.6
-                assert not tones[~inside].any()
+                assert not tones[cv2.dilate(inside.astype(np.uint8), np.ones((5, 5))) == 0].any()
         assert 70 < told < 90
 
     def test_the_tones_of_real_defects_are_those_that_defect_gan_has_to_meet(self, catalog: Catalog) -> None:
