@@ -22,7 +22,7 @@ _ELASTIC = 1 / 4, 0.06  # smoothness and size of the displacements, as fractions
 _ARC = 0.4, 0.008  # the same for straight lines and arcs
 _COURSE = (1 / 3, 0.025), (1 / 6, 0.01), (1 / 12, 0.004)  # and for long ones: others make waves
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
-_SCALE, _LARGEST = 0.25, 0.1  # standard deviation and limit of the scale's logarithm to base 2: enlarged, it is blurred
+_SCALE, _LARGEST = 0.25, 0.3  # standard deviation and limit of the scale's logarithm to base 2: enlarged, it is blurred
 _MIXED = 0.3  # share of the maps without tones that are between two real masks: mixed tones would be blurred
 AROUND = 17
 """Side in pixels of the ground around each pixel, of whose mean brightness a tone is a part."""
