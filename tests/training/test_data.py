@@ -412,6 +412,23 @@ class TestTrainingWindows:
             texts = make_task(windows).masks["crack"]
             assert {control_maps.from_text(text, 64).levels.shape for text in texts} == {shape}
 
+    def test_a_long_crack_is_not_represented_by_the_speck_beside_it(self, tmp_path: Path) -> None:
+        """Two images of cracks, one with a speck, and one of a dot: maps of each are a third of all."""
+        for i, (long, dot) in enumerate([(True, False), (True, True), (False, True)]):
+            pixels, mask = np.full((160, 160), 100, np.uint8), np.zeros((160, 160), np.uint8)
+            mask[:, 40:46] = 255 * long
+            cv2.circle(mask, (120, 80), 5, 255 * dot, -1)
+            kinds = {"normals": pixels, "defects/crack": np.where(mask > 0, 30, pixels), "masks/crack": mask}
+            for name, image in kinds.items():
+                (tmp_path / name).mkdir(parents=True, exist_ok=True)
+                (tmp_path / name / f"{i}.png").write_bytes(encode_png(image.astype(np.uint8)))
+        source = ProductFolders(product="p", normals=tmp_path / "normals", defects=tmp_path / "defects")
+        labels = TrainingLabels(read_catalog([source]), 64, ["p"], [NORMAL, "crack"], paints=True)
+        for known, shape in ((labels.masks, (64, 64)), (labels.kept, (80, 80))):  # at half the scale
+            lines = [each.levels for each in known["crack"] if each.levels.any(axis=1).all()]
+            assert len(lines) / len(known["crack"]) == pytest.approx(2 / 3, abs=0.05)
+            assert {each.shape for each in lines} == {shape}
+
     def test_a_sheet_shows_defects_beside_their_twins(self, catalog: Catalog) -> None:
         sheet = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"]).sheet()
         assert sheet is not None
