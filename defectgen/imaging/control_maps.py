@@ -24,6 +24,10 @@ _COURSE = (1 / 3, 0.025), (1 / 6, 0.01), (1 / 12, 0.004)  # and for long ones: o
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE, _LARGEST = 0.25, 0.3  # standard deviation and limit of the scale's logarithm to base 2: enlarged, it is blurred
 _MIXED = 0.3  # share of the maps without tones that are between two real masks: mixed tones would be blurred
+_RESHAPED, _ANGLES = (
+    0.7,
+    36,
+)  # share of the compact maps whose outlines are between two, and of how many radii these are
 AROUND = 17
 """Side in pixels of the ground around each pixel, of whose mean brightness a tone is a part."""
 WOVEN = 9
@@ -161,9 +165,14 @@ def draw_map(
     area = np.count_nonzero(first)
     found = first
     alike = [each for each in known if each.levels.shape == first.shape and not tones_of(first).any()]
+    others = [each.levels for each in known if _compact(each.levels)] if _compact(first) else []
     straight = 2 * sum(_straight(each.levels.tobytes(), len(each.levels)) for each in known) > len(known)
     for _ in range(_TRIES):
-        levels = between(rng, first, pick(rng, alike).levels) if alike and rng.random() < _MIXED else first
+        levels = first
+        if alike and rng.random() < _MIXED:
+            levels = between(rng, first, pick(rng, alike).levels)
+        elif others and rng.random() < _RESHAPED:
+            levels = reshaped(rng, first, others[int(rng.integers(len(others)))])
         wide = warped(rng, _turned(rng, levels), straight=straight)
         found = _framed(_inside(wide, first, border), border)
         least = max(_LEAST * area, _WHOLE * np.count_nonzero(wide))  # what is cut off ends in a straight line
@@ -405,6 +414,50 @@ def between(rng: np.random.Generator, a: Levels, b: Levels) -> Levels:
     part = rng.uniform(0.2, 0.8)
     mixed = (1 - part) * _signed_distance(whole) + part * _signed_distance(moved) > 0
     return mixed.astype(np.int8)
+
+
+def reshaped(rng: np.random.Generator, levels: Levels, other: Levels) -> Levels:
+    """A compact map, [S, S], with an outline between its own and another one's; its tones move along the radii."""
+    middle, own = _radii(mask_of(levels))
+    _, radii = _radii(mask_of(other))
+    factor = (radii / radii.mean() * own.mean() / own) ** rng.uniform(0.2, 0.8)
+    offsets = np.indices(levels.shape).transpose(1, 2, 0) - middle
+    angles = np.arctan2(offsets[..., 0], offsets[..., 1])
+    of_each = np.interp(
+        angles, np.linspace(0, 2 * np.pi, _ANGLES, endpoint=False), factor.clip(0.6, 1.6), period=2 * np.pi
+    )
+    return _remapped(levels, np.asarray((middle + offsets / of_each[..., None])[..., ::-1], np.float32))
+
+
+def _radii(mask: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """The middle of a compact mask (y, x), and how far it reaches from there in each of 36 directions, from x on."""
+    at = np.argwhere(mask)
+    middle = at.mean(axis=0)
+    y, x = (at - middle).T
+    bins = np.rint(np.arctan2(y, x) / (2 * np.pi) * _ANGLES).astype(int) % _ANGLES
+    found = np.zeros(_ANGLES)
+    np.maximum.at(found, bins, np.hypot(y, x) + 0.5)
+    there = np.flatnonzero(found)
+    found = np.interp(np.arange(_ANGLES), there, found[there], period=_ANGLES)
+    smooth = 0.5 * found + 0.25 * (np.roll(found, 1) + np.roll(found, -1))
+    return np.asarray(middle, np.float32), np.asarray(smooth, np.float32)
+
+
+def _compact(levels: Levels) -> bool:
+    """Whether radii from its middle describe a map: one piece, no line, without deep notches, at no edge."""
+    return not at_edge(levels[None]) and _solid(levels.tobytes(), len(levels))
+
+
+@lru_cache(maxsize=1024)
+def _solid(levels: bytes, side: int) -> bool:
+    mask = mask_of(np.frombuffer(levels, np.int8).reshape(side, -1)).astype(np.uint8)
+    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if len(contours) != 1 or mask.sum() < _SHORTEST:
+        return False
+    hull, (_, size, _) = cv2.convexHull(contours[0]), cv2.minAreaRect(contours[0])
+    outline = np.zeros_like(mask)
+    cv2.fillConvexPoly(outline, hull, 1)
+    return bool(mask.sum() > _ROUND * outline.sum() and min(size) > 0.2 * max(size))
 
 
 def centered(levels: Levels, side: int) -> Levels:
