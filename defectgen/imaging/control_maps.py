@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from defectgen.imaging.masks import wanders
 from defectgen.imaging.windows import BoolArray, FloatArray
 
-_ELASTIC = 1 / 4, 0.06  # smoothness and size of the displacements, as fractions of the defect's length
+_ELASTIC = 1 / 4, 0.09  # smoothness and size of the displacements, as fractions of the defect's length
 _ARC = 0.4, 0.008  # the same for straight lines and arcs
 _COURSE = (1 / 3, 0.025), (1 / 6, 0.01), (1 / 12, 0.004)  # and for long ones: others make waves
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
