@@ -24,10 +24,8 @@ _COURSE = (1 / 3, 0.025), (1 / 6, 0.01), (1 / 12, 0.004)  # and for long ones: o
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE, _LARGEST = 0.25, 0.3  # standard deviation and limit of the scale's logarithm to base 2: enlarged, it is blurred
 _MIXED = 0.3  # share of the maps without tones that are between two real masks: mixed tones would be blurred
-_RESHAPED, _ANGLES = (
-    0.7,
-    36,
-)  # share of the compact maps whose outlines are between two, and of how many radii these are
+_RESHAPED, _ANGLES = 0.7, 36  # share of the compact maps with outlines between two, and the number of their radii
+_SOLID = 0.85  # of its convex hull a compact map fills more: others have no radii
 AROUND = 17
 """Side in pixels of the ground around each pixel, of whose mean brightness a tone is a part."""
 WOVEN = 9
@@ -457,7 +455,7 @@ def _solid(levels: bytes, side: int) -> bool:
     hull, (_, size, _) = cv2.convexHull(contours[0]), cv2.minAreaRect(contours[0])
     outline = np.zeros_like(mask)
     cv2.fillConvexPoly(outline, hull, 1)
-    return bool(mask.sum() > _ROUND * outline.sum() and min(size) > 0.2 * max(size))
+    return bool(mask.sum() > _SOLID * outline.sum() and min(size) > 0.4 * max(size))
 
 
 def centered(levels: Levels, side: int) -> Levels:

@@ -296,7 +296,7 @@ def test_round_defects_are_turned_anywhere_and_others_are_not() -> None:
 def test_compact_defects_take_something_of_the_outlines_of_others() -> None:
     """A disc becomes longer like an ellipse, its core stays in its middle; a crack, or what is at an edge, does not."""
     ellipse = np.zeros((SIDE, SIDE), np.uint8)
-    cv2.ellipse(ellipse, (20, 20), (6, 15), 0, 0, 360, 1, -1)
+    cv2.ellipse(ellipse, (20, 20), (7, 15), 0, 0, 360, 1, -1)
     disc_with_core = disc(32, 32, 10)
     disc_with_core[disc(32, 32, 4) > 0] = -95
     for seed in range(20):
