@@ -63,7 +63,17 @@ from defectgen.models.model import load
 from defectgen.models.registry import Entry
 from defectgen.seeding import numpy_rng
 from defectgen.synthesis.pasted import ComposeDraw, Composition, Placement, Region
-from defectgen.synthesis.stream import Attempt, Draw, SampleSpec, SampleStream, mixture, mixture_name, require, visible
+from defectgen.synthesis.stream import (
+    Attempt,
+    Draw,
+    SampleSpec,
+    SampleStream,
+    mixture,
+    mixture_name,
+    require,
+    visible,
+    visible_pieces,
+)
 
 _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
 _RIM, _FADE = 8, 4  # pixels of the network's window: an unpainted border, then a ramp to full strength
@@ -525,6 +535,8 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         alpha = masks.feather(mask, _FEATHER * window.side / len(draw.x[0]))
         image = paste_change(photograph, window, draw.x, after, alpha)
         mask = paste_on_zeros(mask, (window.x, window.y), (photograph.height, photograph.width))
+        if draw.a is not None and not self._regions:
+            mask = visible_pieces(photograph, image, mask)
         if not visible(photograph, image, mask) or not self._shows_all(draw):
             return None
         restored = None

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -345,10 +346,23 @@ def visible(photograph: DecodedImage, after: Pixels, mask: NDArray[np.bool_]) ->
     """
     if mask.sum() < masks.SMALLEST or mask.all():
         return False
+    return bool((_strength(photograph, after, mask) > masks.VISIBLE).mean() > _CORE)
+
+
+def visible_pieces(photograph: DecodedImage, after: Pixels, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A mask without the pieces of which less than a quarter is visible: labels of what nobody sees do harm."""
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    of_piece = labels[mask]
+    seen = np.bincount(of_piece, _strength(photograph, after, mask) > masks.VISIBLE, minlength=count)
+    kept = seen > _CORE * np.bincount(of_piece, minlength=count)
+    return np.asarray(kept[labels] & mask)
+
+
+def _strength(photograph: DecodedImage, after: Pixels, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The change of each pixel inside a mask, of its strongest channel, over the range of values."""
     change = np.abs(after[mask].astype(np.float32) - photograph.pixels[mask])
-    strongest = change.max(axis=1) if change.ndim == 2 else change
     low, high = value_range(photograph)
-    return bool(np.quantile(strongest, 1 - _CORE) > masks.VISIBLE * (high - low))
+    return np.asarray((change.max(axis=1) if change.ndim == 2 else change) / (high - low), np.float32)
 
 
 def mixture(text: str, known: Collection[str] = ()) -> dict[str, float]:
