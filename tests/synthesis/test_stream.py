@@ -19,17 +19,20 @@ def test_a_defect_is_visible_if_a_quarter_of_it_is(part: float, change: int, see
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pieces_that_nobody_sees_are_not_labelled(channels: int) -> None:
-    """Of two cracks, one faint: 16 bits, where 10 of 255 gray levels are 2570."""
+    """Of two cracks, one faint, and other grain: 16 bits, where 10 of 255 gray levels are 2570."""
     pixels = np.full((40, 40, channels), 30000, np.uint16)
     pixels[0, 0], pixels[0, 1] = 0, 65535
     photograph = DecodedImage(pixels if channels == 3 else pixels[..., 0], limits=(0, 65535))
     mask = np.zeros((40, 40), np.bool_)
-    mask[5:8, 5:35], mask[20:23, 5:35], mask[30, 30] = True, True, True
+    for piece in ((slice(5, 8), slice(5, 35)), (slice(20, 23), slice(5, 35)), (30, 30), (slice(34, 38), slice(5, 35))):
+        mask[piece] = True
     after = photograph.pixels.copy()
     after[5:8, 5:35] -= 2000
     after[20:23, 5:15] -= 9000
-    after[30, 30] -= 9000
+    after[30, 30] -= 29000
+    after[34:38:2, 5:35:2] -= 6000
+    after[35:38:2, 6:35:2] += 6000
     expected = mask.copy()
-    expected[5:8] = False
+    expected[5:8], expected[34:38] = False, False
     np.testing.assert_array_equal(visible_pieces(photograph, after, mask), expected)
     assert not visible_pieces(photograph, photograph.pixels, mask).any()
