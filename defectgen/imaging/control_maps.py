@@ -62,12 +62,14 @@ Defects fade over a pixel around their masks. Without that, they end in a sharp 
 class KnownMask(NamedTuple):
     """The map of a real defect in a window, [S, S], or in its whole image, [H, W], if it is longer than windows.
 
-    `place` is the window's relative place (x, y) in its image, `zoom` its scale over that of the category.
+    `place` is the window's relative place (x, y) in its image, `zoom` its scale over that of the category; `light` is
+    that of the ground over the image's, as of `windows.light_of`, or 0 if nobody knows.
     """
 
     levels: Levels
     place: tuple[float, float]
     zoom: float = 1.0
+    light: float = 0.0
 
 
 class Sides(NamedTuple):
@@ -142,9 +144,9 @@ def _toned(mask: BoolArray, tones: FloatArray) -> Levels:
 
 def pick(rng: np.random.Generator, known: Sequence[KnownMask]) -> KnownMask:
     """A random one of the known masks, with a place nearby; windows at an edge of their image stay there."""
-    levels, place, zoom = known[int(rng.integers(len(known)))]
+    levels, place, *more = known[int(rng.integers(len(known)))]
     x, y = (at if at in (0, 1) else float(np.clip(at + rng.normal(0, _JITTER), 0, 1)) for at in place)
-    return KnownMask(levels, (x, y), zoom)
+    return KnownMask(levels, (x, y), *more)
 
 
 def draw_map(
@@ -490,7 +492,7 @@ def to_text(known: KnownMask) -> str:
     """A known mask as text, for a model's file."""
     packed = base64.b64encode(zlib.compress(known.levels.tobytes(), 9)).decode()
     (x, y), (height, width) = known.place, known.levels.shape
-    return f"{x:.4f},{y:.4f},{known.zoom:.4f},{height}x{width},{_TONED},{packed}"
+    return f"{x:.4f},{y:.4f},{known.zoom:.4f},{height}x{width},{_TONED},{known.light:.4f},{packed}"
 
 
 def from_text(text: str, side: int) -> KnownMask:
@@ -508,7 +510,7 @@ def from_text(text: str, side: int) -> KnownMask:
     else:
         bits = np.unpackbits(np.frombuffer(data, np.uint8), count=side * side)
         levels = bits.reshape(side, side).astype(np.int8)
-    return KnownMask(levels, (float(x), float(y)), float(zoom))
+    return KnownMask(levels, (float(x), float(y)), float(zoom), *map(float, more[2:]))
 
 
 def _signed_distance(mask: BoolArray) -> FloatArray:

@@ -184,6 +184,15 @@ def crop(image: DecodedImage, window: Window, image_size: int, channels: int) ->
     return normalize(pixels, value_range(image), channels)
 
 
+def light_of(x: FloatArray, mask: BoolArray, image: DecodedImage) -> float:
+    """How bright the ground of a mask is in a window x, [C, S, S] in [-1, 1], over its image; 0 for an empty mask."""
+    low, high = value_range(image)
+    thin = image.pixels[:: 1 + image.height // 64, :: 1 + image.width // 64]
+    gray = thin[..., : image.channels].mean(axis=2) if thin.ndim == 3 else thin
+    level = 2 * (float(np.median(gray)) - low) / (high - low)
+    return float(np.median(x.mean(axis=0)[mask]) + 1) / max(level, 1e-3) if mask.any() else 0.0
+
+
 def normalize(pixels: FloatArray, limits: tuple[float, float], channels: int) -> FloatArray:
     """Map pixels [H, W, 1 or 3] from `limits`, as given by `value_range`, to [channels, H, W] in [-1, 1]."""
     low, high = limits

@@ -44,6 +44,7 @@ from defectgen.imaging.windows import (
     crop,
     crop_zero_padded,
     defect_boxes,
+    light_of,
     network_side,
     normalize,
     open_sides,
@@ -81,6 +82,7 @@ _PATIENCE = 5  # attempts, after which defects that the window's border cuts off
 _OBJECT = 1 << 31  # in the key of an object that all samples share: no index is as high
 _CUT = 3  # pixels of a window's border that a whole defect may cover
 _ALIKE = 0.25  # of the logarithm of lengths: how alike in size real and generated defects are
+_DIM = 0.6  # times the light of the grounds of real defects: on a darker ground lie none
 _STRETCH = 1.5  # times as large as the image of a long defect: one that it still crosses, at a smaller scale
 _ON_CPU, _ON_GPU = 8, 64  # windows that are drawn and painted together
 
@@ -303,13 +305,15 @@ class _WindowDraw(Draw):
     """A draw with the window to paint: its position and its pixels `x`, [C, S, S].
 
     `a` is the control map, [categories, S, S], for models with region control, and `tones`, [1, S, S], are its, as in
-    `Batch`. `x_ref` and `x_style` are the references for defect and style; None if there are none.
+    `Batch`; `light` is that of the grounds of the real defects that it comes from, or 0. `x_ref` and `x_style` are the
+    references for defect and style; None if there are none.
     """
 
     window: Window
     x: FloatArray
     a: FloatArray | None
     tones: FloatArray | None = None
+    light: float = 0.0
     x_ref: _Reference | None = None
     x_style: _Reference | None = None
     moved: tuple[int, int] = (0, 0)
@@ -350,7 +354,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         firsts, at, zoom, moved = {}, None, 1.0, (0, 0)
         if not areas and all(self._masks.get(name) for name in names):
             firsts = {name: pick(rng, self._masks[name]) for name in names}
-            _, at, zoom = min(firsts.values(), key=lambda first: first.zoom)
+            _, at, zoom, _ = min(firsts.values(), key=lambda first: first.zoom)
         elif spot := self._spot(drawn.category, index, attempt, x_ref):
             at, zoom = spot[:2], spot[2]
         scale = min(1.0, zoom * min(scale_of(task.scales, drawn.sample.product, name) for name in names))
@@ -383,7 +387,15 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             a, tones = self._asked_in(rng, window, areas, tuple(names))
         x = crop(photograph, window, size, task.channels)
         return _WindowDraw(
-            **vars(drawn), window=window, x=x, a=a, tones=tones, x_ref=x_ref, x_style=x_style, moved=moved
+            **vars(drawn),
+            window=window,
+            x=x,
+            a=a,
+            tones=tones,
+            light=min((first.light for first in firsts.values()), default=0.0),
+            x_ref=x_ref,
+            x_style=x_style,
+            moved=moved,
         )
 
     def _sides(self, firsts: dict[str, KnownMask], scale: float, photograph: DecodedImage) -> tuple[int, int]:
@@ -516,6 +528,8 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
 
     def _finish(self, draw: _WindowDraw, generated: _Output) -> Sample | None:
         photograph, window = draw.photograph, draw.window
+        if draw.a is not None and light_of(draw.x, draw.a.max(axis=0) > 0, photograph) < _DIM * draw.light:
+            return None  # it lies on the backdrop
         allowed = np.ones_like(draw.x[0])
         if draw.a is None:  # with a map of its own, a network paints no frames
             rim = Sides(_RIM, _RIM, _RIM, _RIM) if generated.m is None else _inner(window, photograph)

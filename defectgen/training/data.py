@@ -19,7 +19,6 @@ from defectgen.folders import NORMAL, Catalog, SourceImage, collapsed, limits_of
 from defectgen.imaging import level
 from defectgen.imaging.control_maps import (
     KnownMask,
-    Levels,
     at_edge,
     draw_map,
     ground_of,
@@ -59,6 +58,7 @@ from defectgen.imaging.windows import (
     exposed,
     exposure,
     inside,
+    light_of,
     network_side,
     open_sides,
     place,
@@ -508,10 +508,9 @@ class _NormalsWithDefects(TrainingWindows):
             product, image = sources[number % len(sources)]
             scale = scale_of(self.scales, product, category)
             view = self._view_of(rng, image, scale)
-            levels = self._levels(view, index)
-            if levels.any():
-                found = cut if view.cuts(mask_of(levels)) else whole
-                found[image.path].append(KnownMask(levels, view.place, view.zoom))
+            known = self._known(view, index)
+            if known.levels.any():
+                (cut if view.cuts(mask_of(known.levels)) else whole)[image.path].append(known)
 
         def area(masks: list[KnownMask]) -> int:
             return max((int(mask_of(each.levels).sum()) for each in masks), default=0)
@@ -528,16 +527,21 @@ class _NormalsWithDefects(TrainingWindows):
         for product, image in sources if long else ():
             if chosen.get(image.path) is cut:
                 views = self._long_views(rng, image, scale_of(self.scales, product, category))
-                maps = ((view, self._levels(view, index, size)[view.shown(size)]) for view, size in views)
-                cut[image.path] = [KnownMask(levels, view.place) for view, levels in maps if levels.any()]
+                wide = [self._known(view, index, size) for view, size in views]
+                parts = [
+                    each._replace(levels=each.levels[view.shown(size)])
+                    for each, (view, size) in zip(wide, views, strict=True)
+                ]
+                cut[image.path] = [each for each in parts if each.levels.any()]
         return seen, listed()
 
-    def _levels(self, view: "_View", index: int, size: int | None = None) -> Levels:
+    def _known(self, view: "_View", index: int, size: int | None = None) -> KnownMask:
         """The map of a category's defects, [S, S], with its tones if the image has a twin."""
         size = size or self.image_size
-        mask = self._map(view, size)[index] > 0
-        twin = self._twin(view, size)
-        return levels_of(mask) if twin is None else levels_of(mask, self._x(view, size), twin)
+        mask, x, twin = self._map(view, size)[index] > 0, self._x(view, size), self._twin(view, size)
+        levels = levels_of(mask) if twin is None else levels_of(mask, x, twin)
+        light = light_of(x if twin is None else twin, mask, self._cache.read(view.image.path))
+        return KnownMask(levels, view.place, view.zoom, light)
 
     def _long_views(self, rng: np.random.Generator, image: SourceImage, scale: float) -> list[tuple["_View", int]]:
         """A view of a long defect for each flip, and the side of its window in pixels of the network."""

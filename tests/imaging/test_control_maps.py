@@ -221,7 +221,7 @@ def test_masks_are_mixed_with_those_of_their_size() -> None:
 
 @pytest.mark.parametrize("mask", [line(), pit(), centered(line(), 240)[40:200]])
 def test_masks_are_kept_as_text(mask: Levels) -> None:
-    known = KnownMask(mask, (0.25, 1.0), 1.5)
+    known = KnownMask(mask, (0.25, 1.0), 1.5, 0.875)
     found = from_text(to_text(known), SIDE)
     np.testing.assert_array_equal(found.levels, mask)
     assert found[1:] == known[1:]
@@ -230,7 +230,7 @@ def test_masks_are_kept_as_text(mask: Levels) -> None:
     np.testing.assert_array_equal(before.levels, mask_of(mask))
     # Those without what is around masks are.
     sharp = KnownMask(np.asarray((mask - mask_of(mask)) * mask_of(mask), np.int8), (0.25, 1.0))
-    kept = from_text(to_text(sharp).replace("faded", "tones"), SIDE).levels
+    kept = from_text(to_text(sharp).replace("faded,0.0000", "tones"), SIDE).levels
     np.testing.assert_array_equal(mask_of(kept), sharp.levels != 0)
     np.testing.assert_array_equal(tones_of(kept), tones_of(mask * mask_of(mask)))
 
@@ -372,6 +372,6 @@ def test_masks_of_older_models_can_be_read() -> None:
     bits = base64.b64encode(np.packbits(line()).tobytes()).decode()
     squeezed = base64.b64encode(zlib.compress(np.packbits(line()).tobytes())).decode()
     for packed in (bits, f"{SIDE},{squeezed}"):
-        levels, place, zoom = from_text(f"0.2500,1.0000,1.5000,{packed}", SIDE)
+        levels, place, zoom, light = from_text(f"0.2500,1.0000,1.5000,{packed}", SIDE)
         np.testing.assert_array_equal(levels, line())
-        assert (place, zoom) == ((0.25, 1.0), 1.5)
+        assert (place, zoom, light) == ((0.25, 1.0), 1.5, 0)  # nobody knows the light

@@ -848,6 +848,30 @@ def test_a_union_of_a_long_and_a_short_defect_shows_both(
     assert max(cv2.connectedComponents(sample.mask.astype(np.uint8))[0] for sample in samples) > 2
 
 
+def test_defects_do_not_lie_on_a_backdrop(
+    with_masks: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Real ones had as much light as their windows; the right half of these normals is nearly black."""
+    pixels = np.full((64, 160), 160, np.uint8)
+    pixels[:, 80:] = 20
+    (tmp_path / "dark").mkdir()
+    (tmp_path / "dark" / "0.png").write_bytes(encode_png(pixels))
+    normals = read_normals(tmp_path / "dark", product="part")
+    spot = np.zeros((64, 64), np.int8)
+    spot[28:36, 28:36] = 1
+    middles = {}
+    for light in (0.0, 1.0):
+        monkeypatch.setattr(
+            "defectgen.imaging.control_maps.from_text",
+            lambda _text, _side, light=light: KnownMask(spot, (0.45, 0.5), light=light),
+        )
+        samples = list(synthesize(with_masks(16, normals=normals, categories=("dent",))))
+        middles[light] = [np.argwhere(sample.mask)[:, 1].mean() for sample in samples]
+    assert max(middles[0.0]) > 85
+    assert max(middles[1.0]) < 82
+    assert len(middles[1.0]) == 16
+
+
 def test_a_model_that_learned_without_masks_is_asked_everywhere(
     entry: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
