@@ -32,8 +32,6 @@ WOVEN = 9
 """Side in pixels over which the grain of a ground is averaged, which deep defects hide."""
 HIDING = 0.1, 0.25
 """The change over the ground's brightness, around a pixel, at which a defect begins to hide its grain, and hides it."""
-CORED = 1.0
-"""How much of a change is taken for the grain of the old ground, where that is not hidden: its standard deviation."""
 DARKEST = 0.2
 """The least brightness of a ground; that of white is 2."""
 STEEP = 2.0
@@ -93,7 +91,7 @@ def levels_of(mask: BoolArray, x: FloatArray | None = None, twin: FloatArray | N
     hidden, light = _hiding(twin, x - twin, mask), brightness(twin)
     change = np.asarray((x - _ground(twin, hidden)).mean(axis=0), np.float32)
     fine, grain = (each - cv2.blur(each, (3, 3)) for each in (change, twin.mean(axis=0)))
-    most = CORED * (1 - hidden) * float(grain.std())
+    most = (1 - hidden) * float(grain.std())  # so much is taken for the grain of the old ground
     change -= np.clip(fine, -most, most)
     tones = np.tanh(np.float32(STEEP) * change / np.where(change > 0, np.sqrt(light), light))
     near = cv2.dilate(mask.astype(np.float32), np.ones((_FADE, _FADE)))
