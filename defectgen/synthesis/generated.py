@@ -517,15 +517,6 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             [draw.category for draw in draws], keys, np.stack([draw.x for draw in draws]), **guides
         )
 
-    @staticmethod
-    def _shows_all(draw: _WindowDraw) -> bool:
-        """Whether each defect of a union lies in the image, at least in part: a window may be larger than it."""
-        asked = [] if draw.a is None else [each > 0.5 for each in draw.a if each.any()]
-        corner, shape = (draw.window.x, draw.window.y), (draw.photograph.height, draw.photograph.width)
-        return len(asked) < 2 or all(
-            paste_on_zeros(native_mask(each, draw.window.side), corner, shape).any() for each in asked
-        )
-
     def _finish(self, draw: _WindowDraw, generated: _Output) -> Sample | None:
         photograph, window = draw.photograph, draw.window
         if draw.a is not None and light_of(draw.x, draw.a.max(axis=0) > 0, photograph) < _DIM * draw.light:
@@ -549,9 +540,13 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         alpha = masks.feather(mask, _FEATHER * window.side / len(draw.x[0]))
         image = paste_change(photograph, window, draw.x, after, alpha)
         mask = paste_on_zeros(mask, (window.x, window.y), (photograph.height, photograph.width))
-        if draw.a is not None and not self._regions:
-            mask = visible_pieces(photograph, image, mask)
-        if not visible(photograph, image, mask) or not self._shows_all(draw):
+        # Of a union, each defect lies in the image, which may be smaller than the window, and is visible.
+        asked = [each > 0.5 for each in draw.a if each.any()] if draw.a is not None else []
+        parts = [paste_on_zeros(native_mask(each, window.side), (window.x, window.y), mask.shape) for each in asked]
+        if parts and not self._regions:
+            parts = [visible_pieces(photograph, image, part) for part in parts]
+            mask &= np.any(parts, axis=0)
+        if not visible(photograph, image, mask) or not all(part.any() for part in parts):
             return None
         restored = None
         if generated.restored is not None:

@@ -358,6 +358,8 @@ def visible_pieces(photograph: DecodedImage, after: Pixels, mask: NDArray[np.boo
     Changes are averaged over 3 x 3 pixels: another grain is not seen.
     """
     left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    if not width:
+        return mask
     there = slice(top, top + height), slice(left, left + width)
     own = mask[there]
     change = np.abs(cv2.blur(after[there].astype(np.float32) - photograph.pixels[there], (3, 3)))

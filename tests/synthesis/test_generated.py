@@ -848,6 +848,33 @@ def test_a_union_of_a_long_and_a_short_defect_shows_both(
     assert max(cv2.connectedComponents(sample.mask.astype(np.uint8))[0] for sample in samples) > 2
 
 
+def test_the_label_of_a_union_names_what_is_visible(
+    with_masks: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that paints spots white, now and then, and dents black: samples show both."""
+
+    def generate(_self: DefectGAN, request: GenerateBatch) -> Generated:
+        assert request.a is not None
+        often = torch.stack([torch.rand(1, generator=rng) < 0.5 for rng in request.rngs]).view(-1, 1, 1, 1)
+        dents, spots = (soft(each) for each in request.a.split(1, dim=1))
+        spots = spots * often * (1 - dents)
+        return Generated(request.x * (1 - dents - spots) - dents + spots, torch.maximum(dents, spots))
+
+    bars = np.zeros((2, 64, 64), np.int8)
+    bars[0, 16:22, 16:48] = bars[1, 42:48, 16:48] = 1
+    known = iter([KnownMask(bar, (0.5, 0.5)) for bar in bars])
+    monkeypatch.setattr("defectgen.imaging.control_maps.from_text", lambda _text, _side: next(known))
+    request = with_masks(8, categories=("dent+spot",))
+    monkeypatch.setattr(DefectGAN, "generate", generate)
+    samples = list(synthesize(request))
+    assert len(samples) > 3
+    for sample in samples:
+        inside = sample.image[sample.mask]
+        black, white = np.quantile(sample.image, (0.005, 0.995))
+        assert (inside <= black).sum() > 20
+        assert (inside >= white).sum() > 20
+
+
 def test_defects_do_not_lie_on_a_backdrop(
     with_masks: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

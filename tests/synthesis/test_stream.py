@@ -36,3 +36,4 @@ def test_pieces_that_nobody_sees_are_not_labelled(channels: int) -> None:
     expected[5:8], expected[34:38] = False, False
     np.testing.assert_array_equal(visible_pieces(photograph, after, mask), expected)
     assert not visible_pieces(photograph, photograph.pixels, mask).any()
+    assert not visible_pieces(photograph, after, np.zeros_like(mask)).any()
