@@ -25,7 +25,7 @@ _TURN = 8.0  # degrees, standard deviation: real masks bring their own direction
 _SCALE, _LARGEST = 0.25, 0.3  # standard deviation and limit of the scale's logarithm to base 2: enlarged, it is blurred
 _MIXED = 0.3  # share of the maps without tones that are between two real masks: mixed tones would be blurred
 _RESHAPED, _ANGLES = 0.7, 36  # share of the compact maps with outlines between two, and the number of their radii
-_SOLID = 0.85  # of its convex hull a compact map fills more: others have no radii
+_SOLID, _OVAL = 0.85, 0.4  # of its convex hull, and of its length in width, a compact map has more
 AROUND = 17
 """Side in pixels of the ground around each pixel, of whose mean brightness a tone is a part."""
 WOVEN = 9
@@ -47,7 +47,7 @@ _TRIES = 8
 _COVERED = 0.45  # a little below one half, so that thin lines stay whole
 _NEAR = 4  # pixels around a mask, in which a defect changes something
 _WHOLE = 0.97  # of a warped mask: one of which the border cuts off more is drawn again
-_LEAST = 0.3  # of the area of a real mask: a map that lost more, at the border or by mixing, is drawn again
+_LEAST = 0.4  # of the area of a real mask: a map that lost more, at the border or by mixing, is drawn again
 
 
 Levels = NDArray[np.int8]
@@ -204,16 +204,15 @@ def draw_long(
         fixed = {-1: ends[:1], 0: [] if missing or whole is not first else ends, 1: ends[1:]}[held]
         pins.append([(end, end) for end, meets in fixed if meets])
         mirrored |= bool(missing and reached and not held and whole is first)
-    found = np.zeros(shape, np.int8)
+    reach = tuple(slice(low, high + side) for (low, high), side in zip(spans, shape, strict=True))
+    waves = _COURSE if wanders(mask_of(first)) else (_ARC,)
+    found, mask = np.zeros(shape, np.int8), mask_of(wide)
     for _ in range(_TRIES):
-        waves = _COURSE if wanders(mask_of(first)) else (_ARC,)
-        at = _bend(rng, mask_of(wide), 0, *waves, scale=0 if mirrored else _SCALE, largest=0)
+        at = _bend(rng, mask, 0, *waves, scale=0 if mirrored else _SCALE, largest=0)
         for axis, edges in enumerate(pins):
             _pin(at, axis, edges)
         bent = _remapped(wide, at)
-        there = np.argwhere(
-            bent[tuple(slice(low, high + side) for (low, high), side in zip(spans, shape, strict=True))]
-        )
+        there = np.argwhere(bent[reach])
         if not len(there):
             continue
         top, left = (
@@ -221,7 +220,8 @@ def draw_long(
             for (low, high), at, side in zip(spans, there[int(rng.integers(len(there)))], shape, strict=True)
         )
         found = bent[top : top + shape[0], left : left + shape[1]]
-        if np.count_nonzero(found) >= _LEAST * np.count_nonzero(first) * min(1, found.size / first.size):
+        least = _LEAST * np.count_nonzero(first) * min(1, found.size / first.size)
+        if np.count_nonzero(found) >= least and all(_spans(found, axis) for axis in (0, 1) if _crosses(first, axis)):
             break
     return found
 
@@ -263,8 +263,11 @@ def _joined(rng: np.random.Generator, first: Levels, known: Sequence[Levels]) ->
 
 def _crosses(levels: Levels, axis: int) -> bool:
     """Whether a map reaches both ends of an axis, and none of the other one."""
-    ends = [[levels.take(end, of).any() for end in (0, -1)] for of in (axis, 1 - axis)]
-    return all(ends[0]) and not any(ends[1])
+    return _spans(levels, axis) and not levels.take((0, -1), 1 - axis).any()
+
+
+def _spans(levels: Levels, axis: int) -> bool:
+    return bool(levels.take(0, axis).any() and levels.take(-1, axis).any())
 
 
 @lru_cache(maxsize=1024)
@@ -291,8 +294,8 @@ def warped(rng: np.random.Generator, levels: Levels, *, straight: bool = False) 
 
 def _turned(rng: np.random.Generator, levels: Levels) -> Levels:
     """A map, [S, S], turned by a random multiple of 90 degrees or mirrored, if its defect is round and at no edge."""
-    (_, size, _), edges = cv2.minAreaRect(np.argwhere(levels)), at_edge(levels[None])
-    if edges or min(size) < _ROUND * max(size):
+    _, size, _ = cv2.minAreaRect(np.argwhere(levels))
+    if min(size) < _ROUND * max(size) or at_edge(levels[None]):
         return levels
     turned = np.rot90(levels, int(rng.integers(4)))
     return np.ascontiguousarray(turned.T if rng.random() < 0.5 else turned)
@@ -455,7 +458,7 @@ def _solid(levels: bytes, side: int) -> bool:
     hull, (_, size, _) = cv2.convexHull(contours[0]), cv2.minAreaRect(contours[0])
     outline = np.zeros_like(mask)
     cv2.fillConvexPoly(outline, hull, 1)
-    return bool(mask.sum() > _SOLID * outline.sum() and min(size) > 0.4 * max(size))
+    return bool(mask.sum() > _SOLID * outline.sum() and min(size) > _OVAL * max(size))
 
 
 def centered(levels: Levels, side: int) -> Levels:

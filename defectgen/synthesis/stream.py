@@ -25,7 +25,7 @@ from defectgen.errors import UsageError
 from defectgen.folders import Catalog, SourceImage
 from defectgen.imaging import masks
 from defectgen.imaging.images import DecodedImage, Pixels
-from defectgen.imaging.windows import ImageCache, value_range
+from defectgen.imaging.windows import FloatArray, ImageCache, value_range
 from defectgen.methods import Control, MethodInfo, having
 from defectgen.synthesis.split import Photographs, Split, said
 
@@ -346,10 +346,8 @@ def visible(photograph: DecodedImage, after: Pixels, mask: NDArray[np.bool_]) ->
     """
     if mask.sum() < masks.SMALLEST or mask.all():
         return False
-    change = np.abs(after[mask].astype(np.float32) - photograph.pixels[mask])
-    strongest = change.max(axis=1) if change.ndim == 2 else change
-    low, high = value_range(photograph)
-    return bool(np.quantile(strongest, 1 - _CORE) > masks.VISIBLE * (high - low))
+    change = _strength(photograph, after[mask].astype(np.float32) - photograph.pixels[mask])
+    return bool(np.quantile(change, 1 - _CORE) > masks.VISIBLE)
 
 
 def visible_pieces(photograph: DecodedImage, after: Pixels, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -362,14 +360,20 @@ def visible_pieces(photograph: DecodedImage, after: Pixels, mask: NDArray[np.boo
         return mask
     there = slice(top, top + height), slice(left, left + width)
     own = mask[there]
-    change = np.abs(cv2.blur(after[there].astype(np.float32) - photograph.pixels[there], (3, 3)))
-    low, high = value_range(photograph)
-    seen = (change.max(axis=2) if change.ndim == 3 else change) > masks.VISIBLE * (high - low)
+    change = cv2.blur(after[there].astype(np.float32) - photograph.pixels[there], (3, 3))
+    seen = _strength(photograph, np.asarray(change, np.float32)) > masks.VISIBLE
     count, labels = cv2.connectedComponents(own.astype(np.uint8), connectivity=8)
     kept = np.bincount(labels[own & seen], minlength=count) > _CORE * np.bincount(labels[own], minlength=count)
     found = np.zeros_like(mask)
     found[there] = kept[labels] & own
     return found
+
+
+def _strength(photograph: DecodedImage, change: FloatArray) -> FloatArray:
+    """A change of some of a photograph's pixels, that of their strongest channel, over the range of values."""
+    low, high = value_range(photograph)
+    strongest = np.abs(change).max(axis=-1) if photograph.pixels.ndim == 3 else np.abs(change)
+    return np.asarray(strongest / (high - low), np.float32)
 
 
 def mixture(text: str, known: Collection[str] = ()) -> dict[str, float]:

@@ -103,7 +103,7 @@ def test_masks_that_fit_are_not_cut_off_by_the_border() -> None:
         found = draw_map(np.random.default_rng(seed), mask, [KnownMask(mask, (0.5, 0.5))], border)
         for edge in (found[4], found[:, 4]):
             assert edge.sum() < 12  # of some 18 across the middle
-        assert found.sum() > 0.35 * mask.sum()
+        assert found.sum() > 0.4 * mask.sum()
     # Where the image ends, a mask that reaches its edge still does.
     open_left = Sides(4, 4, 0, 4)
     cut = disc(2, 30, 9)
@@ -161,8 +161,8 @@ def test_a_crack_through_an_image_crosses_another_one() -> None:
         found = [draw_long(np.random.default_rng(seed), first, shape, known) for seed in range(15) for shape in shapes]
         assert tuple(each.shape for each in found[:4]) == shapes
         assert len({each.tobytes() for each in found}) == 60
-        assert np.mean([each[:, 0].any() and each[:, -1].any() for each in found]) > 0.8
-        assert np.mean([each.any(axis=0).mean() > 0.9 for each in found]) > 0.85
+        assert np.mean([each[:, 0].any() and each[:, -1].any() for each in found]) > 0.9
+        assert np.mean([each.any(axis=0).mean() > 0.9 for each in found]) > 0.9
 
 
 def test_cracks_go_on_where_others_begin() -> None:
@@ -175,6 +175,17 @@ def test_cracks_go_on_where_others_begin() -> None:
         both += bool(np.mean(heights[:20]) < 7 < np.mean(heights[-20:]))
         assert cv2.connectedComponents(found.astype(np.uint8))[0] == 2
     assert both > 7  # the others show one of them only
+
+
+def test_a_long_defect_in_a_corner_stays_there() -> None:
+    chip = np.zeros((160, 160), np.int8)
+    chip[:, 140:] = 1
+    chip[40:] = 0
+    for seed in range(20):
+        found = draw_long(np.random.default_rng(seed), chip, (64, 64))
+        assert found[:, -1].any()
+        assert found[0].any()
+        assert not found[:, :20].any()
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (160, 120), (100, 300), (300, 200)])
@@ -207,9 +218,9 @@ def test_scratches_that_touch_stay_straight_where_others_of_their_category_are()
         return float((left - np.polynomial.Polynomial.fit(rows, left, 2)(rows)).std())
 
     straight, bent = (
-        np.median([astray(known, seed) for seed in range(40)]) for known in (of_scratches, of_scratches[:1])
+        np.mean([astray(known, seed) for seed in range(20)]) for known in (of_scratches, of_scratches[:1])
     )
-    assert straight < 0.9 * bent
+    assert straight < 0.75 * bent
 
 
 def test_masks_are_mixed_with_those_of_their_size() -> None:
@@ -268,15 +279,19 @@ def test_tones_are_warped_with_their_mask() -> None:
     known = [KnownMask(np.ascontiguousarray(pit()[:, ::-1]), (0.5, 0.5))]
     for seed in range(20):
         rng = np.random.default_rng(seed)
+        turned = draw_map(rng, pit(), known, Sides(4, 4, 4, 4))
         for found in (
             warped(rng, pit()),
-            draw_map(rng, pit(), known, Sides(4, 4, 4, 4)),
+            turned,
             fitted(pit(), np.ones((SIDE, SIDE), np.bool_), rng, 0.7),
         ):
             tones = tones_of(found)
             assert 0.1 < (tones < -0.4).sum() / mask_of(found).sum() < 0.5
             assert not tones[found == 0].any()
-            assert np.linalg.norm(middle(tones > 0.25) - middle(tones < -0.4)) > 3  # bright on one side
+            if found is turned:
+                assert np.linalg.norm(middle(tones > 0.25) - middle(tones < -0.4)) > 3  # bright on one side
+            else:
+                assert middle(tones > 0.25)[1] < middle(tones < -0.4)[1]  # bright on the left
 
 
 def test_round_defects_are_turned_anywhere_and_others_are_not() -> None:
