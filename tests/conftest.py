@@ -66,3 +66,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(tmp_path_factory.mktemp("held"), np.random.default_rng(1), defects=5, normals=6)
+
+
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mixed precision on the CPU, whichever it is: for comparisons that need more digits than bfloat16 has."""
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)

@@ -44,6 +44,8 @@ from defectgen.version import __version__
 _RESULTS, _REPORT, _PAGE = "results.json", "report.json", "report.html"
 _WORST_PAIRS = 6  # pairs that the report shows
 _RED = (230, 40, 40)
+_ALARM = 6  # pixels from the middle of a false alarm to its outline
+_SCORING = 2  # changes with the networks and their scores, so that no report mixes two versions
 
 CutOuts = Callable[[Sequence[LabeledImage], Sequence[LabeledImage], int], list[tuple[FloatArray, BoolArray]]]
 """(defects, normals, number) -> cut-outs of the defects on the normals, with their masks: the yardstick of fidelity."""
@@ -193,6 +195,8 @@ def evaluate(
         scores,
         on_stage,
     )
+    learned = [learning.of(shots) for shots in request.shots]
+    alarms = [_name_alarms(of_shots, test, test_examples) for of_shots in learned]
     result: dict[str, Any] = {
         "defectgen": __version__,
         "device": str(device),
@@ -207,11 +211,11 @@ def evaluate(
         "skipped": list(found.skipped),
         "warnings": list(found.warnings),
         "datasets": datasets,
-        "downstream": [learning.of(shots) for shots in request.shots],
+        "downstream": learned,
     }  # fmt: skip
     if ranks.is_main():
         files.write(out / _REPORT, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        report.write(out / _PAGE, result, sheets)
+        report.write(out / _PAGE, result, sheets, alarms)
     return ranks.share(lambda: result)
 
 
@@ -316,7 +320,7 @@ def _identity(
     images = (*real, *(image for each in made.values() for image in each))
     masks = [None if each.mask is None else "+".join(digests(each.mask)) for each in images]
     parts = [(each.sha256, mask, each.category) for each, mask in zip(images, masks, strict=True)]
-    how = [asdict(request.extent), request.seed, request.kind, request.reversal, request.share, list(made)]
+    how = [_SCORING, asdict(request.extent), request.seed, request.kind, request.reversal, request.share, list(made)]
     return hashlib.sha256(json.dumps([how, parts]).encode()).hexdigest()
 
 
@@ -425,6 +429,26 @@ def _strip(examples: Sequence[Example]) -> NDArray[np.uint8]:
     outlined = plain.copy()
     outlined[cv2.dilate(marked, np.ones((3, 3), np.uint8)) > marked] = _RED
     return np.concatenate([plain, outlined])
+
+
+def _name_alarms(
+    of_shots: dict[str, Any], test: Sequence[LabeledImage], examples: Sequence[Example]
+) -> dict[str, NDArray[np.uint8]]:
+    """Replace the indices of false alarms by names of files. Returns their windows, without datasets and with each."""
+    strips = {}
+    for name, of in of_shots["sets"].items():
+        found = of["alarms"]
+        of["alarms"] = [str(test[i].path) for i, *_ in found]
+        if name == of_shots["augmentation"] or name in of_shots["datasets"]:
+            strips[name] = _strip([_around(examples[i].x, y, x) for i, y, x, _ in found])
+    return strips
+
+
+def _around(image: FloatArray, y: int, x: int) -> Example:
+    """An image as an example of a defect around a pixel."""
+    mask = np.zeros(image.shape[1:], np.bool_)
+    mask[max(0, y - _ALARM) : y + _ALARM + 1, max(0, x - _ALARM) : x + _ALARM + 1] = True
+    return Example.of(image, mask, 1)
 
 
 # --- Verdicts ----------------------------------------------------------------------------------------------------

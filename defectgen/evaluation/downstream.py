@@ -29,6 +29,8 @@ from defectgen.seeding import numpy_rng
 Augmentation = Literal["none", "traditional", "mixing"]
 """None; flips, brightness and contrast; these and one of CutMix, MixUp and CutOut per batch (DT-GAN, table 3)."""
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
+ALARMS = 8
+"""How many false alarms are told: normals that look most like defects."""
 _WINDOW = 128  # pixels
 _BATCH = 8
 _LEARNING_RATE = 2e-3
@@ -134,7 +136,10 @@ def window(rng: np.random.Generator, example: Example) -> tuple[FloatArray, Bool
 def batch(
     rng: np.random.Generator, drawer: Drawer, augmentation: Augmentation, classes: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Windows [B, C, S, S], masks [B, S, S], weights [B, classes], source [B]: 1 synthetic, 0 real, -1 normal."""
+    """Windows [B, C, S, S], masks [B, classes - 1, S, S], weights [B, classes], source [B].
+
+    Each category has a mask. Source is 1 for synthetic, 0 for real, -1 for no defect.
+    """
     rows = []
     for _ in range(_BATCH):
         example = drawer.draw(rng)
@@ -142,11 +147,12 @@ def batch(
         if augmentation != "none":
             x, mask = augmented(rng, x, mask)
         # A window of an image with a defect may miss the defect.
-        label = example.label if mask.any() or not example.label else 0
+        label = example.label if mask.any() else 0
         rows.append((x, mask.astype(np.float32), label, float(example.synthetic) if label else -1.0))
     columns = [np.stack([np.asarray(row[i]) for row in rows]) for i in range(4)]
     windows, masks, labels, source = (torch.from_numpy(each) for each in columns)
     weights = F.one_hot(labels, classes).float()
+    masks = masks[:, None] * weights[:, 1:, None, None]
     if augmentation == "mixing":
         windows, masks, weights = mixed(rng, windows, masks, weights)
     return windows, masks, weights, source.float()
@@ -180,7 +186,8 @@ def train(
 ) -> Network:
     """Train a network with AdamW and a cosine schedule of the learning rate. Deterministic for a seed and a device.
 
-    The losses are the cross-entropy of the classes, and the cross-entropy and the Dice loss of the pixels.
+    The losses are the cross-entropy of the classes, the cross-entropy and the Dice loss of the pixels that are defects,
+    and the cross-entropy of the categories of these.
     """
     with one_thread():
         with _BUILD_LOCK, torch.random.fork_rng(devices=[]):
@@ -209,9 +216,12 @@ def _loss(network: Network, rows: tuple[Tensor, Tensor, Tensor, Tensor], plan: P
     with mixed_precision(plan.device):
         logits, pixels, origin = network(x.contiguous(memory_format=torch.channels_last), reversal)
     logits, pixels, origin = logits.float(), pixels.float(), origin.float()
-    p = pixels.sigmoid()
-    dice = 1 - (2 * (p * mask).sum() + 1) / (p.sum() + mask.sum() + 1)
-    total = F.cross_entropy(logits, weights) + F.binary_cross_entropy_with_logits(pixels, mask) + dice
+    defect, of_category = mask.sum(dim=1), F.log_softmax(pixels[:, 1:], dim=1)
+    p = pixels[:, 0].sigmoid()
+    dice = 1 - (2 * (p * defect).sum() + 1) / (p.sum() + defect.sum() + 1)
+    total = F.cross_entropy(logits, weights) + F.binary_cross_entropy_with_logits(pixels[:, 0], defect) + dice
+    # Each window counts as much: a break has a hundred times the pixels of a blowhole.
+    total = total - ((mask * of_category).sum(dim=(1, 2, 3)) / (defect.sum(dim=(1, 2)) + 1)).mean()
     # Defects only: all normals are real, so hiding the source would make synthetic defects resemble normals.
     defects = source >= 0
     if plan.reversal and defects.any():
@@ -227,44 +237,56 @@ def test(
 
     `balanced_accuracy` and `f1` are of the classes of windows; `ap`, `iou` and `f1_pixels` of the pixels of all images
     together, so that large defects count most; `mean_ap` is the mean of the categories' `ap`; `auroc` is of the images,
-    each scored by its 50th highest pixel. A category has `recall` instead of the first two. `curve` is the precision of
-    the pixels at recalls of 0, 0.05, ..., 1.
+    each scored by its 50th highest pixel. A category has `recall` instead of the first two; its other scores are of the
+    map of this category, so that what is taken for another one does not count against it. `curve` is the precision of
+    the pixels at recalls of 0, 0.05, ..., 1. `alarms` are the normals that look most like defects, highest first: their
+    index, y, x and logit.
     """
     with one_thread():
-        classes = 1 + max(len(categories), *(each.label for each in examples))
-        counts = np.zeros((classes, 2, _BINS), np.int64)
-        worst, predicted = np.zeros(len(examples)), np.zeros(len(examples), np.int64)
+        alarms: list[tuple[int, int, int, float]] = []
+        maps = 1 + len(categories)  # of all defects together, and of each category
+        counts = np.zeros((maps, 2, _BINS), np.int64)
+        worst, predicted = np.zeros((maps, len(examples))), np.zeros(len(examples), np.int64)
         for i, example in enumerate(examples):
-            levels = _pixel_logits(network, example.x, device)
-            worst[i] = np.partition(levels.ravel(), -min(50, levels.size))[-min(50, levels.size)]
-            bins = np.clip((levels + _LOGIT_RANGE) * (_BINS / (2 * _LOGIT_RANGE)), 0, _BINS - 1).astype(np.int64)
-            for kind in (0, 1):
-                counts[example.label, kind] += np.bincount(bins[example.mask == kind], minlength=_BINS)
-            x, _ = window(numpy_rng(i), example)
-            predicted[i] = int(network(torch.from_numpy(x[None]).to(device))[0].argmax())
+            levels = _pixel_logits(network, example.x, device)[:maps]
+            for own, level in enumerate(levels):
+                worst[own, i] = np.partition(level.ravel(), -min(50, level.size))[-min(50, level.size)]
+                if example.label not in (0, own) and own:
+                    continue  # a category is compared with normals
+                bins = np.clip((level + _LOGIT_RANGE) * (_BINS / (2 * _LOGIT_RANGE)), 0, _BINS - 1).astype(np.int64)
+                for kind in (0, 1):
+                    counts[own, kind] += np.bincount(bins[example.mask == kind], minlength=_BINS)
+            if not example.label:
+                y, x = np.unravel_index(int(levels[0].argmax()), levels[0].shape)
+                alarms.append((i, int(y), int(x), float(levels[0].max())))
+            windowed, _ = window(numpy_rng(i), example)
+            predicted[i] = int(network(torch.from_numpy(windowed[None]).to(device))[0].argmax())
     labels = np.array([each.label for each in examples])
     found: dict[str, Any] = _class_scores(predicted, labels)
-    found |= _pixel_scores(counts.sum(axis=0))
-    found["auroc"] = auroc(worst[labels > 0], worst[labels == 0])
+    found |= _pixel_scores(counts[0])
+    found["alarms"] = sorted(alarms, key=lambda alarm: -alarm[3])[:ALARMS]
+    found["auroc"] = auroc(worst[0, labels > 0], worst[0, labels == 0])
     found["categories"] = {}
     for label, category in enumerate(categories, start=1):
         mine = labels == label
         if mine.any():
-            own = _pixel_scores(counts[[0, label]].sum(axis=0))
-            own.pop("curve")
+            own_scores = _pixel_scores(counts[label])
+            own_scores.pop("curve")
             recall = float((predicted[mine] == label).mean())
-            found["categories"][category] = {"recall": recall, **own, "auroc": auroc(worst[mine], worst[labels == 0])}
+            of_images = auroc(worst[label, mine], worst[label, labels == 0])
+            found["categories"][category] = {"recall": recall, **own_scores, "auroc": of_images}
     found["mean_ap"] = float(np.mean([each["ap"] for each in found["categories"].values()]))
     return found
 
 
 def _pixel_logits(network: Network, x: FloatArray, device: torch.device) -> FloatArray:
-    """The logits of an image's pixels, [H, W]."""
+    """The logits of an image's pixels, [classes, H, W]: of a defect, and of one of each category."""
     height, width = x.shape[1:]
     pad = [(0, -height % 32), (0, -width % 32)]
     whole = torch.from_numpy(np.pad(x, [(0, 0), *pad], mode="symmetric"))[None].to(device)
-    pixels = network(whole.contiguous(memory_format=torch.channels_last))[1]
-    return np.asarray(pixels[0, :height, :width].float().cpu().numpy(), np.float32)
+    pixels = network(whole.contiguous(memory_format=torch.channels_last))[1][0, :, :height, :width].double()
+    p = pixels[0].sigmoid() * pixels[1:].softmax(dim=0)
+    return np.asarray(torch.cat([pixels[:1], p.logit(1e-9)]).float().cpu().numpy(), np.float32)
 
 
 def _class_scores(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, float]:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -374,8 +374,17 @@ def _summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for category, of in categories.items()
         },
         "curve": np.mean([row["curve"] for row in rows], axis=0).round(4).tolist(),
+        "alarms": _highest(alarm for row in rows for alarm in row["alarms"]),
         "by_seed": {key: [row[key] for row in rows] for key in METRICS.values()},
     }
+
+
+def _highest(alarms: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """The alarms of several networks, highest first, one for each image."""
+    of_images: dict[int, list[Any]] = {}
+    for alarm in sorted(alarms, key=lambda alarm: -alarm[3]):
+        of_images.setdefault(alarm[0], list(alarm))
+    return list(of_images.values())[: downstream.ALARMS]
 
 
 def _gains(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defectgen.nn.features import CHANNELS, lite0
-from defectgen.nn.layers import standardized
+from defectgen.nn.layers import box_mean, standardized
 
 Kind = Literal["fine-tuned", "scratch"]
 _PYRAMID_WIDTH = 64  # channels of the feature pyramid
@@ -67,14 +67,14 @@ class Classifier(nn.Module):
 
 
 class UNet(nn.Module):
-    """A compact U-Net: [B, channels, H, W] -> logits [B, 1, H, W]; sides are multiples of 16."""
+    """A compact U-Net: [B, channels, H, W] -> logits [B, maps, H, W]; sides are multiples of 16."""
 
-    def __init__(self, channels: int, width: int = 12) -> None:
+    def __init__(self, channels: int, maps: int, width: int = 12) -> None:
         super().__init__()
         widths = [min(width * 2**i, 8 * width) for i in range(5)]
         self.down = nn.ModuleList(_double_conv(a, b) for a, b in pairwise([channels, *widths]))
         self.up = nn.ModuleList(_double_conv(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
-        self.out = nn.Conv2d(widths[0], 1, 1)
+        self.out = nn.Conv2d(widths[0], maps, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         kept, x = [], standardized(x)
@@ -109,25 +109,32 @@ class FineTuned(nn.Module):
         last = nn.Conv2d(_FINE_WIDTH, 1, 1)
         nn.init.constant_(last.bias, _PRIOR)  # type: ignore[arg-type]
         self.out = nn.Sequential(nn.SiLU(), nn.Conv2d(2 * _FINE_WIDTH, _FINE_WIDTH, 3, padding=1), nn.SiLU(), last)
+        self.category = nn.Conv2d(_PYRAMID_WIDTH, classes - 1, 3, padding=1)
         self.head = nn.Linear(2 * (CHANNELS[2] + CHANNELS[3]), classes)
         self.source = _source_head(2 * (CHANNELS[2] + CHANNELS[3]))
 
     def forward(self, x: Tensor, reversal: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, 1 or 3, H, W] in [-1, 1], sides multiples of 32 -> logits [B, classes], pixels [B, H, W], source [B]."""
+        """[B, 1 or 3, H, W] in [-1, 1], sides multiples of 32 -> logits [B, classes], pixels, source [B].
+
+        Pixels [B, classes, H, W] are logits: the first that there is a defect, the others of which category it is.
+        """
         maps = self.encoder(x)
         v = torch.cat([pool for each in maps[2:] for pool in (each.mean(dim=(2, 3)), each.amax(dim=(2, 3)))], dim=1)
         h = self.lateral[-1](maps[-1])
         for lateral, finer in zip(self.lateral[-2::-1], maps[-2::-1], strict=True):
             h = F.interpolate(h, scale_factor=2, mode="nearest") + lateral(finer)
-        coarse = F.interpolate(self.coarse(F.relu(h)), size=x.shape[2:], mode="bilinear", align_corners=False)
+        h = F.relu(h)
+        coarse, category = (
+            F.interpolate(conv(h), size=x.shape[2:], mode="bilinear", align_corners=False)
+            for conv in (self.coarse, self.category)
+        )
         # A crack of two pixels is lost at stride 4, so its outline comes from the image. The local mean is
         # subtracted, so that a pixel has the same value in a window and in a whole image.
         gray = x.mean(dim=1, keepdim=True)
-        mean = F.pad(gray, (_SURROUND,) * 4, mode="reflect")
-        for kernel in ((1, 2 * _SURROUND + 1), (2 * _SURROUND + 1, 1)):  # separable: about a tenth of the work
-            mean = F.avg_pool2d(mean, kernel, stride=1)
+        mean = box_mean(F.pad(gray, (_SURROUND,) * 4, mode="reflect"), 2 * _SURROUND + 1)
         fine = self.fine(4 * (gray - mean))
-        return self.head(v), self.out(torch.cat([coarse, fine], dim=1))[:, 0], self.source(_reverse(v, reversal))[:, 0]
+        pixels = torch.cat([self.out(torch.cat([coarse, fine], dim=1)), category], dim=1)
+        return self.head(v), pixels, self.source(_reverse(v, reversal))[:, 0]
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer; the encoder has 0.15 times the learning rate."""
@@ -144,13 +151,13 @@ class Scratch(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.classifier, self.segmenter = Classifier(1, classes), UNet(1)
+        self.classifier, self.segmenter = Classifier(1, classes), UNet(1, classes)
 
     def forward(self, x: Tensor, reversal: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """As `FineTuned.forward`; color images are converted to gray."""
         gray = x.mean(dim=1, keepdim=True)
         logits, source = self.classifier(gray, reversal)
-        return logits, self.segmenter(gray)[:, 0], source
+        return logits, self.segmenter(gray), source
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer."""

@@ -30,15 +30,27 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-def write(path: Path, found: Mapping[str, Any], sheets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the result of `evaluate`, and the image rows and nearest pairs of each dataset, as one HTML file."""
+def write(
+    path: Path,
+    found: Mapping[str, Any],
+    sheets: Mapping[str, Mapping[str, Any]],
+    alarms: Sequence[Mapping[str, Pixels]],
+) -> None:
+    """Write the result of `evaluate` as one HTML file.
+
+    With it go the image rows and nearest pairs of each dataset, and the false alarms of its networks for each shots.
+    """
     names = list(found["datasets"])
     title = f"Does {names[0]} help?" if len(names) == 1 else f"Which helps: {', '.join(names)}?"
     parts = [
         *markup.head(title, _STYLE),
         *(line for of_shots in found["downstream"] for line in _verdicts(of_shots, found)),
         *(_gains_by_shots(found["downstream"]) if len(found["downstream"]) > 1 else ()),
-        *(line for of_shots in found["downstream"] for line in _downstream(of_shots)),
+        *(
+            line
+            for of_shots, strips in zip(found["downstream"], alarms, strict=True)
+            for line in (*_downstream(of_shots), *_false_alarms(of_shots, strips))
+        ),
         *_fidelity(found["datasets"]),
     ]
     for name, of in found["datasets"].items():
@@ -143,6 +155,22 @@ def _downstream(of_shots: Mapping[str, Any]) -> list[str]:
         keys = list(of_category)
         rows = [[_label(name, datasets), *cells(of["categories"][category], keys)] for name, of in sets.items()]
         parts.append(markup.table([category, *(NAMES[key] for key in keys)], rows))
+    return parts
+
+
+def _false_alarms(of_shots: Mapping[str, Any], strips: Mapping[str, Pixels]) -> list[str]:
+    """What looks most like defects in flawless test images."""
+    parts = [
+        "<h3>False alarms</h3>",
+        '<p class="small">The flawless test images that look most like defects to the networks, with the place marked. '
+        "If it is a defect, label it; if it is a part of the product, add normals that show it, or crop it.</p>",
+    ]
+    for name, strip in strips.items():
+        caption = f"{name if name in of_shots['datasets'] else 'without synthetic images'}: " + ", ".join(
+            Path(image).name for image in of_shots["sets"][name]["alarms"]
+        )
+        image = _image(strip, "windows of flawless images; below, with the places of false alarms outlined")
+        parts.append(f"<figure><figcaption>{escape(printable(caption))}</figcaption>{image}</figure>")
     return parts
 
 

@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks
 from defectgen.nn.augment import Augmentation
-from defectgen.nn.layers import instance_norm, join, mixed_precision
+from defectgen.nn.layers import box_mean, instance_norm, join, mixed_precision
 from defectgen.nn.paired import MS_EVERY, Hues, map_loss, ms_loss, pair_loss, soft, weighted_sum
 from defectgen.nn.projected import ProjectedDiscriminator, choose, hinge_d, hinge_g
 from defectgen.nn.slots import Slots
@@ -297,7 +297,7 @@ def _match_size(x: Tensor, like: Tensor) -> Tensor:
 def ssim(x: Tensor, y: Tensor, window: int = 9) -> Tensor:
     """Equation 7, averaged over all SSIM windows inside the images, [B, C, H, W] in [-1, 1]."""
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
-    mx, my, mxx, myy, mxy = (F.avg_pool2d(each, window, stride=1) for each in (x, y, x * x, y * y, x * y))
+    mx, my, mxx, myy, mxy = (box_mean(each, window) for each in (x, y, x * x, y * y, x * y))
     sample = window**2 / (window**2 - 1)
     vx, vy, vxy = sample * (mxx - mx * mx), sample * (myy - my * my), sample * (mxy - mx * my)
     # The luminance term needs black at 0: values in [0, 2].

@@ -18,6 +18,7 @@ from safetensors.torch import load as from_safetensors
 from torch import Tensor, nn
 
 from defectgen.errors import WeightsError
+from defectgen.nn.layers import depthwise
 
 NAME: Final = "lite0"
 CHANNELS: Final = (24, 40, 112, 320)
@@ -36,10 +37,12 @@ class _Conv(nn.Conv2d):
     """A convolution padded as TensorFlow's "same" does: with stride 2 one more at the end than at the start."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, stride = self.weight, self.stride[0]
+        weight, stride, padding = self.weight, self.stride[0], self.kernel_size[0] // 2
         if stride == 2:  # zeros before the kernel cost less than a copy of the map with zeros after it
             weight = F.pad(weight, [part for side in (x.shape[3], x.shape[2]) for part in (1 - side % 2, 0)])
-        return F.conv2d(x, weight, self.bias, stride, self.kernel_size[0] // 2, groups=self.groups)
+        if self.groups > 1 and (stride == 2 or weight.requires_grad):
+            return depthwise(x, weight, self.bias, stride=stride, padding=padding)
+        return F.conv2d(x, weight, self.bias, stride, padding, groups=self.groups)
 
 
 class _Block(nn.Module):

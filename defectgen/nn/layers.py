@@ -82,10 +82,11 @@ def group_norm(
     this has one of its own. It cannot be differentiated twice.
     """
     learns = torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (x, scale, shift))
-    if x.device.type == "cpu" and x.dtype != torch.bfloat16 and (learns or x.shape[2] * x.shape[3] < _FEW):
-        scale, shift = (None if each is None else each.view(-1, 1, x.shape[1]).to(x.dtype) for each in (scale, shift))
-        normalized: Tensor = _GroupNorm.apply(x, groups, scale, shift, eps)  # type: ignore[no-untyped-call]
-        return normalized
+    if x.device.type == "cpu" and (learns or x.shape[2] * x.shape[3] < _FEW):
+        precise = torch.promote_types(x.dtype, torch.float32)
+        scale, shift = (None if each is None else each.view(-1, 1, x.shape[1]).to(precise) for each in (scale, shift))
+        normalized: Tensor = _GroupNorm.apply(x.to(precise), groups, scale, shift, eps)  # type: ignore[no-untyped-call]
+        return normalized.to(x.dtype)
     if scale is None or scale.ndim == 1:
         return F.group_norm(x, groups, scale, shift, eps)
     assert shift is not None
@@ -134,6 +135,30 @@ def _mean(flat: Tensor, groups: int) -> Tensor:
     return of_groups.expand(-1, -1, -1, flat.shape[2] // groups).flatten(2)
 
 
+def depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int, transposed: bool = False
+) -> Tensor:
+    """A convolution of each channel by itself, [B, C, H, W], weight [C, 1, k, k].
+
+    On the CPU it computes in float32: in bfloat16 the gradients of even kernels, and those of the weights, take up to
+    20 times as long.
+    """
+    convolve = F.conv_transpose2d if transposed else F.conv2d
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            y = depthwise(x.float(), weight.float(), bias, stride=stride, padding=padding, transposed=transposed)
+        return y.to(x.dtype)
+    return convolve(x, weight, bias, stride=stride, padding=padding, groups=x.shape[1])
+
+
+def box_mean(x: Tensor, side: int) -> Tensor:
+    """The mean of each square of `side` x `side` pixels, [B, C, H, W] -> [B, C, H - side + 1, W - side + 1]."""
+    # A product with a band matrix from each side: a tenth of the time of `F.avg_pool2d`.
+    rows, columns = (torch.ones(n - side + 1, n).triu().tril(side - 1).to(x) / side for n in x.shape[2:])
+    with torch.autocast(x.device.type, enabled=False):
+        return rows @ x @ columns.T
+
+
 def join(*maps: Tensor) -> Tensor:
     """Maps side by side, [B, sum of C, H, W], in channels-last memory, which `torch.cat` loses if one part lacks it."""
     return torch.cat([each.permute(0, 2, 3, 1) for each in maps], dim=3).permute(0, 3, 1, 2)
@@ -150,7 +175,11 @@ def he_init(module: nn.Module) -> None:
 def mixed_precision(device: torch.device) -> torch.autocast:
     """Autocast to bfloat16 if the device supports it natively; otherwise a context that does nothing."""
     # bfloat16 has the range of float32, so no loss scaling is needed, whose state a checkpoint would have to hold.
-    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":
+        enabled = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # The private name is the only one that PyTorch 2.6 has.
+        enabled = torch.cpu._is_avx512_bf16_supported()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defectgen.nn.layers import Noise
+from defectgen.nn.layers import Noise, depthwise
 
 _FIR = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
 """The low-pass filter for all changes of resolution (S2, as in Karras et al. 2019)."""
@@ -31,12 +31,12 @@ def blur_kernel(channels: int, gain: float, like: Tensor) -> Tensor:
 
 def upsample(x: Tensor) -> Tensor:
     """Double the resolution, [B, C, H, W] -> [B, C, 2H, 2W]: insert zeros, then filter."""
-    return F.conv_transpose2d(x, blur_kernel(x.shape[1], 4.0, x), stride=2, padding=1, groups=x.shape[1])
+    return depthwise(x, blur_kernel(x.shape[1], 4.0, x), stride=2, padding=1, transposed=True)
 
 
 def downsample(x: Tensor) -> Tensor:
     """Halve the resolution, [B, C, H, W] -> [B, C, H/2, W/2]: filter, then take every second pixel."""
-    return F.conv2d(x, blur_kernel(x.shape[1], 1.0, x), stride=2, padding=1, groups=x.shape[1])
+    return depthwise(x, blur_kernel(x.shape[1], 1.0, x), stride=2, padding=1)
 
 
 def modulated_conv(x: Tensor, weight: Tensor, style: Tensor, *, demodulate: bool = True, up: bool = False) -> Tensor:
@@ -54,7 +54,7 @@ def modulated_conv(x: Tensor, weight: Tensor, style: Tensor, *, demodulate: bool
     y = x * style[:, :, None, None]
     if up:
         y = F.conv_transpose2d(y, weight.transpose(0, 1), stride=2)
-        y = F.conv2d(y, blur_kernel(y.shape[1], 4.0, y), padding=1, groups=y.shape[1])
+        y = depthwise(y, blur_kernel(y.shape[1], 4.0, y), padding=1)
     else:
         y = F.conv2d(y, weight, padding=weight.shape[2] // 2)
     if demodulate:
@@ -91,7 +91,7 @@ class EqualConv(nn.Module):
         if self.down and kernel == 1:
             x = downsample(x)
         elif self.down:
-            x = F.conv2d(x, blur_kernel(x.shape[1], 1.0, x), padding=2, groups=x.shape[1])
+            x = depthwise(x, blur_kernel(x.shape[1], 1.0, x), padding=2)
         stride, padding = (2, 0) if self.down and kernel > 1 else (1, kernel // 2)
         y = F.conv2d(x, weight, self.bias, stride=stride, padding=padding)
         return F.leaky_relu(y, 0.2) * _GAIN if self.activate else y

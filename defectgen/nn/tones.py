@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from defectgen.nn.layers import box_mean
 from defectgen.nn.paired import soft
 
 STEEP, AROUND, WOVEN, HIDING, DARKEST = 2.0, 17, 9, (0.1, 0.25), 0.2
@@ -81,4 +82,4 @@ def _unit(change: Tensor, brightness: Tensor) -> Tensor:
 
 def _smoothed(x: Tensor, side: int) -> Tensor:
     """The mean around each pixel, of `side` x `side` pixels."""
-    return F.avg_pool2d(F.pad(x, (side // 2,) * 4, mode="reflect"), side, stride=1)
+    return box_mean(F.pad(x, (side // 2,) * 4, mode="reflect"), side)

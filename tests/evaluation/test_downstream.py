@@ -108,12 +108,12 @@ def test_only_the_later_blocks_are_fine_tuned() -> None:
     assert id(network.head.weight) in trained
     assert network.groups(1e-3)[0]["lr"] < network.groups(1e-3)[1]["lr"]
     logits, pixels, source = network(torch.zeros(2, 3, 64, 96))
-    assert (logits.shape, pixels.shape, source.shape) == ((2, 3), (2, 64, 96), (2,))
+    assert (logits.shape, pixels.shape, source.shape) == ((2, 3), (2, 3, 64, 96), (2,))
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (96, 96)])
 def test_a_u_net_keeps_the_size(shape: tuple[int, int]) -> None:
-    assert UNet(3)(torch.zeros(2, 3, *shape)).shape == (2, 1, *shape)
+    assert UNet(3, 2)(torch.zeros(2, 3, *shape)).shape == (2, 2, *shape)
 
 
 def test_augmentation_moves_the_mask_with_the_image() -> None:
@@ -180,16 +180,14 @@ def test_mixing_moves_images_masks_and_classes_together() -> None:
     """MixUp, CutMix and CutOut of images that are 1 on their masks: wherever the mask says so, the image does."""
     x = torch.zeros(4, 1, 32, 32)
     x[:2, :, 8:24, 8:24] = 1.0
-    mask, weights = x[:, 0].clone(), torch.eye(2)[[1, 1, 0, 0]]
+    mask, weights = x.clone(), torch.eye(2)[[1, 1, 0, 0]]
     kinds = set()
     for seed in range(24):
         mixed, its_mask, its_weights = downstream.mixed(np.random.default_rng(seed), x, mask, weights)
-        torch.testing.assert_close(mixed[:, 0], its_mask)
+        torch.testing.assert_close(mixed, its_mask)
         torch.testing.assert_close(its_weights.sum(dim=1), torch.ones(4))
         cut_out = torch.equal(its_weights, weights)
-        kinds.add(
-            "out" if cut_out else "up" if 0 < float(its_mask.max(dim=2).values.max(dim=1).values.min()) < 1 else "mix"
-        )
+        kinds.add("out" if cut_out else "up" if 0 < float(its_mask.amax(dim=(1, 2, 3)).min()) < 1 else "mix")
     assert len(kinds) >= 2
     torch.testing.assert_close(x[:2, 0, 8:24, 8:24], torch.ones(2, 16, 16))  # what came in is as it was
 
@@ -204,7 +202,7 @@ def test_the_segmenter_cannot_die() -> None:
     network(torch.rand(1, 1, 64, 64))[1].sum().backward()
     assert hidden.weight.grad is not None
     assert (hidden.weight.grad.abs().amax(dim=(1, 2, 3)) > 0).all()
-    assert network(torch.rand(1, 1, 64, 64))[1].mean().sigmoid() < 0.1  # few pixels are defective
+    assert network(torch.rand(1, 1, 64, 64))[1][:, 0].mean().sigmoid() < 0.1  # few pixels are defective
 
 
 @pytest.mark.parametrize("kind", ["fine-tuned", "scratch"])
@@ -245,12 +243,57 @@ def test_the_source_loss_is_of_defects_alone(examples: Callable[..., list[Exampl
     assert len(normals) == 4
 
 
+def test_what_is_taken_for_another_category_does_not_count_against_one() -> None:
+    """Bright squares are discs, dark ones bars, and a normal has a bright square, too."""
+
+    def network(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = x[:, 0]
+        pixels = torch.stack([20 * x.abs() - 10, -10 * x, 10 * x], dim=1)
+        return torch.eye(3)[:1], pixels, torch.zeros(1)
+
+    def image(level: float, label: int) -> Example:
+        x, mask = np.zeros((1, 64, 64), np.float32), np.zeros((64, 64), np.bool_)
+        x[:, 20:30, 20:30] = level
+        mask[20:30, 20:30] = label > 0
+        return Example.of(x, mask, label)
+
+    examples = [image(-1, 1), image(1, 2), image(1, 0)]
+    found = downstream.test(network, examples, ["bar", "disc"], CPU)  # type: ignore[arg-type]
+    of = found["categories"]
+    assert (of["bar"]["ap"], of["bar"]["auroc"]) == (pytest.approx(1.0), 1.0)
+    assert (of["disc"]["ap"], of["disc"]["auroc"]) == (pytest.approx(0.5), 0.5)  # as many pixels of the normal
+    assert found["mean_ap"] == pytest.approx(0.75)
+    assert found["ap"] == pytest.approx(2 / 3)  # a third of all squares is on the normal
+    ((index, y, x, logit),) = found["alarms"]
+    assert (index, logit) == (2, 10)
+    assert {y, x} <= set(range(20, 30))
+
+
+def test_the_categories_of_pixels_are_learned_in_windows_of_equal_weight() -> None:
+    masks, weights = torch.zeros(2, 2, 32, 32), torch.eye(3)[1:]
+    masks[0, 0, :20, :20], masks[1, 1, :8, :8] = 1, 1
+    pixels = torch.zeros(2, 3, 32, 32, requires_grad=True)
+
+    def network(x: torch.Tensor, reversal: float) -> tuple[torch.Tensor, ...]:
+        return torch.zeros(2, 3), pixels, torch.zeros(2)
+
+    rows = torch.zeros(2, 1, 32, 32), masks, weights, torch.zeros(2)
+    downstream._loss(network, rows, Plan(1, CPU), 0.5).backward()  # type: ignore[arg-type]
+    assert pixels.grad is not None
+    of_category = pixels.grad[:, 1:]
+    assert (of_category[:, 0] == -of_category[:, 1]).all()
+    assert (of_category[masks > 0] < 0).all()  # more of the right one
+    assert (of_category[:, 0][masks.sum(dim=1) == 0] == 0).all()  # where there is no defect, there is no category
+    of_windows = of_category[:, 0].sum(dim=(1, 2))
+    assert of_windows[0] == pytest.approx(-float(of_windows[1]), rel=0.02)
+
+
 def test_wrong_labels_hurt(examples: Callable[..., list[Example]]) -> None:
     """Synthetic discs that are called bars, and bars that are called discs, against the real ones alone."""
     real, wrong = examples(0, 4), examples(200, 20, synthetic=True, swapped=True)
     plan, held_out = Plan(steps=12, device=CPU), examples(100, 6)
     scores: dict[float, list[float]] = {0.0: [], 0.9: []}
-    for seed in range(2):
+    for seed in range(3):
         for share, found in scores.items():
             network = downstream.train(TrainingSet(real, wrong, share), 3, plan, seed)
             found.append(downstream.test(network, held_out, ["bar", "disc"], CPU)["balanced_accuracy"])

@@ -69,6 +69,8 @@ def test_the_report_holds_every_part_in_both_forms(request_for: EvaluateRequest)
         assert set(scores["scores"]) == {"balanced_accuracy", "f1", "ap", "mean_ap", "iou", "f1_pixels", "auroc"}
         assert all(0 <= value["mean"] <= 1 for value in scores["scores"].values())
         assert set(scores["categories"]) == {"bar", "disc"}
+        assert len(set(scores["alarms"])) == 5  # all normals that are tested
+        assert all(Path(name).parent.name == "normals" for name in scores["alarms"])
     sets, baseline = of_shots["sets"], of_shots["augmentation"]
     assert baseline in downstream.AUGMENTATIONS
     for of_task in of_shots["datasets"]["defects"]["tasks"].values():
@@ -80,6 +82,7 @@ def test_the_report_holds_every_part_in_both_forms(request_for: EvaluateRequest)
     assert "http" not in html.replace("http-equiv", "")  # nothing is fetched
     assert html.count("data:image/jpeg;base64,") >= 4 + len(of["memorisation"]["worst"])
     assert "<svg" in html
+    assert html.count("with the places of false alarms outlined") == 2  # without the dataset and with it
     assert 'alt=""' not in html
     assert "does not record its source images, so it was not fully checked for test-set leakage." in html
     assert [line.split(":")[0] for line in verdicts(found)][:2] == [
@@ -214,7 +217,12 @@ def stand_in(patch: pytest.MonkeyPatch) -> list[Any]:
         value -= falls[2]
         of = {"recall": value, "ap": value - 0.1, "iou": value, "f1_pixels": value, "auroc": value}
         whole = dict.fromkeys(("balanced_accuracy", "f1", "ap", "mean_ap", "iou", "f1_pixels", "auroc"), value)
-        return {**whole, "curve": [value] * 21, "categories": dict.fromkeys(categories, of)}
+        return {
+            **whole,
+            "curve": [value] * 21,
+            "alarms": [[0, 1, 2, value]],
+            "categories": dict.fromkeys(categories, of),
+        }
 
     patch.setattr(downstream, "train", train)
     patch.setattr(downstream, "test", test)
@@ -399,7 +407,7 @@ def test_the_report_has_a_table_by_category(worse: tuple[dict[str, Any], Path]) 
 def test_pictures_of_the_report_are_outlined_and_described(worse: tuple[dict[str, Any], Path]) -> None:
     html = worse[1].read_text()
     pictures = re.findall(r'<img alt="([^"]*)" src="data:image/jpeg;base64,([^"]*)">', html)
-    assert len(pictures) == 6 + 4
+    assert len(pictures) == 6 + 4 + 2
     for alt, data in pictures:
         pixels = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
         plain, outlined = np.split(np.asarray(pixels).astype(int), 2)

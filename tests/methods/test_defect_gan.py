@@ -181,6 +181,7 @@ def test_the_losses_by_hand() -> None:
     assert sd_con_loss(m, back).item() == pytest.approx(0.5 + 0.4)
 
 
+@pytest.mark.usefixtures("float32")
 def test_the_generators_loss_is_the_weighted_sum(method: DefectGAN, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equation 12: changing a weight changes the gradient by that term only."""
 

@@ -144,6 +144,7 @@ def test_the_losses_by_hand() -> None:
     assert difference_loss(x, -x, by_ssim=True).item() > 1
 
 
+@pytest.mark.usefixtures("float32")
 def test_ssim_comes_first_and_then_l1(method: ISUGAN) -> None:
     """Equations 10 and 11: k = 10 of 100 epochs."""
     identical = {"x": surfaces(2), "x_ref": surfaces(2, 9)}

@@ -1,4 +1,4 @@
-"""Normalization with a backward pass of its own, against PyTorch's."""
+"""Blocks that are faster than PyTorch's, against PyTorch's."""
 
 from functools import partial
 
@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from defectgen.nn.layers import group_norm, join
+from defectgen.nn.layers import box_mean, depthwise, group_norm, join, mixed_precision
+
+BFLOAT16 = partial(torch.autocast, "cpu", torch.bfloat16)
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -46,3 +48,42 @@ def test_joined_maps_are_those_of_cat_in_channels_last_memory() -> None:
     joined = join(narrow, wide)
     assert torch.equal(joined, torch.cat([narrow, wide], dim=1))
     assert joined.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_group_norm_of_bfloat16_computes_in_float32() -> None:
+    x = draw(2, 8, 5, 6, seed=0).detach().bfloat16().requires_grad_()
+    scale, shift = (draw(8, seed=seed).detach().float().requires_grad_() for seed in (1, 2))
+    ours, theirs = group_norm(x, 4, scale, shift), F.group_norm(x.float(), 4, scale, shift)
+    assert torch.equal(ours, theirs.bfloat16())
+    of_ours, of_theirs = (torch.autograd.grad(y.float().square().sum(), [x, scale, shift]) for y in (ours, theirs))
+    torch.testing.assert_close(of_ours, of_theirs, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_depthwise_convolutions_keep_float32_in_mixed_precision(transposed: bool) -> None:
+    x, weight, bias = (
+        draw(*shape, seed=i).detach().float() for i, shape in enumerate([(2, 3, 9, 8), (3, 1, 4, 4), (3,)])
+    )
+    convolve = F.conv_transpose2d if transposed else F.conv2d
+    expected = convolve(x.bfloat16().float(), weight, bias, stride=2, padding=1, groups=3)
+    with BFLOAT16():
+        made = depthwise(x.bfloat16().requires_grad_(), weight, bias, stride=2, padding=1, transposed=transposed)
+        assert made.dtype == torch.bfloat16
+        assert torch.equal(made, expected.bfloat16())
+        assert depthwise(x, weight, stride=2, padding=1, transposed=transposed).dtype == torch.float32
+    made.float().sum().backward()
+
+
+@pytest.mark.parametrize("side", [1, 4, 9])
+def test_box_means_are_those_of_squares(side: int) -> None:
+    x = draw(2, 3, 12, 10, seed=0)
+    torch.testing.assert_close(box_mean(x, side), F.avg_pool2d(x, side, stride=1))
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_cpu_computes_in_bfloat16_if_it_has_it(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere it is emulated, which takes several times as long as float32."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    with mixed_precision(torch.device("cpu")):
+        made = F.conv2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3))
+    assert made.dtype == (torch.bfloat16 if has else torch.float32)
