@@ -220,7 +220,7 @@ def stand_in(patch: pytest.MonkeyPatch) -> list[Any]:
         return {
             **whole,
             "curve": [value] * 21,
-            "alarms": [[0, 1, 2, value]],
+            "alarms": [[i, 40, 50, value] for i in range(4)],
             "categories": dict.fromkeys(categories, of),
         }
 
