@@ -23,6 +23,7 @@ from defectgen.imaging.control_maps import (
     draw_map,
     ground_of,
     levels_of,
+    light_side,
     mask_of,
     pick,
     to_text,
@@ -83,6 +84,7 @@ _COLORED = 8  # images of each category, whose colors are looked at
 _TWINS_LIMIT = 1 << 30  # bytes of repaired images that are kept
 _MASKS_LIMIT = 2 << 30  # bytes of masks
 _FLIPS = ((False, False), (False, True), (True, False), (True, True))  # vertically, horizontally
+_SAME_LIGHT = 0.7  # cosine between directions from which defects are lit, before and after a flip
 
 
 def find_ranges(catalog: Catalog) -> dict[str, Limits]:
@@ -204,6 +206,7 @@ class TrainingWindows:
         self._exposure = exposure
         self.products = tuple(products)
         self.domains = tuple(domains)
+        self._flips_of: dict[str, tuple[tuple[bool, bool], ...]] = {}  # of categories that are lit from one side
         self.channels = max(image.channels for image in catalog.images)
         self.ranges = find_ranges(catalog)
         self._cache = ImageCache(limits=limits_of(catalog, self.ranges))
@@ -389,7 +392,8 @@ class TrainingWindows:
             box = boxes[int(rng.choice(len(boxes), p=lengths / lengths.sum()))]
         zoom = self._zoom(box, scale)
         side = round(self.image_size / (zoom * scale))
-        flip_y, flip_x = self.flips[int(rng.integers(len(self.flips)))]
+        flips = self._flips_of.get(image.category, self.flips)
+        flip_y, flip_x = flips[int(rng.integers(len(flips)))]
         if at is not None:
             window = place_at(image.height, image.width, side, _mirrored(at, flip_y, flip_x))
         else:
@@ -504,6 +508,7 @@ class _NormalsWithDefects(TrainingWindows):
         sources = sources[:: max(1, -(-len(sources) // self._KNOWN))]  # spread over all: they may be of several kinds
         whole, cut = defaultdict[Path, list[KnownMask]](list), defaultdict[Path, list[KnownMask]](list)
         index = self.domains.index(category) - 1
+        self._flips_of[category] = self._flips_that_keep_the_light(sources, index)
         for number in range(2 * self._KNOWN if sources else 0):
             product, image = sources[number % len(sources)]
             scale = scale_of(self.scales, product, category)
@@ -550,7 +555,24 @@ class _NormalsWithDefects(TrainingWindows):
         side = min(longest, round(size / scale))
         box = max(self._boxes_of(image), key=lambda each: max(each.width, each.height), default=None)
         window = place(rng, image.height, image.width, side, box)
-        return [(_View(image, window, flip_y, flip_x), size) for flip_y, flip_x in self.flips]
+        flips = self._flips_of.get(image.category, self.flips)
+        return [(_View(image, window, flip_y, flip_x), size) for flip_y, flip_x in flips]
+
+    def _flips_that_keep_the_light(
+        self, sources: Sequence[tuple[str, SourceImage]], index: int
+    ) -> tuple[tuple[bool, bool], ...]:
+        """All flips, or those that leave the light where it is if the defects of a category are lit from one side."""
+        rng, category = numpy_rng(index), self.domains[index + 1]
+        views = [self._view_of(rng, image, scale_of(self.scales, product, category)) for product, image in sources]
+        side = light_side([self._known(replace(view, flip_y=False, flip_x=False), index).levels for view in views])
+        if side is None:
+            return self.flips
+        x, y = side
+        return tuple(
+            (flip_y, flip_x)
+            for flip_y, flip_x in self.flips
+            if y * y * (-1) ** flip_y + x * x * (-1) ** flip_x > _SAME_LIGHT
+        )
 
 
 class TrainingPairs(_NormalsWithDefects):

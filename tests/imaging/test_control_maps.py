@@ -17,6 +17,7 @@ from defectgen.imaging.control_maps import (
     fitted,
     from_text,
     levels_of,
+    light_side,
     mask_of,
     pick,
     reshaped,
@@ -306,6 +307,30 @@ def test_round_defects_are_turned_anywhere_and_others_are_not() -> None:
         chip = np.roll(disc(32, 32, 9), -32, axis=1)
         chip[:, 32:] = 0
         assert draw_map(np.random.default_rng(seed), chip, [])[:, 0].any()
+
+
+def test_the_light_comes_from_the_side_on_which_grooves_are_bright() -> None:
+    """Grooves of any direction, of which the wall towards the lower right is bright."""
+    known, toward = [], np.array([0.6, 0.8])
+    for turn in np.linspace(0, np.pi, 24, endpoint=False):
+        y, x = np.mgrid[:SIDE, :SIDE] - 32.0
+        along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+        wall = np.sign(np.array([-np.sin(turn), np.cos(turn)]) @ toward)
+        inside = (np.abs(across) < 3) & (np.abs(along) < 20)
+        known.append(np.asarray(inside * np.where(wall * across > 0, 41, -39), np.int8))
+    side = light_side(known)
+    assert side is not None
+    assert np.dot(side, toward) > 0.9
+    assert light_side(known[:4]) is None  # too few to know
+    assert light_side([np.ascontiguousarray(each[:: (-1) ** i, :: (-1) ** i]) for i, each in enumerate(known)]) is None
+    assert light_side([mask_of(each).astype(np.int8) for each in known]) is None  # without tones
+
+
+def test_pits_that_are_lit_from_one_side_are_not_turned() -> None:
+    known = [KnownMask(np.roll(pit(), shift, axis=(0, 1)), (0.5, 0.5)) for shift in range(8)]
+    for seed in range(30):
+        at = middle(tones_of(draw_map(np.random.default_rng(seed), pit(), known)) > 0.25)
+        assert at[1] < 32  # the bright rim is on the left
 
 
 def test_compact_defects_take_something_of_the_outlines_of_others() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import NORMAL, Catalog, ProductFolders, SourceImage, read_catalog, read_defects
 from defectgen.imaging import control_maps
+from defectgen.imaging.control_maps import tones_of
 from defectgen.imaging.images import DecodedImage, encode_png, read_mask
 from defectgen.imaging.places import from_text, to_text
 from defectgen.imaging.windows import (
@@ -194,6 +195,35 @@ class TestTrainingWindows:
         rows = [pairs.row(rng(seed)) for seed in range(40)]
         assert {(row.source.y, row.reference.y) for row in rows} == {(0, 1)}
         assert all(row.source.x.max() < 0 < row.reference.x.max() for row in rows)
+
+    @pytest.mark.parametrize("lit", [True, False])
+    def test_defects_that_are_lit_from_one_side_are_not_mirrored(self, tmp_path: Path, lit: bool) -> None:
+        """Six squares whose left half is bright, or the left and the right one by turns: only the former keep it."""
+        images = []
+        for i in range(8):
+            pixels, mask = np.full((120, 120), 100, np.uint8), np.zeros((120, 120), np.uint8)
+            if i < 6:
+                left = 40 + 4 * i
+                mask[50:62, left : left + 12] = 255
+                pixels[50:62, left : left + 6], pixels[50:62, left + 6 : left + 12] = (160, 40)[
+                    :: 1 if lit or i % 2 else -1
+                ]
+            image = SourceImage(
+                path=tmp_path / f"{i}.png", mask=tmp_path / f"{i}_mask.png" if i < 6 else None,
+                category="pit" if i < 6 else NORMAL, product="p", height=120, width=120, channels=1, depth=8,
+            )  # fmt: skip
+            image.path.write_bytes(encode_png(pixels))
+            if isinstance(image.mask, Path):
+                image.mask.write_bytes(encode_png(mask))
+            images.append(image)
+        pairs = TrainingPairs(Catalog(images=tuple(images), skipped=()), 64, ["p"], [NORMAL, "pit"])
+        seen = set()
+        for known in pairs.kept["pit"]:
+            tones = tones_of(known.levels)
+            seen.add(bool(np.argwhere(tones > 0.2)[:, 1].mean() < np.argwhere(tones < -0.2)[:, 1].mean()))
+        assert seen == ({True} if lit else {True, False})
+        upright = {view.flip_y for view in (pairs._view_of(rng(i), images[0], 1.0) for i in range(40))}
+        assert upright == {True, False}  # which leaves the light where it is
 
     def test_masks_are_known_of_all_images_if_there_are_many(
         self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
