@@ -39,6 +39,7 @@ STEEP = 2.0
 _FULL = 120  # a tone of 1 in a map
 _TONED = "faded"  # marks texts of maps with tones
 _FADE = 3  # pixels: a mask is dilated by squares of this side, to hold all that a defect changes
+_STRETCHED = 1.5  # what spans an image is stretched by this at most: mirrored, it would be symmetric
 _ALIKE = 0.5  # of what one of two masks covers, both cover this part: others lie between them
 _JITTER = 0.15  # standard deviation of a relative place
 _SHORTEST = 8  # pixels, of which displacements are a fraction
@@ -188,13 +189,18 @@ def draw_long(
     """A part of a new map in the manner of a known one, for a whole image of `shape`.
 
     If most of a defect hangs on one edge, it stays there. A crack that crosses its image goes on in another one of its
-    category. Whatever else reaches an edge goes on beyond it, mirrored, where the new image is larger.
+    category. Where the new image is larger, what spans the known one is stretched, if not too much; whatever else
+    reaches an edge goes on beyond it, mirrored.
 
     Args:
         first: [H, W], not empty: all of an image, and nothing beyond.
         known: the maps of its category.
     """
-    wide = whole = _joined(rng, first, [each.levels for each in known])
+    whole = _joined(rng, first, [each.levels for each in known])
+    for axis, (known_side, side) in enumerate(zip(whole.shape, shape, strict=True)):
+        if whole is first and known_side < side <= _STRETCHED * known_side and _spans(first, axis):
+            whole = first = _resized(first, axis, side)
+    wide = whole
     margin = max(whole.shape) // 2
     pins, spans, mirrored = [], [], False
     for axis, (known_side, side) in enumerate(zip(whole.shape, shape, strict=True)):
@@ -246,6 +252,13 @@ def _continued(levels: Levels, axis: int, before: int, after: int) -> Levels:
         reached = levels.take(end, axis).any()
         levels = np.pad(levels, widths, mode="symmetric") if reached else np.pad(levels, widths)
     return levels
+
+
+def _resized(levels: Levels, axis: int, side: int) -> Levels:
+    """A map, [H, W], stretched along an axis."""
+    shape = (side, levels.shape[1]) if axis == 0 else (levels.shape[0], side)
+    mask, tones = (cv2.resize(each, shape[::-1], interpolation=cv2.INTER_LINEAR) for each in _layers(levels))
+    return _toned(np.asarray(mask > _COVERED), np.asarray(tones, np.float32))
 
 
 def _joined(rng: np.random.Generator, first: Levels, known: Sequence[Levels]) -> Levels:

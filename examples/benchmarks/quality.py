@@ -27,6 +27,7 @@ import torch
 from results import number
 
 from defectgen import evaluation, files
+from defectgen.errors import UserError
 from defectgen.evaluation import copies, downstream, fidelity
 from defectgen.evaluation.data import Example, load_examples, read_real, read_synthetic, to_common_channels
 from defectgen.evaluation.networks import Network
@@ -134,4 +135,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"quality.py: {error}")

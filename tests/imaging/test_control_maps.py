@@ -204,6 +204,18 @@ def test_a_long_defect_at_one_edge_stays_there(shape: tuple[int, int]) -> None:
         assert not found[:, :-30].any()
 
 
+def test_what_spans_an_image_is_stretched_to_a_larger_one() -> None:
+    """A strip along the lower edge with one bump: mirrored beyond the known image, it would have two."""
+    strip = np.zeros((80, 90), np.int8)
+    strip[70:] = 1
+    strip[40:70, 8:24] = 1
+    for seed in range(20):
+        found = mask_of(draw_long(np.random.default_rng(seed), strip, (80, 120)))
+        count, _ = cv2.connectedComponents(found[:62].astype(np.uint8))
+        assert count == 2  # the ground, and a bump
+        assert found[-1, [0, -1]].all()
+
+
 def test_scratches_that_touch_stay_straight_where_others_of_their_category_are() -> None:
     """What touches is no line to look at, and was bent like a crack."""
     touching = line() | np.roll(line(), 16, axis=1)
