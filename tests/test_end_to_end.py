@@ -16,6 +16,7 @@ import pytest
 import defectgen
 from defectgen import files
 from defectgen.__main__ import main
+from defectgen.imaging.compression import compressed_as, compression_of
 from defectgen.imaging.images import encode_png, read_image, read_mask
 
 ROOT = Path(defectgen.__file__).parents[1]
@@ -54,6 +55,25 @@ def run(*arguments: str | Path, cwd: Path, code: int = 0) -> "subprocess.Complet
 
 def manifest(out: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (out / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_samples_on_jpegs_have_their_compression(tmp_path: Path) -> None:
+    """What is painted there could be told by its lack; on the same pixels as PNG files, there is none."""
+    shutil.copytree(SAMPLES / "steel", tmp_path / "steel")
+    (tmp_path / "plain").mkdir()
+    for path in (tmp_path / "steel/normals").iterdir():
+        files.write(tmp_path / "plain" / f"{path.stem}.png", encode_png(read_image(path).pixels))
+    for normals, bound in ((tmp_path / "steel/normals", True), (tmp_path / "plain", False)):
+        out = tmp_path / f"out-{normals.name}"
+        run("compose", "steel/defects", normals, "-n", "6", "--seed", "1", "--out", out, cwd=tmp_path)
+        for row in manifest(out):
+            source = tmp_path / "steel/normals" / f"{Path(str(row['source'])).stem}.jpg"
+            before, image = read_image(source).pixels, read_image(out / str(row["image"])).pixels
+            of = compression_of(source)
+            assert of is not None
+            assert (before != image).any()
+            again = np.abs(compressed_as(of, before, image).astype(int) - image)
+            assert (np.quantile(again[before != image], 0.99) <= 1) == bound
 
 
 def contents(out: Path) -> dict[str, bytes]:

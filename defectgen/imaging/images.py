@@ -54,7 +54,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP")  # no others of Pillow's: its E
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # a marker with a segment, or the end (FFD9)
 _PILLOW_MODES = {"1": "L", "L": "L", "LA": "LA", "RGB": "RGB", "RGBA": "RGBA"}
 _KINDS = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket"}
-_ORIENTATIONS: dict[int, Any] = {
+ORIENTATIONS: dict[int, Any] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],
@@ -63,6 +63,7 @@ _ORIENTATIONS: dict[int, Any] = {
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: a.swapaxes(0, 1)[::-1],
 }
+"""What turns the pixels of a file upright, by their EXIF orientation, if it does anything."""
 
 
 class ImageError(BadInputError):
@@ -219,7 +220,7 @@ def _read(file: BinaryIO) -> Pixels:
     file.seek(0)
     with _budget.reserved(needed):
         pixels, orientation = _decode_tiff(file.read()) if is_tiff else _decode(file.read(), _FORMATS)
-        transform = _ORIENTATIONS.get(orientation)
+        transform = ORIENTATIONS.get(orientation)
         return np.ascontiguousarray(transform(pixels) if transform else pixels)
 
 

@@ -24,6 +24,7 @@ from defectgen.dataset.manifest import Reference
 from defectgen.errors import UsageError
 from defectgen.folders import Catalog, SourceImage
 from defectgen.imaging import masks
+from defectgen.imaging.compression import compressed_as, compression_of
 from defectgen.imaging.images import DecodedImage, Pixels
 from defectgen.imaging.windows import FloatArray, ImageCache, value_range
 from defectgen.methods import Control, MethodInfo, having
@@ -141,6 +142,7 @@ class SampleStream(ABC, Generic[D, G]):
         self._batch_size = max(1, min(batch_size, _HELD // largest))
         self._images = ImageCache()
         self._sha256 = cache(files.sha256)
+        self._compression = cache(compression_of)
         self.redrawn = 0
         self.failed: list[int] = []
         self.metadata: dict[str, Any] = {}
@@ -248,12 +250,19 @@ class SampleStream(ABC, Generic[D, G]):
         self.refused = Counter(reason for reasons in self._refused.values() for reason in reasons)
 
     def _checked(self, draw: D, generated: G) -> Sample | None:
-        """The sample of `_finish` if the gate accepts it, else None.
+        """The sample of `_finish`, compressed as its normal is, if the gate accepts it, else None.
 
         The provenance of an accepted sample says how near it is to which real defect, and why earlier attempts were
         rejected.
         """
         sample, gate = self._finish(draw, generated), self._wanted.gate
+        if sample is not None and isinstance(draw, Draw) and (of := self._compression(draw.sample.path)) is not None:
+            before = draw.photograph.pixels
+            sample = replace(
+                sample,
+                image=compressed_as(of, before, sample.image),
+                restored=sample.restored if sample.restored is None else compressed_as(of, before, sample.restored),
+            )
         if sample is not None and self._wanted.split is not None:
             sample = replace(sample, validates=self._validates(draw.index))
         if sample is None or gate is None:
