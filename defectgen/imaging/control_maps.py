@@ -19,8 +19,11 @@ from defectgen.imaging.masks import wanders
 from defectgen.imaging.windows import BoolArray, FloatArray
 
 _ELASTIC = 1 / 4, 0.09  # smoothness and size of the displacements, as fractions of the defect's length
-_ARC = 0.4, 0.008  # the same for straight lines and arcs
+_FIRM = 1 / 4, 0.045  # the same for compact ones, which would become horns
+_ARC = 0.4, 0.008  # and for straight lines and arcs
 _COURSE = (1 / 3, 0.025), (1 / 6, 0.01), (1 / 12, 0.004)  # and for long ones: others make waves
+_LENS = 0.6  # pixels, standard deviation of the blur of images
+_HILLS = 1.3  # smoothness of the surface whose slopes are displacements, over theirs
 _TURN = 8.0  # degrees, standard deviation: real masks bring their own directions along
 _SCALE, _LARGEST = 0.25, 0.3  # standard deviation and limit of the scale's logarithm to base 2: enlarged, it is blurred
 _MIXED = 0.3  # share of the maps without tones that are between two real masks: mixed tones would be blurred
@@ -300,7 +303,8 @@ def warped(rng: np.random.Generator, levels: Levels, *, straight: bool = False) 
     Returns:
         [S + 2 M, S + 2 M]: M = S // 4 pixels beyond each edge show what left the window.
     """
-    wave = _ARC if straight or not wanders(mask_of(levels)) else _ELASTIC
+    line = straight or not wanders(mask_of(levels))
+    wave = _ARC if line else _FIRM if _solid(_largest(levels).tobytes(), len(levels)) else _ELASTIC
     margin, last = len(levels) // 4, len(levels) - 1
     at = _bend(rng, mask_of(levels), margin, wave)
     for axis in (0, 1):
@@ -354,10 +358,17 @@ def _pin(at: FloatArray, axis: int, pins: Sequence[tuple[int, int]]) -> None:
 
 
 def _remapped(levels: Levels, at: FloatArray) -> Levels:
-    ways = cv2.INTER_LINEAR, cv2.INTER_CUBIC  # which keeps tones sharp
-    mask, tones = (_moved(each, at, way) for each, way in zip(_layers(levels), ways, strict=True))
+    mask, tones = _layers(levels)
+    mask, tones = _moved(mask, at, cv2.INTER_LINEAR), _moved(_softened(tones, at), at, cv2.INTER_CUBIC)
     covered = mask > _COVERED
     return _toned(covered, tones * cv2.dilate(covered.astype(np.float32), np.ones((_FADE + 2, _FADE + 2))))
+
+
+def _softened(layer: FloatArray, at: FloatArray) -> FloatArray:
+    """A layer as soft as a lens would show it when it is shrunk, by `at`: as sharp in pixels as it was, not sharper."""
+    steps = [np.linalg.norm(np.diff(at, axis=axis), axis=2).mean() for axis in (0, 1)]
+    blur = _LENS * math.sqrt(max(0.0, float(np.mean(steps)) ** 2 - 1))
+    return layer if blur < _LENS / 4 else np.asarray(cv2.GaussianBlur(layer, (0, 0), blur), np.float32)
 
 
 def warped_change(
@@ -373,7 +384,7 @@ def warped_change(
     mirrored, mask = at_edge(a), a.max(axis=0) > 0
     wave = _ELASTIC if wanders(mask) and not long else _ARC
     at = _bend(rng, mask, 0, wave, largest=0 if long else _LARGEST)
-    moved = [_moved(each, at, cv2.INTER_CUBIC, mirrored=mirrored) for each in change]
+    moved = [_moved(_softened(each, at), at, cv2.INTER_CUBIC, mirrored=mirrored) for each in change]
     masks = [_moved(each, at, cv2.INTER_LINEAR, mirrored=mirrored) > _COVERED for each in a]
     near = cv2.dilate(np.any(masks, axis=0).astype(np.float32), np.ones((2 * _NEAR + 1,) * 2))
     return np.stack(moved) * near, np.stack(masks).astype(np.float32)
@@ -488,6 +499,12 @@ def _compact(levels: Levels) -> bool:
     return not at_edge(levels[None]) and _solid(levels.tobytes(), len(levels))
 
 
+def _largest(levels: Levels) -> Levels:
+    """The mask of the largest piece of a map, without its satellites."""
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(mask_of(levels).astype(np.uint8), connectivity=8)
+    return np.asarray(labels == 1 + np.argmax(statistics[1:, cv2.CC_STAT_AREA]), np.int8)
+
+
 @lru_cache(maxsize=1024)
 def _solid(levels: bytes, side: int) -> bool:
     mask = mask_of(np.frombuffer(levels, np.int8).reshape(side, -1)).astype(np.uint8)
@@ -561,10 +578,16 @@ def _signed_distance(mask: BoolArray) -> FloatArray:
 
 
 def _field(rng: np.random.Generator, shape: tuple[int, ...], smooth: float, size: float) -> FloatArray:
-    """Smooth random displacements, [H, W, 2], of `size` pixels and 0 in the mean."""
+    """Smooth random displacements, [H, W, 2], of `size` pixels and 0 in the mean.
+
+    They turn around the hills of a random surface, so areas stay as they are: where displacements gather or part, a
+    crack becomes a blot, or breaks.
+    """
     step = max(1, int(smooth / 4))  # a coarse one does where it is smooth
-    noise = rng.normal(size=(*(-(-side // step) for side in shape), 2)).astype(np.float32)
-    field = np.asarray(cv2.GaussianBlur(noise, (0, 0), smooth / step), np.float32)
+    hills = rng.normal(size=[-(-side // step) + 2 for side in shape]).astype(np.float32)
+    hills = np.asarray(cv2.GaussianBlur(hills, (0, 0), _HILLS * smooth / step), np.float32)
+    down, right = np.gradient(hills)
+    field = np.stack([down, -right], axis=2)[1:-1, 1:-1]
     field -= field.mean(axis=(0, 1))
     field *= size / max(float(field.std()), 1e-9)
     return field if step == 1 else np.asarray(cv2.resize(field, shape[::-1], interpolation=cv2.INTER_CUBIC), np.float32)
