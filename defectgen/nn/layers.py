@@ -178,8 +178,8 @@ def mixed_precision(device: torch.device) -> torch.autocast:
     if device.type == "cuda":
         enabled = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # The private name is the only one that PyTorch 2.6 has.
-        enabled = torch.cpu._is_avx512_bf16_supported()
+        # A private name; where it is missing, nothing says so.
+        enabled = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
