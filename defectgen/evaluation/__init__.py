@@ -418,12 +418,17 @@ def _window_rows(
 
 
 def _strip(examples: Sequence[Example]) -> NDArray[np.uint8]:
-    """Windows around defects side by side at twice their size, and below the same with outlines, [H, W, 3]."""
-    windows = np.concatenate(list(fidelity.windows_around(examples)), axis=2).transpose(1, 2, 0)
-    pixels = np.clip(np.rint((windows + 1) * 127.5), 0, 255).astype(np.uint8)
+    """Windows around defects, as of `_outlined`."""
+    masks = [fidelity.window_around(each.mask[None].astype(np.float32), each.mask)[0] for each in examples]
+    return _outlined(list(fidelity.windows_around(examples)), masks)
+
+
+def _outlined(windows: Sequence[FloatArray], masks: Sequence[FloatArray]) -> NDArray[np.uint8]:
+    """Windows [C, S, S] side by side at twice their size, and below the same with outlines, [H, W, 3]."""
+    joined = np.concatenate(windows, axis=2).transpose(1, 2, 0)
+    pixels = np.clip(np.rint((joined + 1) * 127.5), 0, 255).astype(np.uint8)
     plain = np.asarray(cv2.resize(pixels, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC), np.uint8)
     plain = np.ascontiguousarray(np.broadcast_to(np.atleast_3d(plain), (*plain.shape[:2], 3)))
-    masks = [fidelity.window_around(each.mask[None].astype(np.float32), each.mask)[0] for each in examples]
     inside = np.asarray(cv2.resize(np.concatenate(masks, axis=1), None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR))
     marked = (inside > 0.5).astype(np.uint8)
     outlined = plain.copy()
@@ -440,15 +445,22 @@ def _name_alarms(
         found = of["alarms"]
         of["alarms"] = [str(test[i].path) for i, *_ in found]
         if name == of_shots["augmentation"] or name in of_shots["datasets"]:
-            strips[name] = _strip([_around(examples[i].x, y, x) for i, y, x, _ in found])
+            windows = [_around(examples[i].x, y, x) for i, y, x, _ in found]
+            strips[name] = _outlined([window for window, _ in windows], [mask for _, mask in windows])
     return strips
 
 
-def _around(image: FloatArray, y: int, x: int) -> Example:
-    """An image as an example of a defect around a pixel."""
-    mask = np.zeros(image.shape[1:], np.bool_)
-    mask[max(0, y - _ALARM) : y + _ALARM + 1, max(0, x - _ALARM) : x + _ALARM + 1] = True
-    return Example.of(image, mask, 1)
+def _around(image: FloatArray, y: int, x: int) -> tuple[FloatArray, FloatArray]:
+    """A window inside an image, [C, S, S], near a pixel, and where that is, [S, S]; a small image is mirrored."""
+    side = fidelity.WINDOW
+    mask = np.zeros(image.shape[1:], np.float32)
+    mask[max(0, y - _ALARM) : y + _ALARM + 1, max(0, x - _ALARM) : x + _ALARM + 1] = 1
+    height, width = (max(side, length) for length in image.shape[1:])
+    missing = [(0, height - image.shape[1]), (0, width - image.shape[2])]
+    top, left = min(max(0, y - side // 2), height - side), min(max(0, x - side // 2), width - side)
+    there = slice(top, top + side), slice(left, left + side)
+    whole = np.pad(image, [(0, 0), *missing], mode="symmetric")
+    return whole[(slice(None), *there)], np.pad(mask, missing)[there]
 
 
 # --- Verdicts ----------------------------------------------------------------------------------------------------

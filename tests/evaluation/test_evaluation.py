@@ -15,6 +15,7 @@ import pytest
 from defectgen import evaluation, files
 from defectgen.errors import BadInputError, UsageError
 from defectgen.evaluation import EvaluateRequest, Extent, downstream, evaluate, verdicts
+from defectgen.evaluation import _around as around
 from defectgen.evaluation.data import LabeledImage, load_examples
 from defectgen.evaluation.learning import SHARES, Guess, Learning
 from defectgen.imaging.images import encode_png, read_image
@@ -499,3 +500,16 @@ def test_large_sets_are_thinned_by_category() -> None:
     images = [LabeledImage(Path(str(i)), category) for i, category in enumerate(categories)]
     thinned = evaluation._thinned(images, 10, 4, np.random.default_rng(0))
     assert evaluation.counts(thinned) == {"a": 5, "b": 3, "normal": 4}
+
+
+@pytest.mark.parametrize(("shape", "at"), [((90, 120), (3, 118)), ((90, 120), (45, 60)), ((40, 200), (39, 0))])
+def test_windows_of_false_alarms_show_what_is_there(shape: tuple[int, int], at: tuple[int, int]) -> None:
+    """Edges of images are where most lie: a window beyond an edge would be mirrored, and look like something else."""
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    window, mask = around(image, *at)
+    assert (window.shape, mask.shape) == ((1, 64, 64), (64, 64))
+    top, left = (min(max(0, each - 32), max(0, side - 64)) for each, side in zip(at, shape, strict=True))
+    middle = np.argwhere(mask).mean(axis=0) + np.array([top, left])
+    assert np.abs(middle - at).max() <= 6
+    height, width = (min(64, side) for side in shape)
+    assert np.array_equal(window[:, :height, :width], image[:, top : top + height, left : left + width])
