@@ -6,20 +6,22 @@ import pytest
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from defectgen.imaging.compression import compressed_as, compression_of
+from defectgen.imaging.compression import Compression, compressed_as, compression_of
 from defectgen.imaging.images import read_image
 
 
-def write(path: Path, *, gray: bool, sampling: int = 2, orientation: int = 1, quality: int = 60) -> NDArray[np.uint8]:
-    """A photograph of noise and stripes, whose sides are no multiples of a block; its pixels as they are read."""
+def write(path: Path, *, gray: bool, sampling: int = 2, orientation: int = 1) -> tuple[NDArray[np.uint8], Compression]:
+    """A photograph of noise and stripes, whose sides are no multiples of a block: its pixels as read, and how it is."""
     rng = np.random.default_rng(0)
     pixels = rng.normal(120, 12, (75, 106) if gray else (75, 106, 3))
     pixels[:, ::9] += 40
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    image.save(path, "JPEG", quality=quality, exif=exif, **({} if gray else {"subsampling": sampling}))
-    return np.asarray(read_image(path).pixels, np.uint8)
+    image.save(path, "JPEG", quality=60, exif=exif, **({} if gray else {"subsampling": sampling}))
+    of = compression_of(path)
+    assert of is not None
+    return np.asarray(read_image(path).pixels, np.uint8), of
 
 
 def coefficients(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -33,11 +35,9 @@ def coefficients(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def test_what_is_painted_into_a_jpeg_has_its_compression(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
-    before = write(path, gray=True)
+    before, of = write(path, gray=True)
     after = before.copy()
     after[21:37, 40:60] = np.random.default_rng(1).integers(0, 90, (16, 20))
-    of = compression_of(path)
-    assert of is not None
     made = compressed_as(of, before, after)
     assert (made != before).any()
     table = np.array(of.tables[0]).reshape(8, 8)
@@ -62,9 +62,7 @@ def test_what_is_painted_into_a_jpeg_has_its_compression(tmp_path: Path) -> None
 def test_it_is_that_of_a_file_painted_as_it_lies_on_the_disk(tmp_path: Path, gray: bool, orientation: int) -> None:
     """The blocks are those of the file, not of the upright image: the same as when the whole file is written anew."""
     path = tmp_path / "a.jpg"
-    before = write(path, gray=gray, orientation=orientation)
-    of = compression_of(path)
-    assert of is not None
+    before, of = write(path, gray=gray, orientation=orientation)
     assert of.orientation == orientation
     after = before.copy()
     after[30:52, 27:49] //= 3
@@ -91,9 +89,7 @@ def test_it_is_that_of_a_file_painted_as_it_lies_on_the_disk(tmp_path: Path, gra
 @pytest.mark.parametrize("sampling", [0, 1, 2])
 def test_other_blocks_keep_their_values(tmp_path: Path, sampling: int) -> None:
     path = tmp_path / "a.jpg"
-    before = write(path, gray=False, sampling=sampling)
-    of = compression_of(path)
-    assert of is not None
+    before, of = write(path, gray=False, sampling=sampling)
     assert of.sampling == sampling
     after = before.copy()
     after[70:, 100:] = 0  # in the corner, in blocks that the image ends in

@@ -843,8 +843,9 @@ def test_a_union_of_a_long_and_a_short_defect_shows_both(
     crack[20:24] = 1
     known = iter([KnownMask(crack, (0.5, 0.5)), KnownMask(levels_of(disc()), (0.5, 0.5))])
     monkeypatch.setattr("defectgen.imaging.control_maps.from_text", lambda _text, _side: next(known))
-    samples = [each for each in synthesize(with_masks(8, categories=("dent+spot",))) if len(each.mask) > 24]
+    samples = [each for each in synthesize(with_masks(24, categories=("dent+spot",))) if len(each.mask) > 24]
     assert all(sample.mask.any(axis=0).mean() > 0.8 for sample in samples)
+    assert max(cv2.connectedComponents(sample.mask.astype(np.uint8))[0] for sample in samples) > 2
     for sample in samples:  # a crack of 4 pixels across the image, and a disc, which may lie on it
         assert cv2.distanceTransform(sample.mask.astype(np.uint8), cv2.DIST_L2, 5).max() > 5
 
