@@ -153,6 +153,8 @@ class Batch:
 class GenerateBatch:
     """Normal windows x, [B, C, H, W] in [-1, 1], the requested domains y, [B], and a CPU generator for each row.
 
+    A method that needs no windows may get x of [B, 0].
+
     The other fields are for methods with the matching control. `mix`, [B, domains - 1], gives weights of the defect
     categories in place of `y`. `a`, [B, domains - 1, H, W], gives them for each pixel, with `tones` as in `Batch`.
     `x_ref` and `x_style`, shaped like x, show the defects to transfer and the defects whose style to use; without them,

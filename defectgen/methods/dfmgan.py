@@ -20,7 +20,10 @@ Additions, which the preset `paper` does not use:
     - `projected`: D_match looks at frozen features (`nn.projected`) of a picture of the pair, without R1. D does not:
       from scratch, with small batches, a projected D wins against the backbone at once.
     - `prior` "bank": half of stage 2's images, and all that are synthesized, have the mask of a real defect, warped, in
-      place of ToMask's. From five masks, ToMask learns no thin ones.
+      place of ToMask's. From five masks, ToMask learns no thin ones. With `tones`, these come with how much darker or
+      brighter than its ground the real defect is, warped as they are: R sees both, the image begins with just this
+      (`nn.tones`), and what R makes of it has to have these tones, too. What an image differs by from the same one
+      without a defect can be painted on a window of a real normal.
     - Without `defect_noise`, the residual blocks make no noise of their own: it made defects dotted and woven.
     - `match_logistic`, `mismatched`, `lambda_area`, `hard_masks` and `anneal`.
 """
@@ -39,7 +42,8 @@ from defectgen import ranks
 from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig, Task
 from defectgen.methods.networks import Networks, flatten, unflatten
 from defectgen.nn.augment import Augmentation
-from defectgen.nn.layers import Noise, draw_seed, mixed_precision
+from defectgen.nn.layers import Noise, draw_seed, join, mixed_precision
+from defectgen.nn.paired import soft
 from defectgen.nn.penalties import adversarial, r1
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
 from defectgen.nn.slots import Slots
@@ -54,6 +58,7 @@ from defectgen.nn.stylegan2 import (
     path_length,
     upsample,
 )
+from defectgen.nn.tones import brightness, change_of, hidden_by, painted, tone_loss
 
 
 class DFMGANConfig(MethodConfig):
@@ -90,6 +95,8 @@ class DFMGANConfig(MethodConfig):
     prior: Literal["latent", "bank"] = Field(
         "latent", description='where masks come from: "latent", ToMask, or "bank", real masks, warped; see the top'
     )
+    tones: bool = Field(False, description='masks tell how dark and bright defects are, with the prior "bank"')
+    lambda_tone: float = Field(10.0, ge=0, description="weight of the differences from the tones, with `tones`")
     hard_masks: bool = Field(
         False, description="D_match sees masks of -1 and 1, as real ones, with the gradient of tanh"
     )
@@ -141,9 +148,11 @@ class Generator(nn.Module):
         )  # fmt: skip
         widths, self.start = self.backbone.widths, config.first_residual
         self.mapping = MappingNetwork(config.z_dim, config.w_dim, config.mapping_layers, categories)
+        self.tones = config.paints_masks and config.tones
+        told = 2 * self.tones  # a mask that is asked for, and its tones
         self.residual = nn.ModuleDict(
             {
-                str(b): SynthesisBlock(widths[a], widths[b], config.w_dim, noisy=config.defect_noise)
+                str(b): SynthesisBlock(widths[a] + told, widths[b], config.w_dim, noisy=config.defect_noise)
                 for a, b in pairwise(self.backbone.sides)
                 if b >= self.start
             }
@@ -160,6 +169,7 @@ class Generator(nn.Module):
         noise_defect: Noise | None = None,
         *,
         asked: Tensor | None = None,
+        tones: Tensor | None = None,
         mask_alone: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Make the image, [B, channels, S, S], and, with w_defect, M at the first residual block's resolution.
@@ -168,25 +178,36 @@ class Generator(nn.Module):
             ws: [B, styles, w_dim], w_object for each convolution.
             w_defect: [B, w_dim].
             asked: [B, 1, S, S], masks to use in place of M where they are not empty.
+            tones: [B, 1, S, S] in [-1, 1], theirs, which `toned` has to paint.
             mask_alone: stop as soon as M is computed; the image is then incomplete.
         """
         g = self.backbone
         x = g.first(g.const.expand(len(ws), -1, -1, -1), ws[:, 0], noise)
         image: Tensor = g.to_rgb["4"](x, ws[:, 1])
         m: Tensor | None = None
+        told = self._told(ws, asked, tones)
         for i, side in enumerate(g.sides[1:], start=1):
             f_object = g.blocks[str(side)](x, ws[:, 2 * i - 1], ws[:, 2 * i], noise)
             if w_defect is not None and side >= self.start:
                 assert noise_defect is not None
-                f_defect = self.residual[str(side)](x, w_defect, w_defect, noise_defect)
+                seen = x if told is None else join(x, F.adaptive_avg_pool2d(told, x.shape[2:]).to(x.dtype))
+                f_defect = self.residual[str(side)](seen, w_defect, w_defect, noise_defect)
                 if m is None:
                     m = self.to_mask(f_defect, w_defect)
                     if mask_alone:
-                        break
+                        return image, m
                 f_object = manipulated(f_object, f_defect, m, asked)
             x = f_object
             image = upsample(image) + g.to_rgb[str(side)](x, ws[:, 2 * i + 1])
         return image, m
+
+    def _told(self, ws: Tensor, asked: Tensor | None, tones: Tensor | None) -> Tensor | None:
+        """What R sees beside the features, [B, 2, S, S]: masks that are asked for, and their tones."""
+        if not self.tones:
+            return None
+        if asked is None:
+            return ws.new_zeros(len(ws), 2, *2 * self.backbone.sides[-1:])
+        return torch.cat([asked, torch.zeros_like(asked) if tones is None else tones], dim=1)
 
 
 def manipulated(f_object: Tensor, f_defect: Tensor, m: Tensor, asked: Tensor | None = None) -> Tensor:
@@ -200,6 +221,12 @@ def manipulated(f_object: Tensor, f_defect: Tensor, m: Tensor, asked: Tensor | N
         soft = F.avg_pool2d(F.adaptive_avg_pool2d(asked, f_object.shape[2]), 3, stride=1, padding=1)
         here = torch.where(is_asked(asked), soft.to(here.dtype), here)
     return f_object + here * f_defect
+
+
+def toned(image: Tensor, normal: Tensor, asked: Tensor, tones: Tensor) -> Tensor:
+    """An image, [B, channels, S, S], and what the tones of its masks, [B, 1, S, S], change in it without a defect."""
+    changed = painted(normal, change_of(tones), torch.zeros_like(tones), hidden_by(tones, asked))
+    return image + soft(asked) * (changed - normal)
 
 
 def is_asked(asked: Tensor) -> Tensor:
@@ -255,7 +282,7 @@ def scale_code(scales: Tensor) -> Tensor:
 
 _LEARNS: Mapping[str, Any] = {
     "projected": True, "by_category": True, "hard_masks": True, "anneal": True, "turns": False, "pl_every": 8,
-    "mismatched": 0.5, "lambda_area": 2.0, "lambda_match": 0.3, "exposure": True, "prior": "bank",
+    "mismatched": 0.5, "lambda_area": 2.0, "lambda_match": 0.3, "exposure": True, "prior": "bank", "tones": True,
     "defect_noise": False,
 }  # fmt: skip
 """What makes the smaller presets learn in minutes."""
@@ -468,11 +495,13 @@ class DFMGAN:
         wrong = real_mask.roll(1, dims=0)
         self.networks.train_only("defects")
         augment = self._augment(count, rng)
-        asked = None if batch.a is None else batch.a.amax(dim=1, keepdim=True)
-        if asked is not None:
-            asked[round(_ASKED * count) :] = 0
+        asked = tones = None
+        if batch.a is not None:
+            kept = (torch.arange(count, device=self.device) < round(_ASKED * count)).view(-1, 1, 1, 1)
+            asked = batch.a.amax(dim=1, keepdim=True) * kept
+            tones = None if batch.tones is None or not config.tones else batch.tones * kept
         with mixed_precision(self.device):
-            made, m, w_defect, remake = self._defective(c, code, rng, asked)
+            made, m, w_defect, normal, remake = self._defective(c, code, rng, asked, tones)
             w_other, m_other = remake()
         mask = self._binarize(m.float(), asked)
         update_match: Callable[[], Tensor] | None = None
@@ -494,17 +523,20 @@ class DFMGAN:
         }
         total = parts["g"] + config.lambda_match * parts["match_g"]
         total = total + config.lambda_ms * parts["ms"] + config.lambda_area * parts["area"]
+        if asked is not None and tones is not None and normal is not None:
+            parts["tone"] = tone_loss(made.float(), normal, asked, tones)
+            total = total + config.lambda_tone * parts["tone"]
         total.backward()
         if config.pl_weight and step % config.pl_every == 0:
             half = max(count // 2, 1)
-            images, _, w, _ = self._defective(c[:half], None if code is None else code[:half], rng)
+            images, _, w, _, _ = self._defective(c[:half], None if code is None else code[:half], rng)
             parts["pl"] = self._path_length(images, w, "pl_mean_defect", rng)
         self.networks.step("defects")
         parts |= mask_statistics(m.detach() >= 0)
 
         self.networks.train_only("D", "D_match")
         with torch.no_grad(), mixed_precision(self.device):
-            made, m, _, _ = self._defective(c, code, rng, asked)
+            made, m, _, _, _ = self._defective(c, code, rng, asked, tones)
         mask, augments = self._binarize(m.float(), asked), (self._augment(count, rng), self._augment(count, rng))
         real, fake = augments[0].image(x), augments[1].image(made.float())
         parts |= self._update_d(real, fake, c, step, config.ada_defects)
@@ -563,25 +595,39 @@ class DFMGAN:
         return -scores.mean() if real else scores.mean()
 
     def _defective(
-        self, c: Tensor, code: Tensor | None, rng: torch.Generator, asked: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Callable[[], tuple[Tensor, Tensor]]]:
-        """Images with defects of domains c, their M and w_defect, and a function that makes another w_defect and M."""
+        self,
+        c: Tensor,
+        code: Tensor | None,
+        rng: torch.Generator,
+        asked: Tensor | None = None,
+        tones: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Callable[[], tuple[Tensor, Tensor]]]:
+        """Images with defects of domains c, their M and w_defect, and a function that makes another w_defect and M.
+
+        The fourth is what the images are without a defect, if `tones` are told.
+        """
         with torch.no_grad():
             ws = self._ws(code, len(c), rng)
         seeds = torch.randint(2**62, (2,), generator=rng).tolist()
+        normal: Tensor | None = None
+        if tones is not None:
+            with torch.no_grad():
+                normal = self.G(ws, Noise.seeded(seeds[0], self.device))[0].float()
 
         def make(*, mask_alone: bool) -> tuple[Tensor, Tensor, Tensor]:
             w = self.G.mapping(self._z(len(c), rng), c[:, 1:])
             noise, noise_defect = (Noise.seeded(seed, self.device) for seed in seeds)
-            image, m = self.G(ws, noise, w, noise_defect, asked=asked, mask_alone=mask_alone)
+            image, m = self.G(ws, noise, w, noise_defect, asked=asked, tones=tones, mask_alone=mask_alone)
             assert m is not None
+            if normal is not None and asked is not None and tones is not None and not mask_alone:
+                image = toned(image.float(), normal, asked, tones)
             return image, m, w
 
         def remake() -> tuple[Tensor, Tensor]:
             _, m, w = make(mask_alone=True)
             return w, m
 
-        return *make(mask_alone=False), remake
+        return *make(mask_alone=False), normal, remake
 
     def _binarize(self, m: Tensor, asked: Tensor | None = None) -> Tensor:
         """M, or the mask asked for, as D_match's input. With `hard_masks`, -1 or 1, with the gradient of tanh.
@@ -608,7 +654,10 @@ class DFMGAN:
 
     @torch.no_grad()
     def generate(self, request: GenerateBatch) -> Generated:
-        """Whole images with a defect, their masks, and the images without it: triplets (section 4.2, Figure 4)."""
+        """Whole images with a defect, their masks, and the images without it: triplets (section 4.2, Figure 4).
+
+        Not in the paper: if windows x and masks are given, the windows with what the defects change in such images.
+        """
         c, count = F.one_hot(request.y, len(self.task.domains)).float(), len(request.y)
         g, code = self.G.backbone, self._code(torch.zeros_like(request.y), request.y)
 
@@ -631,8 +680,16 @@ class DFMGAN:
                 w_defect[row].lerp_(self.G.mapping(z, of_c).mean(dim=0), 1 - request.truncation)
         normal, _ = self.G(g.broadcast(w_object), noise(of_object))
         asked = None if request.a is None else request.a.amax(dim=1, keepdim=True)
-        defective, m = self.G(g.broadcast(w_object), noise(of_object), w_defect, noise(of_defect), asked=asked)
+        tones = request.tones if self.G.tones else None
+        defective, m = self.G(
+            g.broadcast(w_object), noise(of_object), w_defect, noise(of_defect), asked=asked, tones=tones
+        )
         assert m is not None
+        if asked is not None and request.x.ndim == 4:
+            change = (defective - normal) * (brightness(request.x) / brightness(normal))
+            normal, defective = request.x, request.x + soft(asked) * change
+        if asked is not None and tones is not None:
+            defective = toned(defective, normal, asked, tones)
         m = F.interpolate(m, size=defective.shape[2:], mode="bilinear", align_corners=False)
         mask = (m >= 0).float()
         if asked is not None:

@@ -44,9 +44,9 @@ def painted(x: Tensor, change: Tensor, smooth: Tensor, hidden: Tensor, grain: Te
     u = smooth + _KEPT * (2 * hidden - 1)
     narrow = _smoothed(x, 3)
     fine = x - narrow
-    brightness = _brightness(x)
-    added = _unit(change, brightness) * change
-    other = (fine / brightness).flip(2, 3) * (brightness + added).clamp(min=0)  # grain is weaker where it is darker
+    light = brightness(x)
+    added = _unit(change, light) * change
+    other = (fine / light).flip(2, 3) * (light + added).clamp(min=0)  # grain is weaker where it is darker
     # Both together are as strong as the grain of x. Tones that hide it have their own.
     kept = torch.sigmoid(-u)
     rest = (F.logsigmoid(u) / 2).exp() * (1 + kept).sqrt()  # the root of 1 - kept^2
@@ -58,8 +58,8 @@ def tone_loss(made: Tensor, x: Tensor, mask: Tensor, tones: Tensor) -> Tensor:
     """The mean difference of what was made of x from the tones inside its mask, [B, 1, H, W], where these are told."""
     told = mask * (tones != 0).amax(dim=(1, 2, 3), keepdim=True)
     ground = torch.lerp(x, _smoothed(x, WOVEN), hidden_by(tones, mask))
-    change, brightness = (made - ground).mean(dim=1, keepdim=True), _brightness(x)
-    change = change / _unit(change, brightness)
+    change = (made - ground).mean(dim=1, keepdim=True)
+    change = change / _unit(change, brightness(x))
     bell = torch.exp(-0.5 * (torch.arange(-2, 3, device=x.device, dtype=x.dtype) / _BLUR).square())
     bell = torch.outer(bell, bell)[None, None]
     weight = F.conv2d(mask, bell, padding=2) + 1e-6
@@ -70,14 +70,14 @@ def tone_loss(made: Tensor, x: Tensor, mask: Tensor, tones: Tensor) -> Tensor:
     return ((found - asked).abs() * told).sum() / (told.sum() + 1)
 
 
-def _brightness(x: Tensor) -> Tensor:
+def brightness(x: Tensor) -> Tensor:
     """Of the ground around each pixel of images [B, channels, H, W]: its mean above black, [B, 1, H, W]."""
     return (_smoothed(x.mean(dim=1, keepdim=True), AROUND) + 1).clamp(min=DARKEST)
 
 
-def _unit(change: Tensor, brightness: Tensor) -> Tensor:
-    """What changes are parts of: the brightness, or its root where they are positive."""
-    return torch.where(change > 0, brightness.sqrt(), brightness)
+def _unit(change: Tensor, light: Tensor) -> Tensor:
+    """What changes are parts of: the brightness of the ground, or its root where they are positive."""
+    return torch.where(change > 0, light.sqrt(), light)
 
 
 def _smoothed(x: Tensor, side: int) -> Tensor:

@@ -217,7 +217,7 @@ class _Network:
             OutOfMemoryError: naming the batch size to try next.
         """
         if x is None and self.masks:
-            guides["a"] = self._asked(categories, keys)
+            guides["a"], guides["tones"] = self._asked(categories, keys)
 
         def make(start: int) -> list[_Output]:
             part = slice(start, start + size)
@@ -269,15 +269,20 @@ class _Network:
             made.append(_Output(image, None if m is None else m[0], restored, normal))
         return made
 
-    def _asked(self, categories: Sequence[str], keys: Sequence[tuple[int, ...]]) -> FloatArray:
-        """A real mask of the category, warped, for each image that is made as a whole, as `GenerateBatch.a`."""
+    def _asked(self, categories: Sequence[str], keys: Sequence[tuple[int, ...]]) -> tuple[FloatArray, FloatArray]:
+        """A real mask of the category, warped, for each image that is made as a whole, and its tones.
+
+        They are `a` and `tones` of `GenerateBatch`.
+        """
         task, size = self.method.task, self.method.config.image_size
         a = np.zeros((len(keys), len(task.domains) - 1, size, size), np.float32)
+        tones = np.zeros((len(keys), 1, size, size), np.float32)
         for row, (category, key) in enumerate(zip(categories, keys, strict=True)):
             if known := self.masks.get(category):
                 rng = numpy_rng(*key)
-                a[row, task.domains.index(category) - 1] = mask_of(draw_map(rng, pick(rng, known).levels, known))
-        return a
+                levels = draw_map(rng, pick(rng, known).levels, known)
+                a[row, task.domains.index(category) - 1], tones[row] = mask_of(levels), tones_of(levels)
+        return a, tones
 
     def _restore(self, x: Tensor, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor | None:
         if not self._restored:
@@ -852,7 +857,9 @@ def synthesize(
     for what, catalog in (("--from", request.references), ("--style", request.style)):
         if isinstance(catalog, Catalog) and (lacking := set(network.categories) - set(catalog.categories)):
             raise UsageError(f"{what}: has no {min(lacking)}, only {', '.join(catalog.categories)}; see --category")
-    if request.strength != (1.0, 1.0) and info.makes != "window":
+    # A method that makes whole images can paint, too, if it knows masks to ask for.
+    paints = not info.pastes or (info.makes == "image" and bool(network.masks) and request.placement is None)
+    if request.strength != (1.0, 1.0) and not paints:
         can = " or ".join(which(lambda row: row.makes == "window"))
         raise UsageError(f"{model} does not paint changes, which --strength scales; use a model of {can}")
     if request.same_object or request.truncation != 1:
@@ -867,14 +874,14 @@ def synthesize(
             raise UsageError(f"{model} generates whole images; --region needs normal images (--normals)")
         return WholeImageSamples(request, network)
     if any(map(any, request.move)):
-        if info.makes != "window":
+        if not paints:
             can = " or ".join(which(lambda row: row.makes == "window"))
             raise UsageError(f"{model} paints no windows, which --move moves; use a model of {can}")
         if request.regions:
             raise UsageError("--move: moves defects from where real ones are; --region says where they are to be")
     for _, region in request.regions:
         require("region" if region.mask is None else "mask", info, model)
-    if info.pastes:
+    if not paints:
         if request.regions:
             (category, region), *more = request.regions
             if category is not None or more:

@@ -635,28 +635,36 @@ class TrainingLabels(TrainingPairs):
 class TrainingMasks(_NormalsWithDefects):
     """A normal and a defective window. Unless `by_category`, all categories of a product have the same scale.
 
-    A method that makes whole images learns the normals once for all categories. If it `asks`, rows have a control map
-    for a generated image.
+    A method that makes whole images learns the normals once for all categories.
     """
 
     zooms = False
     covered = 0.0
     twins = False
 
-    def __init__(self, *args: Any, by_category: bool = False, asks: bool = False, **options: Any) -> None:
+    def __init__(self, *args: Any, by_category: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
         for scales in self.scales.values() if not by_category else ():
             scales.update(dict.fromkeys(scales, float(np.median(list(scales.values())))))
-        if asks:
-            self._know_masks()
+
+
+class TrainingRequests(TrainingMasks):
+    """The same, with a control map for a generated image in each row."""
+
+    twins = True
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._know_masks()
 
     def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
         row = super()._pair(rng, product, category)
         if known := self.masks.get(category):
             assert row.reference.a is not None
-            a = np.zeros_like(row.reference.a)
-            a[self.domains.index(category) - 1] = mask_of(draw_map(rng, pick(rng, known).levels, known))
-            return replace(row, asked=a)
+            a, tones = np.zeros_like(row.reference.a), np.zeros((2, *row.reference.a.shape[1:]), np.float32)
+            levels = draw_map(rng, pick(rng, known).levels, known)
+            a[self.domains.index(category) - 1], tones[0] = mask_of(levels), tones_of(levels)
+            return replace(row, asked=a, tones=tones)
         return row
 
 
@@ -909,8 +917,9 @@ def training_data(name: str, catalog: Catalog, config: MethodConfig) -> Training
         return patches(catalog, config.image_size, products, domains)
     common: dict[str, Any] = {"whole": config.whole, "exposure": config.exposure}
     if method.learns == "masks":
-        own = {"by_category": config.has_own_scales, "asks": config.paints_masks}
-        return TrainingMasks(catalog, config.image_size, products, domains, **own, **common)
+        of_masks = TrainingRequests if config.paints_masks else TrainingMasks
+        common["by_category"] = config.has_own_scales
+        return of_masks(catalog, config.image_size, products, domains, **common)
     if method.learns != "domains":
         common["paints"] = config.paints_masks
     kinds: dict[DataKind, type[TrainingWindows]] = {

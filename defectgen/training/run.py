@@ -241,10 +241,11 @@ class Run:
         if not ranks.is_main():
             return []
         columns, names = [batch.x], ["normal", "made 1", "made 2", "made 3", "real"]
+        x = torch.empty(len(batch.x), 0) if isinstance(self._method, Staged) else batch.x
         with self._average.in_place():
             for i in range(3):
                 rngs = [torch_rng(seed, i, row) for row in range(len(batch.x))]
-                made = self._method.generate(GenerateBatch(batch.x, batch.y_ref, rngs, a=batch.a, tones=batch.tones))
+                made = self._method.generate(GenerateBatch(x, batch.y_ref, rngs, a=batch.a, tones=batch.tones))
                 if made.normal is not None and made.mask is not None:
                     columns = [made.normal, made.mask.expand_as(made.x) * 2 - 1, made.x]
                     names = ["made normal", "its mask", "its defect", "real"]

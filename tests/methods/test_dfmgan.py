@@ -120,6 +120,71 @@ def test_defects_are_made_inside_the_masks_that_are_asked_for(method: DFMGAN) ->
     assert (change * made.mask).sum() / made.mask.sum() > 2 * (change * (1 - made.mask)).mean()
 
 
+@pytest.fixture
+def toned() -> DFMGAN:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return DFMGAN(CONFIG.model_copy(update={"prior": "bank", "tones": True, "width": 8}), TASK, CPU)
+
+
+def test_defects_begin_as_dark_as_their_tones_ask(toned: DFMGAN) -> None:
+    """A third darker and a third brighter than the ground, as long as R adds nothing."""
+    a, tones = torch.zeros(2, 2, 64, 64), torch.zeros(2, 1, 64, 64)
+    a[:, 0, 20:44, 20:44] = 1
+    tones[:, :, 20:44, 20:44] = torch.tanh(torch.tensor([-2 / 3, 2 / 3])).view(2, 1, 1, 1)
+    for parameter in toned.G.residual.parameters():
+        torch.nn.init.zeros_(parameter)
+    for parameter in toned.G.backbone.to_rgb.parameters():
+        torch.nn.init.zeros_(parameter)  # so the ground is gray
+    y, rngs = torch.tensor([1, 1]), [torch_rng(0), torch_rng(1)]
+    made = toned.generate(GenerateBatch(torch.zeros(2, 0), y, rngs, a=a, tones=tones))
+    assert made.normal is not None
+    change = made.x - made.normal
+    for found, asked in zip(change[..., 24:40, 24:40], (-1 / 3, 1 / 3), strict=True):
+        torch.testing.assert_close(found, torch.full_like(found, asked), atol=1e-3, rtol=0)
+    assert not change[..., :17, :].any()
+
+
+def test_r_sees_the_tones_and_has_to_keep_them(toned: DFMGAN) -> None:
+    given = batch()
+    assert given.a_ref is not None
+    tones = -0.7 * given.a_ref.amax(dim=1, keepdim=True)
+    asking = replace(given, a=given.a_ref, tones=tones)
+    assert "tone" not in toned.training_step(replace(asking, tones=None), 4, 0.5, generator())
+    losses = [float(toned.training_step(asking, 4 + i % 4, 0.5, generator(i))["tone"]) for i in range(40)]
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+    y, rngs = torch.tensor([1]), [torch_rng(0)]
+    first, second = (
+        toned.generate(GenerateBatch(torch.zeros(1, 0), y, rngs, a=given.a_ref[:1], tones=each)).x
+        for each in (tones[:1], tones[:1] * (torch.arange(64) > 23))
+    )
+    assert (first - second)[..., 30:].any()  # where tones are equal, but R sees others
+
+
+def test_defects_are_painted_on_windows_that_are_given(toned: DFMGAN) -> None:
+    """What R makes is as strong as its new ground is bright; the rest of the window stays as it is."""
+    a = torch.zeros(2, 2, 64, 64)
+    a[:, 0, 20:44, 20:44] = 1
+    x = torch.full((2, 1, 64, 64), -0.5)
+    x[1] = 0.5
+    y, rngs = torch.tensor([1, 1]), [torch_rng(0), torch_rng(0)]
+    made = toned.generate(GenerateBatch(x, y, rngs, a=a))
+    assert made.normal is not None
+    torch.testing.assert_close(made.normal, x)
+    change = made.x - x
+    assert not change[..., :17, :].any()
+    inside = (made.x < 1).all(dim=0) & (made.x > -1).all(dim=0) & (a[0, :1] > 0)
+    torch.testing.assert_close(change[1][inside], 3 * change[0][inside])
+    assert change[0][inside].abs().mean() > 1e-3
+    tones = -0.58 * a.amax(dim=1, keepdim=True)
+    darker = toned.generate(GenerateBatch(x, y, rngs, a=a, tones=tones)).x
+    for parameter in toned.G.residual.parameters():
+        torch.nn.init.zeros_(parameter)
+    alone = toned.generate(GenerateBatch(x, y, rngs, a=a, tones=tones)).x
+    torch.testing.assert_close((alone - x)[..., 28:36, 28:36], (-1 / 3 * (x + 1))[..., 28:36, 28:36], atol=0.01, rtol=0)
+    assert not torch.allclose(darker, alone)
+
+
 def test_half_of_stage_2_has_real_masks(method: DFMGAN, monkeypatch: pytest.MonkeyPatch) -> None:
     """ToMask's are in the other half, and alone in the losses of masks."""
     seen: list[Tensor] = []

@@ -705,6 +705,40 @@ def test_generated_defects_are_blended_at_native_scale(whole_for: Callable[..., 
             assert sample.mask.sum() == pytest.approx(4 * np.pi * 8**2, rel=0.3)  # learned at half the scale
 
 
+def test_masks_that_are_known_are_painted_in_place_unless_a_placement_is_asked_for(
+    entry: Entry, request_for: Callable[..., SynthesisRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = np.zeros((64, 64), np.bool_)
+    real[28:36, 8:16] = True
+    x = np.where(real, np.float32(-0.5), np.float32(0))[None]
+    known = to_text(KnownMask(levels_of(real, x, 0 * x), (0.0, 0.5)))
+    task = TASK.model_copy(update={"masks": {"dent": (known,), "spot": (known,)}})
+    config = DFMGANConfig(image_size=64, width=4, max_width=8, match_width=4, z_dim=8, w_dim=8, prior="bank")
+    painted = []
+
+    def generate(_self: DFMGAN, request: GenerateBatch) -> Generated:
+        assert request.a is not None
+        assert request.tones is not None
+        a = request.a.amax(dim=1, keepdim=True)
+        assert (request.tones[a > 0] < -0.5).float().mean() > 0.7
+        painted.append(request.x.ndim == 4)
+        x = request.x if painted[-1] else torch.zeros_like(a)
+        return Generated(x - 0.5 * a, a, x)
+
+    monkeypatch.setattr(DFMGAN, "generate", generate)
+    request = replace(request_for(8), entry=other(entry, "k", "dfmgan", config, task))
+    for sample in synthesize(request):
+        row, source = record(sample), read_image(Path(record(sample)["source"])).pixels
+        assert row["window"]["x"] <= 0.2 * source.shape[1]  # where the real one lay
+        far = cv2.dilate(sample.mask.astype(np.uint8), np.ones((25, 25), np.uint8)) == 0
+        np.testing.assert_array_equal(sample.image[far], source[far])
+    assert all(painted)
+    painted.clear()
+    assert "window" not in record(next(iter(synthesize(replace(request, placement=Placement())))))
+    assert len(list(synthesize(replace(request, whole=True)))) == 8
+    assert not any(painted)
+
+
 # Models with region control
 
 

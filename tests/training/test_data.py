@@ -29,6 +29,7 @@ from defectgen.training.data import (
     TrainingMasks,
     TrainingPairs,
     TrainingPatches,
+    TrainingRequests,
     TrainingSample,
     TrainingWindows,
     _View,
@@ -373,6 +374,17 @@ class TestTrainingWindows:
                 assert (tones[inside] > 0.9).mean() > 0.6
                 assert not tones[cv2.dilate(inside.astype(np.uint8), np.ones((5, 5))) == 0].any()
         assert 70 < told < 90
+
+    def test_methods_that_make_whole_images_are_asked_for_masks_and_tones(self, catalog: Catalog) -> None:
+        requests = TrainingRequests(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
+        for seed in range(20):
+            row = requests.row(rng(seed))
+            assert row.asked is not None
+            assert row.tones is not None
+            assert np.flatnonzero(row.asked.any(axis=(1, 2))).tolist() == [row.reference.y - 1]
+            inside = row.asked.max(axis=0) > 0
+            assert (row.tones[0][inside] > 0.9).mean() > 0.6
+            assert not row.tones[0][cv2.dilate(inside.astype(np.uint8), np.ones((5, 5))) == 0].any()
 
     def test_the_tones_of_real_defects_are_those_that_defect_gan_has_to_meet(self, catalog: Catalog) -> None:
         labels = TrainingLabels(catalog, 64, ["p"], [NORMAL, "crack", "dent"])
