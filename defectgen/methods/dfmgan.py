@@ -43,7 +43,7 @@ from defectgen.methods.base import Batch, GenerateBatch, Generated, MethodConfig
 from defectgen.methods.networks import Networks, flatten, unflatten
 from defectgen.nn.augment import Augmentation
 from defectgen.nn.layers import Noise, draw_seed, join, mixed_precision
-from defectgen.nn.paired import soft
+from defectgen.nn.paired import Hues, soft
 from defectgen.nn.penalties import adversarial, r1
 from defectgen.nn.projected import ProjectedDiscriminator, hinge_d, hinge_g, projected_slots
 from defectgen.nn.slots import Slots
@@ -140,8 +140,11 @@ _LR_MATCH = 2e-4  # learning rate of a projected D_match
 class Generator(nn.Module):
     """The backbone, and what stage 2 adds to it: residual blocks, ToMask, the defect mapping network (Figure 2)."""
 
-    def __init__(self, config: DFMGANConfig, channels: int, categories: int) -> None:
+    def __init__(
+        self, config: DFMGANConfig, channels: int, categories: int, hues: Sequence[Sequence[float]] = ()
+    ) -> None:
         super().__init__()
+        self.hues = Hues(hues)
         self.backbone = Backbone(
             config.image_size, channels, config.width, config.max_width, config.z_dim, config.w_dim,
             config.mapping_layers, _SCALE_CODE * config.by_category,
@@ -317,7 +320,7 @@ class DFMGAN:
         self.task = task
         self.device = device
         domains = len(task.domains)
-        self.G = Generator(config, task.channels, domains - 1)
+        self.G = Generator(config, task.channels, domains - 1, task.hues)
         size, most = config.image_size, config.max_width
         self.D = Discriminator(size, task.channels, domains, config.width, most)
         # D_match takes pairs: the mask is one more channel of the image.
@@ -620,7 +623,7 @@ class DFMGAN:
             image, m = self.G(ws, noise, w, noise_defect, asked=asked, tones=tones, mask_alone=mask_alone)
             assert m is not None
             if normal is not None and asked is not None and tones is not None and not mask_alone:
-                image = toned(image.float(), normal, asked, tones)
+                image = toned(normal + self.G.hues(image.float() - normal), normal, asked, tones)
             return image, m, w
 
         def remake() -> tuple[Tensor, Tensor]:
@@ -685,9 +688,11 @@ class DFMGAN:
             g.broadcast(w_object), noise(of_object), w_defect, noise(of_defect), asked=asked, tones=tones
         )
         assert m is not None
+        change = self.G.hues(defective - normal)
         if asked is not None and request.x.ndim == 4:
-            change = (defective - normal) * (brightness(request.x) / brightness(normal))
-            normal, defective = request.x, request.x + soft(asked) * change
+            change = soft(asked) * change * (brightness(request.x) / brightness(normal))
+            normal = request.x
+        defective = normal + change
         if asked is not None and tones is not None:
             defective = toned(defective, normal, asked, tones)
         m = F.interpolate(m, size=defective.shape[2:], mode="bilinear", align_corners=False)

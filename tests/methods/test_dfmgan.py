@@ -185,6 +185,21 @@ def test_defects_are_painted_on_windows_that_are_given(toned: DFMGAN) -> None:
     assert not torch.allclose(darker, alone)
 
 
+def test_changes_have_the_colors_of_real_ones() -> None:
+    """Purple cracks on gray roads, after 500 steps."""
+    task = TASK.model_copy(update={"channels": 3, "hues": ((0.6, 0.0, 0.8),)})
+    method = DFMGAN(CONFIG.model_copy(update={"prior": "bank", "tones": True}), task, CPU)
+    a = torch.zeros(1, 2, 64, 64)
+    a[:, 0, 20:44, 20:44] = 1
+    x = torch.zeros(1, 3, 64, 64)
+    made = method.generate(GenerateBatch(x, torch.tensor([1]), [torch_rng(0)], a=a, tones=torch.zeros(1, 1, 64, 64)))
+    change = made.x - x
+    assert change.abs().max() > 1e-3
+    assert not change[:, 1].any()
+    inside = made.x.abs().amax(dim=1)[0] < 1
+    torch.testing.assert_close(change[0, 2][inside] * 0.6, change[0, 0][inside] * 0.8)
+
+
 def test_half_of_stage_2_has_real_masks(method: DFMGAN, monkeypatch: pytest.MonkeyPatch) -> None:
     """ToMask's are in the other half, and alone in the losses of masks."""
     seen: list[Tensor] = []
