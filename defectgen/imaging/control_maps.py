@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from defectgen.imaging.masks import wanders
 from defectgen.imaging.windows import BoolArray, FloatArray
 
-_ELASTIC = 1 / 4, 0.09  # smoothness and size of the displacements, as fractions of the defect's length
-_FIRM = 1 / 4, 0.045  # the same for compact ones, which would become horns
+_ELASTIC = 1 / 2, 0.12  # smoothness and size of the displacements, as fractions of the defect's length
+_FIRM = 1 / 2, 0.06  # the same for compact ones, which would become horns
 _ARC = 0.4, 0.008  # and for straight lines and arcs
 _COURSE = (1 / 3, 0.025), (1 / 6, 0.01), (1 / 12, 0.004)  # and for long ones: others make waves
 _LENS = 0.6  # pixels, standard deviation of the blur of images
