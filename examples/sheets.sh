@@ -14,10 +14,12 @@ done
 defectgen compose "$made/drawn/defects" "$steel/normals" -n 24 --seed 3 --out "$made/compose"
 rows="drawn=$made/drawn/defects compose=$made/compose"
 mkdir -p examples/sheets
+seed=3 # another one for each, or methods that paint masks would paint the same ones
 for folder in examples/models/*gan*-samples; do
     name=$(basename "$folder") method=$(basename "$folder" -samples)
+    seed=$((seed + 1))
     # Code 3: a few samples failed.
-    defectgen synthesize -n 24 --model "$name" --normals "$steel/normals" --weights weights.toml --seed 3 \
+    defectgen synthesize -n 24 --model "$name" --normals "$steel/normals" --weights weights.toml --seed "$seed" \
         --out "$made/$method" || [ $? = 3 ]
     cp "$made/$method/sheet.jpg" "examples/sheets/$method.jpg"
     rows="$rows $method=$made/$method"

@@ -10,7 +10,7 @@ python examples/draw_samples.py --seed 8 --each 24 --out "$drawn" steel ceramic
 rm -r "$drawn"/steel/defects/stain "$drawn"/ceramic/defects/chip # what both have: crack, scratch, spot
 steel="steel=examples/samples/steel/normals:$drawn/steel/defects"
 ceramic="ceramic=examples/samples/ceramic/normals:$drawn/ceramic/defects"
-for method in ${@:-memory-bank dfmgan isu-gan defect-gan dcdganc dt-gan}; do # the last one is the newest: the default
+for method in ${@:-memory-bank dfmgan isu-gan dcdganc dt-gan defect-gan}; do # the last one is the newest: the default
     name=$method-samples
     rm -rf "examples/models/$name"
     if [ "$method" = memory-bank ]; then
@@ -23,7 +23,7 @@ for method in ${@:-memory-bank dfmgan isu-gan defect-gan dcdganc dt-gan}; do # t
     set -- --product "$steel"
     [ "$method" != dt-gan ] || set -- "$@" --product "$ceramic" # between which it transfers
     case $method in
-    dfmgan) set -- "$@" --steps 4000 --set backbone_steps=2500 ;; # half an hour
+    dfmgan) set -- "$@" --steps 1500 --set backbone_steps=1000 ;; # ten minutes
     isu-gan | defect-gan) set -- "$@" --steps 600 ;; # ten minutes
     esac
     OMP_NUM_THREADS=1 defectgen train --method "$method" --preset tiny --seed 1 --device cpu --workers 1 \
