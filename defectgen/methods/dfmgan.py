@@ -303,7 +303,7 @@ class DFMGAN:
         },
         "tiny": {
             "image_size": 64, "first_residual": 16, "batch_size": 8, "width": 16, "max_width": 64,
-            "z_dim": 64, "w_dim": 64, "steps": 9_000, "backbone_steps": 6_000, "ada_images": 10_000, "r1_gamma": 0.1,
+            "z_dim": 64, "w_dim": 64, "steps": 3_000, "backbone_steps": 2_000, "ada_images": 10_000, "r1_gamma": 0.1,
             "ema": 0.995, **_LEARNS,
         },
     }  # fmt: skip
