@@ -857,11 +857,14 @@ def synthesize(
     for what, catalog in (("--from", request.references), ("--style", request.style)):
         if isinstance(catalog, Catalog) and (lacking := set(network.categories) - set(catalog.categories)):
             raise UsageError(f"{what}: has no {min(lacking)}, only {', '.join(catalog.categories)}; see --category")
-    # A method that makes whole images can paint, too, if it knows masks to ask for.
-    paints = not info.pastes or (info.makes == "image" and bool(network.masks) and request.placement is None)
+    # A method that makes whole images can paint on normals, too, if it knows masks to ask for.
+    can_paint = info.makes == "image" and bool(network.masks) and request.placement is None and not request.whole
+    paints, moves = not info.pastes or can_paint, any(map(any, request.move))
+    painters = " or ".join(which(lambda row: row.makes == "window"))
     if request.strength != (1.0, 1.0) and not paints:
-        can = " or ".join(which(lambda row: row.makes == "window"))
-        raise UsageError(f"{model} does not paint changes, which --strength scales; use a model of {can}")
+        raise UsageError(f"{model} does not paint changes, which --strength scales; use a model of {painters}")
+    if moves and not paints:
+        raise UsageError(f"{model} paints no windows, which --move moves; use a model of {painters}")
     if request.same_object or request.truncation != 1:
         require("object", info, model)
     if request.patches:
@@ -873,12 +876,8 @@ def synthesize(
         if request.regions:
             raise UsageError(f"{model} generates whole images; --region needs normal images (--normals)")
         return WholeImageSamples(request, network)
-    if any(map(any, request.move)):
-        if not paints:
-            can = " or ".join(which(lambda row: row.makes == "window"))
-            raise UsageError(f"{model} paints no windows, which --move moves; use a model of {can}")
-        if request.regions:
-            raise UsageError("--move: moves defects from where real ones are; --region says where they are to be")
+    if moves and request.regions:
+        raise UsageError("--move: moves defects from where real ones are; --region says where they are to be")
     for _, region in request.regions:
         require("region" if region.mask is None else "mask", info, model)
     if not paints:

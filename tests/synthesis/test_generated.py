@@ -737,6 +737,10 @@ def test_masks_that_are_known_are_painted_in_place_unless_a_placement_is_asked_f
     assert "window" not in record(next(iter(synthesize(replace(request, placement=Placement())))))
     assert len(list(synthesize(replace(request, whole=True)))) == 8
     assert not any(painted)
+    for of_windows in ({"strength": (0.5, 0.5)}, {"move": ((4.0, 4.0), (0.0, 0.0))}):
+        assert next(iter(synthesize(replace(request, **of_windows)))).mask.any()
+        with pytest.raises(UsageError, match="k: dfmgan .*use a model of dt-gan or isu-gan or defect-gan"):
+            synthesize(replace(request, whole=True, **of_windows))
 
 
 # Models with region control
