@@ -31,7 +31,7 @@ Additions, which the preset `paper` does not use:
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -283,6 +283,19 @@ def scale_code(scales: Tensor) -> Tensor:
 # --- Method ----------------------------------------------------------------------------------------------------
 
 
+class _Defective(NamedTuple):
+    """Images with defects, their M and w_defect, and a function that makes another w_defect and M of them.
+
+    `normal` is what the images are without a defect, if tones are told.
+    """
+
+    image: Tensor
+    m: Tensor
+    w: Tensor
+    normal: Tensor | None
+    remake: Callable[[], tuple[Tensor, Tensor]]
+
+
 _LEARNS: Mapping[str, Any] = {
     "projected": True, "by_category": True, "hard_masks": True, "anneal": True, "turns": False, "pl_every": 8,
     "mismatched": 0.5, "lambda_area": 2.0, "lambda_match": 0.3, "exposure": True, "prior": "bank", "tones": True,
@@ -504,8 +517,9 @@ class DFMGAN:
             asked = batch.a.amax(dim=1, keepdim=True) * kept
             tones = None if batch.tones is None or not config.tones else batch.tones * kept
         with mixed_precision(self.device):
-            made, m, w_defect, normal, remake = self._defective(c, code, rng, asked, tones)
-            w_other, m_other = remake()
+            defective = self._defective(c, code, rng, asked, tones)
+            made, m, w_defect, normal = defective[:4]
+            w_other, m_other = defective.remake()
         mask = self._binarize(m.float(), asked)
         update_match: Callable[[], Tensor] | None = None
         with mixed_precision(self.device):
@@ -532,14 +546,14 @@ class DFMGAN:
         total.backward()
         if config.pl_weight and step % config.pl_every == 0:
             half = max(count // 2, 1)
-            images, _, w, _, _ = self._defective(c[:half], None if code is None else code[:half], rng)
-            parts["pl"] = self._path_length(images, w, "pl_mean_defect", rng)
+            defective = self._defective(c[:half], None if code is None else code[:half], rng)
+            parts["pl"] = self._path_length(defective.image, defective.w, "pl_mean_defect", rng)
         self.networks.step("defects")
         parts |= mask_statistics(m.detach() >= 0)
 
         self.networks.train_only("D", "D_match")
         with torch.no_grad(), mixed_precision(self.device):
-            made, m, _, _, _ = self._defective(c, code, rng, asked, tones)
+            made, m, *_ = self._defective(c, code, rng, asked, tones)
         mask, augments = self._binarize(m.float(), asked), (self._augment(count, rng), self._augment(count, rng))
         real, fake = augments[0].image(x), augments[1].image(made.float())
         parts |= self._update_d(real, fake, c, step, config.ada_defects)
@@ -604,11 +618,8 @@ class DFMGAN:
         rng: torch.Generator,
         asked: Tensor | None = None,
         tones: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Callable[[], tuple[Tensor, Tensor]]]:
-        """Images with defects of domains c, their M and w_defect, and a function that makes another w_defect and M.
-
-        The fourth is what the images are without a defect, if `tones` are told.
-        """
+    ) -> "_Defective":
+        """Images with defects of domains c."""
         with torch.no_grad():
             ws = self._ws(code, len(c), rng)
         seeds = torch.randint(2**62, (2,), generator=rng).tolist()
@@ -630,7 +641,7 @@ class DFMGAN:
             _, m, w = make(mask_alone=True)
             return w, m
 
-        return *make(mask_alone=False), normal, remake
+        return _Defective(*make(mask_alone=False), normal, remake)
 
     def _binarize(self, m: Tensor, asked: Tensor | None = None) -> Tensor:
         """M, or the mask asked for, as D_match's input. With `hard_masks`, -1 or 1, with the gradient of tanh.
