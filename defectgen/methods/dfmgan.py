@@ -30,7 +30,7 @@ Additions, which the preset `paper` does not use:
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -230,6 +230,24 @@ def toned(image: Tensor, normal: Tensor, asked: Tensor, tones: Tensor) -> Tensor
     """An image, [B, channels, S, S], and what the tones of its masks, [B, 1, S, S], change in it without a defect."""
     changed = painted(normal, change_of(tones), torch.zeros_like(tones), hidden_by(tones, asked))
     return image + soft(asked) * (changed - normal)
+
+
+def tiled(paint: Callable[..., Tensor], side: int, asked: Tensor, tones: Tensor | None) -> Tensor:
+    """What `paint` makes of maps of `side` pixels, for larger ones, [B, 1, S, S]: tiles that fade into each other."""
+    size = asked.shape[-1]
+    if size <= side:
+        return paint(asked, tones)
+    at = torch.arange(side, device=asked.device)
+    ramp = (torch.minimum(at, at.flip(0)) + 1).float()
+    weight, total, weights = torch.outer(ramp, ramp), torch.zeros_like(asked), torch.zeros_like(asked)
+    starts = [*range(0, size - side, side // 2), size - side]
+    for top, left in product(starts, starts):
+        here = (..., slice(top, top + side), slice(left, left + side))
+        if asked[here].any():
+            made = paint(asked[here], None if tones is None else tones[here]) * is_asked(asked[here])
+            total = total + F.pad(weight * made, (left, size - side - left, top, size - side - top))
+        weights[here] += weight
+    return total / weights
 
 
 def is_asked(asked: Tensor) -> Tensor:
@@ -695,19 +713,22 @@ class DFMGAN:
         normal, _ = self.G(g.broadcast(w_object), noise(of_object))
         asked = None if request.a is None else request.a.amax(dim=1, keepdim=True)
         tones = request.tones if self.G.tones else None
-        defective, m = self.G(
-            g.broadcast(w_object), noise(of_object), w_defect, noise(of_defect), asked=asked, tones=tones
-        )
-        assert m is not None
-        change = self.G.hues(defective - normal)
+
+        def changed(asked: Tensor | None, tones: Tensor | None) -> tuple[Tensor, Tensor]:
+            """What the defects change in the image, and M."""
+            ws = g.broadcast(w_object)
+            made, m = self.G(ws, noise(of_object), w_defect, noise(of_defect), asked=asked, tones=tones)
+            assert m is not None
+            return self.G.hues(made - normal), m
+
         if asked is not None and request.x.ndim == 4:
-            change = soft(asked) * change * (brightness(request.x) / brightness(normal))
-            normal = request.x
-        defective = normal + change
-        if asked is not None and tones is not None:
-            defective = toned(defective, normal, asked, tones)
-        m = F.interpolate(m, size=defective.shape[2:], mode="bilinear", align_corners=False)
-        mask = (m >= 0).float()
-        if asked is not None:
-            mask = torch.where(is_asked(asked), asked, mask)
-        return Generated(defective.clamp(-1, 1), mask, normal.clamp(-1, 1))
+            mask = asked
+            parts = tiled(lambda *maps: changed(*maps)[0] / brightness(normal), g.sides[-1], asked, tones)
+            normal, change = request.x, soft(asked) * brightness(request.x) * parts
+        else:
+            change, m = changed(asked, tones)
+            mask = (F.interpolate(m, size=change.shape[2:], mode="bilinear", align_corners=False) >= 0).float()
+            if asked is not None:
+                mask = torch.where(is_asked(asked), asked, mask)
+        made = normal + change if asked is None or tones is None else toned(normal + change, normal, asked, tones)
+        return Generated(made.clamp(-1, 1), mask, normal.clamp(-1, 1))

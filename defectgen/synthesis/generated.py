@@ -280,7 +280,11 @@ class _Network:
         for row, (category, key) in enumerate(zip(categories, keys, strict=True)):
             if known := self.masks.get(category):
                 rng = numpy_rng(*key)
-                levels = draw_map(rng, pick(rng, known).levels, known)
+                first = pick(rng, known).levels
+                if max(first.shape) > size:
+                    levels = draw_long(rng, first, (size, size), known)
+                else:
+                    levels = draw_map(rng, first, known)
                 a[row, task.domains.index(category) - 1], tones[row] = mask_of(levels), tones_of(levels)
         return a, tones
 

@@ -655,7 +655,7 @@ class TrainingRequests(TrainingMasks):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._know_masks()
+        self._know_masks(long=True)
 
     def _pair(self, rng: np.random.Generator, product: str, category: str) -> Row:
         row = super()._pair(rng, product, category)

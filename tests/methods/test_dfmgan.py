@@ -18,6 +18,7 @@ from defectgen.methods.dfmgan import (
     manipulated,
     mask_statistics,
     mode_seeking_loss,
+    tiled,
 )
 
 CPU = torch.device("cpu")
@@ -183,6 +184,43 @@ def test_defects_are_painted_on_windows_that_are_given(toned: DFMGAN) -> None:
     alone = toned.generate(GenerateBatch(x, y, rngs, a=a, tones=tones)).x
     torch.testing.assert_close((alone - x)[..., 28:36, 28:36], (-1 / 3 * (x + 1))[..., 28:36, 28:36], atol=0.01, rtol=0)
     assert not torch.allclose(darker, alone)
+
+
+@pytest.mark.parametrize("size", [16, 23, 64])
+def test_tiles_of_larger_windows_fade_into_each_other(size: int) -> None:
+    """What is the same in each tile is the same in all; rows of a batch do not depend on each other."""
+    asked = torch.zeros(2, 1, size, size)
+    asked[0], asked[1, :, :5, :5] = 1, 1
+    seen = []
+
+    def paint(a: Tensor, tones: Tensor | None) -> Tensor:
+        seen.append(a.shape)
+        assert tones is not None
+        return torch.cat([2 * tones, a], dim=1) + 1
+
+    found = tiled(paint, 16, asked, asked / 2)
+    assert {shape[2:] for shape in seen} == {(16, 16)}
+    torch.testing.assert_close(found[0], torch.full((2, size, size), 2.0))
+    alone = tiled(paint, 16, asked[1:], asked[1:] / 2)
+    torch.testing.assert_close(found[1:], alone)
+    torch.testing.assert_close(alone[:, :, :5, :5], torch.full((1, 2, 5, 5), 2.0))
+
+
+def test_long_defects_are_painted_in_windows_of_any_size(toned: DFMGAN) -> None:
+    a, x = torch.zeros(1, 2, 96, 96), torch.zeros(1, 1, 96, 96)
+    a[:, 0, 40:48] = 1
+    tones = -0.58 * a.amax(dim=1, keepdim=True)
+    request = GenerateBatch(x, torch.tensor([1]), [torch_rng(0)], a=a, tones=tones)
+    made = toned.generate(request)
+    assert made.mask is not None
+    assert torch.equal(made.mask, a[:, :1])
+    for parameter in toned.G.residual.parameters():
+        torch.nn.init.zeros_(parameter)
+    alone = toned.generate(request).x
+    torch.testing.assert_close(alone[..., 43:45, :], torch.full((1, 1, 2, 96), -1 / 3), atol=0.01, rtol=0)
+    by_r = (made.x - alone)[0, 0]
+    assert not by_r[:36].any()
+    assert (by_r[44].abs() > 0.02).float().mean() > 0.9  # from edge to edge
 
 
 def test_changes_have_the_colors_of_real_ones() -> None:

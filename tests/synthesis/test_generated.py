@@ -737,6 +737,14 @@ def test_masks_that_are_known_are_painted_in_place_unless_a_placement_is_asked_f
     assert "window" not in record(next(iter(synthesize(replace(request, placement=Placement())))))
     assert len(list(synthesize(replace(request, whole=True)))) == 8
     assert not any(painted)
+    long = np.zeros((64, 200), np.int8)
+    long[30:34] = levels_of(real, x, 0 * x)[30, 10]
+    task = TASK.model_copy(update={"masks": {"dent": (to_text(KnownMask(long, (0.5, 0.5))),), "spot": (known,)}})
+    longer = replace(request, entry=other(entry, "k2", "dfmgan", config, task), wanted=replace(request.wanted, num=2))
+    longer = replace(longer, wanted=replace(longer.wanted, categories=("dent",)))
+    for whole in (True, False):
+        for sample in synthesize(replace(longer, whole=whole)):
+            assert sample.mask.any(axis=0).mean() > 0.9  # from edge to edge
     for of_windows in ({"strength": (0.5, 0.5)}, {"move": ((4.0, 4.0), (0.0, 0.0))}):
         assert next(iter(synthesize(replace(request, **of_windows)))).mask.any()
         with pytest.raises(UsageError, match="k: dfmgan .*use a model of dt-gan or isu-gan or defect-gan"):
