@@ -240,7 +240,7 @@ def tiled(paint: Callable[..., Tensor], side: int, asked: Tensor, tones: Tensor 
     at = torch.arange(side, device=asked.device)
     ramp = (torch.minimum(at, at.flip(0)) + 1).float()
     weight, total, weights = torch.outer(ramp, ramp), torch.zeros_like(asked), torch.zeros_like(asked)
-    starts = [*range(0, size - side, side // 2), size - side]
+    starts = [*range(0, size - side, side * 3 // 4), size - side]
     for top, left in product(starts, starts):
         here = (..., slice(top, top + side), slice(left, left + side))
         if asked[here].any():
