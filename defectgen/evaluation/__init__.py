@@ -45,7 +45,7 @@ _RESULTS, _REPORT, _PAGE = "results.json", "report.json", "report.html"
 _WORST_PAIRS = 6  # pairs that the report shows
 _RED = (230, 40, 40)
 _ALARM = 6  # pixels from the middle of a false alarm to its outline
-_SCORING = 2  # changes with the networks and their scores, so that no report mixes two versions
+_SCORING = 3  # changes with the networks and their scores, so that no report mixes two versions
 
 CutOuts = Callable[[Sequence[LabeledImage], Sequence[LabeledImage], int], list[tuple[FloatArray, BoolArray]]]
 """(defects, normals, number) -> cut-outs of the defects on the normals, with their masks: the yardstick of fidelity."""

@@ -223,17 +223,16 @@ class Learning:
         """The augmentation with which the real images alone score best. Datasets are trained with and judged by it.
 
         A dataset that was compared with another augmentation would be charged with what the augmentation does. It is
-        the traditional one unless another one is better by more than the standard error over the folds: few defects
-        make the choice a coin's.
+        the traditional one unless the folds prove that another one helps: few defects make the choice a coin's, and
+        every dataset seems to help beside an augmentation that hurts.
         """
         candidates: dict[str, TrainingSet] = {name: TrainingSet(real, augmentation=name) for name in AUGMENTATIONS}
         scores = self._cross_validate(shots_key, candidates)
         if scores is None:
             return _USUAL
-        gains = {name: np.subtract(scores[name], scores[_USUAL]) for name in AUGMENTATIONS}
-        errors = {name: float(gain.std(ddof=1)) / math.sqrt(len(gain)) for name, gain in gains.items()}
-        better = [name for name in AUGMENTATIONS if gains[name].mean() > errors[name]]
-        return max(better, key=lambda name: float(gains[name].mean()), default=_USUAL)
+        found = {name: downstream.judge(scores[name], scores[_USUAL]) for name in AUGMENTATIONS}
+        better = [name for name in AUGMENTATIONS if found[name].verdict == "helps"]
+        return max(better, key=lambda name: found[name].gain, default=_USUAL)
 
     def _choose_share(self, name: str, augmentation: Augmentation, shots_key: str, real: Sequence[Example]) -> float:
         """The share of synthetic defects with which a dataset scores best."""
