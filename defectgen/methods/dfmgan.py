@@ -30,7 +30,7 @@ Additions, which the preset `paper` does not use:
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -241,7 +241,7 @@ def tiled(paint: Callable[..., Tensor], side: int, asked: Tensor, tones: Tensor 
     ramp = (torch.minimum(at, at.flip(0)) + 1).float()
     weight, total, weights = torch.outer(ramp, ramp), torch.zeros_like(asked), torch.zeros_like(asked)
     starts = [*range(0, size - side, side * 3 // 4), size - side]
-    for top, left in product(starts, starts):
+    for top, left in ((top, left) for top in starts for left in starts):
         here = (..., slice(top, top + side), slice(left, left + side))
         if asked[here].any():
             made = paint(asked[here], None if tones is None else tones[here]) * is_asked(asked[here])
@@ -531,9 +531,9 @@ class DFMGAN:
         augment = self._augment(count, rng)
         asked = tones = None
         if batch.a is not None:
-            kept = (torch.arange(count, device=self.device) < round(_ASKED * count)).view(-1, 1, 1, 1)
-            asked = batch.a.amax(dim=1, keepdim=True) * kept
-            tones = None if batch.tones is None or not config.tones else batch.tones * kept
+            asked = batch.a.amax(dim=1, keepdim=True)
+            asked[round(_ASKED * count) :] = 0
+            tones = None if batch.tones is None or not config.tones else batch.tones * is_asked(asked)
         with mixed_precision(self.device):
             defective = self._defective(c, code, rng, asked, tones)
             made, m, w_defect, normal = defective[:4]
@@ -636,7 +636,7 @@ class DFMGAN:
         rng: torch.Generator,
         asked: Tensor | None = None,
         tones: Tensor | None = None,
-    ) -> "_Defective":
+    ) -> _Defective:
         """Images with defects of domains c."""
         with torch.no_grad():
             ws = self._ws(code, len(c), rng)

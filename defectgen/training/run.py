@@ -241,6 +241,7 @@ class Run:
         if not ranks.is_main():
             return []
         columns, names = [batch.x], ["normal", "made 1", "made 2", "made 3", "real"]
+        # A method with a backbone shows what this makes: without windows, it makes whole images.
         x = torch.empty(len(batch.x), 0) if isinstance(self._method, Staged) else batch.x
         with self._average.in_place():
             for i in range(3):
