@@ -16,13 +16,11 @@ from defectgen.imaging.masks import depth
 from defectgen.imaging.patches import (
     RIM,
     DefectPatch,
-    Variation,
     cut_out,
     flipped,
     relative,
     resize,
     turn,
-    varied,
     with_mask,
 )
 from defectgen.imaging.places import KnownSpot, Pose, Spot
@@ -33,10 +31,6 @@ _MARGIN = 1.15  # a window is this many times as large as the defect, if it can 
 _THIN = 2.5  # pixels: least thickness at which a defect is learned; a window then shows a part of it
 _LARGEST = 2.0  # scale
 _LEAST_RIM = 3  # pixels of the window
-_SHIFT = 0.1  # of the window
-_BEND = 0.03  # of the longer side
-_STRETCH, _STRENGTH, _SIZE = 0.2, 0.15, 0.12  # octaves, standard deviations
-_LEAN = 4.0  # degrees, likewise
 
 
 def extent(spot: Spot, piece: BoolArray) -> tuple[float, float]:
@@ -75,25 +69,15 @@ def cut_out_at(image: DecodedImage, box: Box, piece: BoolArray, scale: float, so
 def window(
     rng: np.random.Generator, patch: DefectPatch, spot: Spot, shape: tuple[int, int], channels: int
 ) -> FloatArray:
-    """A patch of `cut_out_at`, bent, stretched, mirrored and level, in a window: [channels + 1, *shape].
+    """A patch of `cut_out_at` level and in the middle of a window, or a random part of it: [channels + 1, *shape].
 
     The last channel is its mask, -1 to 1; the others are 0 away from it.
     """
     pose = Pose.of(spot)
-    variation = Variation(
-        key=int(rng.integers(1 << 31)), bend=_BEND, arc=not spot.wanders,
-        stretch=float(2 ** rng.normal(0, _STRETCH)) if spot.elongated else 1.0,
-        contrast=float(2 ** rng.normal(0, _STRENGTH)),
-    )  # fmt: skip
-    top, bottom, left, right = spot.touches
-    patch = varied(patch, variation, spot.degrees, still=(left or right, top or bottom))
     left, bottom = pose.ends
-    mirrored = bool(rng.random() < 0.5), bool(rng.random() < 0.5)
-    flip_x, flip_y = pose.flip_x ^ (mirrored[0] and not left), pose.flip_y ^ (mirrored[1] and not bottom)
-    patch = flipped(patch, transposed=pose.transposed, x=flip_x, y=flip_y)
-    degrees = 0.0 if any(pose.ends) else (pose.degrees * (-1) ** (flip_x + flip_y) + rng.normal(0, _LEAN))
+    patch = flipped(patch, transposed=pose.transposed, x=pose.flip_x, y=pose.flip_y)
     height, width = patch.blend_mask.shape
-    matrix = turn(width, height, degrees, float(2 ** rng.normal(0, _SIZE)))
+    matrix = turn(width, height, pose.degrees, 1.0)
     points = np.argwhere(patch.defect_mask)[:, ::-1] @ matrix[:, :2].T + matrix[:, 2]
     first, size = points.min(axis=0), np.ptp(points, axis=0) + 1
     for axis, (length, end) in enumerate(zip(shape[::-1], (left, bottom), strict=True)):
@@ -101,7 +85,7 @@ def window(
         if end:
             start = -1.0 if axis == 0 else room + 1
         elif room >= 0:
-            start = room / 2 + rng.uniform(-1, 1) * min(room / 2, _SHIFT * length)
+            start = room / 2
         else:  # a part of it
             start = room * rng.random()
         matrix[axis, 2] += start - first[axis]

@@ -19,7 +19,8 @@ augmented at each draw, not once to about 1000 (`defectgen.training.data.Trainin
 An addition to the paper, which the preset `paper` does not use, is the setting `level`. With it
 
 - a content image is level, its longer axis along the window, on a background of 0, and has a channel for its mask: no
-  watershed is needed, and thin ends survive (`defectgen.training.data.LevelPatches`);
+  watershed is needed, and thin ends survive; what is generated is bent and stretched, not what is learned, since a code
+  and a small network can hold few forms well (`defectgen.training.data.LevelPatches`);
 - I_r differs from I inside the mask (equation 4), in the overlap of the masks and of their center lines, and in
   features of a frozen network, which also feed a projected discriminator (`nn.projected`);
 - the class code has the norm of z: among many normal values, a single 1 would have little effect;
@@ -263,11 +264,12 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Keep windows [B, channels, *shape] of the domains y [B], while there is room."""
-        count = self.count.tolist()
-        for row, domain in enumerate(y.tolist()):
-            if (at := count[domain - 1]) < self.KEPT:
-                self.x[(domain - 1) * self.KEPT + at] = (x[row] * 127).round().to(torch.int8)
+        """Keep new windows [B, channels, *shape] of the domains y [B], while there is room."""
+        count, rows = self.count.tolist(), (x * 127).round().to(torch.int8)
+        for row, domain in zip(rows, y.tolist(), strict=True):
+            first, at = (domain - 1) * self.KEPT, count[domain - 1]
+            if at < self.KEPT and not (self.x[first : first + at] == row).flatten(1).all(dim=1).any():
+                self.x[first + at] = row
                 count[domain - 1] += 1
         self.count.copy_(torch.tensor(count))
 

@@ -184,10 +184,10 @@ class Composition(SampleStream[D, G], Generic[D, G]):
                 patch = crop(rng, patch, rng.uniform(*placement.crop))
                 spot = spot and replace(spot, touches=(False,) * 4)
             variation = None
-            if habits is not None and spot is not None and pose is None and placement.vary:
+            if habits is not None and spot is not None and placement.vary:
                 variation = habits.draw_variation(rng, spot, placement.vary)
                 top, bottom, left, right = spot.touches
-                patch = varied(patch, variation, spot.degrees, still=(left or right, top or bottom))
+                patch = varied(patch, variation, spot.degrees - (pose or 0.0), still=(left or right, top or bottom))
             moved, at, scale, degrees = self._placed(draw, patch, free, spot, habits, pose or 0.0)
             if at is None:
                 continue

@@ -762,7 +762,8 @@ class LevelPatches(TrainingPatches):
     """Draws patches level, their longer axis along the window, with their masks as a channel of their own.
 
     Those that end at an edge of their image end at the left or the bottom of the window. If a category is elongated,
-    windows are four times as wide as high, with as many pixels. Each draw bends, stretches and mirrors a patch.
+    windows are four times as wide as high, with as many pixels. Every draw of a patch is the same, unless the window
+    shows a part: networks need not learn what warps can do to what they generate (`Habits.draw_variation`).
     """
 
     def _study(self) -> None:

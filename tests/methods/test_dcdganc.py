@@ -324,6 +324,15 @@ class TestLevel:
         for key, value in level.networks.state().items():
             assert torch.equal(value, fresh.networks.state()[key]), key
 
+    def test_the_bank_keeps_each_window_once(self, level: DCDGANc) -> None:
+        seen = self.contents(8)
+        for _ in range(3):
+            level.bank.add(seen.x, seen.y)
+        assert level.bank.count.tolist() == [len(seen.x[seen.y == domain].unique(dim=0)) for domain in (1, 2)]
+        for seed in range(6):
+            drawn = level.bank.draw(torch.tensor([0.0, 1.0]), generator(seed))
+            assert all((each[None] - seen.x[seen.y == 2]).abs().amax(dim=(1, 2, 3)).min() < 1e-2 for each in drawn)
+
     def test_color_and_gray_are_shown_to_the_frozen_network(self) -> None:
         gray, color = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, 4)
         gray[:, 0], color[:, 0], color[:, 3] = 0.25, 0.3, 1

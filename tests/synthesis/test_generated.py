@@ -555,7 +555,7 @@ class TestLevelPatches:
     def test_patches_have_the_pose_and_the_size_of_a_real_defect(
         self, level_for: Callable[..., SynthesisRequest]
     ) -> None:
-        samples = synthesize(level_for(12))
+        samples = synthesize(level_for(12, placement=Placement(vary=0)))
         for sample in samples:
             rows, columns = np.nonzero(sample.mask)
             scale = record(sample)["parameters"]["defects"][0]["scale"]
@@ -570,6 +570,18 @@ class TestLevelPatches:
             if sample.image.dtype == np.uint8:
                 assert change.mean() == pytest.approx(0.5, abs=0.12)  # -0.5 of the brightness, whatever it is
         assert samples.metadata["places"]["dent"]["at_edges"] == {"right": 1.0}
+
+    def test_patches_are_varied_as_cut_outs_are(self, level_for: Callable[..., SynthesisRequest]) -> None:
+        for sample in synthesize(level_for(16)):
+            (defect,) = record(sample)["parameters"]["defects"]
+            rows, columns = (np.ptp(each) for each in np.nonzero(sample.mask))
+            dent = sample.category == "dent"
+            length = (20 if dent else 40) * defect["scale"] * defect["variation"]["stretch"]
+            if length < min(sample.mask.shape):
+                assert (columns if dent else rows) == pytest.approx(length, abs=0.15 * length + 2)
+            if dent:  # where it ends, it is not bent away
+                assert np.nonzero(sample.mask)[1].max() == sample.mask.shape[1] - 1
+        assert len({float(np.ptp(np.nonzero(sample.mask)[1])) for sample in synthesize(level_for(12))}) > 3
 
     def test_what_ends_where_no_real_one_does_is_regenerated(self) -> None:
         m = np.zeros((16, 64), np.float32)

@@ -617,6 +617,11 @@ class TestLevelPatches:
         assert drawn[0] == drawn[1]
         assert len(set(drawn)) == 3
 
+    def test_each_defect_has_one_window(self, data: LevelPatches) -> None:
+        """What a warp can do later, the network need not learn."""
+        rng = np.random.default_rng(0)
+        assert len({data.row(rng).source.x.tobytes() for _ in range(60)}) == 8
+
     def test_the_task_says_how_windows_are(self, data: LevelPatches) -> None:
         task = make_task(data)
         assert task.elongated
