@@ -353,8 +353,7 @@ def move(patch: DefectPatch, scale: float, degrees: float) -> DefectPatch:
     reach = np.abs(matrix[:, :2]) @ (width, height)
     size = int(np.ceil(reach[0])) + 2, int(np.ceil(reach[1])) + 2
     matrix[:, 2] += np.array(size) / 2 - matrix[:, :2] @ (width / 2, height / 2) - matrix[:, 2]
-    how = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_LINEAR
-    pixels = cv2.warpAffine(patch.pixels, matrix, size, flags=how, borderMode=cv2.BORDER_REPLICATE)
+    pixels = cv2.warpAffine(patch.pixels, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     blend_mask, defect_mask = (
         cv2.warpAffine(each.astype(np.float32), matrix, size) >= 0.5 for each in (patch.blend_mask, patch.defect_mask)
     )
