@@ -394,6 +394,16 @@ def test_a_coarse_patch_gets_the_grain_of_its_surroundings() -> None:
     assert grain[0] == pytest.approx(pixels.std(), rel=0.15)
 
 
+@pytest.mark.parametrize("degrees", [7, 20, 45])
+def test_turning_keeps_what_is_fine(degrees: float) -> None:
+    """Details of a pixel and a half stay as strong as they were, within a twentieth."""
+    fine = np.clip(noise(np.random.default_rng(0), 80, 0.25, 0.8), -1, 1)[..., None]
+    whole = np.ones((80, 80), np.bool_)
+    turned = move(DefectPatch(fine, whole, whole), 1.0, degrees).pixels
+    (row, column), middle = (length // 2 for length in turned.shape[:2]), fine[20:60, 20:60]
+    assert turned[row - 20 : row + 20, column - 20 : column + 20].std() == pytest.approx(middle.std(), rel=0.05)
+
+
 def noise(rng: np.random.Generator, side: int, strength: float, width: float) -> NDArray[np.float32]:
     rough = cv2.GaussianBlur(rng.normal(size=(side, side)).astype(np.float32), (0, 0), width)
     return np.asarray(rough * strength / rough.std(), np.float32)
