@@ -115,7 +115,8 @@ def with_mask(patch: DefectPatch, matrix: NDArray[np.float64], shape: tuple[int,
     """
     size = shape[::-1]
     soft = np.asarray(cv2.warpAffine(patch.defect_mask.astype(np.float32), matrix, size), np.float32)
-    values = cv2.warpAffine(patch.pixels, matrix, size, borderMode=cv2.BORDER_REPLICATE).reshape(*shape, -1)
+    values = cv2.warpAffine(patch.pixels, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    values = np.asarray(values, np.float32).reshape(*shape, -1)
     if values.shape[2] != channels:
         values = np.broadcast_to(values.mean(axis=2, keepdims=True), (*shape, channels))
     near = np.minimum(1, 2 * np.asarray(cv2.blur(soft, (5, 5), borderType=cv2.BORDER_REPLICATE)))
@@ -181,12 +182,12 @@ def extract(image: FloatArray) -> DefectPatch:
     return DefectPatch(_continued(pixels, inner), blend_mask, inner)
 
 
-def resize(patch: DefectPatch, scale: float) -> DefectPatch:
-    """A patch resized by the factor `scale`."""
+def resize(patch: DefectPatch, scale: float, *, back: bool = False) -> DefectPatch:
+    """A patch resized by the factor `scale`. `back`: it was enlarged, and has no detail that a mean would keep."""
     if scale == 1:
         return patch
     height, width = (max(1, round(length * scale)) for length in patch.blend_mask.shape)
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    method = cv2.INTER_AREA if scale < 1 and not back else cv2.INTER_CUBIC
     pixels = cv2.resize(patch.pixels, (width, height), interpolation=method).reshape(height, width, -1)
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     blend_mask, defect_mask = (

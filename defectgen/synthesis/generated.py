@@ -774,7 +774,7 @@ def posed_as_real(
     spot, scale, _ = alike[int(rng.choice(len(alike), p=weights / weights.sum()))]
     pose = Pose.of(spot)
     patch = flipped(patch, transposed=pose.transposed, x=pose.flip_x, y=pose.flip_y, back=True)
-    return resize(patch, 1 / scale), -pose.degrees, spot
+    return resize(patch, 1 / scale, back=True), -pose.degrees, spot
 
 
 def _patch(made: _Output, *, cut: bool = True) -> DefectPatch:

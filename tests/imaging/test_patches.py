@@ -119,6 +119,18 @@ def test_flips_have_an_inverse(transposed: bool, x: bool, y: bool) -> None:
         np.testing.assert_array_equal(there.pixels, patch.pixels[:: -1 if y else 1, :: -1 if x else 1])
 
 
+@pytest.mark.parametrize("scale", [1.3, 2.0])
+def test_what_was_enlarged_comes_back_as_sharp_as_it_was(scale: float) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.4, (64, 64)).astype(np.float32)
+    fine = np.clip(cv2.GaussianBlur(noise, (0, 0), 0.8), -1, 1)[..., None]
+    whole = np.ones((64, 64), np.bool_)
+    enlarged = resize(DefectPatch(fine, whole, whole), scale)
+    found = [resize(enlarged, 1 / scale, back=back).pixels[8:-8, 8:-8] for back in (True, False)]
+    apart = [float((each - fine[8:-8, 8:-8]).std() / fine.std()) for each in found]
+    assert apart[0] < 0.12
+    assert apart[1] > 1.5 * apart[0]
+
+
 def test_a_level_window_has_the_mask_as_its_last_channel() -> None:
     photo, mask = example_image()
     patch = relative(cut_outs(photo, mask)[1])
