@@ -122,7 +122,7 @@ def test_flips_have_an_inverse(transposed: bool, x: bool, y: bool) -> None:
 @pytest.mark.parametrize("scale", [1.3, 2.0])
 def test_what_was_enlarged_comes_back_as_sharp_as_it_was(scale: float) -> None:
     noise = np.random.default_rng(0).normal(0, 0.4, (64, 64)).astype(np.float32)
-    fine = np.clip(cv2.GaussianBlur(noise, (0, 0), 0.8), -1, 1)[..., None]
+    fine = np.asarray(np.clip(cv2.GaussianBlur(noise, (0, 0), 0.8), -1, 1), np.float32)[..., None]
     whole = np.ones((64, 64), np.bool_)
     enlarged = resize(DefectPatch(fine, whole, whole), scale)
     found = [resize(enlarged, 1 / scale, back=back).pixels[8:-8, 8:-8] for back in (True, False)]
