@@ -115,8 +115,7 @@ def with_mask(patch: DefectPatch, matrix: NDArray[np.float64], shape: tuple[int,
     """
     size = shape[::-1]
     soft = np.asarray(cv2.warpAffine(patch.defect_mask.astype(np.float32), matrix, size), np.float32)
-    values = cv2.warpAffine(patch.pixels, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    values = np.asarray(values, np.float32).reshape(*shape, -1)
+    values = cv2.warpAffine(patch.pixels, matrix, size, borderMode=cv2.BORDER_REPLICATE).reshape(*shape, -1)
     if values.shape[2] != channels:
         values = np.broadcast_to(values.mean(axis=2, keepdims=True), (*shape, channels))
     near = np.minimum(1, 2 * np.asarray(cv2.blur(soft, (5, 5), borderType=cv2.BORDER_REPLICATE)))
