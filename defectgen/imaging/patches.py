@@ -182,7 +182,11 @@ def extract(image: FloatArray) -> DefectPatch:
 
 
 def resize(patch: DefectPatch, scale: float, *, back: bool = False) -> DefectPatch:
-    """A patch resized by the factor `scale`. `back`: it was enlarged, and has no detail that a mean would keep."""
+    """A patch resized by the factor `scale`.
+
+    Args:
+        back: it was enlarged before. So it has nothing finer than the pixels to come, which a mean would only blur.
+    """
     if scale == 1:
         return patch
     height, width = (max(1, round(length * scale)) for length in patch.blend_mask.shape)

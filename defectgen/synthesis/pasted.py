@@ -183,12 +183,14 @@ class Composition(SampleStream[D, G], Generic[D, G]):
             if placement.crop != (1.0, 1.0):
                 patch = crop(rng, patch, rng.uniform(*placement.crop))
                 spot = spot and replace(spot, touches=(False,) * 4)
+            turned = pose or 0.0
             variation = None
             if habits is not None and spot is not None and placement.vary:
                 variation = habits.draw_variation(rng, spot, placement.vary)
                 top, bottom, left, right = spot.touches
-                patch = varied(patch, variation, spot.degrees - (pose or 0.0), still=(left or right, top or bottom))
-            moved, at, scale, degrees = self._placed(draw, patch, free, spot, habits, pose or 0.0)
+                # It is not turned yet, so its axis is not yet that of its spot.
+                patch = varied(patch, variation, spot.degrees - turned, still=(left or right, top or bottom))
+            moved, at, scale, degrees = self._placed(draw, patch, free, spot, habits, turned)
             if at is None:
                 continue
             if free is not None:
