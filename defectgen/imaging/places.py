@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectgen.imaging.images import Pixels
-from defectgen.imaging.masks import foreground, wanders
+from defectgen.imaging.masks import depth, foreground, wanders
 from defectgen.imaging.patches import RIM, Variation
 from defectgen.imaging.windows import BoolArray, Box, FloatArray, paste_on_zeros
 
 _SIDE = 96  # pixels of the longer side at which images are looked at
+_NEAR = 3.0  # of these pixels: the width of a Gaussian around a place
 _GRAIN_SIDE = 64  # pixels around a place whose grain counts
 _COHERENT = 0.3  # a structure tensor with a lower coherence has no direction
 _ELONGATED = 1.6  # a defect whose axes differ less has no direction
@@ -47,20 +48,24 @@ class Grain:
 class Ground:
     """What an image looks like around each of its pixels: the features of `Habits`."""
 
-    def __init__(self, pixels: Pixels) -> None:
-        """`pixels`: [H, W, C], without alpha."""
+    def __init__(self, pixels: Pixels, hidden: BoolArray | None = None) -> None:
+        """`pixels`: [H, W, C], without alpha. `hidden`, [H, W], are defects: the ground is what is around them."""
         self.height, self.width = pixels.shape[:2]
         shrink = min(1.0, _SIDE / max(self.height, self.width))
         size = max(2, round(self.width * shrink)), max(2, round(self.height * shrink))
         small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.float32)
         small = small.reshape(*small.shape[:2], -1).mean(axis=2)
         part = np.pad(foreground(small[..., None]), 1).astype(np.uint8)
-        depth = np.asarray(cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_5))[1:-1, 1:-1]
-        smooth = np.asarray(cv2.GaussianBlur(small, (0, 0), 3))
-        rough = np.asarray(cv2.GaussianBlur((small - smooth) ** 2, (0, 0), 3))
+        inward = np.asarray(cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_5))[1:-1, 1:-1]
+        seen = np.ones_like(small)
+        if hidden is not None:
+            covered = cv2.resize(hidden.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
+            seen -= np.asarray(cv2.dilate(covered.astype(np.float32), np.ones((3, 3))))
+        smooth = _local_mean(small, seen)
+        rough = _local_mean((small - smooth) ** 2, seen)
         self.part = part[1:-1, 1:-1] > 0
         self._box = np.array(cv2.boundingRect(self.part.view(np.uint8))).reshape(2, 2)  # corner and extent
-        self._maps = np.stack([depth / depth.max(), _ranks(smooth, self.part), _ranks(rough, self.part)])
+        self._maps = np.stack([inward / inward.max(), _ranks(smooth, self.part), _ranks(rough, self.part)])
         self._scale = np.array([size[0] / self.width, size[1] / self.height])
 
     def features(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -116,6 +121,8 @@ class Spot:
     """Its difference from its surroundings, relative to their brightness above black."""
     wanders: bool = True
     """Whether it bends as it likes (`masks.wanders`)."""
+    thickness: float = 0.0
+    """Of its thickest part, in pixels; 0 if unknown."""
 
     @classmethod
     def of(cls, pixels: Pixels, ground: Ground, box: Box, piece: BoolArray) -> "Spot":
@@ -136,6 +143,7 @@ class Spot:
             box=(box.x / ground.width, box.y / ground.height, box.width / ground.width, box.height / ground.height),
             contrast=_contrast(pixels, box, piece),
             wanders=wanders(piece),
+            thickness=2 * depth(piece),
         )
 
 
@@ -204,7 +212,9 @@ class Habits:
             self.turn = max(_TURN, _turns(long))
             if self.turn > 40:  # of 52 if all directions are equally frequent
                 self.turn = None
-        octaves = np.std([np.log2(spot.length) for spot in spots])
+        # Lines that are longer are no enlarged ones: these would be thicker, and less sharp.
+        measured = bool(long) and 2 * len(long) >= count and all(spot.thickness for spot in spots)
+        octaves = np.std(np.log2([spot.thickness if measured else spot.length for spot in spots]))
         self.octaves = max(_SCALE, min(0.6, float(_SPREAD * octaves * count**-0.2)))
         """The standard deviation of the scale's logarithm to base 2."""
 
@@ -301,6 +311,15 @@ def _contrast(pixels: Pixels, box: Box, piece: BoolArray) -> float:
         return 0.0
     around = float(near[~own].mean())
     return (float(near[own].mean()) - around) / max(around, 1.0)
+
+
+def _local_mean(values: FloatArray, seen: FloatArray) -> FloatArray:
+    """The mean of the values, [H, W], around each pixel, of those that are seen; further away, of more of them."""
+    total, weight = np.zeros_like(values), np.full_like(values, 1e-12)
+    for width, importance in (_NEAR, 1.0), (4 * _NEAR, 1e-3), (16 * _NEAR, 1e-6):
+        total += importance * np.asarray(cv2.GaussianBlur(values * seen, (0, 0), width))
+        weight += importance * np.asarray(cv2.GaussianBlur(seen, (0, 0), width))
+    return np.asarray(total / weight, np.float32)
 
 
 def _ranks(values: FloatArray, part: BoolArray) -> FloatArray:

@@ -20,7 +20,7 @@ from defectgen.errors import BadInputError, UsageError
 from defectgen.folders import Catalog, SourceImage
 from defectgen.imaging import masks
 from defectgen.imaging.images import DecodedImage, Pixels
-from defectgen.imaging.mask_files import read_masks
+from defectgen.imaging.mask_files import Mask, read_masks
 from defectgen.imaging.patches import GAINS, RIM, DefectPatch, cut_out, end_to_end, joined, resize, turn, varied
 from defectgen.imaging.places import Ground, Habits, Spot, grain
 from defectgen.imaging.poisson import Mode, blend
@@ -50,8 +50,9 @@ _STUDIED = 64  # real defects of a category from which places are learned
 _WIDTHS = np.linspace(0.4, 3, 27)  # of grain, in pixels
 _FINE = 4.0  # widths of the grain: what a Gaussian of this width takes away is grain
 _BROAD = 8.0  # pixels: what a Gaussian of this width takes away is grain and edges
-_NOISE = 3.5  # standard deviations: what differs more from the coarse structure is no grain
+_NOISE, _NEAR = 3.0, 2.0  # times the variance of the grain, around pixels: what varies more is not grain alone
 _GRAINY = 40  # pixels of rim from which the grain is measured
+_UNLIT, _LIT = 0.25, 0.65  # of the ground's light: what is darker shows no grain, what is brighter shows all of it
 _FAINT = 0.1  # of the strength of another grain
 _WIDER, _COARSER = 1.3, 2.0  # times a grain's width: one out of focus, and one that is another surface's
 _COARSE = 1.5  # image pixels per patch pixel; a patch that is coarser lacks the image's grain
@@ -147,12 +148,12 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         low, high = self._placement.per_image
         return ComposeDraw(**vars(drawn), rng=rng, count=int(rng.integers(low, high + 1)))
 
-    def _ground(self, path: Path) -> Ground:
-        return Ground(self._images.read(path).colors)
+    def _ground(self, path: Path, defects: Mask | None = None) -> Ground:
+        return Ground(self._images.read(path).colors, None if defects is None else read_masks(defects))
 
     def _find_spot(self, sample: SourceImage, number: int) -> Spot:
         colors = self._images.read(sample.path).colors
-        return Spot.of(colors, self._grounds(sample.path), *self._pieces(sample.mask)[number])
+        return Spot.of(colors, self._grounds(sample.path, sample.mask), *self._pieces(sample.mask)[number])
 
     def _pick_piece(self, rng: np.random.Generator, samples: Sequence[SourceImage]) -> tuple[SourceImage, int]:
         """A random image, and the number of one of its defects."""
@@ -513,17 +514,44 @@ def grainy(patch: DefectPatch, pixels: FloatArray, ground: FloatArray, there: tu
         pixels = _blurred(pixels, math.sqrt(wide**2 - width**2))
         strength, width = _grain(pixels[there], rim)
     kept = min(1.0, wanted / max(strength, 1e-3)) * (not alike or width < _COARSER * wide)
-    if kept < 1:
-        fine = pixels - _blurred(pixels, _BROAD)
-        spread = float(fine[~patch.defect_mask].std())
-        taken = fine * (1 - np.clip(np.abs(fine) / max(spread, 1e-3) - _NOISE, 0, 1)) * np.float32(1 - kept)
-        taken[patch.defect_mask] -= taken[patch.defect_mask].mean(axis=0)
-        pixels = pixels - taken
+    own = _own_grain(patch, pixels, _variance(strength, width))
+    # A line that is much stronger than the grain hides it, and a pit that hardly any light leaves shows none.
+    shown = _grain_share(pixels - _blurred(pixels, _BROAD), _variance(wanted, wide))[there]
+    light = pixels[there].mean(axis=2, keepdims=True) / max(float(ground.mean()), 1e-3)
+    shown = shown * np.clip((light - _UNLIT) / (_LIT - _UNLIT), 0, 1)
+    away, deep = (
+        np.asarray(cv2.distanceTransform(each.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5))[..., None]
+        for each in (~patch.defect_mask, patch.defect_mask)
+    )
+    # Its own outline stays as it is; across the rim, its grain turns into that of its ground, lines and all.
+    fade = np.clip((away - 1) / (RIM - 2), 0, 1)
+    taken = own * (fade + (1 - kept) * np.clip((deep - 2) / (RIM - 2), 0, 1))
+    taken[patch.defect_mask] -= taken[patch.defect_mask].mean(axis=0)
+    pixels = np.asarray(pixels - taken, np.float32)
     lacking = math.sqrt(max(0.0, 1 - (kept * strength / max(wanted, 1e-3)) ** 2))
-    if lacking:
-        pixels = pixels.copy()
-        pixels[there] += (ground - _blurred(ground, _FINE * max(wide, 1.0))) * np.float32(lacking)
+    pixels[there] += np.maximum(lacking * shown, fade[there]) * (ground - _blurred(ground, _FINE * max(wide, 1.0)))
     return pixels
+
+
+def _own_grain(patch: DefectPatch, pixels: FloatArray, variance: float) -> FloatArray:
+    """The grain, of some variance, in the pixels of a patch, [h, w, C]; edges and all that stands out is left out."""
+    inside = patch.defect_mask.astype(np.float32)[..., None]
+    fine = np.zeros_like(pixels)
+    for part in (inside, 1 - inside):
+        near = np.maximum(_blurred(part, _BROAD), 1e-3)
+        fine += part * (pixels - _blurred(pixels * part, _BROAD) / near)
+    return fine * _grain_share(fine, variance)
+
+
+def _grain_share(fine: FloatArray, variance: float) -> FloatArray:
+    """How much of detail, [h, w, C], is grain of some variance, 0..1: [h, w, 1]."""
+    energy = _blurred((fine**2).mean(axis=2, keepdims=True), _NEAR)
+    return np.asarray(np.minimum(1, (_NOISE * variance / np.maximum(energy, 1e-6)) ** 2), np.float32)
+
+
+def _variance(strength: float, width: float) -> float:
+    """The variance of grain as `_grain` describes it."""
+    return strength**2 / (1 - math.exp(-1 / (4 * width**2)))
 
 
 def _grain(pixels: FloatArray, rim: BoolArray) -> tuple[float, float]:

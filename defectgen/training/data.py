@@ -62,6 +62,7 @@ from defectgen.imaging.windows import (
     light_of,
     network_side,
     open_sides,
+    paste_on_zeros,
     place,
     place_at,
     place_of,
@@ -769,8 +770,12 @@ class LevelPatches(TrainingPatches):
     def _study(self) -> None:
         spots: dict[tuple[Path, Box], tuple[Spot, BoolArray]] = {}
         for path, pieces in self._pieces.items():
-            image = self._cache.read(path)
-            ground = Ground(colors := image.colors)
+            colors = self._cache.read(path).colors
+            height, width = colors.shape[:2]
+            defects = np.zeros((height, width), np.bool_)
+            for box, piece in pieces:
+                defects |= paste_on_zeros(piece, (box.x, box.y), (height, width))
+            ground = Ground(colors, defects)
             spots |= {(path, box): (Spot.of(colors, ground, box, piece), piece) for box, piece in pieces}
         extents = [level.extent(*each) for each in spots.values()]
         self.elongated = level.elongated(extents)

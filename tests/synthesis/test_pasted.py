@@ -460,6 +460,39 @@ def test_a_defect_is_as_sharp_as_its_ground() -> None:
         assert steepness[0] == pytest.approx(steepness[1], rel=0.35)  # unblurred, it would be 4 times as steep
 
 
+def test_grain_of_another_direction_is_left_behind() -> None:
+    """Around a disc that was turned by 90 degrees, the lines run as on its new ground, not as on its own."""
+    rng = np.random.default_rng(5)
+    lines = np.repeat(rng.normal(0, 8, (200, 1)), 200, axis=1)
+    surface = np.clip(120 + lines, 0, 255).astype(np.uint8)
+    mask = cv2.circle(np.zeros((60, 60), np.uint8), (30, 30), 12, 1, -1) > 0
+    blended = cv2.dilate(mask.astype(np.uint8), np.ones((11, 11))) > 0
+    values = (np.where(mask, 40, 120 + lines[:60, :60].T) / 127.5 - 1).astype(np.float32)
+    after, _ = lay(DecodedImage(surface), surface, DefectPatch(values[..., None], blended, mask), (70, 70), "improved")
+    away = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+    rim = ((away > 3) & (away <= 5))[:, 1:]
+    across_lines = np.diff(after[70:130, 70:130].astype(float), axis=1)[rim]
+    assert across_lines.std() < 2  # of 11 with the lines of the patch
+
+
+def test_a_lit_edge_stays_whole_and_a_pit_shows_no_grain() -> None:
+    """Grain is taken from a patch that comes to a ground without any, and added to one that comes to a rough ground."""
+    y, x = np.indices((80, 80)) - 40.0
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    ring = (25 + 10 * np.cos(angle)) * np.exp(-(((radius - 20) / 1.5) ** 2))
+    pixels = 120 + ring - 108 * (radius < 18) + noise(np.random.default_rng(6), 80, 6, 1.0)
+    patch = DefectPatch((pixels[..., None] / 127.5 - 1).astype(np.float32), radius < 26, radius < 21)
+    plain = np.full((140, 140), 120, np.uint8)
+    after, _ = lay(DecodedImage(plain), plain, patch, (30, 30), "improved")
+    left = after[30:110, 30:110] - 120.0
+    for sector in range(12):  # no gaps, where the ring was taken for grain
+        here = (np.abs(radius - 20) < 1) & ((6 * (angle / np.pi + 1)).astype(int) % 12 == sector)
+        assert left[here].mean() > 0.3 * ring[here].mean()
+    rough = np.clip(120 + noise(np.random.default_rng(7), 140, 24, 1.0), 0, 255).astype(np.uint8)
+    after, _ = lay(DecodedImage(rough), rough, patch, (30, 30), "improved")
+    assert after[30:110, 30:110][radius < 14].std() < 10
+
+
 def test_edges_of_a_defect_stay_where_noise_is_taken() -> None:
     after, shown = lay(
         DecodedImage(np.full((60, 100, 3), 120, np.uint8)), np.full((60, 100, 3), 120, np.uint8), line(60), (20, 20),
