@@ -29,6 +29,7 @@ _CANDIDATES = 64
 _FEATURES = ("across", "down", "depth", "brightness", "texture")
 _LEARNED_FROM = (3, 3, 2, 6, 6)  # real defects from which each of these is learned
 _LEAST_WIDTH = 0.06  # of a kernel
+_AS_BRIGHT = 0.1  # of the part's pixels: standard deviation of how many more are darker than a defect's ground
 _TURN, _SCALE = 6.0, 0.15  # least spread of turns in degrees, and that of scales in octaves
 _SCALES = 0.5, 2.0
 _BEND = 0.02  # of the longer side
@@ -267,28 +268,32 @@ class Habits:
         return float(along + rng.normal(0, self.turn))
 
     def draw_center(
-        self, rng: np.random.Generator, ground: Ground, extent: tuple[int, int], free: BoolArray | None
+        self, rng: np.random.Generator, ground: Ground, spot: Spot, extent: tuple[int, int], free: BoolArray | None
     ) -> tuple[float, float] | None:
         """The center (x, y) of a defect that reaches no edge, of some width and height; None if none is free.
 
         The image is as large as the defect at least. Of random places, one is drawn with the density of the real ones
-        there.
+        there, as bright as that of the spot: what shines in the shadow is no brighter in the light.
         """
         if free is None:
             room = np.array([ground.width, ground.height]) - extent
             points = np.array(extent) / 2 + rng.random((_CANDIDATES, 2)) * room
         else:  # all around them is free, too
-            around = np.ones((extent[1] + 2 * RIM, extent[0] + 2 * RIM), np.uint8)
+            around = np.ones(
+                (extent[1] + 2 * RIM | 1, extent[0] + 2 * RIM | 1), np.uint8
+            )  # odd: their middle is a pixel
             fits = np.flatnonzero(cv2.erode(free.view(np.uint8), around, borderType=cv2.BORDER_CONSTANT, borderValue=0))
             chosen = fits[rng.integers(len(fits), size=_CANDIDATES)] if len(fits) else fits
             points = np.column_stack([chosen % ground.width, chosen // ground.width]).astype(float)
         points = points[ground.on_part(points)]
         if len(points) == 0:
             return None
-        weights = np.ones(len(points))
+        features = ground.features(points)
+        brighter = features[:, _FEATURES.index("brightness")] - spot.features[_FEATURES.index("brightness")]
+        weights = np.exp(-0.5 * (brighter / _AS_BRIGHT) ** 2)
         if self._uses.any():
-            away = (ground.features(points)[:, None] - self._inner) / self._widths
-            weights = np.exp(-0.5 * (away**2)[..., self._uses].sum(axis=2)).sum(axis=1) + 1e-9
+            away = (features[:, None] - self._inner) / self._widths
+            weights *= np.exp(-0.5 * (away**2)[..., self._uses].sum(axis=2)).sum(axis=1) + 1e-9
         x, y = points[int(rng.choice(len(points), p=weights / weights.sum()))]
         return float(x), float(y)
 

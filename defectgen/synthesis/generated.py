@@ -83,6 +83,7 @@ _OBJECT = 1 << 31  # in the key of an object that all samples share: no index is
 _CUT = 3  # pixels of a window's border that a whole defect may cover
 _ALIKE = 0.25  # of the logarithm of lengths: how alike in size real and generated defects are
 _DIM = 0.6  # times the light of the grounds of real defects: on a darker ground lie none
+_PICKS = 4  # real masks, of which one suits the light best
 _STRETCH = 1.5  # times as large as the image of a long defect: one that it still crosses, at a smaller scale
 _ON_CPU, _ON_GPU = 8, 64  # windows that are drawn and painted together
 
@@ -362,12 +363,11 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             x_style = self._pick_reference(rng, self._style(index, drawn.category), drawn.category)
         firsts, at, zoom, moved = {}, None, 1.0, (0, 0)
         if not areas and all(self._masks.get(name) for name in names):
-            firsts = {name: pick(rng, self._masks[name]) for name in names}
-            _, at, zoom, _ = min(firsts.values(), key=lambda first: first.zoom)
+            firsts = self._as_bright(rng, drawn, tuple(names))
+            _, at, zoom, _ = _widest(firsts)
         elif spot := self._spot(drawn.category, index, attempt, x_ref):
             at, zoom = spot[:2], spot[2]
-        scale = min(1.0, zoom * min(scale_of(task.scales, drawn.sample.product, name) for name in names))
-        size, side = self._sides(firsts, scale, photograph)
+        size, side = self._sides(firsts, self._scale(drawn, tuple(names), zoom), photograph)
         if areas:
             box = Box(*cv2.boundingRect(np.any([area for *_, area in areas], axis=0).view(np.uint8)))
             extent = self._extent(drawn.category, index, attempt, x_ref)
@@ -406,6 +406,28 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             x_style=x_style,
             moved=moved,
         )
+
+    def _scale(self, draw: Draw, names: Sequence[str], zoom: float) -> float:
+        """Pixels of the network per pixel of the image, at which all these categories can be painted."""
+        scales = self._method.task.scales
+        return min(1.0, zoom * min(scale_of(scales, draw.sample.product, name) for name in names))
+
+    def _as_bright(self, rng: np.random.Generator, draw: Draw, names: Sequence[str]) -> dict[str, KnownMask]:
+        """A real mask of each category, of a few picks those whose ground was as bright as where they come to lie.
+
+        What shines in the shadow is no brighter in the light.
+        """
+        picks = [{name: pick(rng, self._masks[name]) for name in names} for _ in range(_PICKS)]
+        unlike = []
+        for firsts in picks:
+            first, photograph = _widest(firsts), draw.photograph
+            size, side = self._sides(firsts, self._scale(draw, names, first.zoom), photograph)
+            if not first.light or max(first.levels.shape) > size:
+                return picks[0]
+            x = crop(photograph, place_at(photograph.height, photograph.width, side, first.place), size, 1)
+            light = light_of(x, mask_of(centered(first.levels, size)), photograph)
+            unlike.append(abs(math.log(max(light, 1e-3) / first.light)))
+        return picks[int(np.argmin(unlike))]
 
     def _sides(self, firsts: dict[str, KnownMask], scale: float, photograph: DecodedImage) -> tuple[int, int]:
         """The window's side in pixels of the network and of the image. That of a long defect shows up to all of it."""
@@ -914,6 +936,11 @@ def _numbers(draw: _WindowDraw, mask: NDArray[np.bool_]) -> NDArray[np.uint16] |
     asked = np.where(draw.a.max(axis=0) > 0.5, draw.a.argmax(axis=0) + 1, 0).astype(np.uint16)
     native = cv2.resize(asked, (draw.window.side, draw.window.side), interpolation=cv2.INTER_NEAREST)
     return np.asarray(paste_on_zeros(native, (draw.window.x, draw.window.y), mask.shape) * mask, np.uint16)
+
+
+def _widest(firsts: Mapping[str, KnownMask]) -> KnownMask:
+    """The mask that needs the widest window."""
+    return min(firsts.values(), key=lambda first: first.zoom)
 
 
 def laid(rng: np.random.Generator, box: Box, extent: Extent, side: int, size: int) -> Window:

@@ -247,7 +247,7 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         to_edge = like_real and any(spot.touches)
         center, here = None, spot.grain
         if like_real and not to_edge and width <= photograph.width and height <= photograph.height:
-            center = habits.draw_center(rng, self._grounds(draw.sample.path), (width, height), free)
+            center = habits.draw_center(rng, self._grounds(draw.sample.path), spot, (width, height), free)
             if center is None:
                 return patch, None, scale, 0.0
             here = grain(photograph.colors, *center)
@@ -484,8 +484,9 @@ def lay(
             pixels = np.repeat(pixels.mean(axis=2, keepdims=True), photograph.channels, axis=2)
         pixels = (pixels + around.mean(axis=0)).astype(np.float32)
     if patch.coarseness > _COARSE:
+        detail = before - _blurred(before, patch.coarseness / 2)
         pixels = pixels.copy()
-        pixels[there] += before - _blurred(before, patch.coarseness / 2)
+        pixels[there] += detail * _grain_share(pixels - _blurred(pixels, _BROAD), float(detail.var()))[there]
     pixels = grainy(patch, pixels, before, there)
     result = blend(pixels, patch.blend_mask, image, at=at, mode=mode)
     # An annotated mask may be generous: only pixels without any visible change are removed from it.
@@ -534,18 +535,22 @@ def grainy(patch: DefectPatch, pixels: FloatArray, ground: FloatArray, there: tu
 
 
 def _own_grain(patch: DefectPatch, pixels: FloatArray, variance: float) -> FloatArray:
-    """The grain, of some variance, in the pixels of a patch, [h, w, C]; edges and all that stands out is left out."""
-    inside = patch.defect_mask.astype(np.float32)[..., None]
-    fine = np.zeros_like(pixels)
-    for part in (inside, 1 - inside):
-        near = np.maximum(_blurred(part, _BROAD), 1e-3)
-        fine += part * (pixels - _blurred(pixels * part, _BROAD) / near)
-    return fine * _grain_share(fine, variance)
+    """The grain, of some variance, in the pixels of a patch, [h, w, C]; edges and all that stands out is left out.
+
+    Inside and outside count for themselves, and so an outline hides no grain.
+    """
+    defect = patch.defect_mask.view(np.uint8)
+    found = np.zeros_like(pixels)
+    for part, clear in ((defect, defect), (1 - defect, 1 - np.asarray(cv2.dilate(defect, np.ones((3, 3)))))):
+        weight, seen = part[..., None].astype(np.float32), clear[..., None].astype(np.float32)
+        fine = weight * (pixels - _blurred(pixels * weight, _BROAD) / np.maximum(_blurred(weight, _BROAD), 1e-3))
+        found += fine * _grain_share(np.asarray(fine * seen, np.float32), variance, _blurred(seen, _NEAR))
+    return found
 
 
-def _grain_share(fine: FloatArray, variance: float) -> FloatArray:
-    """How much of detail, [h, w, C], is grain of some variance, 0..1: [h, w, 1]."""
-    energy = _blurred((fine**2).mean(axis=2, keepdims=True), _NEAR)
+def _grain_share(fine: FloatArray, variance: float, seen: FloatArray | float = 1.0) -> FloatArray:
+    """How much of detail, [h, w, C], is grain of some variance, 0..1: [h, w, 1]. `seen`: weights of pixels around."""
+    energy = _blurred((fine**2).mean(axis=2, keepdims=True), _NEAR) / np.maximum(seen, 1e-3)
     return np.asarray(np.minimum(1, (_NOISE * variance / np.maximum(energy, 1e-6)) ** 2), np.float32)
 
 

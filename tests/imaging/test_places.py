@@ -210,7 +210,7 @@ class TestHabits:
         features = [(p, 0.5, 0.5, 0.2 + 0.02 * i, 0.5) for i, p in enumerate(np.linspace(0.05, 0.95, 7))]
         habits = Habits([spot(features=each) for each in features])
         ground = Ground(dark_right[..., None].astype(np.uint8))
-        found = [habits.draw_center(rng(seed), ground, (10, 10), None) for seed in range(100)]
+        found = [habits.draw_center(rng(seed), ground, habits.spots[0], (10, 10), None) for seed in range(100)]
         assert np.mean([each is not None and each[0] > 56 for each in found]) > 0.9
 
     def test_few_real_ones_teach_less(self) -> None:
@@ -225,10 +225,10 @@ class TestHabits:
         free = np.zeros((96, 96), np.bool_)
         free[5:25, 50:80] = True
         for seed in range(20):
-            x, y = Habits([spot()]).draw_center(rng(seed), ground, (8, 8), free) or (60, 10)
+            x, y = Habits([spot()]).draw_center(rng(seed), ground, spot(), (8, 8), free) or (60, 10)
             assert 59 <= x < 71  # all of it, and its rim
             assert 14 <= y <= 16
-        assert Habits([spot()]).draw_center(rng(), ground, (8, 8), np.zeros((96, 96), np.bool_)) is None
+        assert Habits([spot()]).draw_center(rng(), ground, spot(), (8, 8), np.zeros((96, 96), np.bool_)) is None
 
     def test_along_an_edge_it_lies_near_where_it_was(self) -> None:
         left = spot(touches=(False, False, True, False), features=(0.02, 0.8, 0.1, 0.5, 0.5))
