@@ -82,8 +82,9 @@ _PATIENCE = 5  # attempts, after which defects that the window's border cuts off
 _OBJECT = 1 << 31  # in the key of an object that all samples share: no index is as high
 _CUT = 3  # pixels of a window's border that a whole defect may cover
 _ALIKE = 0.25  # of the logarithm of lengths: how alike in size real and generated defects are
+_AS_DARK = 0.1  # of the ground's brightness: how alike in contrast they are
 _DIM = 0.6  # times the light of the grounds of real defects: on a darker ground lie none
-_PICKS = 4  # real masks, of which one suits the light best
+_PICKS, _AS_BRIGHT = 6, 0.2  # real masks that are tried, and logarithm of the light by which one may be off
 _STRETCH = 1.5  # times as large as the image of a long defect: one that it still crosses, at a smaller scale
 _ON_CPU, _ON_GPU = 8, 64  # windows that are drawn and painted together
 
@@ -413,21 +414,28 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
         return min(1.0, zoom * min(scale_of(scales, draw.sample.product, name) for name in names))
 
     def _as_bright(self, rng: np.random.Generator, draw: Draw, names: Sequence[str]) -> dict[str, KnownMask]:
-        """A real mask of each category, of a few picks those whose ground was as bright as where they come to lie.
+        """A real mask of each category; others are tried if their ground was not as bright as where they come to lie.
 
         What shines in the shadow is no brighter in the light.
         """
-        picks = [{name: pick(rng, self._masks[name]) for name in names} for _ in range(_PICKS)]
-        unlike = []
-        for firsts in picks:
-            first, photograph = _widest(firsts), draw.photograph
+        best: dict[str, KnownMask] = {}
+        least, photograph = math.inf, draw.photograph
+        for _ in range(_PICKS):
+            firsts = {name: pick(rng, self._masks[name]) for name in names}
+            first = _widest(firsts)
             size, side = self._sides(firsts, self._scale(draw, names, first.zoom), photograph)
-            if not first.light or max(first.levels.shape) > size:
-                return picks[0]
+            mask = mask_of(first.levels)
+            at_edge = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
+            if not first.light or at_edge or max(mask.shape) > size:
+                return firsts
             x = crop(photograph, place_at(photograph.height, photograph.width, side, first.place), size, 1)
             light = light_of(x, mask_of(centered(first.levels, size)), photograph)
-            unlike.append(abs(math.log(max(light, 1e-3) / first.light)))
-        return picks[int(np.argmin(unlike))]
+            unlike = abs(math.log(max(light, 1e-3) / first.light))
+            if unlike < least:
+                best, least = firsts, unlike
+            if unlike < _AS_BRIGHT:
+                break
+        return best
 
     def _sides(self, firsts: dict[str, KnownMask], scale: float, photograph: DecodedImage) -> tuple[int, int]:
         """The window's side in pixels of the network and of the image. That of a long defect shows up to all of it."""
@@ -775,8 +783,8 @@ def posed_as_real(
 ) -> tuple[DefectPatch, float, Spot] | None:
     """A level patch, of the size and in the pose of a real defect, degrees by which to turn it, and that one's spot.
 
-    Of the real defects that end at the same edges, one of a similar size is drawn. None if there is none, or, unless
-    `cut`, if the window's border cuts the defect off elsewhere.
+    Of the real defects that end at the same edges, one of a similar size and contrast is drawn. None if there is none,
+    or, unless `cut`, if the window's border cuts the defect off elsewhere.
 
     Args:
         x: [C, H, W] in [-1, 1], relative to the background.
@@ -792,7 +800,13 @@ def posed_as_real(
     if not alike or ((right or top) and not cut):
         return None
     length = cv2.boundingRect(patch.defect_mask.view(np.uint8))[2]
-    weights = np.exp([-abs(math.log(length / each.length)) / _ALIKE for each in alike])
+    contrast = float(patch.pixels[patch.defect_mask].mean())
+    weights = np.exp(
+        [
+            -abs(math.log(length / each.length)) / _ALIKE - abs(contrast - each.spot.contrast) / _AS_DARK
+            for each in alike
+        ]
+    )
     spot, scale, _ = alike[int(rng.choice(len(alike), p=weights / weights.sum()))]
     pose = Pose.of(spot)
     patch = flipped(patch, transposed=pose.transposed, x=pose.flip_x, y=pose.flip_y, back=True)

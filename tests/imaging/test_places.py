@@ -204,6 +204,31 @@ class TestHabits:
         assert np.std(scales[1]) > 0.4
         assert np.abs(scales[1]).max() <= 1
 
+    def test_longer_lines_are_no_enlarged_ones(self) -> None:
+        """Scratches of one width and of any length keep their width; dots of any size are scaled."""
+        lengths = (5, 10, 20, 40, 80)
+        for elongated, thickness, least, most in (
+            (True, [4] * 5, 0.1, 0.2), (True, lengths, 0.4, 1), (False, [4] * 5, 0.4, 1), (True, [0] * 5, 0.4, 1)
+        ):  # fmt: skip
+            habits = Habits([
+                spot(length=length, thickness=thick, elongated=elongated)
+                for length, thick in zip(lengths, thickness, strict=True)
+            ])  # fmt: skip
+            assert least < np.std([np.log2(habits.draw_scale(rng(seed))) for seed in range(300)]) < most
+        piece = np.zeros((10, 60), np.bool_)
+        piece[3:7, 5:55] = True
+        pixels = streaks(90)
+        assert Spot.of(pixels, Ground(pixels), Box(10, 30, 60, 10), piece).thickness == pytest.approx(4, abs=1)
+
+    def test_a_defect_comes_to_ground_as_bright_as_its_own(self) -> None:
+        gradient = np.tile(np.linspace(60, 180, 160), (96, 1)) + rng().normal(0, 2, (96, 160))
+        ground = Ground(gradient[..., None].astype(np.uint8))
+        for brightness in (0.2, 0.8):
+            dark_or_bright = spot(features=(0.5, 0.5, 0.5, brightness, 0.5))
+            found = [Habits([dark_or_bright]).draw_center(rng(seed), ground, dark_or_bright, (8, 8), None)
+                     for seed in range(60)]  # fmt: skip
+            assert np.mean([each[0] for each in found if each]) == pytest.approx(160 * brightness, abs=12)
+
     def test_centers_have_the_density_of_the_real_ones(self) -> None:
         """Seven real ones lie where it is dark, at any position: where is that in another image?"""
         dark_right = np.where(np.arange(120) < 60, 150, 70) + rng().normal(0, 3, (90, 120))

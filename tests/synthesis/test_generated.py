@@ -602,6 +602,13 @@ class TestLevelPatches:
         assert len(lengths) == 40
         assert np.mean(np.array(lengths) < 50) > 0.9
 
+    def test_the_real_one_of_a_similar_contrast_is_chosen(self) -> None:
+        m = np.zeros((16, 64), np.float32)
+        m[6:10, 20:40] = 1
+        known = [level_spot("spot", contrast=contrast) for contrast in (-0.1, -0.5, 0.4)]
+        found = [posed_as_real(np.random.default_rng(seed), -0.5 * m[None], m, known, cut=False) for seed in range(40)]
+        assert np.mean([each is not None and each[2].contrast == -0.5 for each in found]) > 0.9
+
     def test_variations_of_a_real_defect_lie_like_it_and_name_it(
         self, level_for: Callable[..., SynthesisRequest], tmp_path: Path
     ) -> None:
@@ -957,6 +964,30 @@ def test_defects_do_not_lie_on_a_backdrop(
     assert max(middles[0.0]) > 85
     assert max(middles[1.0]) < 82
     assert len(middles[1.0]) == 16
+
+
+def test_defects_come_to_ground_as_bright_as_their_own(
+    with_masks: Callable[..., SynthesisRequest], entry: Entry, tmp_path: Path
+) -> None:
+    """Real ones lay in the light, on the left and on the right; these normals are bright on one side."""
+    (tmp_path / "half").mkdir()
+    for i in range(8):
+        pixels = np.full((64, 160), 80, np.uint8)
+        pixels[:, :80] = 140
+        (tmp_path / "half" / f"{i}.png").write_bytes(encode_png(pixels[:, :: -1 if i % 2 else 1].copy()))
+    normals = read_normals(tmp_path / "half", product="part")
+    spot = np.zeros((64, 64), np.int8)
+    spot[28:36, 28:36] = 1
+    config = DefectGANConfig(image_size=64, width=8, blocks=1, control_channels=4, masks=True)
+    for light, least, most in ((0.0, 0.2, 0.8), (1.27, 0.9, 1.0)):  # nobody knows how bright it was, and known
+        known = tuple(to_text(KnownMask(spot, (at, 0.5), 1.0, light)) for at in (0.1, 0.9))
+        task = TASK.model_copy(update={"masks": dict.fromkeys(("dent", "spot"), known)})
+        model = other(entry, f"lit{light:.0f}", "defect-gan", config, task)
+        in_light = []
+        for sample in synthesize(replace(with_masks(32, normals=normals, categories=("dent",)), entry=model)):
+            middle = int(np.argwhere(sample.mask)[:, 1].mean())
+            in_light.append(read_image(Path(record(sample)["source"])).pixels[2, middle] > 100)
+        assert least <= np.mean(in_light) <= most
 
 
 def test_a_model_that_learned_without_masks_is_asked_everywhere(
