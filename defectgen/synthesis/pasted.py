@@ -487,7 +487,7 @@ def lay(
         detail = before - _blurred(before, patch.coarseness / 2)
         pixels = pixels.copy()
         pixels[there] += detail * _grain_share(pixels - _blurred(pixels, _BROAD), float(detail.var()))[there]
-    pixels = grainy(patch, pixels, before, there)
+    pixels = grainy(patch, pixels, before, there, black)
     result = blend(pixels, patch.blend_mask, image, at=at, mode=mode)
     # An annotated mask may be generous: only pixels without any visible change are removed from it.
     shown = masks.visible_part(
@@ -496,7 +496,9 @@ def lay(
     return result, paste_on_zeros(shown, (left, top), (photograph.height, photograph.width))
 
 
-def grainy(patch: DefectPatch, pixels: FloatArray, ground: FloatArray, there: tuple[slice, slice]) -> FloatArray:
+def grainy(
+    patch: DefectPatch, pixels: FloatArray, ground: FloatArray, there: tuple[slice, slice], black: float
+) -> FloatArray:
     """The pixels of a patch, [h, w, C], as sharp as their ground and with its grain, as the rim shows both.
 
     On a ground with wider grain, which is out of focus, the patch is blurred. Then grain that is too strong, or too
@@ -505,6 +507,7 @@ def grainy(patch: DefectPatch, pixels: FloatArray, ground: FloatArray, there: tu
 
     Args:
         ground: the pixels under `pixels[there]`.
+        black: the value without any light.
     """
     rim = (patch.blend_mask & ~cv2.dilate(patch.defect_mask.view(np.uint8), np.ones((5, 5))).view(np.bool_))[there]
     if rim.sum() < _GRAINY:
@@ -518,7 +521,7 @@ def grainy(patch: DefectPatch, pixels: FloatArray, ground: FloatArray, there: tu
     own = _own_grain(patch, pixels, _variance(strength, width))
     # A line that is much stronger than the grain hides it, and a pit that hardly any light leaves shows none.
     shown = _grain_share(pixels - _blurred(pixels, _BROAD), _variance(wanted, wide))[there]
-    light = pixels[there].mean(axis=2, keepdims=True) / max(float(ground.mean()), 1e-3)
+    light = (pixels[there].mean(axis=2, keepdims=True) - black) / max(float(ground.mean()) - black, 1e-3)
     shown = shown * np.clip((light - _UNLIT) / (_LIT - _UNLIT), 0, 1)
     away, deep = (
         np.asarray(cv2.distanceTransform(each.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5))[..., None]
