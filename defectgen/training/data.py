@@ -470,7 +470,7 @@ def _mirrored(place: tuple[float, float], flip_y: bool, flip_x: bool) -> tuple[f
 class _NormalsWithDefects(TrainingWindows):
     """Draws a normal and a defective window at the same scale for each row. All categories are equally frequent."""
 
-    _KNOWN = 48  # real masks for each category
+    _KNOWN = 96  # real masks for each category: one of every defect, of many
     masks: Mapping[str, list[KnownMask]] = MappingProxyType({})
     """Real masks of each category, of which control maps are made."""
 
