@@ -80,7 +80,7 @@ _FEATHER = 4.0  # native pixels over which a change fades out, at scale 1
 _RIM, _FADE = 8, 4  # pixels of the network's window: an unpainted border, then a ramp to full strength
 _PATIENCE = 5  # attempts, after which defects that the window's border cuts off are accepted
 _OBJECT = 1 << 31  # in the key of an object that all samples share: no index is as high
-_CUT = 3  # pixels of a window's border that a whole defect may cover
+_CUT = 3  # pixels of a window's border that a whole defect may cover; of a thinner one, most of its thickness
 _ALIKE = 0.25  # of the logarithm of lengths: how alike in size real and generated defects are
 _AS_DARK = 0.1  # of the ground's brightness: how alike in contrast they are
 _DIM = 0.6  # times the light of the grounds of real defects: on a darker ground lie none
@@ -794,12 +794,16 @@ def posed_as_real(
     patch = of_mask(x, m > 0.5)
     if not patch.defect_mask.any():
         return None
-    edges = (*patch.defect_mask.T[[0, -1]], *patch.defect_mask[[0, -1]])
-    left, right, top, bottom = (int(edge.sum()) > _CUT for edge in edges)
-    alike = [each for each in known if Pose.of(each.spot).ends == (left, bottom)]
-    if not alike or ((right or top) and not cut):
-        return None
     length = cv2.boundingRect(patch.defect_mask.view(np.uint8))[2]
+    mask, thickness = patch.defect_mask, patch.defect_mask.sum() / length
+    near = _CUT if thickness < _CUT else 1  # thin lines fade on the last pixels
+    bands = (*(each[:, :near] for each in (mask, mask[:, ::-1])), *(each[:near].T for each in (mask, mask[::-1])))
+    left, right, top, bottom = (int(band.any(axis=1).sum()) > min(_CUT, 0.7 * thickness) for band in bands)
+    alike = [each for each in known if Pose.of(each.spot).ends == (left, bottom)]
+    if right and not cut:  # as of one that crosses its image
+        alike = [each for each in alike if _crosses(each.spot)]
+    if not alike or (top and not cut):
+        return None
     contrast = float(patch.pixels[patch.defect_mask].mean())
     weights = np.exp(
         [
@@ -811,6 +815,12 @@ def posed_as_real(
     pose = Pose.of(spot)
     patch = flipped(patch, transposed=pose.transposed, x=pose.flip_x, y=pose.flip_y, back=True)
     return resize(patch, 1 / scale, back=True), -pose.degrees, spot
+
+
+def _crosses(spot: Spot) -> bool:
+    """Whether a defect goes from an edge of its image to the opposite one."""
+    top, bottom, left, right = spot.touches
+    return (top and bottom) or (left and right)
 
 
 def _patch(made: _Output, *, cut: bool = True) -> DefectPatch:

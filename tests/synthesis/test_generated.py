@@ -593,6 +593,31 @@ class TestLevelPatches:
         assert posed_as_real(rng, x[:, :, ::-1], m[:, ::-1], inside, cut=True) is not None
         assert posed_as_real(rng, x * 0, m * 0, inside, cut=True) is None
 
+    def test_what_crosses_the_window_crosses_the_image_as_a_real_one(self) -> None:
+        """It is not regenerated for being cut off at the right if a real one goes on to the other edge, too."""
+        m = np.zeros((16, 64), np.float32)
+        m[6:10] = 1
+        dent, through = level_spot("dent"), level_spot("dent", touches=(False, False, True, True))
+        for seed in range(10):
+            rng = np.random.default_rng(seed)
+            assert posed_as_real(rng, -0.5 * m[None], m, [dent], cut=False) is None
+            found = posed_as_real(rng, -0.5 * m[None], m, [dent, through], cut=False)
+            assert found is not None
+            assert found[2] == through.spot
+
+    def test_thin_lines_that_fade_at_the_border_reach_it(self) -> None:
+        m = np.zeros((16, 64), np.float32)
+        m[7:9, 2:62] = 1
+        m[7:9, [0, 1, -2, -1]] = 0.4
+        inside, through = level_spot("spot"), level_spot("dent", touches=(False, False, True, True))
+        for known in ([inside], [inside, through]):
+            found = posed_as_real(np.random.default_rng(0), -0.5 * m[None], m, known, cut=False)
+            assert (found is None) == (through not in known)
+        m[7:9, [2, 3, 4, -5, -4, -3]] = 0.4
+        found = posed_as_real(np.random.default_rng(0), -0.5 * m[None], m, [inside], cut=False)
+        assert found is not None
+        assert found[2] == inside.spot
+
     def test_the_real_one_of_a_similar_size_is_chosen(self) -> None:
         m = np.zeros((16, 64), np.float32)
         m[6:10, 20:40] = 1
