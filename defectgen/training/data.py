@@ -74,6 +74,7 @@ from defectgen.methods.base import Batch, MethodConfig, Task
 from defectgen.seeding import numpy_rng
 from defectgen.training.twins import repaired
 
+_ENOUGH = 48  # real masks of so many defects, or of fewer
 _MARGIN = 1.15  # a window is this many times as large as the defect that determines its scale
 _LONG = 4  # times the side of the others: windows of the masks of long defects, at most
 _FIT = 0.9  # fraction of a category's defects that fit into a window
@@ -470,7 +471,7 @@ def _mirrored(place: tuple[float, float], flip_y: bool, flip_x: bool) -> tuple[f
 class _NormalsWithDefects(TrainingWindows):
     """Draws a normal and a defective window at the same scale for each row. All categories are equally frequent."""
 
-    _KNOWN = 96  # real masks for each category: one of every defect, of many
+    _KNOWN = 96  # real masks for each category, at most
     masks: Mapping[str, list[KnownMask]] = MappingProxyType({})
     """Real masks of each category, of which control maps are made."""
 
@@ -506,11 +507,12 @@ class _NormalsWithDefects(TrainingWindows):
             for image in images
             if any(name == category and mask for name, mask in ((image.category, image.mask), *image.also))
         ]
-        sources = sources[:: max(1, -(-len(sources) // self._KNOWN))]  # spread over all: they may be of several kinds
+        count = min(self._KNOWN, _ENOUGH) if len(sources) <= _ENOUGH else self._KNOWN
+        sources = sources[:: max(1, -(-len(sources) // count))]  # spread over all: they may be of several kinds
         whole, cut = defaultdict[Path, list[KnownMask]](list), defaultdict[Path, list[KnownMask]](list)
         index = self.domains.index(category) - 1
         self._flips_of[category] = self._flips_that_keep_the_light(sources, index)
-        for number in range(2 * self._KNOWN if sources else 0):
+        for number in range(2 * count if sources else 0):
             product, image = sources[number % len(sources)]
             scale = scale_of(self.scales, product, category)
             view = self._view_of(rng, image, scale)
@@ -527,7 +529,7 @@ class _NormalsWithDefects(TrainingWindows):
             each = [chosen[image.path][image.path] for _, image in sources if image.path in chosen]
             each = [masks for masks in each if masks]
             rounds = max(map(len, each), default=0)
-            return [masks[i % len(masks)] for i in range(rounds) for masks in each][: self._KNOWN]
+            return [masks[i % len(masks)] for i in range(rounds) for masks in each][:count]
 
         seen = listed()
         for product, image in sources if long else ():

@@ -215,8 +215,8 @@ def residual() -> ISUGAN:
     method = built(RESIDUAL.model_copy(update={"lr": 2e-3, "lambda_pair": 13.0}))
     normals = surfaces(2, 7000)
     torch.testing.assert_close(method.repair(normals), normals)
-    for step in range(40):
-        method.training_step(batch(step, 2), step, step / 40, generator(step))
+    for step in range(100):
+        method.training_step(batch(step, 2), step, step / 100, generator(step))
     return method
 
 
