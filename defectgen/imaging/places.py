@@ -278,10 +278,8 @@ class Habits:
         if free is None:
             room = np.array([ground.width, ground.height]) - extent
             points = np.array(extent) / 2 + rng.random((_CANDIDATES, 2)) * room
-        else:  # all around them is free, too
-            around = np.ones(
-                (extent[1] + 2 * RIM | 1, extent[0] + 2 * RIM | 1), np.uint8
-            )  # odd: their middle is a pixel
+        else:  # all around them is free, too; sides are odd, so that their middle is a pixel
+            around = np.ones((extent[1] + 2 * RIM | 1, extent[0] + 2 * RIM | 1), np.uint8)
             fits = np.flatnonzero(cv2.erode(free.view(np.uint8), around, borderType=cv2.BORDER_CONSTANT, borderValue=0))
             chosen = fits[rng.integers(len(fits), size=_CANDIDATES)] if len(fits) else fits
             points = np.column_stack([chosen % ground.width, chosen // ground.width]).astype(float)

@@ -805,12 +805,10 @@ def posed_as_real(
     if not alike or (top and not cut):
         return None
     contrast = float(patch.pixels[patch.defect_mask].mean())
-    weights = np.exp(
-        [
-            -abs(math.log(length / each.length)) / _ALIKE - abs(contrast - each.spot.contrast) / _AS_DARK
-            for each in alike
-        ]
-    )
+    unlike = [
+        abs(math.log(length / each.length)) / _ALIKE + abs(contrast - each.spot.contrast) / _AS_DARK for each in alike
+    ]
+    weights = np.exp(-np.array(unlike))
     spot, scale, _ = alike[int(rng.choice(len(alike), p=weights / weights.sum()))]
     pose = Pose.of(spot)
     patch = flipped(patch, transposed=pose.transposed, x=pose.flip_x, y=pose.flip_y, back=True)
