@@ -49,8 +49,8 @@ class Grain:
 class Ground:
     """What an image looks like around each of its pixels: the features of `Habits`."""
 
-    def __init__(self, pixels: Pixels, hidden: BoolArray | None = None) -> None:
-        """`pixels`: [H, W, C], without alpha. `hidden`, [H, W], are defects: the ground is what is around them."""
+    def __init__(self, pixels: Pixels, defects: Sequence[tuple[Box, BoolArray]] = ()) -> None:
+        """`pixels`: [H, W, C], without alpha. `defects`, as of `defect_pieces`: the ground is what is around them."""
         self.height, self.width = pixels.shape[:2]
         shrink = min(1.0, _SIDE / max(self.height, self.width))
         size = max(2, round(self.width * shrink)), max(2, round(self.height * shrink))
@@ -59,8 +59,11 @@ class Ground:
         part = np.pad(foreground(small[..., None]), 1).astype(np.uint8)
         inward = np.asarray(cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_5))[1:-1, 1:-1]
         seen = np.ones_like(small)
-        if hidden is not None:
-            covered = cv2.resize(hidden.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
+        if defects:
+            hidden = np.zeros((self.height, self.width), np.float32)
+            for box, piece in defects:
+                hidden[box.y : box.y + box.height, box.x : box.x + box.width][piece] = 1
+            covered = cv2.resize(hidden, size, interpolation=cv2.INTER_AREA) > 0
             seen -= np.asarray(cv2.dilate(covered.astype(np.float32), np.ones((3, 3))))
         smooth = _local_mean(small, seen)
         rough = _local_mean((small - smooth) ** 2, seen)
@@ -209,12 +212,13 @@ class Habits:
         long = [spot for spot in spots if spot.elongated]
         self.turn: float | None = None
         """The standard deviation of turns in degrees; None: any turn, as real ones have none in common."""
-        if 2 * len(long) >= count:
+        mostly_long = 2 * len(long) >= count
+        if mostly_long:
             self.turn = max(_TURN, _turns(long))
             if self.turn > 40:  # of 52 if all directions are equally frequent
                 self.turn = None
         # Lines that are longer are no enlarged ones: these would be thicker, and less sharp.
-        measured = bool(long) and 2 * len(long) >= count and all(spot.thickness for spot in spots)
+        measured = mostly_long and all(spot.thickness for spot in spots)
         octaves = np.std(np.log2([spot.thickness if measured else spot.length for spot in spots]))
         self.octaves = max(_SCALE, min(0.6, float(_SPREAD * octaves * count**-0.2)))
         """The standard deviation of the scale's logarithm to base 2."""
@@ -287,7 +291,7 @@ class Habits:
         if len(points) == 0:
             return None
         features = ground.features(points)
-        brighter = features[:, _FEATURES.index("brightness")] - spot.features[_FEATURES.index("brightness")]
+        brighter = (features - spot.features)[:, _FEATURES.index("brightness")]
         weights = np.exp(-0.5 * (brighter / _AS_BRIGHT) ** 2)
         if self._uses.any():
             away = (features[:, None] - self._inner) / self._widths

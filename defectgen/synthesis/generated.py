@@ -24,6 +24,7 @@ from defectgen.imaging import control_maps, level, masks
 from defectgen.imaging.control_maps import (
     KnownMask,
     Sides,
+    at_edge,
     centered,
     draw_long,
     draw_map,
@@ -425,8 +426,7 @@ class PaintedSamples(SampleStream[_WindowDraw, _Output]):
             first = _widest(firsts)
             size, side = self._sides(firsts, self._scale(draw, names, first.zoom), photograph)
             mask = mask_of(first.levels)
-            at_edge = mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any()
-            if not first.light or at_edge or max(mask.shape) > size:
+            if not first.light or at_edge(mask[None]) or max(mask.shape) > size:
                 return firsts
             x = crop(photograph, place_at(photograph.height, photograph.width, side, first.place), size, 1)
             light = light_of(x, mask_of(centered(first.levels, size)), photograph)

@@ -149,7 +149,7 @@ class Composition(SampleStream[D, G], Generic[D, G]):
         return ComposeDraw(**vars(drawn), rng=rng, count=int(rng.integers(low, high + 1)))
 
     def _ground(self, path: Path, defects: Mask | None = None) -> Ground:
-        return Ground(self._images.read(path).colors, None if defects is None else read_masks(defects))
+        return Ground(self._images.read(path).colors, () if defects is None else self._pieces(defects))
 
     def _find_spot(self, sample: SourceImage, number: int) -> Spot:
         colors = self._images.read(sample.path).colors

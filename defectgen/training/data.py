@@ -62,7 +62,6 @@ from defectgen.imaging.windows import (
     light_of,
     network_side,
     open_sides,
-    paste_on_zeros,
     place,
     place_at,
     place_of,
@@ -773,11 +772,7 @@ class LevelPatches(TrainingPatches):
         spots: dict[tuple[Path, Box], tuple[Spot, BoolArray]] = {}
         for path, pieces in self._pieces.items():
             colors = self._cache.read(path).colors
-            height, width = colors.shape[:2]
-            defects = np.zeros((height, width), np.bool_)
-            for box, piece in pieces:
-                defects |= paste_on_zeros(piece, (box.x, box.y), (height, width))
-            ground = Ground(colors, defects)
+            ground = Ground(colors, pieces)
             spots |= {(path, box): (Spot.of(colors, ground, box, piece), piece) for box, piece in pieces}
         extents = [level.extent(*each) for each in spots.values()]
         self.elongated = level.elongated(extents)

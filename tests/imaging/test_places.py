@@ -62,15 +62,13 @@ def test_the_ground_of_a_defect_is_what_is_around_it() -> None:
     pixels[:, 48:] = 160 + rng().normal(0, 20, (96, 48, 1))
     pixels += rng().normal(0, 2, pixels.shape)
     box, piece = Box(10, 40, 16, 16), np.ones((16, 16), np.bool_)
-    mask = np.zeros((96, 96), np.bool_)
-    mask[40:56, 10:26] = True
     clean = Ground(np.clip(pixels, 0, 255).astype(np.uint8)).features(np.array([[17.5, 47.5]]))[0]
     pixels[40:56, 10:26] = 255
     pixels[43:53, 13:23] = 0
     spoiled = np.clip(pixels, 0, 255).astype(np.uint8)
     assert clean[3] < 0.5
     assert clean[4] < 0.5
-    assert Spot.of(spoiled, Ground(spoiled, mask), box, piece).features == pytest.approx(clean, abs=0.3)
+    assert Spot.of(spoiled, Ground(spoiled, [(box, piece)]), box, piece).features == pytest.approx(clean, abs=0.3)
     assert Spot.of(spoiled, Ground(spoiled), box, piece).features[4] > 0.8  # of its own contrast
 
 
